@@ -1,4 +1,5 @@
 //! kigo loads a GGUF language model and generates text, behind a C ABI that never takes its host down.
 pub mod error;
+pub mod gguf;
 pub mod quant;
 pub use error::{Error, Result, Status};
