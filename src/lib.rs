@@ -1,5 +1,8 @@
 //! kigo loads a GGUF language model and generates text, behind a C ABI that never takes its host down.
+pub mod backend;
 pub mod error;
 pub mod gguf;
+pub mod model;
+pub mod panics;
 pub mod quant;
 pub use error::{Error, Result, Status};

@@ -137,7 +137,7 @@ impl ModelDesc {
             n_head_kv,
             head_dim,
             n_ff: size("feed_forward_length", Self::MAX_SIZE)?,
-            n_vocab: metadata.require("tokenizer.ggml.tokens", metadata.strings("tokenizer.ggml.tokens")?)?.len(),
+            n_vocab: Metadata::require("tokenizer.ggml.tokens", metadata.strings("tokenizer.ggml.tokens")?)?.len(),
             norm_rms_eps: in_range(metadata, &key("attention.layer_norm_rms_epsilon"), None, f32::MIN_POSITIVE, 0.1)?,
             rope: Rope {
                 pairing: RopePairing::Adjacent,
@@ -153,7 +153,7 @@ impl ModelDesc {
 
 /// A whole number from 1 to `max` that must be there.
 fn required_size(metadata: &Metadata, key: &str, max: u64) -> Result<usize> {
-    let value = metadata.require(key, metadata.u64(key)?)?;
+    let value = Metadata::require(key, metadata.u64(key)?)?;
     if value < 1 || value > max {
         return Err(Error::bad_file(key, format!("a whole number from 1 to {max}"), value));
     }
@@ -165,7 +165,7 @@ fn in_range(metadata: &Metadata, key: &str, default: Option<f32>, low: f32, high
     let value = match (metadata.f32(key)?, default) {
         (Some(value), _) => value,
         (None, Some(default)) => default,
-        (None, None) => metadata.require(key, None)?,
+        (None, None) => Metadata::require(key, None)?,
     };
     if !(value >= low && value <= high) {
         return Err(Error::bad_file(key, format!("a number from {low:e} to {high:e}"), value));

@@ -76,7 +76,7 @@ impl MatMul {
         let mut columns = std::mem::take(&mut self.columns);
         let len = products.iter().map(|(_, out)| out.len()).sum();
         if columns.len() < len {
-            columns = Vec::new();
+            drop(columns);
             columns = try_vec(len, "the workspace")?;
             columns.resize(len, 0.0);
         }

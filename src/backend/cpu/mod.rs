@@ -99,8 +99,6 @@ impl CpuBackend {
             work: Workspace::default(),
         })
     }
-
-    /// `weights.len()` products of the same rows, and biases where there are any.
 }
 
 impl Backend for CpuBackend {

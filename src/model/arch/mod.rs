@@ -23,7 +23,7 @@ pub const ARCHITECTURES: &[Architecture] = &[Architecture { name: llama::NAME, d
 /// # Errors
 /// An architecture that is not in the table, or hyperparameters that make no sense.
 pub fn describe(metadata: &Metadata) -> Result<ModelDesc> {
-    let name = metadata.require("general.architecture", metadata.str("general.architecture")?)?;
+    let name = Metadata::require("general.architecture", metadata.str("general.architecture")?)?;
     match ARCHITECTURES.iter().find(|a| a.name == name) {
         Some(architecture) => (architecture.describe)(metadata),
         None => Err(Error::UnsupportedArchitecture {
