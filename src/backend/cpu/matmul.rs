@@ -2,7 +2,7 @@
 //!
 //! Every output is one dot product in the order of [`vector::dot_into`](super::vector::dot_into), whichever
 //! loop computes it: one row of x at a time (decoding) streams blocks through a small buffer; many rows
-//! (prompts) dequantise a pair of matrix rows once and use it for all of them.
+//! (prompts) dequantise a matrix row once and use it for all of them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,17 +10,15 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::tensor::Tensor;
-use super::vector::{LANES, Sums, dot_into, total};
+use super::vector::{LANES, dot_into, mul_add_lanes, total};
 use crate::Result;
 use crate::error::try_vec;
 use crate::quant::{Block, BlockVisitor};
 
 /// Matrix rows that share one pass over x when decoding.
 const DECODE_ROWS: usize = 4;
-/// Matrix rows of a tile when there are many rows of x.
-const TILE_ROWS: usize = 2;
-/// Rows of x in a tile.
-const TILE_X: usize = 4;
+/// Rows of x that share one pass over a matrix row when there are many.
+const TILE: usize = 4;
 /// Parts of a product per thread: enough to even out threads that start late.
 const JOBS_PER_THREAD: usize = 4;
 /// Weights that are dequantised at a time when decoding: a multiple of every block length and of `LANES`.
@@ -29,7 +27,7 @@ const RUN: usize = 256;
 /// Buffers of the products and the machine's vector instructions.
 pub struct MatMul {
     arch: Arch,
-    /// One per thread: `TILE_ROWS` dequantised rows.
+    /// One per thread: a dequantised row.
     rows: Vec<Mutex<Vec<f32>>>,
     /// Products before they are transposed: `[rows of all matrices, n]`.
     columns: Vec<f32>,
@@ -48,8 +46,8 @@ impl MatMul {
     pub fn new(n_threads: usize, max_cols: usize) -> Result<MatMul> {
         let mut rows = try_vec(n_threads, "the workspace")?;
         for _ in 0..n_threads {
-            let mut buffer = try_vec(TILE_ROWS * max_cols, "the workspace")?;
-            buffer.resize(TILE_ROWS * max_cols, 0.0);
+            let mut buffer = try_vec(max_cols, "the workspace")?;
+            buffer.resize(max_cols, 0.0);
             rows.push(Mutex::new(buffer));
         }
         Ok(MatMul { arch: Arch::new(), rows, columns: Vec::new() })
@@ -115,8 +113,8 @@ impl MatMul {
                 job.weight.quant_type().visit(Decode { arch: self.arch, job, x });
             } else {
                 let thread = rayon::current_thread_index().unwrap_or(0) % self.rows.len();
-                let mut rows = self.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
-                job.weight.quant_type().visit(Tiles { arch: self.arch, job, x, n, rows: &mut rows });
+                let mut row = self.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
+                job.weight.quant_type().visit(Many { arch: self.arch, job, x, n, row: &mut row });
             }
         });
     }
@@ -169,7 +167,11 @@ fn dot_rows<S: Simd, B: Block, const R: usize>(data: &[u8], x: &[f32]) -> [f32; 
             dot_into::<S>(sums, &weights[..x.len()], x);
         }
     }
-    sums.map(|sums| total(&sums))
+    let mut out = [0.0; R];
+    for r in 0..R {
+        out[r] = total(&sums[r]);
+    }
+    out
 }
 
 #[inline(always)]
@@ -180,34 +182,29 @@ fn dequantize_run<B: Block>(blocks: &[u8], out: &mut [f32]) {
 }
 
 /// Many rows of x: out `[rows, n]`.
-struct Tiles<'a> {
+struct Many<'a> {
     arch: Arch,
     job: Job<'a>,
     x: &'a [f32],
     n: usize,
-    rows: &'a mut [f32],
+    row: &'a mut [f32],
 }
 
-impl BlockVisitor for Tiles<'_> {
+impl BlockVisitor for Many<'_> {
     type Output = ();
 
     fn visit<B: Block>(self) {
-        struct Dispatch<'a, B>(Tiles<'a>, std::marker::PhantomData<B>);
+        struct Dispatch<'a, B>(Many<'a>, std::marker::PhantomData<B>);
         impl<B: Block> WithSimd for Dispatch<'_, B> {
             type Output = ();
             #[inline(always)]
             fn with_simd<S: Simd>(self, _: S) {
-                let Tiles { job, x, n, rows, .. } = self.0;
-                let cols = job.weight.cols();
-                for (i, out) in job.out.chunks_mut(TILE_ROWS * n).enumerate() {
-                    let n_rows = out.len() / n;
-                    let first = job.first_row + i * TILE_ROWS;
-                    dequantize_run::<B>(job.weight.row_data(first..first + n_rows), &mut rows[..n_rows * cols]);
-                    if n_rows == TILE_ROWS {
-                        tile_rows::<S, TILE_ROWS>(&rows[..n_rows * cols], x, out);
-                    } else {
-                        tile_rows::<S, 1>(&rows[..cols], x, out);
-                    }
+                let Many { job, x, n, row, .. } = self.0;
+                let row = &mut row[..job.weight.cols()];
+                for (i, out) in job.out.chunks_exact_mut(n).enumerate() {
+                    let at = job.first_row + i;
+                    dequantize_run::<B>(job.weight.row_data(at..at + 1), row);
+                    dot_many::<S>(row, x, out);
                 }
             }
         }
@@ -215,39 +212,40 @@ impl BlockVisitor for Tiles<'_> {
     }
 }
 
-/// out `[R, n]` = weights `[R, cols]` times x `[n, cols]`, `TILE_X` rows of x at a time.
+/// out `[n]` = weights `[cols]` times x `[n, cols]`, `TILE` rows of x at a time.
 #[inline(always)]
-fn tile_rows<S: Simd, const R: usize>(weights: &[f32], x: &[f32], out: &mut [f32]) {
-    let cols = weights.len() / R;
-    let n = x.len() / cols;
-    let whole = n - n % TILE_X;
-    for i in (0..whole).step_by(TILE_X) {
-        tile::<S, R, TILE_X>(weights, &x[i * cols..(i + TILE_X) * cols], &mut out[i..], n);
+fn dot_many<S: Simd>(weights: &[f32], x: &[f32], out: &mut [f32]) {
+    let cols = weights.len();
+    let (tiles, rest) = out.as_chunks_mut::<TILE>();
+    let (tiles_x, rest_x) = x.split_at(tiles.len() * TILE * cols);
+    for (out, x) in tiles.iter_mut().zip(tiles_x.chunks_exact(TILE * cols)) {
+        *out = dot_tile::<S, TILE>(weights, x);
     }
-    for i in whole..n {
-        tile::<S, R, 1>(weights, &x[i * cols..(i + 1) * cols], &mut out[i..], n);
+    for (out, x) in rest.iter_mut().zip(rest_x.chunks_exact(cols)) {
+        [*out] = dot_tile::<S, 1>(weights, x);
     }
 }
 
-/// One tile: `out[r * n + i]` = weights `[R, cols]` row r times x `[T, cols]` row i.
+/// The products of the weights `[cols]` with each row of x `[N, cols]`.
 #[inline(always)]
-fn tile<S: Simd, const R: usize, const T: usize>(weights: &[f32], x: &[f32], out: &mut [f32], n: usize) {
-    let cols = weights.len() / R;
-    let weights: [&[f32]; R] = std::array::from_fn(|r| &weights[r * cols..][..cols]);
-    let x: [&[f32]; T] = std::array::from_fn(|i| &x[i * cols..][..cols]);
-    let mut sums: [[Sums; T]; R] = [[[0.0; LANES]; T]; R];
-    let whole = cols - cols % LANES;
-    for at in (0..whole).step_by(LANES) {
-        for r in 0..R {
-            for i in 0..T {
-                dot_into::<S>(&mut sums[r][i], &weights[r][at..at + LANES], &x[i][at..at + LANES]);
-            }
+fn dot_tile<S: Simd, const N: usize>(weights: &[f32], x: &[f32]) -> [f32; N] {
+    let cols = weights.len();
+    let (chunks, tail) = weights.as_chunks::<LANES>();
+    let mut sums = [[0.0; LANES]; N];
+    let mut rows: [_; N] = [x; N];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &x[i * cols..(i + 1) * cols];
+    }
+    let chunked = rows.map(|row| &row.as_chunks::<LANES>().0[..chunks.len()]);
+    for (at, chunk) in chunks.iter().enumerate() {
+        for i in 0..N {
+            mul_add_lanes::<S>(&mut sums[i], chunk, &chunked[i][at]);
         }
     }
-    for r in 0..R {
-        for i in 0..T {
-            dot_into::<S>(&mut sums[r][i], &weights[r][whole..], &x[i][whole..]);
-            out[r * n + i] = total(&sums[r][i]);
-        }
+    let mut out = [0.0; N];
+    for i in 0..N {
+        dot_into::<S>(&mut sums[i], tail, &rows[i][cols - tail.len()..]);
+        out[i] = total(&sums[i]);
     }
+    out
 }
