@@ -2,4 +2,5 @@
 pub mod error;
 pub mod gguf;
 pub mod quant;
+pub mod tokenizer;
 pub use error::{Error, Result, Status};
