@@ -32,7 +32,7 @@ pub fn bytes_of(token: &[u8]) -> Option<impl Iterator<Item = u8>> {
 pub struct Bpe {
     /// The token of each single byte. A byte that has none is left out of the text before merging, as Hugging Face
     /// tokenizers do; SmolLM2 lacks 8 control characters and the first bytes of unassigned planes.
-    bytes: [u32; 256],
+    bytes: Box<[u32; 256]>,
     merges: PairTable,
     family: &'static Family,
     /// Tokens by their bytes, where whole pieces are looked up before merging.
@@ -52,7 +52,7 @@ impl Bpe {
         family: &'static Family,
     ) -> Result<Bpe> {
         let token = |text: &[u8]| index.get(text, |id| text_of(tokens, id));
-        let mut bytes = [NONE; 256];
+        let mut bytes = Box::new([NONE; 256]);
         for c in '\0'..='\u{143}' {
             if let (Some(byte), Some(id)) = (byte_of(c), token(c.encode_utf8(&mut [0; 4]).as_bytes())) {
                 bytes[usize::from(byte)] = id;

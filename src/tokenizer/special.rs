@@ -24,7 +24,8 @@ enum Role {
 }
 
 /// Texts by which tokens are known, the same as in llama.cpp: files do not name all of them by id. They are control
-/// tokens whatever type the file gives them. Of several tokens of a role the first row found counts.
+/// tokens whatever type the file gives them, except normal ones that [`may_be_written`]. Of several tokens of a role
+/// the first row found counts.
 const KNOWN: &[(&str, Role)] = &[
     ("<|eot_id|>", Role::Eot),
     ("<|im_end|>", Role::Eot),
@@ -85,6 +86,11 @@ const KNOWN: &[(&str, Role)] = &[
     ("<|middle|>", Role::Fim),
 ];
 
+/// Whether people write this text: Qwen2 has `</s>`, a tag of HTML, as an ordinary token.
+fn may_be_written(text: &str) -> bool {
+    !text.contains(['|', '｜', '▁'])
+}
+
 /// The ids of tokens with a meaning of their own.
 #[derive(Debug, Default)]
 pub struct SpecialIds {
@@ -128,9 +134,11 @@ impl SpecialIds {
         };
         for &(text, role) in KNOWN {
             let Some(id) = find(text) else { continue };
-            if let Some(kind) = kinds.get_mut(id as usize) {
-                *kind = TokenKind::Control;
+            let Some(kind) = kinds.get_mut(id as usize) else { continue };
+            if *kind == TokenKind::Normal && may_be_written(text) {
+                continue;
             }
+            *kind = TokenKind::Control;
             match role {
                 Role::Eot => ids.eot = ids.eot.or(Some(id)),
                 Role::Eom => ids.eom = ids.eom.or(Some(id)),
