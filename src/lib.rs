@@ -5,4 +5,5 @@ pub mod gguf;
 pub mod model;
 pub mod panics;
 pub mod quant;
+pub mod tokenizer;
 pub use error::{Error, Result, Status};
