@@ -154,7 +154,7 @@ pub fn strftime(time: SystemTime, format: &str) -> String {
             ),
             // datetime.now() is naive: Python prints nothing for its zone.
             Some('z' | 'Z') => Ok(()),
-            Some('n') => write!(out, "\n"),
+            Some('n') => writeln!(out),
             Some('t') => write!(out, "\t"),
             Some('%') => write!(out, "%"),
             Some(other) => write!(out, "%{}{other}", if unpadded { "-" } else { "" }),

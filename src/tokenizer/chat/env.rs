@@ -15,7 +15,7 @@ use crate::{Error, Result};
 const NAME: &str = "chat";
 /// Work that one rendering may do, in minijinja's fuel: about one instruction or 64 bytes each.
 const FUEL: u64 = 4_000_000;
-/// Longest message of an error.
+/// Longest message of an error in characters.
 const MAX_MESSAGE: usize = 500;
 /// The variable with the time of the rendering; not an identifier, so templates cannot name it.
 const NOW: &str = " now";
@@ -194,7 +194,7 @@ impl io::Write for &mut Bounded {
     }
 }
 
-/// One line of at most [`MAX_MESSAGE`] bytes about `error`.
+/// One line of at most [`MAX_MESSAGE`] characters about `error`.
 fn bad_template(error: minijinja::Error) -> Error {
     let what = match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => format!("expected at most {FUEL} steps, found more"),
@@ -202,9 +202,9 @@ fn bad_template(error: minijinja::Error) -> Error {
         (kind, None) => kind.to_string(),
     };
     let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
-    let mut message: String = format!("{line}{what}").chars().flat_map(char::escape_debug).collect();
-    if message.len() > MAX_MESSAGE {
-        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    let escaped: String = format!("{line}{what}").chars().flat_map(char::escape_debug).take(MAX_MESSAGE + 1).collect();
+    let mut message: String = escaped.chars().take(MAX_MESSAGE).collect();
+    if message.len() < escaped.len() {
         message.push_str("...");
     }
     Error::BadTemplate(message)

@@ -102,11 +102,15 @@ impl Guard<'_> {
         let bytes = text.as_bytes();
         let trimmed_end = text.trim_end().len();
         let (mut state, mut end_state) = (0, 0);
+        let mut character = 0;
         for (i, byte) in bytes.iter().enumerate() {
+            if text.is_char_boundary(i) {
+                character = i;
+            }
             state = self.tokens.forward.step(state, *byte);
             if self.tokens.forward.is_end(state) {
                 // Before the last character: inside every control token that ends here.
-                places.push(text.floor_char_boundary(i));
+                places.push(character);
             }
             if i + 1 == trimmed_end {
                 end_state = state;
