@@ -5,6 +5,7 @@
 //! Everything is linear in the text, or n log n inside one piece.
 
 mod bpe;
+pub mod chat;
 mod hash;
 mod load;
 mod merge;
