@@ -83,7 +83,7 @@ help: ## list the commands
 
 # Cargo itself knows what has to be built; where nothing has, the archive keeps its time and nothing below runs.
 $(ARCHIVE): FORCE | need-cargo
-	@$(CARGO) rustc --quiet --release --lib --crate-type staticlib
+	@$(CARGO) rustc --release --lib --crate-type staticlib
 
 $(SHARED): $(ARCHIVE) kigo.map tools/link-shared.sh | need-cc
 	@CC='$(CC)' tools/link-shared.sh $(ARCHIVE) $(dir $@)
