@@ -10,11 +10,10 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
-from tokenizers import decoders, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM
 
-# Every STRIDE-th logit is stored, next to the TOP largest ones.
-STRIDE = 64
+# How many of the largest logits are stored beside the regular sample of all.
 TOP = 20
 
 # Names of a layer's weights in GGUF and in transformers.
@@ -78,17 +77,26 @@ def load_model(path):
     return model
 
 
-def load_tokenizer(path):
-    """The tokenizer of a GGUF file whose pre-tokenizer is `smollm`: single digits, then the GPT-2 pattern."""
-    path = Path(path)
-    pre = gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents()
-    assert pre == "smollm", f"{path}: pre-tokenizer {pre}"
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+def bpe_tokenizer(tokens, merges, control):
+    """The byte-level BPE whose pre-tokenizer GGUF calls `smollm`: single digits, then the GPT-2 pattern."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return tokenizer
+
+
+def load_tokenizer(path):
+    """The tokenizer of a GGUF file, which must be of the kind that `bpe_tokenizer` makes."""
+    fields = gguf.GGUFReader(path).fields
+    model, pre, tokens, types, merges = (
+        fields[f"tokenizer.ggml.{key}"].contents() for key in ("model", "pre", "tokens", "token_type", "merges")
+    )
+    assert (model, pre) == ("gpt2", "smollm"), f"{path}: tokenizer {model} {pre}"
+    return bpe_tokenizer(tokens, merges, [t for t, kind in zip(tokens, types) if kind == gguf.TokenType.CONTROL])
 
 
 def number(value):
@@ -96,8 +104,8 @@ def number(value):
     return float(str(np.float32(value)))
 
 
-def describe(position, logits):
-    """What is stored of the logits `[n_vocab]` that follow the token at `position`."""
+def describe(position, logits, stride):
+    """What is stored of the logits `[n_vocab]` that follow the token at `position`: every `stride`-th, and the top."""
     logits = logits.numpy()
     top = np.argsort(-logits, kind="stable")[:TOP]
     wide = logits.astype(np.float64)
@@ -106,13 +114,15 @@ def describe(position, logits):
         "norm": number(np.linalg.norm(wide)),
         "mean": number(wide.mean()),
         "top": [[int(i), number(logits[i])] for i in top],
-        "logits": [number(x) for x in logits[::STRIDE]],
+        "logits": [number(x) for x in logits[::stride]],
     }
 
 
 @torch.inference_mode()
-def golden(model, tokens, n_greedy):
-    """Logits at four positions of the prompt and the `n_greedy` tokens that follow it at temperature 0.
+def golden(model, tokens, n_greedy, stride, end=None):
+    """Logits at four positions of the prompt and the tokens that follow it at temperature 0.
+
+    There are `n_greedy` of them, or fewer where the token `end` comes earlier; it is then the last.
 
     `greedy_gap` is the smallest difference between the two largest logits on the way: below the arithmetic error
     of an implementation, its tokens may differ without a defect.
@@ -120,20 +130,22 @@ def golden(model, tokens, n_greedy):
     n = len(tokens)
     out = model(torch.tensor([tokens]), use_cache=True)
     positions = sorted({0, n // 3, 2 * n // 3, n - 1})
-    described = [describe(p, out.logits[0, p]) for p in positions]
+    described = [describe(p, out.logits[0, p], stride) for p in positions]
     greedy, gap = [], float("inf")
     logits = out.logits[0, -1]
     for _ in range(n_greedy):
         best = torch.topk(logits, 2)
         gap = min(gap, (best.values[0] - best.values[1]).item())
         greedy.append(best.indices[0].item())
+        if greedy[-1] == end:
+            break
         out = model(torch.tensor([[greedy[-1]]]), past_key_values=out.past_key_values, use_cache=True)
         logits = out.logits[0, -1]
     return {
         "tokens": tokens,
         "greedy": greedy,
         "greedy_gap": number(gap),
-        "stride": STRIDE,
+        "stride": stride,
         "positions": described,
     }
 
