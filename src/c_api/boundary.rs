@@ -7,6 +7,7 @@
 //! 3. [`export`] turns a failure into a status and, where the caller wants one, an error object.
 
 use super::error::{Failure, kigo_error};
+use super::handle::Table;
 use crate::{Error, Result, panics};
 use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
@@ -54,6 +55,19 @@ pub(super) unsafe fn export(error: *mut *mut kigo_error, body: impl FnOnce() -> 
             status
         }
     }
+}
+
+/// Runs an export that frees `handle`; `end` is told what dies. NULL is freed by doing nothing.
+pub(super) fn free<T>(table: &Table<T>, handle: u64, argument: &'static str, end: impl FnOnce(&T)) -> i32 {
+    if handle == 0 {
+        return 0;
+    }
+    let body = || {
+        let dead = table.remove(handle, argument)?;
+        end(&dead);
+        Ok(0)
+    };
+    guarded(body).unwrap_or_else(|failure| failure.status as i32)
 }
 
 /// The number that C holds as a pointer; it is never followed.
@@ -212,6 +226,14 @@ impl Buffer {
         self.size == 0
     }
 
+    /// Bytes that `text` and its NUL take.
+    ///
+    /// # Errors
+    /// `Limit` when they are more than a return value can say.
+    pub(super) fn size_of_text(text: &str) -> Result<i32> {
+        countable(text.len() + 1)
+    }
+
     /// Writes `bytes` and says how many; nothing is written if they do not fit.
     ///
     /// # Errors
@@ -233,8 +255,7 @@ impl Buffer {
         if needed > self.size {
             return Err(Error::BufferTooSmall { needed, found: self.size });
         }
-        let written = i32::try_from(bytes.len())
-            .map_err(|_| Error::Limit { what: "bytes in one answer", limit: i32::MAX as u64 })?;
+        let written = countable(bytes.len())?;
         // SAFETY: `needed` is at most `size`, and `new`'s contract is that so many bytes can be written from a
         // `start` that is not NULL (a NULL has size 0, so 0 bytes are copied to it, which is allowed). The source
         // is kigo's own memory, which no caller's buffer overlaps.
@@ -245,6 +266,11 @@ impl Buffer {
         }
         Ok(written)
     }
+}
+
+/// `len` as a return value.
+fn countable(len: usize) -> Result<i32> {
+    i32::try_from(len).map_err(|_| Error::Limit { what: "bytes in one answer", limit: i32::MAX as u64 })
 }
 
 #[cfg(test)]

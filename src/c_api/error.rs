@@ -1,6 +1,6 @@
 //! The error object: a status and one line of text.
 
-use super::boundary::{guarded, handle, pointer};
+use super::boundary::{free, guarded, handle, pointer};
 use super::handle::{Kind, MAX_HANDLES, STATIC_GENERATION, Table, pack, unpack};
 use crate::{Error, Status};
 use std::ffi::{CStr, CString, c_char};
@@ -22,11 +22,14 @@ pub(super) struct Failure {
     pub(super) status: Status,
     /// One printable line of at most [`MAX_MESSAGE`] bytes.
     pub(super) message: String,
+    /// Bytes that the buffer should have had; 0 if the failure is another.
+    pub(super) needed: u64,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure { status: error.status(), message: one_line(&error.to_string()) }
+        let needed = if let Error::BufferTooSmall { needed, .. } = error { needed as u64 } else { 0 };
+        Failure { status: error.status(), message: one_line(&error.to_string()), needed }
     }
 }
 
@@ -115,10 +118,8 @@ pub extern "C" fn kigo_error_status(error: *const kigo_error) -> i32 {
     if let Some((status, _)) = find_everlasting(error) {
         return status as i32;
     }
-    match guarded(|| Ok(ERRORS.get(handle(error), "error")?.status as i32)) {
-        Ok(status) => status,
-        Err(failure) => failure.status as i32,
-    }
+    let body = || Ok(ERRORS.get(handle(error), "error")?.status as i32);
+    guarded(body).unwrap_or_else(|failure| failure.status as i32)
 }
 
 /// What went wrong, for people: where, what was expected, what was found and what to do.
@@ -158,17 +159,10 @@ pub extern "C" fn kigo_error_message(error: *const kigo_error) -> *const c_char 
 /// Any thread may call it, once no thread uses the message any more.
 #[unsafe(no_mangle)]
 pub extern "C" fn kigo_error_free(error: *mut kigo_error) -> i32 {
-    if error.is_null() || find_everlasting(error).is_some() {
+    if find_everlasting(error).is_some() {
         return Status::Ok as i32;
     }
-    let outcome = guarded(|| {
-        drop(ERRORS.remove(handle(error), "error")?);
-        Ok(0)
-    });
-    match outcome {
-        Ok(done) => done,
-        Err(failure) => failure.status as i32,
-    }
+    free(&ERRORS, handle(error), "error", |_| ())
 }
 
 #[cfg(test)]
