@@ -55,8 +55,11 @@ pub(super) struct Report {
     last_failure: Option<Failure>,
 }
 
+type CountOf = fn(&Report) -> u64;
+type TimeOf = fn(&Report) -> f64;
+
 /// What kigo_inference_get_i64() knows.
-pub(super) static NUMBERS: &[Fact<fn(&Report) -> u64>] = &[
+pub(super) static COUNTS: &[Fact<CountOf>] = &[
     Fact { key: "prompt_tokens", doc: "Tokens of the prompt.", get: |report| report.prompt_tokens },
     Fact { key: "generated_tokens", doc: "Tokens generated so far.", get: |report| report.generated_tokens },
     Fact {
@@ -67,7 +70,7 @@ pub(super) static NUMBERS: &[Fact<fn(&Report) -> u64>] = &[
 ];
 
 /// What kigo_inference_get_f64() knows.
-pub(super) static TIMES: &[Fact<fn(&Report) -> f64>] = &[
+pub(super) static TIMES: &[Fact<TimeOf>] = &[
     Fact {
         key: "prompt_ms",
         doc: "Milliseconds spent on the prompt.",
@@ -504,7 +507,7 @@ pub unsafe extern "C" fn kigo_inference_get_i64(
         // SAFETY: `value` is NULL or valid for writing by this function's contract.
         let out = unsafe { Out::new(value, "value") }?;
         let inference = INFERENCES.get(handle(inference), "inference")?;
-        let get = find(NUMBERS, key, &keys(TIMES), "kigo_inference_get_f64")?;
+        let get = find(COUNTS, key, &keys(TIMES), "kigo_inference_get_f64")?;
         out.write(i64::try_from(get(&inference.report())).unwrap_or(i64::MAX));
         Ok(0)
     };
@@ -540,7 +543,7 @@ pub unsafe extern "C" fn kigo_inference_get_f64(
         // SAFETY: `value` is NULL or valid for writing by this function's contract.
         let out = unsafe { Out::new(value, "value") }?;
         let inference = INFERENCES.get(handle(inference), "inference")?;
-        let get = find(TIMES, key, &keys(NUMBERS), "kigo_inference_get_i64")?;
+        let get = find(TIMES, key, &keys(COUNTS), "kigo_inference_get_i64")?;
         out.write(get(&inference.report()));
         Ok(0)
     };

@@ -22,15 +22,18 @@ pub(super) struct Fact<F> {
     pub(super) get: F,
 }
 
+type TextOf = fn(&Engine) -> &str;
+type NumberOf = fn(&Engine) -> u64;
+
 /// What kigo_model_get_str() knows.
-pub(super) static TEXTS: &[Fact<fn(&Engine) -> &str>] = &[
+pub(super) static TEXTS: &[Fact<TextOf>] = &[
     Fact { key: "device", doc: "Where the model lives, such as \"cuda:0\" or \"cpu\".", get: Engine::device },
     Fact { key: "architecture", doc: "general.architecture of the file.", get: Engine::architecture },
     Fact { key: "name", doc: "general.name of the file; may be empty.", get: Engine::name },
 ];
 
 /// What kigo_model_get_i64() knows.
-pub(super) static NUMBERS: &[Fact<fn(&Engine) -> u64>] = &[
+pub(super) static NUMBERS: &[Fact<NumberOf>] = &[
     Fact { key: "n_ctx", doc: "Size of the context of an inference, in tokens.", get: |model| model.n_ctx() as u64 },
     Fact {
         key: "n_ctx_train",
