@@ -13,7 +13,7 @@ use crate::backend::{self, Backend, Row, SequenceId};
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
 use crate::tokenizer::Tokenizer;
-use crate::tokenizer::chat::ChatTemplate;
+use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result};
 
 /// How to load a model.
@@ -43,6 +43,7 @@ pub struct Engine {
     desc: ModelDesc,
     tokenizer: Tokenizer,
     template: Option<Result<ChatTemplate>>,
+    control_tokens: ControlTokens,
     device: String,
     n_ctx: usize,
     n_batch: usize,
@@ -97,6 +98,7 @@ impl Engine {
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
             template,
+            control_tokens: ControlTokens::new(tokenizer.control_tokens()),
             tokenizer,
             desc,
             queue: Mutex::default(),
@@ -164,6 +166,11 @@ impl Engine {
     /// Text to tokens and back.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// The texts that user text must not be able to turn into tokens.
+    pub fn control_tokens(&self) -> &ControlTokens {
+        &self.control_tokens
     }
 
     /// The model's chat template.

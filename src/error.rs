@@ -51,6 +51,8 @@ statuses! {
     Forked = -10, "FORKED";
     /// No option has this key.
     UnknownOption = -11, "UNKNOWN_OPTION";
+    /// The generation has ended; nothing is wrong.
+    Finished = -12, "FINISHED";
     /// A file cannot be opened or read.
     Io = -20, "IO";
     /// The file is not GGUF.

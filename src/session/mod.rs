@@ -1,5 +1,6 @@
 //! One generation: prompt, prefill, next token, stop rules, text.
 
+mod prompt;
 mod text;
 
 use std::sync::Arc;
@@ -9,9 +10,8 @@ use std::time::{Duration, Instant};
 use crate::backend::{Row, SequenceId};
 use crate::engine::Engine;
 use crate::sampler::{Sampler, SamplingParams};
-use crate::tokenizer::EncodeOptions;
-use crate::tokenizer::chat::{self, RenderOptions};
 use crate::{Error, Result};
+use prompt::tokenize;
 use text::TextStream;
 
 /// What the model is asked.
@@ -53,7 +53,7 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// A running generation. It is one thread's at a time; [`Session::cancel_flag`] is everybody's.
+/// A running generation. A session is one thread's at a time; [`Session::cancel_flag`] is everybody's.
 pub struct Session {
     engine: Arc<Engine>,
     sequence: SequenceId,
@@ -139,7 +139,7 @@ impl Session {
         if self.pending.is_none() && self.finished_ok()?.is_none() {
             self.advance()?;
         }
-        Ok(self.pending.map(|token| (token, self.engine.tokenizer().token_bytes(token))))
+        Ok(self.pending.map(|token| (token, self.engine.tokenizer().token_bytes(token, false))))
     }
 
     /// Takes the token that [`Self::peek_token`] returned.
@@ -193,7 +193,7 @@ impl Session {
         }
         let started = Instant::now();
         let is_prompt = self.generated_tokens() == 0;
-        let token = self.run_pending_tokens().and_then(|()| self.sampler.sample(&mut self.logits, &self.tokens));
+        let token = self.run_pending_tokens().and_then(|()| self.sampler.sample(&self.logits, &self.tokens));
         *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();
         self.accept(token?);
         Ok(())
@@ -226,14 +226,14 @@ impl Session {
             return self.finish(FinishReason::EndOfGeneration);
         }
         self.tokens.push(token);
-        if self.text.push(tokenizer.token_bytes(token)) {
+        if self.text.push(tokenizer.token_bytes(token, false)) {
             return self.finish(FinishReason::StopString);
         }
         self.pending = Some(token);
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        if reason != FinishReason::StopString {
+        if !matches!(reason, FinishReason::StopString | FinishReason::Cancelled) {
             self.text.finish();
         }
         self.finished = Some(reason);

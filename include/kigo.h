@@ -1,0 +1,843 @@
+/**
+ * kigo loads a GGUF language model and generates text.
+ *
+ * This is the whole C API. It works in C99 and later, in C++11 and later, and through any foreign function
+ * interface: there are no structs, no variable arguments, no `bool`, no callbacks.
+ *
+ * ## A program in ten lines
+ *
+ * ```c
+ * kigo_model *model = NULL;
+ * kigo_inference *inference = NULL;
+ * kigo_error *error = NULL;
+ * char text[256];
+ * int32_t n = kigo_model_load("model.gguf", NULL, &model, &error);
+ * if (n == 0) n = kigo_inference_start(model, "Once", KIGO_NUL_TERMINATED, NULL, &inference, &error);
+ * while (n >= 0 && (n = kigo_next_text(inference, text, sizeof text, &error)) > 0) fputs(text, stdout);
+ * if (n < 0) fprintf(stderr, "%s\n", kigo_error_message(error));
+ * kigo_error_free(error);
+ * kigo_inference_free(inference);
+ * kigo_model_free(model);
+ * ```
+ *
+ * ## Answers
+ *
+ * A function that can fail returns an `int32_t`: a negative number is a status, listed below with what to do about
+ * it; KIGO_OK, which is 0, or a positive number is success. No status number ever changes its meaning, and later
+ * versions may add some, so treat a negative number that you do not know as a failure.
+ *
+ * Most functions end with `kigo_error **error`. Pass NULL, or the address of a pointer: on failure, and only then,
+ * an error object with a message is written there, which you free with kigo_error_free(). What was there before is
+ * overwritten without being freed. There is no "last error" of a thread.
+ *
+ * Whatever else a function writes for you, it writes on success only. A call that failed changed nothing, unless its
+ * description says otherwise.
+ *
+ * ## Handles and ownership
+ *
+ * `kigo_model *` and its like are handles. They look like pointers, but are numbers that stand for nothing in memory:
+ * compare and copy them, never follow them. Each handle that a function wrote for you is yours until you free it
+ * with the function of its kind. A NULL, freed or made-up handle, or one of another kind, is answered with
+ * KIGO_INVALID_HANDLE and does no harm; freeing NULL does nothing. At most 1048576 handles of a kind live at a time.
+ *
+ * A function keeps no pointer that you pass: texts and options are copied during the call. Texts that kigo returns
+ * are written into your buffers. Only kigo_error_message(), kigo_version() and kigo_status_name() return pointers to
+ * memory of kigo; their descriptions say how long that lasts.
+ *
+ * ## Pointers and NULL
+ *
+ * A pointer may be NULL only where its description says so; otherwise the call returns KIGO_INVALID_ARGUMENT and the
+ * message names the argument. Pointers that are neither NULL nor valid for their purpose are the one thing that kigo
+ * cannot detect. Of a buffer only the bytes that the answer needs are touched.
+ *
+ * ## Text
+ *
+ * All text is UTF-8, except paths, which are what the system takes. Texts that go in end with a NUL, except prompts,
+ * which have a length and may hold NULs. Invalid UTF-8 is answered with KIGO_INVALID_UTF8. Text that comes out is
+ * complete UTF-8: a character is never cut in two. Messages may quote model files, with control characters escaped;
+ * print them with "%s".
+ *
+ * ## Threads
+ *
+ * Every function may be called from any thread, and a handle may move between threads. A model and an options object
+ * may be used by many threads at once. An inference generates for one thread at a time; a second one gets KIGO_BUSY
+ * and does no harm. Cancelling, asking and freeing are possible at all times and do not wait. Inferences of one model
+ * run side by side.
+ *
+ * ## Processes
+ *
+ * After fork(), the child of a process that used kigo gets KIGO_FORKED from every function, and frees do nothing;
+ * parent and child are not harmed. Use kigo first after fork(), or call exec(). Once loaded, the library stays in the
+ * process: dlclose() is allowed and has no effect. kigo prints nothing, handles no signal, changes no locale or
+ * environment variable and never ends the process, with one exception: when the system refuses a small allocation
+ * on the host, such as that of an error object.
+ *
+ * ## Versions
+ *
+ * Functions, statuses and keys are added, never changed or removed, while KIGO_ABI_VERSION stays the same. Compare
+ * it with kigo_abi_version() if you load the library by hand.
+ */
+
+
+#ifndef KIGO_H
+#define KIGO_H
+
+#include <stddef.h>
+#include <stdint.h>
+/**
+ * The version of this header; kigo_version() tells that of the library.
+ */
+#define KIGO_VERSION_MAJOR 0
+#define KIGO_VERSION_MINOR 1
+#define KIGO_VERSION_PATCH 0
+#define KIGO_VERSION_STRING "0.1.0"
+
+/**
+ * The binary interface of this header; kigo_abi_version() tells that of the library.
+ */
+#define KIGO_ABI_VERSION 0
+
+/**
+ * As the length of a prompt: a NUL ends it.
+ */
+#define KIGO_NUL_TERMINATED SIZE_MAX
+
+/**
+ * Statuses
+ *
+ * What each means, and what to do next.
+ */
+/**
+ * The call did what it says. Go on.
+ */
+#define KIGO_OK 0
+/**
+ * An argument or option value is NULL or outside its range. Correct the call; the message names the argument and its
+ * range.
+ */
+#define KIGO_INVALID_ARGUMENT (-1)
+/**
+ * A handle is NULL, was freed, was made up or is of another kind. Correct the program; the handle was not followed
+ * and no harm was done.
+ */
+#define KIGO_INVALID_HANDLE (-2)
+/**
+ * A text argument is not UTF-8. Convert the text; the message names the first wrong byte.
+ */
+#define KIGO_INVALID_UTF8 (-3)
+/**
+ * The buffer cannot hold the answer; nothing was written and nothing is lost. Call again with a larger buffer: the
+ * same answer comes.
+ */
+#define KIGO_BUFFER_TOO_SMALL (-4)
+/**
+ * Another thread is inside a call on this inference. Use an inference from one thread at a time; the other call goes
+ * on.
+ */
+#define KIGO_BUSY (-5)
+/**
+ * The inference was cancelled, or freed while this call was running. Free the inference; it generates nothing more.
+ */
+#define KIGO_CANCELLED (-6)
+/**
+ * Memory could not be had; nothing changed. Free something, or use a smaller model or n_ctx, and try again.
+ */
+#define KIGO_OUT_OF_MEMORY (-7)
+/**
+ * A limit of the library was reached; nothing changed. Free handles that are no longer used, or ask for less; the
+ * message names the limit.
+ */
+#define KIGO_LIMIT (-8)
+/**
+ * A defect in kigo was caught before it could do harm. Report the message. An inference that returns it returns it
+ * for ever; other handles still work.
+ */
+#define KIGO_INTERNAL (-9)
+/**
+ * The process was forked after the library was first used. Use the library in the parent only, or first after fork(),
+ * or call exec().
+ */
+#define KIGO_FORKED (-10)
+/**
+ * No option has this key; nothing was set. Correct the key; the message names the nearest one.
+ */
+#define KIGO_UNKNOWN_OPTION (-11)
+/**
+ * The generation has ended; nothing is wrong. Only kigo_next_token() returns it. Ask kigo_inference_finish_reason()
+ * why, then free the inference.
+ */
+#define KIGO_FINISHED (-12)
+/**
+ * A file cannot be opened or read. Check the path and its permissions; the message has the system's reason.
+ */
+#define KIGO_IO (-20)
+/**
+ * The file is not GGUF. Check that the path is that of a model.
+ */
+#define KIGO_NOT_GGUF (-21)
+/**
+ * The file ends before its contents do. Fetch the file again; it is not complete.
+ */
+#define KIGO_TRUNCATED (-22)
+/**
+ * The GGUF version of the file is not supported. Convert the file to a version that the message names.
+ */
+#define KIGO_UNSUPPORTED_VERSION (-23)
+/**
+ * A field of the file is missing or makes no sense. Fetch or convert the file again; the message names the field.
+ */
+#define KIGO_BAD_FILE (-24)
+/**
+ * The model's architecture is not supported. Use one of those that the message lists.
+ */
+#define KIGO_UNSUPPORTED_ARCHITECTURE (-25)
+/**
+ * A tensor type of the file is not supported. Use a file quantised to one of the types that the message lists.
+ */
+#define KIGO_UNSUPPORTED_TYPE (-26)
+/**
+ * The tokenizer or pre-tokenizer of the file is not supported. Use a model with one of those that the message lists.
+ */
+#define KIGO_UNSUPPORTED_TOKENIZER (-27)
+/**
+ * The chat template of the model is missing or failed to render. Render the prompt in the host and use the
+ * prompt_format "text".
+ */
+#define KIGO_BAD_TEMPLATE (-28)
+/**
+ * The prompt does not fit into the context. Shorten it or load the model with a larger n_ctx; the message has both
+ * numbers.
+ */
+#define KIGO_PROMPT_TOO_LONG (-40)
+/**
+ * The prompt holds no token, and the model adds none. Give at least one character or token.
+ */
+#define KIGO_EMPTY_PROMPT (-41)
+/**
+ * The context is full; no further token can be generated. Free the inference; start another with a shorter prompt or
+ * a larger n_ctx.
+ */
+#define KIGO_CONTEXT_FULL (-42)
+/**
+ * The model produced numbers that are not finite. Free the inference; the model file is damaged or its arithmetic
+ * overflows.
+ */
+#define KIGO_NUMERIC (-43)
+/**
+ * This build has no backend for the device asked for. Set the option device to one that the message lists.
+ */
+#define KIGO_NO_BACKEND (-60)
+
+/**
+ * What kigo_inference_finish_reason() returns
+ */
+/**
+ * It has not ended.
+ */
+#define KIGO_FINISH_RUNNING 0
+/**
+ * The model ended it.
+ */
+#define KIGO_FINISH_END_OF_GENERATION 1
+/**
+ * A stop string came; it is not part of the text.
+ */
+#define KIGO_FINISH_STOP_STRING 2
+/**
+ * max_tokens were generated.
+ */
+#define KIGO_FINISH_MAX_TOKENS 3
+/**
+ * The context is full.
+ */
+#define KIGO_FINISH_CONTEXT_FULL 4
+/**
+ * It was cancelled.
+ */
+#define KIGO_FINISH_CANCELLED 5
+/**
+ * The last call failed; kigo_inference_last_error() says why.
+ */
+#define KIGO_FINISH_ERROR 6
+
+/**
+ * Options
+ *
+ * Keys of kigo_options_set_str(), kigo_options_set_i64() and kigo_options_set_f64(). Where a number is wanted, an
+ * integer will do.
+ *
+ * Read by kigo_model_load():
+ *
+ *   "device": "cuda", "cuda:N" with N from 0 to 999, "cpu" or "auto"; kigo_options_set_str(); default: "cuda"
+ *       Where the model lives and runs; "cuda" is the first GPU. Only "auto" chooses by itself: the first GPU, or the
+ *       CPU if there is none.
+ *
+ *   "n_ctx": an integer from 1 to 2147483647; kigo_options_set_i64(); default: what the model was trained for
+ *       Size of the context of an inference in tokens: prompt and generated tokens together.
+ *
+ *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
+ *       Threads that compute on the CPU.
+ *
+ *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: 512
+ *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step.
+ *
+ * Read by kigo_inference_start():
+ *
+ *   "prompt_format": "text", "user" or "chat"; kigo_options_set_str(); default: "text"
+ *       What the prompt is. "text": a text that the model goes on from. "user": one message of a user, put into the
+ *       model's chat template. "chat": a JSON array of messages, such as [{"role": "user", "content": "Hello"}], put
+ *       into the model's chat template.
+ *
+ *   "max_tokens": an integer from 0 to 2147483647; kigo_options_set_i64(); default: until the context is full
+ *       Most tokens to generate; 0 generates none.
+ *
+ *   "temperature": a number from 0 to 100; kigo_options_set_f64(); default: 0.8
+ *       Divides the logits before a token is drawn; 0 always takes the most likely token.
+ *
+ *   "top_k": an integer from 0 to 2147483647; kigo_options_set_i64(); default: 40
+ *       Draws among this many of the most likely tokens; 0 draws among all.
+ *
+ *   "top_p": a number from 0 to 1; kigo_options_set_f64(); default: 0.95
+ *       Draws among the most likely tokens whose probabilities add up to this; 1 draws among all. The most likely
+ *       token always stays.
+ *
+ *   "min_p": a number from 0 to 1; kigo_options_set_f64(); default: 0.05
+ *       Drops tokens whose probability is less than this share of that of the most likely token; 0 drops none.
+ *
+ *   "repeat_penalty": a number from 0.01 to 100; kigo_options_set_f64(); default: 1
+ *       Makes tokens that came recently less likely: their logits are divided by it if positive, multiplied if
+ *       negative; 1 changes nothing.
+ *
+ *   "repeat_last_n": an integer from 0 to 2147483647; kigo_options_set_i64(); default: 64
+ *       How many of the last tokens count as recent for repeat_penalty; more than there are means all.
+ *
+ *   "seed": an integer from 0 to 9223372036854775807; kigo_options_set_i64(); default: 0
+ *       Start of the random numbers; the same model, prompt, options and seed give the same tokens.
+ *
+ *   "stop": a text of 1 to 1024 bytes; kigo_options_set_str(); default: none
+ *       A text that ends the generation and is not part of it. Setting it again adds another, up to 64.
+ */
+
+/**
+ * Facts about a model
+ *
+ * Keys of kigo_model_get_str():
+ *   "device": Where the model lives, such as "cuda:0" or "cpu".
+ *   "architecture": general.architecture of the file.
+ *   "name": general.name of the file; may be empty.
+ *
+ * Keys of kigo_model_get_i64():
+ *   "n_ctx": Size of the context of an inference, in tokens.
+ *   "n_ctx_train": Size of the context that the model was trained for, in tokens.
+ *   "n_vocab": Number of tokens; ids are less than this.
+ *   "n_embd": Width of the residual stream.
+ *   "n_layer": Number of layers.
+ *   "weight_bytes": Bytes of weights on the device.
+ *   "max_token_bytes": Bytes of the longest token: a buffer that is large enough for every kigo_next_token().
+ *
+ * Facts about an inference
+ *
+ * Keys of kigo_inference_get_i64():
+ *   "prompt_tokens": Tokens of the prompt.
+ *   "generated_tokens": Tokens generated so far.
+ *   "text_size": After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.
+ *
+ * Keys of kigo_inference_get_f64():
+ *   "prompt_ms": Milliseconds spent on the prompt.
+ *   "generate_ms": Milliseconds spent on generating tokens.
+ *   "tokens_per_second": Tokens generated per second of generate_ms; 0 before the first.
+ */
+
+
+/**
+ * What went wrong in a call, as a status and a message for people.
+ *
+ * A failing call makes one for the caller who passed a place for it, and the caller frees it with
+ * kigo_error_free(). It does not change, belongs to no thread and outlives the object that it is about.
+ */
+typedef struct kigo_error kigo_error;
+
+/**
+ * One generation. Any thread may use it, one at a time; cancelling, freeing and asking are possible at all times.
+ */
+typedef struct kigo_inference kigo_inference;
+
+/**
+ * A loaded model. It does not change, and any number of threads and inferences may use it at once.
+ */
+typedef struct kigo_model kigo_model;
+
+/**
+ * Settings for kigo_model_load() and kigo_inference_start(), each set by its key; see "Options" above.
+ *
+ * One object may serve both calls, any number of times: each reads the options that concern it when it is called,
+ * and keeps nothing of the object. Several threads may use one object; a call sees each setting as a whole.
+ */
+typedef struct kigo_options kigo_options;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the library that is loaded, such as "0.1.0"; the header's is KIGO_VERSION_STRING.
+ *
+ * @returns A text that stays valid for ever; do not free it. Never NULL.
+ *
+ * Any thread may call it at any time, also in a forked child.
+ */
+const char *kigo_version(void);
+
+/**
+ * The number of the binary interface of the library that is loaded.
+ *
+ * A program works with a library whose number equals the KIGO_ABI_VERSION it was built with, and whose version is
+ * the same or later. The number is also the end of the library's file name, as in libkigo.so.0.
+ *
+ * @returns The number.
+ *
+ * Any thread may call it at any time, also in a forked child.
+ */
+uint32_t kigo_abi_version(void);
+
+/**
+ * The name of a status, such as "KIGO_OUT_OF_MEMORY".
+ *
+ * @param status  A number that a function of this library returned.
+ * @returns A text that stays valid for ever; do not free it. "KIGO_OK" for 0, and "unknown status" for a number
+ *   that is no status. Never NULL.
+ *
+ * Any thread may call it at any time, also in a forked child.
+ */
+const char *kigo_status_name(int32_t status);
+
+/**
+ * The status of an error.
+ *
+ * @param error  The error; not freed.
+ * @returns Its status, a negative number.
+ *   - KIGO_INVALID_HANDLE: `error` is NULL, freed or no error.
+ *   - KIGO_FORKED: this is a forked child.
+ *
+ * Any thread may call it at any time.
+ */
+int32_t kigo_error_status(const kigo_error *error);
+
+/**
+ * What went wrong, for people: where, what was expected, what was found and what to do.
+ *
+ * One line of at most 511 bytes of UTF-8 without control characters. It may quote text from a model file, so
+ * print it with "%s", never as a format. Its wording may change with any version; compare kigo_error_status().
+ *
+ * @param error  The error; not freed.
+ * @returns A text that stays valid until `error` is freed; do not free it. Never NULL: for an `error` that is
+ *   NULL, freed or no error it is a text that says so and stays valid for ever.
+ *
+ * Any thread may call it at any time.
+ */
+const char *kigo_error_message(const kigo_error *error);
+
+/**
+ * Frees an error and its message.
+ *
+ * @param error  The error, or NULL.
+ * @returns KIGO_OK, also for NULL.
+ *   - KIGO_INVALID_HANDLE: `error` was freed before or is no error; nothing happened.
+ *   - KIGO_FORKED: this is a forked child; nothing happened.
+ *
+ * Any thread may call it, once no thread uses the message any more.
+ */
+int32_t kigo_error_free(kigo_error *error);
+
+/**
+ * Makes an options object in which every option has its default.
+ *
+ * @param options  Where the new object is written on success; free it with kigo_options_free().
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_ARGUMENT: `options` is NULL; pass a place.
+ *   - KIGO_LIMIT: there are too many live options objects; free some.
+ *   - KIGO_OUT_OF_MEMORY, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `options` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_options_new(kigo_options **options, kigo_error **error);
+
+/**
+ * Sets an option that is a text.
+ *
+ * @param options  The options; changed.
+ * @param key      The key of the option, as "Options" lists them.
+ * @param value    The value in UTF-8; it is copied.
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the option keeps its value.
+ *   - KIGO_UNKNOWN_OPTION: no option has this key; the message names the nearest.
+ *   - KIGO_INVALID_ARGUMENT: `key` or `value` is NULL, the value is not allowed, or the option is not a text; the
+ *     message names the values allowed and the function to use.
+ *   - KIGO_INVALID_UTF8: `key` or `value` is not UTF-8.
+ *   - KIGO_LIMIT: there are too many stop strings.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` and `value` are NULL or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_options_set_str(kigo_options *options, const char *key, const char *value, kigo_error **error);
+
+/**
+ * Sets an option that is an integer, or one that is a number.
+ *
+ * @param options  The options; changed.
+ * @param key      The key of the option, as "Options" lists them.
+ * @param value    The value.
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the option keeps its value.
+ *   - KIGO_UNKNOWN_OPTION: no option has this key; the message names the nearest.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL, the value is outside the range, or the option is a text; the message
+ *     names the range and the function to use.
+ *   - KIGO_INVALID_UTF8, KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_options_set_i64(kigo_options *options, const char *key, int64_t value, kigo_error **error);
+
+/**
+ * Sets an option that is a number.
+ *
+ * @param options  The options; changed.
+ * @param key      The key of the option, as "Options" lists them.
+ * @param value    The value; a NaN is outside every range.
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the option keeps its value.
+ *   - KIGO_UNKNOWN_OPTION: no option has this key; the message names the nearest.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL, the value is outside the range, or the option is not a number; the
+ *     message names the range and the function to use.
+ *   - KIGO_INVALID_UTF8, KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_options_set_f64(kigo_options *options, const char *key, double value, kigo_error **error);
+
+/**
+ * Frees an options object. Models and inferences that were made with it are not affected.
+ *
+ * @param options  The options, or NULL.
+ * @returns KIGO_OK, also for NULL.
+ *   - KIGO_INVALID_HANDLE: `options` was freed before or is no options object; nothing happened.
+ *   - KIGO_FORKED: this is a forked child; nothing happened.
+ *
+ * Any thread may call it at any time, also while another uses `options`.
+ */
+int32_t kigo_options_free(kigo_options *options);
+
+/**
+ * Loads a model from a GGUF file.
+ *
+ * The file is read while the call runs, which may take seconds, and is not needed afterwards.
+ *
+ * @param path     The file, in the bytes of the system; it need not be UTF-8 on Linux.
+ * @param options  Options, or NULL for the defaults; not kept.
+ * @param model    Where the model is written on success; free it with kigo_model_free().
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing is left behind.
+ *   - KIGO_IO: the file cannot be opened or read; the message has the system's reason.
+ *   - KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_BAD_FILE: the file is not a GGUF file that can
+ *     be loaded; fetch or convert it again.
+ *   - KIGO_UNSUPPORTED_ARCHITECTURE, KIGO_UNSUPPORTED_TYPE, KIGO_UNSUPPORTED_TOKENIZER: the model needs something
+ *     that this version does not have; the message lists what it has.
+ *   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
+ *   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
+ *   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL, or an option does not fit the model.
+ *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time; several models may be loaded at once.
+ *
+ * Memory:
+ * `path` is NULL or NUL-terminated; `model` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_load(const char *path, const kigo_options *options, kigo_model **model, kigo_error **error);
+
+/**
+ * Frees a model. Its inferences go on: the memory is given back when the last of them is freed.
+ *
+ * @param model  The model, or NULL.
+ * @returns KIGO_OK, also for NULL.
+ *   - KIGO_INVALID_HANDLE: `model` was freed before or is no model; nothing happened.
+ *   - KIGO_FORKED: this is a forked child; nothing happened.
+ *
+ * Any thread may call it at any time, also while another uses `model`.
+ */
+int32_t kigo_model_free(kigo_model *model);
+
+/**
+ * A fact about a model that is a text.
+ *
+ * @param model   The model; not changed.
+ * @param key     Which fact, as "Facts about a model" lists them.
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL or no text has it, or `buffer` is NULL though `size` is not 0.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_get_str(const kigo_model *model, const char *key, char *buffer, size_t size, kigo_error **error);
+
+/**
+ * A fact about a model that is an integer.
+ *
+ * @param model  The model; not changed.
+ * @param key    Which fact, as "Facts about a model" lists them.
+ * @param value  Where the fact is written on success.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL or no integer has it, or `value` is NULL.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_model_get_i64(const kigo_model *model, const char *key, int64_t *value, kigo_error **error);
+
+/**
+ * Starts a generation from a text. Nothing is computed yet: the first call for text or a token does that.
+ *
+ * @param model       The model; it may be freed while the inference lives.
+ * @param prompt      The prompt in UTF-8, read as the option "prompt_format" says; it is copied. May be NULL if
+ *                    `prompt_len` is 0. Nothing in it is taken for a control token, except by "chat" and "user",
+ *                    whose template adds its own.
+ * @param prompt_len  Bytes in `prompt`, NULs included, or KIGO_NUL_TERMINATED if a NUL ends it.
+ * @param options     Options, or NULL for the defaults; not kept.
+ * @param inference   Where the inference is written on success; free it with kigo_inference_free().
+ * @param error       Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing is left behind.
+ *   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
+ *   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
+ *   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+ *   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
+ *   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for another context; free an inference and try again.
+ *   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time; inferences of one model run at the same time.
+ *
+ * Memory:
+ * `prompt` is NULL or readable for `prompt_len` bytes, or NUL-terminated; `inference` and `error` are NULL or valid
+ * for writing one pointer.
+ */
+int32_t kigo_inference_start(const kigo_model *model,
+                             const char *prompt,
+                             size_t prompt_len,
+                             const kigo_options *options,
+                             kigo_inference **inference,
+                             kigo_error **error);
+
+/**
+ * Starts a generation from token ids, which may be control tokens. No token is added to them.
+ *
+ * @param model      The model; it may be freed while the inference lives.
+ * @param tokens     The ids, each from 0 to n_vocab - 1; they are copied. May be NULL if `n_tokens` is 0.
+ * @param n_tokens   How many there are.
+ * @param options    Options, or NULL for the defaults; not kept. "prompt_format" is not used.
+ * @param inference  Where the inference is written on success; free it with kigo_inference_free().
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing is left behind.
+ *   - KIGO_INVALID_ARGUMENT: a token id is outside the vocabulary, or `tokens` or `inference` is NULL.
+ *   - KIGO_PROMPT_TOO_LONG, KIGO_EMPTY_PROMPT, KIGO_OUT_OF_MEMORY, KIGO_INVALID_HANDLE: as for
+ *     kigo_inference_start().
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `tokens` is NULL or readable for `n_tokens` ids; `inference` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_start_tokens(const kigo_model *model,
+                                    const int32_t *tokens,
+                                    size_t n_tokens,
+                                    const kigo_options *options,
+                                    kigo_inference **inference,
+                                    kigo_error **error);
+
+/**
+ * The next piece of the text, as soon as there is one.
+ *
+ * A piece is one or more whole characters, so that it can be printed as it is; all pieces in a row are the text.
+ * Use either this function or kigo_next_token() on an inference, not both.
+ *
+ * @param inference  The inference.
+ * @param text       Where the piece and a NUL are written; may be NULL if `size` is 0. A model can generate NUL
+ *                   characters, so take the length from the return value where that matters.
+ * @param size       Bytes in `text`; 256 is enough for nearly every piece.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns The bytes of the piece without its NUL, at least 1; or 0 if the generation has ended, now and in every
+ *   later call: kigo_inference_finish_reason() says why.
+ *   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a buffer of "text_size" bytes, which the message and
+ *     kigo_inference_get_i64() tell: the same piece comes.
+ *   - KIGO_CANCELLED: the inference was cancelled; free it.
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+ *   - KIGO_INVALID_ARGUMENT: `text` is NULL though `size` is not 0, or kigo_next_token() was used before.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it, one at a time for an inference. The first call computes the prompt.
+ *
+ * Memory:
+ * `text` is NULL or valid for writing the piece if that fits into `size` bytes; `error` is NULL or valid for writing
+ * one pointer.
+ */
+int32_t kigo_next_text(kigo_inference *inference, char *text, size_t size, kigo_error **error);
+
+/**
+ * The next token and its bytes, for hosts that want every token by itself.
+ *
+ * The bytes of a token need not be UTF-8: a character may be spread over several tokens. A control token may have
+ * no bytes. Stop strings are not cut off here. Use either this function or kigo_next_text() on an inference, not
+ * both.
+ *
+ * @param inference  The inference.
+ * @param token      Where the id is written on success.
+ * @param bytes      Where the bytes are written, without a NUL; may be NULL if `size` is 0.
+ * @param size       Bytes in `bytes`; "max_token_bytes" of the model is always enough.
+ * @returns How many bytes the token has, 0 or more.
+ *   - KIGO_FINISHED: the generation has ended, and nothing was written; the same comes from every later call.
+ *   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a larger buffer: the same token comes.
+ *   - KIGO_CANCELLED: the inference was cancelled; free it.
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+ *   - KIGO_INVALID_ARGUMENT: `token` is NULL, `bytes` is NULL though `size` is not 0, or kigo_next_text() was used
+ *     before.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ *   kigo_inference_last_error() has the message.
+ *
+ * Any thread may call it, one at a time for an inference. The first call computes the prompt.
+ *
+ * Memory:
+ * `token` is NULL or valid for writing one id; `bytes` is NULL or valid for writing the bytes of the token if they
+ * fit into `size`.
+ */
+int32_t kigo_next_token(kigo_inference *inference, int32_t *token, char *bytes, size_t size);
+
+/**
+ * The last failure of a call for text or a token on this inference, as that call would have told it.
+ *
+ * KIGO_BUSY is not remembered: it concerns the caller that got it, not the inference.
+ *
+ * @param inference  The inference; not changed.
+ * @param error      Where an error is written if there was a failure, or NULL; free it with kigo_error_free().
+ * @returns KIGO_OK if no call failed; then nothing is written. Otherwise the status of the last failure.
+ *   - KIGO_INVALID_HANDLE: the inference is not live.
+ *   - KIGO_FORKED: this is a forked child.
+ *
+ * Any thread may call it at any time, also while another uses `inference`.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **error);
+
+/**
+ * Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most one
+ * batch of the prompt or one token; so does every later call.
+ *
+ * @param inference  The inference.
+ * @returns KIGO_OK, also if it was cancelled before or has ended.
+ *   - KIGO_INVALID_HANDLE: the inference is not live.
+ *   - KIGO_FORKED: this is a forked child.
+ *
+ * Any thread may call it at any time, also while another uses `inference`; it does not wait.
+ */
+int32_t kigo_inference_cancel(kigo_inference *inference);
+
+/**
+ * Why the generation ended, as of the last call for text or a token that returned.
+ *
+ * @param inference  The inference; not changed.
+ * @returns One of the KIGO_FINISH_ numbers, none of which is negative.
+ *   - KIGO_INVALID_HANDLE: the inference is not live.
+ *   - KIGO_FORKED: this is a forked child.
+ *
+ * Any thread may call it at any time, also while another uses `inference`.
+ */
+int32_t kigo_inference_finish_reason(const kigo_inference *inference);
+
+/**
+ * A fact about an inference that is an integer, as of the last call for text or a token that returned.
+ *
+ * @param inference  The inference; not changed.
+ * @param key        Which fact, as "Facts about an inference" lists them.
+ * @param value      Where the fact is written on success.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL or no integer has it, or `value` is NULL.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time, also while another uses `inference`.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_inference_get_i64(const kigo_inference *inference, const char *key, int64_t *value, kigo_error **error);
+
+/**
+ * A fact about an inference that is a number, as of the last call for text or a token that returned.
+ *
+ * @param inference  The inference; not changed.
+ * @param key        Which fact, as "Facts about an inference" lists them.
+ * @param value      Where the fact is written on success.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL or no number has it, or `value` is NULL.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time, also while another uses `inference`.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_inference_get_f64(const kigo_inference *inference, const char *key, double *value, kigo_error **error);
+
+/**
+ * Frees an inference. The handle is dead at once; a call that is running in another thread is cancelled, and gives
+ * the memory back when it returns.
+ *
+ * @param inference  The inference, or NULL.
+ * @returns KIGO_OK, also for NULL.
+ *   - KIGO_INVALID_HANDLE: `inference` was freed before or is no inference; nothing happened.
+ *   - KIGO_FORKED: this is a forked child; nothing happened.
+ *
+ * Any thread may call it at any time, also while another uses `inference`; it does not wait.
+ */
+int32_t kigo_inference_free(kigo_inference *inference);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* KIGO_H */

@@ -1,0 +1,157 @@
+//! The parts of `include/kigo.h` that follow from tables: versions, statuses, finish reasons, options, facts.
+//!
+//! The rest of the header is made from the exported functions and their descriptions, see `tests/c_api.rs`.
+
+use super::boundary::NUL_TERMINATED;
+use super::inference::{COUNTS, FINISH_REASONS, TIMES};
+use super::library::{ABI_VERSION, VERSION};
+use super::model::{Fact, NUMBERS, TEXTS};
+use super::options::{ROWS, Reader, Settings};
+use super::status::row;
+use crate::Status;
+use std::fmt::Write;
+
+/// Characters in a line of the header.
+const WIDTH: usize = 118;
+
+/// The first page: the conventions, as a C comment.
+pub fn first_page() -> String {
+    let page = include_str!("mod.rs").lines().map_while(|line| line.strip_prefix("//!"));
+    comment(page.map(|line| line.strip_prefix(' ').unwrap_or(line)))
+}
+
+/// What stands between the includes and the declarations.
+pub fn definitions() -> String {
+    [versions(), lengths(), statuses(), finish_reasons(), options(), facts()].join("\n")
+}
+
+fn versions() -> String {
+    let part = |name: &str, value: &str| format!("#define KIGO_VERSION_{name} {value}\n");
+    let mut text = comment(["The version of this header; kigo_version() tells that of the library."]);
+    text += &part("MAJOR", env!("CARGO_PKG_VERSION_MAJOR"));
+    text += &part("MINOR", env!("CARGO_PKG_VERSION_MINOR"));
+    text += &part("PATCH", env!("CARGO_PKG_VERSION_PATCH"));
+    text += &part("STRING", &format!("\"{}\"", VERSION.to_string_lossy()));
+    text.push('\n');
+    text += &comment(["The binary interface of this header; kigo_abi_version() tells that of the library."]);
+    text + &format!("#define KIGO_ABI_VERSION {ABI_VERSION}\n")
+}
+
+fn lengths() -> String {
+    const { assert!(NUL_TERMINATED == usize::MAX) };
+    comment(["As the length of a prompt: a NUL ends it."]) + "#define KIGO_NUL_TERMINATED SIZE_MAX\n"
+}
+
+fn statuses() -> String {
+    let mut text = comment(["Statuses", "", "What each means, and what to do next."]);
+    for status in Status::ALL {
+        let (name, meaning, advice) = row(*status);
+        let name = name.to_string_lossy();
+        text += &comment([format!("{meaning} {advice}")]);
+        text += &match *status as i32 {
+            number @ 0.. => format!("#define {name} {number}\n"),
+            number => format!("#define {name} ({number})\n"),
+        };
+    }
+    text
+}
+
+fn finish_reasons() -> String {
+    let mut text = comment(["What kigo_inference_finish_reason() returns"]);
+    for (name, number, meaning) in FINISH_REASONS {
+        text += &comment([meaning]);
+        text += &format!("#define {name} {number}\n");
+    }
+    text
+}
+
+fn options() -> String {
+    let mut lines = vec![
+        "Options".to_owned(),
+        String::new(),
+        "Keys of kigo_options_set_str(), kigo_options_set_i64() and kigo_options_set_f64(). Where a number is wanted, \
+         an integer will do."
+            .to_owned(),
+    ];
+    let settings = Settings::default();
+    for (reader, function) in
+        [(Reader::ModelLoad, "kigo_model_load()"), (Reader::InferenceStart, "kigo_inference_start()")]
+    {
+        lines.extend([String::new(), format!("Read by {function}:")]);
+        for row in ROWS.iter().filter(|row| row.reader == reader) {
+            let (range, setter, default) = (row.range(), row.setter(), (row.show)(&settings));
+            lines.push(String::new());
+            lines.push(format!("  \"{}\": {range}; {setter}(); default: {default}", row.key));
+            lines.push(format!("      {}", row.doc));
+        }
+    }
+    comment(lines)
+}
+
+fn facts() -> String {
+    let mut lines = vec!["Facts about a model".to_owned(), String::new(), "Keys of kigo_model_get_str():".to_owned()];
+    add_facts(&mut lines, TEXTS);
+    lines.extend([String::new(), "Keys of kigo_model_get_i64():".to_owned()]);
+    add_facts(&mut lines, NUMBERS);
+    lines.extend([String::new(), "Facts about an inference".to_owned(), String::new()]);
+    lines.push("Keys of kigo_inference_get_i64():".to_owned());
+    add_facts(&mut lines, COUNTS);
+    lines.extend([String::new(), "Keys of kigo_inference_get_f64():".to_owned()]);
+    add_facts(&mut lines, TIMES);
+    comment(lines)
+}
+
+fn add_facts<F>(lines: &mut Vec<String>, facts: &[Fact<F>]) {
+    lines.extend(facts.iter().map(|fact| format!("  \"{}\": {}", fact.key, fact.doc)));
+}
+
+/// A C comment of these lines, wrapped with the indentation they begin with.
+fn comment<L: AsRef<str>>(lines: impl IntoIterator<Item = L>) -> String {
+    let mut text = String::from("/**\n");
+    for line in lines {
+        let line = line.as_ref();
+        let words = line.trim_start();
+        let indent = &line[..line.len() - words.len()];
+        let mut row = format!(" * {indent}");
+        let start = row.len();
+        for word in words.split(' ') {
+            if row.len() > start && row.len() + 1 + word.len() > WIDTH {
+                let _ = writeln!(text, "{}", row.trim_end());
+                row.truncate(start);
+            }
+            if row.len() > start {
+                row.push(' ');
+            }
+            row.push_str(word);
+        }
+        let _ = writeln!(text, "{}", row.trim_end());
+    }
+    text + " */\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_are_wrapped_and_closed() {
+        let text = comment(["    ".to_owned() + &"word ".repeat(60)]);
+        assert!(text.starts_with("/**\n *     word word") && text.ends_with("\n */\n"));
+        assert!(text.lines().all(|line| line.len() <= WIDTH));
+        assert_eq!(text.matches("word").count(), 60);
+    }
+
+    #[test]
+    fn no_text_closes_its_comment_early() {
+        for text in [first_page(), definitions()] {
+            assert_eq!(text.matches("/*").count(), text.matches("*/").count());
+        }
+    }
+
+    #[test]
+    fn finish_reasons_have_numbers_of_their_own() {
+        for (index, (_, number, _)) in FINISH_REASONS.into_iter().enumerate() {
+            assert_eq!(number, index as i32);
+        }
+    }
+}

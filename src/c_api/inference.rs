@@ -1,0 +1,566 @@
+//! Inferences: start, take text or tokens, cancel, ask, free.
+
+use super::boundary::{Buffer, Out, Outcome, array, caught, export, free, guarded, handle, pointer};
+use super::boundary::{prompt, text};
+use super::error::{Failure, kigo_error};
+use super::handle::{Kind, MAX_HANDLES, Table};
+use super::model::{Fact, engine, find, keys, kigo_model};
+use super::options::{PromptFormat, Settings, kigo_options, snapshot};
+use crate::engine::Engine;
+use crate::error::try_vec;
+use crate::session::{FinishReason, Prompt, Session};
+use crate::{Error, Result, Status};
+use std::ffi::c_char;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// One generation. Any thread may use it, one at a time; cancelling, freeing and asking are possible at all times.
+pub struct kigo_inference {
+    _private: [u8; 0],
+}
+
+/// Why a generation ended: name in C, number, meaning.
+pub(super) const FINISH_REASONS: [(&str, i32, &str); 7] = [
+    ("KIGO_FINISH_RUNNING", RUNNING, "It has not ended."),
+    ("KIGO_FINISH_END_OF_GENERATION", 1, "The model ended it."),
+    ("KIGO_FINISH_STOP_STRING", 2, "A stop string came; it is not part of the text."),
+    ("KIGO_FINISH_MAX_TOKENS", 3, "max_tokens were generated."),
+    ("KIGO_FINISH_CONTEXT_FULL", 4, "The context is full."),
+    ("KIGO_FINISH_CANCELLED", 5, "It was cancelled."),
+    ("KIGO_FINISH_ERROR", FAILED, "The last call failed; kigo_inference_last_error() says why."),
+];
+const RUNNING: i32 = 0;
+const FAILED: i32 = 6;
+
+fn number(reason: FinishReason) -> i32 {
+    match reason {
+        FinishReason::EndOfGeneration => 1,
+        FinishReason::StopString => 2,
+        FinishReason::MaxTokens => 3,
+        FinishReason::ContextFull => 4,
+        FinishReason::Cancelled => 5,
+    }
+}
+
+/// What may be asked while another thread is generating: the state after the last call that ended.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Report {
+    finish_reason: i32,
+    prompt_tokens: u64,
+    generated_tokens: u64,
+    text_size: u64,
+    prompt_time: Duration,
+    generate_time: Duration,
+    last_failure: Option<Failure>,
+}
+
+type CountOf = fn(&Report) -> u64;
+type TimeOf = fn(&Report) -> f64;
+
+/// What kigo_inference_get_i64() knows.
+pub(super) static COUNTS: &[Fact<CountOf>] = &[
+    Fact { key: "prompt_tokens", doc: "Tokens of the prompt.", get: |report| report.prompt_tokens },
+    Fact { key: "generated_tokens", doc: "Tokens generated so far.", get: |report| report.generated_tokens },
+    Fact {
+        key: "text_size",
+        doc: "After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.",
+        get: |report| report.text_size,
+    },
+];
+
+/// What kigo_inference_get_f64() knows.
+pub(super) static TIMES: &[Fact<TimeOf>] = &[
+    Fact {
+        key: "prompt_ms",
+        doc: "Milliseconds spent on the prompt.",
+        get: |report| report.prompt_time.as_secs_f64() * 1e3,
+    },
+    Fact {
+        key: "generate_ms",
+        doc: "Milliseconds spent on generating tokens.",
+        get: |report| report.generate_time.as_secs_f64() * 1e3,
+    },
+    Fact {
+        key: "tokens_per_second",
+        doc: "Tokens generated per second of generate_ms; 0 before the first.",
+        get: |report| {
+            let seconds = report.generate_time.as_secs_f64();
+            if seconds > 0.0 { report.generated_tokens as f64 / seconds } else { 0.0 }
+        },
+    },
+];
+
+/// Which of the two ways to read an inference its first call chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Text,
+    Tokens,
+}
+
+impl Lane {
+    fn function(self) -> &'static str {
+        match self {
+            Lane::Text => "kigo_next_text",
+            Lane::Tokens => "kigo_next_token",
+        }
+    }
+}
+
+struct Inference {
+    cancel: Arc<AtomicBool>,
+    state: Mutex<State>,
+    report: Mutex<Report>,
+}
+
+struct State {
+    session: Session,
+    lane: Option<Lane>,
+    /// A defect that left the session in an unknown state; it is not touched again.
+    defect: Option<Failure>,
+}
+
+static INFERENCES: Table<Inference> = Table::new(Kind::Inference, MAX_HANDLES);
+
+impl Inference {
+    fn start(engine: &Arc<Engine>, prompt: Prompt, settings: &Settings) -> Result<Inference> {
+        let session = Session::start(engine, prompt, &settings.session)?;
+        let inference = Inference {
+            cancel: session.cancel_flag(),
+            report: Mutex::default(),
+            state: Mutex::new(State { session, lane: None, defect: None }),
+        };
+        let state = inference.state.lock().unwrap_or_else(PoisonError::into_inner);
+        inference.publish(&state.session, &Ok(0));
+        drop(state);
+        Ok(inference)
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs one call on the session, unless another is running, and publishes what came of it.
+    fn advance(&self, lane: Lane, call: impl FnOnce(&mut Session) -> Result<i32>) -> Outcome {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+        };
+        if let Some(defect) = &state.defect {
+            return Err(defect.clone());
+        }
+        let first = *state.lane.get_or_insert(lane);
+        if first != lane {
+            let expected = format!("calls of {}() only, with which it was begun", first.function());
+            return Err(Error::invalid_argument("inference", expected, format!("{}()", lane.function())).into());
+        }
+        let outcome = caught(|| {
+            let value = call(&mut state.session)?;
+            let cancelled = state.session.finish_reason() == Some(FinishReason::Cancelled);
+            if cancelled { Err(Error::Cancelled.into()) } else { Ok(value) }
+        });
+        match &outcome {
+            Err(failure) if failure.status == Status::Internal => {
+                state.defect = Some(failure.clone());
+                let mut report = self.report();
+                report.finish_reason = FAILED;
+                report.last_failure = Some(failure.clone());
+            }
+            _ => self.publish(&state.session, &outcome),
+        }
+        outcome
+    }
+
+    fn publish(&self, session: &Session, outcome: &Outcome) {
+        let mut report = self.report();
+        report.prompt_tokens = session.prompt_tokens() as u64;
+        report.generated_tokens = session.generated_tokens() as u64;
+        report.prompt_time = session.prompt_time();
+        report.generate_time = session.generate_time();
+        report.finish_reason = match (session.finish_reason(), outcome) {
+            (Some(reason), _) => number(reason),
+            (None, Err(failure)) => match failure.status {
+                Status::Cancelled => number(FinishReason::Cancelled),
+                Status::ContextFull => number(FinishReason::ContextFull),
+                Status::BufferTooSmall => RUNNING,
+                _ => FAILED,
+            },
+            (None, Ok(_)) => RUNNING,
+        };
+        report.text_size = outcome.as_ref().err().map_or(0, |failure| failure.needed);
+        if let Err(failure) = outcome {
+            report.last_failure = Some(failure.clone());
+        }
+    }
+}
+
+/// Starts a generation from a text. Nothing is computed yet: the first call for text or a token does that.
+///
+/// @param model       The model; it may be freed while the inference lives.
+/// @param prompt      The prompt in UTF-8, read as the option "prompt_format" says; it is copied. May be NULL if
+///                    `prompt_len` is 0. Nothing in it is taken for a control token, except by "chat" and "user",
+///                    whose template adds its own.
+/// @param prompt_len  Bytes in `prompt`, NULs included, or KIGO_NUL_TERMINATED if a NUL ends it.
+/// @param options     Options, or NULL for the defaults; not kept.
+/// @param inference   Where the inference is written on success; free it with kigo_inference_free().
+/// @param error       Where an error is written on failure, or NULL.
+/// @returns KIGO_OK. On failure nothing is left behind.
+///   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
+///   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
+///   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+///   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
+///   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
+///   - KIGO_OUT_OF_MEMORY: there is no room for another context; free an inference and try again.
+///   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
+///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time; inferences of one model run at the same time.
+///
+/// # Safety
+/// `prompt` is NULL or readable for `prompt_len` bytes, or NUL-terminated; `inference` and `error` are NULL or valid
+/// for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_start(
+    model: *const kigo_model,
+    prompt: *const c_char,
+    prompt_len: usize,
+    options: *const kigo_options,
+    inference: *mut *mut kigo_inference,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `prompt` is NULL, readable for `prompt_len` bytes or NUL-terminated by this function's contract.
+        let text = unsafe { self::prompt(prompt, prompt_len, "prompt") }?;
+        // SAFETY: `inference` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(inference, "inference") }?;
+        let engine = engine(model)?;
+        let settings = snapshot(options)?;
+        let prompt = match settings.prompt_format {
+            PromptFormat::Text => Prompt::Text(text),
+            PromptFormat::User => Prompt::User(text),
+            PromptFormat::Chat => Prompt::Chat(text),
+        };
+        out.write(pointer(INFERENCES.insert(Inference::start(&engine, prompt, &settings)?)?));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// Starts a generation from token ids, which may be control tokens. No token is added to them.
+///
+/// @param model      The model; it may be freed while the inference lives.
+/// @param tokens     The ids, each from 0 to n_vocab - 1; they are copied. May be NULL if `n_tokens` is 0.
+/// @param n_tokens   How many there are.
+/// @param options    Options, or NULL for the defaults; not kept. "prompt_format" is not used.
+/// @param inference  Where the inference is written on success; free it with kigo_inference_free().
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns KIGO_OK. On failure nothing is left behind.
+///   - KIGO_INVALID_ARGUMENT: a token id is outside the vocabulary, or `tokens` or `inference` is NULL.
+///   - KIGO_PROMPT_TOO_LONG, KIGO_EMPTY_PROMPT, KIGO_OUT_OF_MEMORY, KIGO_INVALID_HANDLE: as for
+///     kigo_inference_start().
+///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time.
+///
+/// # Safety
+/// `tokens` is NULL or readable for `n_tokens` ids; `inference` and `error` are NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_start_tokens(
+    model: *const kigo_model,
+    tokens: *const i32,
+    n_tokens: usize,
+    options: *const kigo_options,
+    inference: *mut *mut kigo_inference,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `tokens` is NULL or readable for `n_tokens` ids by this function's contract.
+        let tokens = unsafe { array(tokens, n_tokens, "tokens") }?;
+        // SAFETY: `inference` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(inference, "inference") }?;
+        let engine = engine(model)?;
+        let settings = snapshot(options)?;
+        let tokens = checked_tokens(tokens, &engine)?;
+        let inference = Inference::start(&engine, Prompt::Tokens(&tokens), &settings)?;
+        out.write(pointer(INFERENCES.insert(inference)?));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// The ids as the library counts them.
+///
+/// # Errors
+/// `PromptTooLong` before anything is read, `InvalidArgument` for an id outside the vocabulary.
+fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
+    if tokens.len() >= engine.n_ctx() {
+        return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
+    }
+    let mut ids = try_vec(tokens.len(), "the tokens of the prompt")?;
+    for (index, token) in tokens.iter().enumerate() {
+        match u32::try_from(*token) {
+            Ok(id) if (id as usize) < engine.n_vocab() => ids.push(id),
+            _ => {
+                let expected = format!("an id from 0 to {}", engine.n_vocab().saturating_sub(1));
+                return Err(Error::invalid_argument(format!("tokens[{index}]"), expected, token));
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// The next piece of the text, as soon as there is one.
+///
+/// A piece is one or more whole characters, so that it can be printed as it is; all pieces in a row are the text.
+/// Use either this function or kigo_next_token() on an inference, not both.
+///
+/// @param inference  The inference.
+/// @param text       Where the piece and a NUL are written; may be NULL if `size` is 0. A model can generate NUL
+///                   characters, so take the length from the return value where that matters.
+/// @param size       Bytes in `text`; 256 is enough for nearly every piece.
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns The bytes of the piece without its NUL, at least 1; or 0 if the generation has ended, now and in every
+///   later call: kigo_inference_finish_reason() says why.
+///   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a buffer of "text_size" bytes, which the message and
+///     kigo_inference_get_i64() tell: the same piece comes.
+///   - KIGO_CANCELLED: the inference was cancelled; free it.
+///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+///   - KIGO_INVALID_ARGUMENT: `text` is NULL though `size` is not 0, or kigo_next_token() was used before.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it, one at a time for an inference. The first call computes the prompt.
+///
+/// # Safety
+/// `text` is NULL or valid for writing the piece if that fits into `size` bytes; `error` is NULL or valid for writing
+/// one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_next_text(
+    inference: *mut kigo_inference,
+    text: *mut c_char,
+    size: usize,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `text` is NULL or large enough for a piece that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(text, size, "text") }?;
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        inference.advance(Lane::Text, |session| next_text(session, &buffer))
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+fn next_text(session: &mut Session, buffer: &Buffer) -> Result<i32> {
+    let Some(text) = session.peek_text()? else {
+        return Ok(0);
+    };
+    let written = buffer.write_text(text)?;
+    session.take_text();
+    Ok(written)
+}
+
+/// The next token and its bytes, for hosts that want every token by itself.
+///
+/// The bytes of a token need not be UTF-8: a character may be spread over several tokens. A control token may have
+/// no bytes. Stop strings are not cut off here. Use either this function or kigo_next_text() on an inference, not
+/// both.
+///
+/// @param inference  The inference.
+/// @param token      Where the id is written on success.
+/// @param bytes      Where the bytes are written, without a NUL; may be NULL if `size` is 0.
+/// @param size       Bytes in `bytes`; "max_token_bytes" of the model is always enough.
+/// @returns How many bytes the token has, 0 or more.
+///   - KIGO_FINISHED: the generation has ended, and nothing was written; the same comes from every later call.
+///   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a larger buffer: the same token comes.
+///   - KIGO_CANCELLED: the inference was cancelled; free it.
+///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+///   - KIGO_INVALID_ARGUMENT: `token` is NULL, `bytes` is NULL though `size` is not 0, or kigo_next_text() was used
+///     before.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+///   kigo_inference_last_error() has the message.
+///
+/// Any thread may call it, one at a time for an inference. The first call computes the prompt.
+///
+/// # Safety
+/// `token` is NULL or valid for writing one id; `bytes` is NULL or valid for writing the bytes of the token if they
+/// fit into `size`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_next_token(
+    inference: *mut kigo_inference,
+    token: *mut i32,
+    bytes: *mut c_char,
+    size: usize,
+) -> i32 {
+    let body = || {
+        // SAFETY: `token` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(token, "token") }?;
+        // SAFETY: `bytes` is NULL or large enough for a token that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(bytes, size, "bytes") }?;
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        inference.advance(Lane::Tokens, |session| next_token(session, &out, &buffer))
+    };
+    guarded(body).unwrap_or_else(|failure| failure.status as i32)
+}
+
+fn next_token(session: &mut Session, out: &Out<i32>, buffer: &Buffer) -> Result<i32> {
+    let Some((token, bytes)) = session.peek_token()? else {
+        return Ok(Status::Finished as i32);
+    };
+    let id = i32::try_from(token).map_err(|_| Error::Internal(format!("token {token} is no id")))?;
+    let written = buffer.write(bytes)?;
+    out.write(id);
+    session.take_token();
+    Ok(written)
+}
+
+/// The last failure of a call for text or a token on this inference, as that call would have told it.
+///
+/// KIGO_BUSY is not remembered: it concerns the caller that got it, not the inference.
+///
+/// @param inference  The inference; not changed.
+/// @param error      Where an error is written if there was a failure, or NULL; free it with kigo_error_free().
+/// @returns KIGO_OK if no call failed; then nothing is written. Otherwise the status of the last failure.
+///   - KIGO_INVALID_HANDLE: the inference is not live.
+///   - KIGO_FORKED: this is a forked child.
+///
+/// Any thread may call it at any time, also while another uses `inference`.
+///
+/// # Safety
+/// `error` is NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_last_error(
+    inference: *const kigo_inference,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        let failure = inference.report().last_failure.clone();
+        failure.map_or(Ok(0), Err)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most one
+/// batch of the prompt or one token; so does every later call.
+///
+/// @param inference  The inference.
+/// @returns KIGO_OK, also if it was cancelled before or has ended.
+///   - KIGO_INVALID_HANDLE: the inference is not live.
+///   - KIGO_FORKED: this is a forked child.
+///
+/// Any thread may call it at any time, also while another uses `inference`; it does not wait.
+#[unsafe(no_mangle)]
+pub extern "C" fn kigo_inference_cancel(inference: *mut kigo_inference) -> i32 {
+    let body = || {
+        INFERENCES.get(handle(inference), "inference")?.cancel.store(true, Ordering::Release);
+        Ok(0)
+    };
+    guarded(body).unwrap_or_else(|failure| failure.status as i32)
+}
+
+/// Why the generation ended, as of the last call for text or a token that returned.
+///
+/// @param inference  The inference; not changed.
+/// @returns One of the KIGO_FINISH_ numbers, none of which is negative.
+///   - KIGO_INVALID_HANDLE: the inference is not live.
+///   - KIGO_FORKED: this is a forked child.
+///
+/// Any thread may call it at any time, also while another uses `inference`.
+#[unsafe(no_mangle)]
+pub extern "C" fn kigo_inference_finish_reason(inference: *const kigo_inference) -> i32 {
+    let body = || Ok(INFERENCES.get(handle(inference), "inference")?.report().finish_reason);
+    guarded(body).unwrap_or_else(|failure| failure.status as i32)
+}
+
+/// A fact about an inference that is an integer, as of the last call for text or a token that returned.
+///
+/// @param inference  The inference; not changed.
+/// @param key        Which fact, as "Facts about an inference" lists them.
+/// @param value      Where the fact is written on success.
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns KIGO_OK.
+///   - KIGO_INVALID_ARGUMENT: `key` is NULL or no integer has it, or `value` is NULL.
+///   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time, also while another uses `inference`.
+///
+/// # Safety
+/// `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_get_i64(
+    inference: *const kigo_inference,
+    key: *const c_char,
+    value: *mut i64,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
+        let key = unsafe { text(key, "key") }?;
+        // SAFETY: `value` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(value, "value") }?;
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        let get = find(COUNTS, key, &keys(TIMES), "kigo_inference_get_f64")?;
+        out.write(i64::try_from(get(&inference.report())).unwrap_or(i64::MAX));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// A fact about an inference that is a number, as of the last call for text or a token that returned.
+///
+/// @param inference  The inference; not changed.
+/// @param key        Which fact, as "Facts about an inference" lists them.
+/// @param value      Where the fact is written on success.
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns KIGO_OK.
+///   - KIGO_INVALID_ARGUMENT: `key` is NULL or no number has it, or `value` is NULL.
+///   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time, also while another uses `inference`.
+///
+/// # Safety
+/// `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_get_f64(
+    inference: *const kigo_inference,
+    key: *const c_char,
+    value: *mut f64,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
+        let key = unsafe { text(key, "key") }?;
+        // SAFETY: `value` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(value, "value") }?;
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        let get = find(TIMES, key, &keys(COUNTS), "kigo_inference_get_i64")?;
+        out.write(get(&inference.report()));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// Frees an inference. The handle is dead at once; a call that is running in another thread is cancelled, and gives
+/// the memory back when it returns.
+///
+/// @param inference  The inference, or NULL.
+/// @returns KIGO_OK, also for NULL.
+///   - KIGO_INVALID_HANDLE: `inference` was freed before or is no inference; nothing happened.
+///   - KIGO_FORKED: this is a forked child; nothing happened.
+///
+/// Any thread may call it at any time, also while another uses `inference`; it does not wait.
+#[unsafe(no_mangle)]
+pub extern "C" fn kigo_inference_free(inference: *mut kigo_inference) -> i32 {
+    free(&INFERENCES, handle(inference), "inference", |dead| dead.cancel.store(true, Ordering::Release))
+}

@@ -1,0 +1,99 @@
+//! kigo loads a GGUF language model and generates text.
+//!
+//! This is the whole C API. It works in C99 and later, in C++11 and later, and through any foreign function
+//! interface: there are no structs, no variable arguments, no `bool`, no callbacks.
+//!
+//! ## A program in ten lines
+//!
+//! ```c
+//! kigo_model *model = NULL;
+//! kigo_inference *inference = NULL;
+//! kigo_error *error = NULL;
+//! char text[256];
+//! int32_t n = kigo_model_load("model.gguf", NULL, &model, &error);
+//! if (n == 0) n = kigo_inference_start(model, "Once", KIGO_NUL_TERMINATED, NULL, &inference, &error);
+//! while (n >= 0 && (n = kigo_next_text(inference, text, sizeof text, &error)) > 0) fputs(text, stdout);
+//! if (n < 0) fprintf(stderr, "%s\n", kigo_error_message(error));
+//! kigo_error_free(error);
+//! kigo_inference_free(inference);
+//! kigo_model_free(model);
+//! ```
+//!
+//! ## Answers
+//!
+//! A function that can fail returns an `int32_t`: a negative number is a status, listed below with what to do about
+//! it; KIGO_OK, which is 0, or a positive number is success. No status number ever changes its meaning, and later
+//! versions may add some, so treat a negative number that you do not know as a failure.
+//!
+//! Most functions end with `kigo_error **error`. Pass NULL, or the address of a pointer: on failure, and only then,
+//! an error object with a message is written there, which you free with kigo_error_free(). What was there before is
+//! overwritten without being freed. There is no "last error" of a thread.
+//!
+//! Whatever else a function writes for you, it writes on success only. A call that failed changed nothing, unless its
+//! description says otherwise.
+//!
+//! ## Handles and ownership
+//!
+//! `kigo_model *` and its like are handles. They look like pointers, but are numbers that stand for nothing in memory:
+//! compare and copy them, never follow them. Each handle that a function wrote for you is yours until you free it
+//! with the function of its kind. A NULL, freed or made-up handle, or one of another kind, is answered with
+//! KIGO_INVALID_HANDLE and does no harm; freeing NULL does nothing. At most 1048576 handles of a kind live at a time.
+//!
+//! A function keeps no pointer that you pass: texts and options are copied during the call. Texts that kigo returns
+//! are written into your buffers. Only kigo_error_message(), kigo_version() and kigo_status_name() return pointers to
+//! memory of kigo; their descriptions say how long that lasts.
+//!
+//! ## Pointers and NULL
+//!
+//! A pointer may be NULL only where its description says so; otherwise the call returns KIGO_INVALID_ARGUMENT and the
+//! message names the argument. Pointers that are neither NULL nor valid for their purpose are the one thing that kigo
+//! cannot detect. Of a buffer only the bytes that the answer needs are touched.
+//!
+//! ## Text
+//!
+//! All text is UTF-8, except paths, which are what the system takes. Texts that go in end with a NUL, except prompts,
+//! which have a length and may hold NULs. Invalid UTF-8 is answered with KIGO_INVALID_UTF8. Text that comes out is
+//! complete UTF-8: a character is never cut in two. Messages may quote model files, with control characters escaped;
+//! print them with "%s".
+//!
+//! ## Threads
+//!
+//! Every function may be called from any thread, and a handle may move between threads. A model and an options object
+//! may be used by many threads at once. An inference generates for one thread at a time; a second one gets KIGO_BUSY
+//! and does no harm. Cancelling, asking and freeing are possible at all times and do not wait. Inferences of one model
+//! run side by side.
+//!
+//! ## Processes
+//!
+//! After fork(), the child of a process that used kigo gets KIGO_FORKED from every function, and frees do nothing;
+//! parent and child are not harmed. Use kigo first after fork(), or call exec(). Once loaded, the library stays in the
+//! process: dlclose() is allowed and has no effect. kigo prints nothing, handles no signal, changes no locale or
+//! environment variable and never ends the process, with one exception: when the system refuses a small allocation
+//! on the host, such as that of an error object.
+//!
+//! ## Versions
+//!
+//! Functions, statuses and keys are added, never changed or removed, while KIGO_ABI_VERSION stays the same. Compare
+//! it with kigo_abi_version() if you load the library by hand.
+#![allow(unsafe_code, reason = "C callers hand over raw pointers; every use of one is proved in place")]
+#![allow(non_camel_case_types, reason = "types carry the names that C uses")]
+
+mod boundary;
+mod error;
+mod handle;
+pub mod header;
+mod inference;
+mod library;
+mod model;
+mod options;
+mod status;
+
+pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};
+pub use inference::{kigo_inference, kigo_inference_cancel, kigo_inference_finish_reason, kigo_inference_free};
+pub use inference::{kigo_inference_get_f64, kigo_inference_get_i64, kigo_inference_last_error, kigo_inference_start};
+pub use inference::{kigo_inference_start_tokens, kigo_next_text, kigo_next_token};
+pub use library::{kigo_abi_version, kigo_version};
+pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
+pub use options::kigo_options_set_str;
+pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};
+pub use status::kigo_status_name;

@@ -1,0 +1,215 @@
+//! Models: load, ask, free.
+
+use super::boundary::{Buffer, Out, export, free, handle, path, pointer, text};
+use super::error::kigo_error;
+use super::handle::{Kind, MAX_HANDLES, Table};
+use super::options::{kigo_options, snapshot};
+use crate::engine::Engine;
+use crate::error::quoted;
+use crate::{Error, Result};
+use std::ffi::c_char;
+use std::sync::Arc;
+
+/// A loaded model. It does not change, and any number of threads and inferences may use it at once.
+pub struct kigo_model {
+    _private: [u8; 0],
+}
+
+/// A fact about a thing, by the key with which C asks for it.
+pub(super) struct Fact<F> {
+    pub(super) key: &'static str,
+    pub(super) doc: &'static str,
+    pub(super) get: F,
+}
+
+type TextOf = fn(&Engine) -> &str;
+type NumberOf = fn(&Engine) -> u64;
+
+/// What kigo_model_get_str() knows.
+pub(super) static TEXTS: &[Fact<TextOf>] = &[
+    Fact { key: "device", doc: "Where the model lives, such as \"cuda:0\" or \"cpu\".", get: Engine::device },
+    Fact { key: "architecture", doc: "general.architecture of the file.", get: Engine::architecture },
+    Fact { key: "name", doc: "general.name of the file; may be empty.", get: Engine::name },
+];
+
+/// What kigo_model_get_i64() knows.
+pub(super) static NUMBERS: &[Fact<NumberOf>] = &[
+    Fact { key: "n_ctx", doc: "Size of the context of an inference, in tokens.", get: |model| model.n_ctx() as u64 },
+    Fact {
+        key: "n_ctx_train",
+        doc: "Size of the context that the model was trained for, in tokens.",
+        get: |model| model.n_ctx_train() as u64,
+    },
+    Fact { key: "n_vocab", doc: "Number of tokens; ids are less than this.", get: |model| model.n_vocab() as u64 },
+    Fact { key: "n_embd", doc: "Width of the residual stream.", get: |model| model.n_embd() as u64 },
+    Fact { key: "n_layer", doc: "Number of layers.", get: |model| model.n_layer() as u64 },
+    Fact { key: "weight_bytes", doc: "Bytes of weights on the device.", get: Engine::weight_bytes },
+    Fact {
+        key: "max_token_bytes",
+        doc: "Bytes of the longest token: a buffer that is large enough for every kigo_next_token().",
+        get: |model| model.max_token_bytes() as u64,
+    },
+];
+
+/// The fact that `key` asks for.
+///
+/// # Errors
+/// `InvalidArgument` lists the keys there are, and the function for those of another type.
+pub(super) fn find<F: Copy>(facts: &[Fact<F>], key: &str, others: &[&str], getter: &str) -> Result<F> {
+    if let Some(fact) = facts.iter().find(|fact| fact.key == key) {
+        return Ok(fact.get);
+    }
+    if others.contains(&key) {
+        let expected = format!("a call of {getter}() for this key");
+        return Err(Error::invalid_argument("key", expected, quoted(key.as_bytes())));
+    }
+    let known: Vec<&str> = facts.iter().map(|fact| fact.key).collect();
+    Err(Error::invalid_argument("key", format!("one of {}", known.join(", ")), quoted(key.as_bytes())))
+}
+
+/// The keys of some facts.
+pub(super) fn keys<F>(facts: &[Fact<F>]) -> Vec<&'static str> {
+    facts.iter().map(|fact| fact.key).collect()
+}
+
+static MODELS: Table<Arc<Engine>> = Table::new(Kind::Model, MAX_HANDLES);
+
+/// The engine of a live model.
+///
+/// # Errors
+/// `InvalidHandle` when `model` is anything else.
+pub(super) fn engine(model: *const kigo_model) -> Result<Arc<Engine>> {
+    Ok(Arc::clone(&*MODELS.get(handle(model), "model")?))
+}
+
+/// Loads a model from a GGUF file.
+///
+/// The file is read while the call runs, which may take seconds, and is not needed afterwards.
+///
+/// @param path     The file, in the bytes of the system; it need not be UTF-8 on Linux.
+/// @param options  Options, or NULL for the defaults; not kept.
+/// @param model    Where the model is written on success; free it with kigo_model_free().
+/// @param error    Where an error is written on failure, or NULL.
+/// @returns KIGO_OK. On failure nothing is left behind.
+///   - KIGO_IO: the file cannot be opened or read; the message has the system's reason.
+///   - KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_BAD_FILE: the file is not a GGUF file that can
+///     be loaded; fetch or convert it again.
+///   - KIGO_UNSUPPORTED_ARCHITECTURE, KIGO_UNSUPPORTED_TYPE, KIGO_UNSUPPORTED_TOKENIZER: the model needs something
+///     that this version does not have; the message lists what it has.
+///   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
+///   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
+///   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL, or an option does not fit the model.
+///   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
+///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time; several models may be loaded at once.
+///
+/// # Safety
+/// `path` is NULL or NUL-terminated; `model` and `error` are NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_model_load(
+    path: *const c_char,
+    options: *const kigo_options,
+    model: *mut *mut kigo_model,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `path` is NULL or NUL-terminated by this function's contract.
+        let path = unsafe { self::path(path, "path") }?;
+        // SAFETY: `model` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(model, "model") }?;
+        let settings = snapshot(options)?;
+        out.write(pointer(MODELS.insert(Engine::load(&path, &settings.load)?)?));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// Frees a model. Its inferences go on: the memory is given back when the last of them is freed.
+///
+/// @param model  The model, or NULL.
+/// @returns KIGO_OK, also for NULL.
+///   - KIGO_INVALID_HANDLE: `model` was freed before or is no model; nothing happened.
+///   - KIGO_FORKED: this is a forked child; nothing happened.
+///
+/// Any thread may call it at any time, also while another uses `model`.
+#[unsafe(no_mangle)]
+pub extern "C" fn kigo_model_free(model: *mut kigo_model) -> i32 {
+    free(&MODELS, handle(model), "model", |_| ())
+}
+
+/// A fact about a model that is a text.
+///
+/// @param model   The model; not changed.
+/// @param key     Which fact, as "Facts about a model" lists them.
+/// @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+/// @param size    Bytes in `buffer`; 0 only asks for the size needed.
+/// @param error   Where an error is written on failure, or NULL.
+/// @returns The bytes that the text and its NUL take, so at least 1.
+///   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+///   - KIGO_INVALID_ARGUMENT: `key` is NULL or no text has it, or `buffer` is NULL though `size` is not 0.
+///   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time.
+///
+/// # Safety
+/// `key` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+/// `error` is NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_model_get_str(
+    model: *const kigo_model,
+    key: *const c_char,
+    buffer: *mut c_char,
+    size: usize,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
+        let key = unsafe { text(key, "key") }?;
+        // SAFETY: `buffer` is NULL or large enough for an answer that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
+        let model = engine(model)?;
+        let value = find(TEXTS, key, &keys(NUMBERS), "kigo_model_get_i64")?(&model);
+        Ok(if buffer.is_query() { Buffer::size_of_text(value) } else { buffer.write_text(value).map(|n| n + 1) }?)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// A fact about a model that is an integer.
+///
+/// @param model  The model; not changed.
+/// @param key    Which fact, as "Facts about a model" lists them.
+/// @param value  Where the fact is written on success.
+/// @param error  Where an error is written on failure, or NULL.
+/// @returns KIGO_OK.
+///   - KIGO_INVALID_ARGUMENT: `key` is NULL or no integer has it, or `value` is NULL.
+///   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time.
+///
+/// # Safety
+/// `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_model_get_i64(
+    model: *const kigo_model,
+    key: *const c_char,
+    value: *mut i64,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
+        let key = unsafe { text(key, "key") }?;
+        // SAFETY: `value` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(value, "value") }?;
+        let model = engine(model)?;
+        let value = find(NUMBERS, key, &keys(TEXTS), "kigo_model_get_str")?(&model);
+        out.write(i64::try_from(value).unwrap_or(i64::MAX));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
