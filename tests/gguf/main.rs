@@ -6,6 +6,8 @@
 mod alloc;
 #[path = "../common/gguf_bytes.rs"]
 mod gguf_bytes;
+#[path = "../common/models.rs"]
+mod models;
 
 mod faults;
 mod files;

@@ -1,28 +1,10 @@
 //! A published model.
 
-use std::path::PathBuf;
-
 use super::*;
-
-/// SmolLM2-135M-Instruct in Q4_1: the path in `KIGO_MODEL_SMOLLM2`, or in the cache.
-fn smollm2() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("KIGO_MODEL_SMOLLM2") {
-        return Some(path.into());
-    }
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = var("KIGO_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|path| path.join("kigo")))
-        .or_else(|| var("HOME").map(|path| path.join(".cache/kigo")))?;
-    let path = cache.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    path.exists().then_some(path)
-}
 
 #[test]
 fn smollm2_loads() {
-    let Some(path) = smollm2() else {
-        eprintln!("skipped: no SmolLM2-135M-Instruct.Q4_1.gguf; set KIGO_MODEL_SMOLLM2 to its path");
-        return;
-    };
+    let Some(path) = models::cached(models::SMOLLM2) else { return };
     let started = Instant::now();
     let (gguf, peak) = alloc::peak(|| Gguf::open(&path).unwrap());
     println!("{} bytes opened in {:?} with {peak} bytes", gguf.file_bytes(), started.elapsed());
