@@ -158,6 +158,14 @@ impl StringArray {
         Ok(())
     }
 
+    /// Gives back the room that growing left over; keeps it when there is no memory to copy into.
+    pub(super) fn shrink(&mut self) {
+        if let Ok(mut exact) = crate::error::try_vec(self.bytes.len(), "an array of strings") {
+            exact.extend_from_slice(&self.bytes);
+            self.bytes = exact;
+        }
+    }
+
     /// The strings of `strings`.
     ///
     /// # Errors

@@ -187,6 +187,7 @@ fn strings(reader: &mut Reader, key: &str, n: u64) -> Result<StringArray> {
         let len: u64 = reader.number(what)?;
         out.push_with(reader.expect(len, 1, what)?, |room| reader.fill(room, what))?;
     }
+    out.shrink();
     Ok(out)
 }
 
