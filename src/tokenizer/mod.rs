@@ -145,12 +145,22 @@ impl Tokenizer {
 
     /// The bytes of all tokens in order. A tokenizer that puts a space before a text takes it away again, so that
     /// `decode(encode(text))` is the text.
-    pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
-        let mut bytes: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id, special)).copied().collect();
-        if self.adds_space_prefix() && bytes.first() == Some(&b' ') {
-            bytes.remove(0);
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn decode(&self, ids: &[u32], special: bool) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut space = self.adds_space_prefix();
+        for &id in ids {
+            let mut token = self.token_bytes(id, special);
+            if space && !token.is_empty() {
+                token = token.strip_prefix(b" ").unwrap_or(token);
+                space = false;
+            }
+            bytes.try_reserve(token.len()).map_err(|_| out_of_memory(ids.len()))?;
+            bytes.extend_from_slice(token);
         }
-        bytes
+        Ok(bytes)
     }
 
     /// Whether [`Tokenizer::encode`] puts a space before a text: then that of the first piece of an answer is no
