@@ -168,6 +168,20 @@ fn t04_long_texts_take_less_than_two_seconds() {
     }
 }
 
+/// Text full of what might become a special token.
+#[test]
+fn t04_starts_of_special_tokens_take_no_longer() {
+    let Some(tokenizer) = real("llama-bpe") else { return };
+    for part in ["<", "<|", "<|reserved_special_token_", "<|eot_id|>"] {
+        let input = part.repeat((1 << 20) / part.len());
+        let start = Instant::now();
+        let ids = tokenizer.encode(&input, PARSED).unwrap();
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(2), "{part} took {took:?}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), input.as_bytes());
+    }
+}
+
 /// A byte-level vocabulary: all bytes, `ab`, `abc`, a control token, an unknown one and a user-defined one.
 fn tiny_bpe() -> Vec<(&'static str, Value)> {
     let byte = |b: u8| match b {

@@ -1,8 +1,11 @@
 //! Text to token ids and back, as the metadata of a GGUF file describes it.
 //!
-//! [`Tokenizer::from_gguf`] reads the vocabulary; [`Tokenizer::encode`] cuts special tokens out of a text, the rest
-//! into pieces ([`pretokenize`]), and merges the bytes ([`bpe`]) or characters ([`spm`]) of each piece ([`merge`]).
-//! Everything is linear in the text, or n log n inside one piece.
+//! [`Tokenizer::from_gguf`] (`load.rs`) reads the vocabulary; [`Tokenizer::encode`] cuts special tokens out of a text
+//! (`special.rs`), the rest into pieces (`pretokenize.rs`), and merges the bytes (`bpe.rs`) or characters (`spm.rs`) of
+//! each piece (`merge.rs`). Time is linear in the text, n log n inside one piece.
+//!
+//! Text is taken as it is. The tokenizer of Qwen2 composes characters first (Unicode NFC); text that is composed
+//! already, as nearly all is, gives the same tokens.
 
 mod bpe;
 mod hash;
