@@ -105,7 +105,7 @@ fn g13_an_alignment_must_be_a_power_of_two_from_8() {
     let alignment = |value: Value| sample_with_alignment(value).to_bytes();
     let bytes = alignment(Value::U32(32));
     let at = find(&bytes, b"general.alignment") + 21;
-    for n in [0u32, 1, 4, 12, 13, 1 << 21, 1 << 31, u32::MAX] {
+    for n in [0u32, 1, 4, 12, 13, 24, 96, 1 << 21, 1 << 31, u32::MAX] {
         let bytes = patched(bytes.clone(), at, &n.to_le_bytes());
         refused(&bytes, Status::BadFile, &["general.alignment", "power of two", &n.to_string()]);
     }
