@@ -9,6 +9,6 @@ impl super::Block for F16 {
 
     #[inline(always)]
     fn dequantize(block: &[u8], out: &mut [f32]) {
-        out[0] = super::f16_at(block, 0);
+        out[0] = super::bits::f16_at(block, 0);
     }
 }
