@@ -8,18 +8,17 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, put_word, splat, split_nibbles, word_at};
+use super::bits::{array, array_mut, f16_at};
 
 /// The 16 levels of IQ4_NL and IQ4_XS, denser around zero (`kvalues_iq4nl` of ggml).
 const CODEBOOK: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// The levels of eight indices, as signed bytes. Each bit of the indices halves the choice; unlike 8 loads from
-/// a table, this vectorises.
+/// The level of index `q`. Each bit of the index halves the choice; unlike a load from a table, this vectorises.
 #[inline(always)]
-pub(super) fn levels(q: u64) -> u64 {
-    let mut choice = CODEBOOK.map(|level| splat(level as u8));
+pub(super) fn level(q: u8) -> i8 {
+    let mut choice = CODEBOOK;
     for bit in 0..4 {
-        let mask = (q >> bit & splat(1)) * 255;
+        let mask = (q as i8) << (7 - bit) >> 7;
         for i in 0..8 >> bit {
             let (if_0, if_1) = (choice[2 * i], choice[2 * i + 1]);
             choice[i] = if_0 ^ (if_0 ^ if_1) & mask;
@@ -27,6 +26,7 @@ pub(super) fn levels(q: u64) -> u64 {
     }
     choice[0]
 }
+
 /// `IQ4_NL`: 18 bytes, 32 weights.
 pub struct Iq4Nl;
 
@@ -39,14 +39,14 @@ impl Block for Iq4Nl {
         let block: &[u8; 18] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
         let d = f16_at(block, 0);
+        let qs: &[u8; 16] = array(&block[2..]);
         let mut q = [0; 32];
-        split_nibbles(&block[2..], &mut q);
-        for i in (0..32).step_by(8) {
-            let word = levels(word_at(&q, i));
-            put_word(&mut q, i, word);
+        for i in 0..16 {
+            q[i] = level(qs[i] & 15);
+            q[i + 16] = level(qs[i] >> 4);
         }
         for i in 0..32 {
-            out[i] = d * (q[i] as i8) as f32;
+            out[i] = d * q[i] as f32;
         }
     }
 }

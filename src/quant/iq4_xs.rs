@@ -11,8 +11,8 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, put_word, split_nibbles, word_at};
-use super::iq4_nl::levels;
+use super::bits::{array, array_mut, f16_at, split_nibbles};
+use super::iq4_nl::level;
 
 /// `IQ4_XS`: 136 bytes, 256 weights.
 pub struct Iq4Xs;
@@ -37,9 +37,8 @@ impl Block for Iq4Xs {
             let high = (scales_h >> (2 * g)) as u8 & 3;
             sc[g] = d * ((low | high << 4) as i32 - 32) as f32;
         }
-        for i in (0..256).step_by(8) {
-            let word = levels(word_at(&q, i));
-            put_word(&mut q, i, word);
+        for q in &mut q {
+            *q = level(*q) as u8;
         }
         for i in 0..256 {
             out[i] = sc[i / 32] * (q[i] as i8) as f32;

@@ -24,8 +24,8 @@ impl Block for Q4_0 {
         let d = f16_at(block, 0);
         let qs: &[u8; 16] = array(&block[2..]);
         for i in 0..16 {
-            out[i] = d * ((qs[i] & 15) as i32 - 8) as f32;
-            out[i + 16] = d * ((qs[i] >> 4) as i32 - 8) as f32;
+            out[i] = d * ((qs[i] & 15) as i8 - 8) as f32;
+            out[i + 16] = d * ((qs[i] >> 4) as i8 - 8) as f32;
         }
     }
 }

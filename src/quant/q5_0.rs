@@ -28,8 +28,8 @@ impl Block for Q5_0 {
         let qh: &[u8; 32] = array(qh.as_flattened());
         let qs: &[u8; 16] = array(&block[6..]);
         for i in 0..16 {
-            out[i] = d * ((qs[i] & 15 | qh[i] << 4) as i32 - 16) as f32;
-            out[i + 16] = d * ((qs[i] >> 4 | qh[i + 16] << 4) as i32 - 16) as f32;
+            out[i] = d * ((qs[i] & 15 | qh[i] << 4) as i8 - 16) as f32;
+            out[i + 16] = d * ((qs[i] >> 4 | qh[i + 16] << 4) as i8 - 16) as f32;
         }
     }
 }
