@@ -10,9 +10,6 @@ use std::time::{Duration, Instant};
 
 const N_ROWS: usize = 64;
 
-/// Weights that are dequantised at a time, a multiple of every block length.
-const RUN: usize = 256;
-
 /// The dot products of rows with `x`.
 struct Rows<'a> {
     blocks: &'a [u8],
@@ -59,22 +56,23 @@ impl BlockVisitor for Dispatch<'_> {
 
 #[inline(always)]
 fn dot<B: Block, S: Simd>(simd: S, row: &[u8], x: &[f32]) -> f32 {
-    let step = if B::LEN == 1 { 32 } else { B::LEN };
-    let mut buf = [0.0; RUN];
-    let mut sums = [simd.splat_f32s(0.0); 4];
+    let step = B::LEN.max(32);
+    let mut buf = [0.0; 256];
     let buf = &mut buf[..step];
-    for (blocks, x) in row.chunks_exact(B::BYTES * (step / B::LEN)).zip(x.chunks_exact(step)) {
-        for (block, out) in blocks.chunks_exact(B::BYTES).zip(buf.chunks_exact_mut(B::LEN)) {
-            B::dequantize(block, out);
-        }
+    let mut sums = [simd.splat_f32s(0.0); 2];
+    for (blocks, x) in row.chunks_exact(step / B::LEN * B::BYTES).zip(x.chunks_exact(step)) {
+        B::dequantize_run(blocks, buf);
         let (w, _) = S::as_simd_f32s(buf);
         let (x, _) = S::as_simd_f32s(x);
-        for (i, (w, x)) in w.iter().zip(x).enumerate() {
-            sums[i % 4] = simd.mul_add_e_f32s(*w, *x, sums[i % 4]);
+        let (w, _) = w.as_chunks::<2>();
+        let (x, _) = x.as_chunks::<2>();
+        for (w, x) in w.iter().zip(x) {
+            for i in 0..2 {
+                sums[i] = simd.mul_add_e_f32s(w[i], x[i], sums[i]);
+            }
         }
     }
-    let [a, b, c, d] = sums;
-    simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d)))
+    simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]))
 }
 
 fn best_of(mut run: impl FnMut()) -> Duration {
