@@ -1,84 +1,362 @@
-//! One loaded model.
+//! One engine per model: it owns the backend, and runs rows that are ready as one batch.
+//!
+//! There is no thread of its own. A caller puts its rows into the queue; whoever finds the backend idle takes
+//! the lead, runs one batch made of the oldest requests, and wakes those it has served and the next leader.
 
-use crate::{Error, Result};
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// What [`Engine::load`] may be told.
-#[derive(Debug, Clone)]
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{self, Backend, Row, SequenceId};
+use crate::gguf::Gguf;
+use crate::model::{ModelDesc, Weights, arch};
+use crate::tokenizer::Tokenizer;
+use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
+use crate::{Error, Result};
+
+/// How to load a model.
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
     /// `cuda`, `cuda:N`, `cpu` or `auto`.
     pub device: String,
-    /// Size of the context in tokens.
+    /// Most tokens of prompt and answer together; the model's own length when `None`.
     pub n_ctx: Option<usize>,
-    /// Threads of the CPU backend.
+    /// Threads of the CPU backend; one per core when `None`.
     pub n_threads: Option<usize>,
-    /// Most rows of one batch.
+    /// Most rows in a batch: the prompt is processed in chunks of this size, between which it can be cancelled.
     pub n_batch: usize,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { device: "cuda".into(), n_ctx: None, n_threads: None, n_batch: 512 }
+        LoadOptions { device: "cuda".into(), n_ctx: None, n_threads: None, n_batch: 128 }
     }
 }
 
-/// A loaded model.
-#[derive(Debug)]
+/// Longest context that is used unasked, in tokens.
+const MAX_DEFAULT_CTX: usize = 1 << 17;
+
+/// A loaded model that any number of sessions share.
 pub struct Engine {
+    desc: ModelDesc,
+    tokenizer: Tokenizer,
+    template: Option<Result<ChatTemplate>>,
+    control_tokens: ControlTokens,
+    device: String,
     n_ctx: usize,
+    n_batch: usize,
+    weight_bytes: u64,
+    queue: Mutex<Queue>,
+    backend: Mutex<Box<dyn Backend>>,
+    next_sequence: AtomicU64,
+    /// Sequences whose sessions ended while a batch was running.
+    retired: Mutex<Vec<SequenceId>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Arc<Request>>,
+    /// Whether some caller is running a batch.
+    led: bool,
+}
+
+/// Rows of one session that must run in one batch.
+struct Request {
+    rows: Vec<Row>,
+    outcome: Mutex<Option<Result<Vec<f32>>>>,
+    /// The session's buffer for logits, on its way to the outcome.
+    logits: Mutex<Vec<f32>>,
+    /// Signalled, under the queue's lock, when there is an outcome or the lead is free.
+    wake: Condvar,
 }
 
 impl Engine {
-    /// Loads the model of a file.
+    /// Loads a model: header, hyperparameters, tokenizer, tensors, in this order, so that a bad file is refused early.
     ///
     /// # Errors
-    /// `Io` when the file cannot be read, `NoBackend` for a device other than the CPU.
+    /// Whatever is wrong with the file, naming it; or with the options; or no memory.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Engine>> {
-        std::fs::read(path).map_err(|source| Error::Io { operation: "open".into(), source }.in_file(path))?;
-        if options.device != "cpu" && options.device != "auto" {
-            return Err(Error::NoBackend { device: options.device.clone(), backend: "cuda", known: "cpu" });
-        }
-        Ok(Arc::new(Engine { n_ctx: options.n_ctx.unwrap_or(256) }))
+        let n_threads = check_options(options)?;
+        Self::load_file(path, options, n_threads).map_err(|error| match error {
+            Error::InFile { .. } | Error::OutOfMemory { .. } | Error::InvalidArgument { .. } => error,
+            error => error.in_file(path),
+        })
     }
-    /// Where the weights are.
+
+    fn load_file(path: &Path, options: &LoadOptions, n_threads: usize) -> Result<Arc<Engine>> {
+        let gguf = Gguf::open(path)?;
+        let desc = arch::describe(gguf.metadata())?;
+        let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+        let plan = Weights::plan(&gguf, &desc)?;
+        let backend = CpuBackend::load(&gguf, &desc, &plan, n_threads)?;
+        let template = tokenizer.chat_template().map(ChatTemplate::new);
+        Ok(Arc::new(Engine {
+            n_ctx: options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX)),
+            n_batch: options.n_batch,
+            device: backend.device().to_string(),
+            weight_bytes: backend.weight_bytes(),
+            template,
+            control_tokens: ControlTokens::new(tokenizer.control_tokens()),
+            tokenizer,
+            desc,
+            queue: Mutex::default(),
+            backend: Mutex::new(Box::new(backend)),
+            next_sequence: AtomicU64::new(0),
+            retired: Mutex::default(),
+        }))
+    }
+
+    /// The device that runs the model, such as `cpu`.
     pub fn device(&self) -> &str {
-        "cpu"
+        &self.device
     }
+
     /// `general.architecture`.
     pub fn architecture(&self) -> &str {
-        "llama"
+        self.desc.architecture
     }
-    /// `general.name`.
+
+    /// `general.name`, or empty.
     pub fn name(&self) -> &str {
-        "stub"
+        &self.desc.name
     }
-    /// Size of the context in tokens.
+
+    /// Most tokens of prompt and answer together.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
     }
-    /// Size of the context in training.
+
+    /// Context length in training, in tokens.
     pub fn n_ctx_train(&self) -> usize {
-        256
+        self.desc.n_ctx_train
     }
-    /// Number of tokens.
+
+    /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
-        256
+        self.desc.n_vocab
     }
+
     /// Width of the residual stream.
     pub fn n_embd(&self) -> usize {
-        64
+        self.desc.n_embd
     }
-    /// Number of layers.
+
+    /// Layers.
     pub fn n_layer(&self) -> usize {
-        2
+        self.desc.n_layer
     }
-    /// Bytes of weights on the device.
+
+    /// Most rows in a batch.
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
+    }
+
+    /// Bytes of the weights, as they were read from the file.
     pub fn weight_bytes(&self) -> u64 {
-        1 << 20
+        self.weight_bytes
     }
-    /// Bytes of the longest token.
+
+    /// Longest text of a single token, in bytes.
     pub fn max_token_bytes(&self) -> usize {
-        16
+        self.tokenizer.max_token_bytes()
     }
+
+    /// Text to tokens and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The texts that user text must not be able to turn into tokens.
+    pub fn control_tokens(&self) -> &ControlTokens {
+        &self.control_tokens
+    }
+
+    /// The model's chat template.
+    ///
+    /// # Errors
+    /// When the file has none, or it does not compile.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        match &self.template {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(error)) => Err(Error::BadTemplate(error.to_string())),
+            None => Err(Error::BadTemplate(
+                "the model has none (tokenizer.chat_template); use the option prompt_format=text".into(),
+            )),
+        }
+    }
+
+    /// Names a new, empty sequence.
+    pub fn sequence_new(&self) -> SequenceId {
+        self.next_sequence.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Ends a sequence. Its memory is freed at once, or as soon as the running batch is done.
+    pub fn sequence_free(&self, sequence: SequenceId) {
+        lock(&self.retired).push(sequence);
+        self.free_retired();
+    }
+
+    /// Runs `rows` of one sequence, at most [`Self::n_batch`], with rows of other callers. Writes the logits of
+    /// the last row that wants them to `logits` `[n_vocab]`.
+    ///
+    /// # Errors
+    /// Those of the backend; the sequence is as before then.
+    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>) -> Result<()> {
+        let request = Arc::new(Request {
+            rows,
+            outcome: Mutex::new(None),
+            logits: Mutex::new(std::mem::take(logits)),
+            wake: Condvar::new(),
+        });
+        let mut queue = lock(&self.queue);
+        queue.waiting.push_back(request.clone());
+        loop {
+            if let Some(outcome) = lock(&request.outcome).take() {
+                *logits = outcome?;
+                return Ok(());
+            }
+            queue = if queue.led {
+                request.wake.wait(queue).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.lead(queue)
+            };
+        }
+    }
+
+    /// Runs one batch of the oldest requests, and passes the lead on.
+    fn lead<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let mut batch = Vec::new();
+        let mut n_rows = 0;
+        while let Some(request) = queue.waiting.front() {
+            if n_rows > 0 && n_rows + request.rows.len() > self.n_batch {
+                break;
+            }
+            n_rows += request.rows.len();
+            batch.extend(queue.waiting.pop_front());
+        }
+        queue.led = true;
+        drop(queue);
+        // Dropped on every way out, a panic of the backend included, so that nobody waits for ever.
+        let lead = Lead { engine: self, batch };
+        self.run_batch(&lead.batch);
+        drop(lead);
+        self.free_retired();
+        lock(&self.queue)
+    }
+
+    fn run_batch(&self, batch: &[Arc<Request>]) {
+        let mut backend = lock(&self.backend);
+        let mut ready = Vec::with_capacity(batch.len());
+        for request in batch {
+            let reserved = request.rows.last().map_or(Ok(()), |last| {
+                backend.sequence_reserve(last.sequence, last.position as usize + 1)
+            });
+            match reserved {
+                Ok(()) => ready.push(&**request),
+                Err(error) => request.finish(Err(error)),
+            }
+        }
+        if ready.len() > 1 && run_together(&mut **backend, &ready).is_ok() {
+            return;
+        }
+        // Alone, a request that cannot run does not take the others with it.
+        for request in ready {
+            if let Err(error) = run_together(&mut **backend, &[request]) {
+                request.finish(Err(error));
+            }
+        }
+    }
+
+    /// Frees what has retired, unless a batch is running, whose leader does it then.
+    fn free_retired(&self) {
+        loop {
+            let mut backend = match self.backend.try_lock() {
+                Ok(backend) => backend,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            for sequence in std::mem::take(&mut *lock(&self.retired)) {
+                backend.sequence_free(sequence);
+            }
+            drop(backend);
+            // Somebody may have retired a sequence meanwhile and left it to us.
+            if lock(&self.retired).is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+/// Runs the rows of `requests` as one batch and finishes all of them, or none.
+fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
+    let rows: Vec<Row> = requests.iter().flat_map(|request| &request.rows).copied().collect();
+    backend.forward(&rows)?;
+    let mut index = 0;
+    for request in requests {
+        let mut logits = std::mem::take(&mut *lock(&request.logits));
+        logits.clear();
+        for _ in request.rows.iter().filter(|row| row.logits) {
+            logits.clear();
+            logits.extend_from_slice(backend.logits(index));
+            index += 1;
+        }
+        request.finish(Ok(logits));
+    }
+    Ok(())
+}
+
+impl Request {
+    fn finish(&self, outcome: Result<Vec<f32>>) {
+        *lock(&self.outcome) = Some(outcome);
+    }
+}
+
+/// The right to run a batch; passed on when dropped.
+struct Lead<'a> {
+    engine: &'a Engine,
+    batch: Vec<Arc<Request>>,
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.engine.queue);
+        queue.led = false;
+        for request in &self.batch {
+            let mut outcome = lock(&request.outcome);
+            outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));
+            request.wake.notify_one();
+        }
+        if let Some(next) = queue.waiting.front() {
+            next.wake.notify_one();
+        }
+    }
+}
+
+/// Checks what the table of options cannot, and returns the number of threads.
+fn check_options(options: &LoadOptions) -> Result<usize> {
+    let at_least_1 = |name: &str, n: usize| match n {
+        0 => Err(Error::invalid_argument(name, "at least 1", 0)),
+        n => Ok(n),
+    };
+    match options.device.as_str() {
+        "cpu" | "auto" => {}
+        device if device == "cuda" || device.starts_with("cuda:") => {
+            return Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: backend::DEVICES });
+        }
+        device => {
+            let found = crate::error::quoted(device.as_bytes());
+            return Err(Error::invalid_argument("device", "cuda, cuda:N, cpu or auto", found));
+        }
+    }
+    at_least_1("n_batch", options.n_batch)?;
+    at_least_1("n_ctx", options.n_ctx.unwrap_or(1))?;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    at_least_1("n_threads", options.n_threads.unwrap_or(cores))
+}
+
+/// Locks, whatever a panic elsewhere has left: all that is behind these locks is valid at every moment.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -65,7 +65,7 @@ statuses! {
     BadFile = -24, "BAD_FILE";
     /// The model's architecture is not supported.
     UnsupportedArchitecture = -25, "UNSUPPORTED_ARCHITECTURE";
-    /// A tensor type is not supported.
+    /// The type of a tensor or of a metadata value is not supported.
     UnsupportedType = -26, "UNSUPPORTED_TYPE";
     /// The tokenizer or pre-tokenizer is not supported.
     UnsupportedTokenizer = -27, "UNSUPPORTED_TOKENIZER";
@@ -157,6 +157,14 @@ pub enum Error {
         found: String,
         /// The types kigo knows.
         known: String,
+    },
+    /// Metadata has a value of a kind that kigo does not read.
+    #[error("{key}: {found} is not supported; known: numbers, booleans, strings and arrays of these")]
+    UnsupportedValue {
+        /// The key.
+        key: String,
+        /// What it holds.
+        found: &'static str,
     },
     /// The tokenizer of the file is not known.
     #[error("{field}: \"{found}\" is not supported; known: {known}")]
@@ -300,7 +308,7 @@ impl Error {
             Error::UnsupportedVersion { .. } => Status::UnsupportedVersion,
             Error::BadFile { .. } => Status::BadFile,
             Error::UnsupportedArchitecture { .. } => Status::UnsupportedArchitecture,
-            Error::UnsupportedType { .. } => Status::UnsupportedType,
+            Error::UnsupportedType { .. } | Error::UnsupportedValue { .. } => Status::UnsupportedType,
             Error::UnsupportedTokenizer { .. } => Status::UnsupportedTokenizer,
             Error::BadTemplate(_) => Status::BadTemplate,
             Error::InvalidArgument { .. } => Status::InvalidArgument,

@@ -6,6 +6,19 @@
 mod bf16;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
 
 /// The layout of one block: `LEN` weights in `BYTES` bytes.
 pub trait Block: 'static {
@@ -77,6 +90,19 @@ macro_rules! quant_types {
 quant_types! {
     F32 = 0, f32::F32;
     F16 = 1, f16::F16;
+    Q4_0 = 2, q4_0::Q4_0;
+    Q4_1 = 3, q4_1::Q4_1;
+    Q5_0 = 6, q5_0::Q5_0;
+    Q5_1 = 7, q5_1::Q5_1;
+    Q8_0 = 8, q8_0::Q8_0;
+    Q2_K = 10, q2_k::Q2K;
+    Q3_K = 11, q3_k::Q3K;
+    Q4_K = 12, q4_k::Q4K;
+    Q5_K = 13, q5_k::Q5K;
+    Q6_K = 14, q6_k::Q6K;
+    IQ4_NL = 20, iq4_nl::Iq4Nl;
+    IQ4_XS = 23, iq4_xs::Iq4Xs;
+    MXFP4 = 39, mxfp4::Mxfp4;
     BF16 = 30, bf16::Bf16;
 }
 
@@ -114,7 +140,20 @@ impl QuantType {
     }
 }
 
-/// The little-endian half at byte `at` of `block`, widened exactly. Branch-free, so that it vectorises.
+/// The first `N` items of `slice`. The one bounds check of a block; it folds away where the length is known.
+#[inline(always)]
+fn array<T, const N: usize>(slice: &[T]) -> &[T; N] {
+    &slice.as_chunks().0[0]
+}
+
+/// Like [`array`], to write.
+#[inline(always)]
+fn array_mut<T, const N: usize>(slice: &mut [T]) -> &mut [T; N] {
+    &mut slice.as_chunks_mut().0[0]
+}
+
+/// The little-endian half at byte `at` of `block`, widened exactly. Branch-free, so that it vectorises, and
+/// without arithmetic on subnormals, so that a host that flushes them to zero changes nothing.
 #[inline(always)]
 fn f16_at(block: &[u8], at: usize) -> f32 {
     let bits = u16::from_le_bytes([block[at], block[at + 1]]) as u32;

@@ -1,0 +1,104 @@
+# kigo's commands; `make help` lists them. Cargo builds the library into target/, everything else goes into build/.
+
+CARGO ?= cargo
+CC ?= cc
+PYTHON ?= python3
+CFLAGS ?= -O2
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+# The model that `haiku` and `bench` read; without it the one of `fetch`.
+MODEL ?=
+# What `haiku` and `bench` get besides.
+ARGS ?=
+
+CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)
+ARCHIVE := $(CARGO_OUT)/release/libkigo.a
+SHARED := build/lib/libkigo.so.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+SYSTEM_LIBS := -lpthread -ldl -lm -lgcc_s -lc
+
+# $(call need,program,what to do): stops with one clear line where a program is missing.
+need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1)) is missing: $(2)" >&2; exit 1; }
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: all haiku test check fmt-check clippy docs abi bench fetch header install uninstall clean help need-cargo need-cc need-python FORCE
+
+all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
+	@echo "built $(SHARED) and $(ARCHIVE)"
+
+haiku: build/haiku need-python ## write a haiku that contains the current minute (MODEL=path takes another model)
+	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
+	exec build/haiku "$$model" $(ARGS)
+
+test: need-cargo need-cc fetch ## run all tests; downloads about 190 MB the first time
+	$(CARGO) test --workspace
+
+check: fmt-check clippy docs abi ## check format, lints, docs, header and exported symbols
+
+fmt-check: need-cargo
+	$(CARGO) fmt --all --check
+
+clippy: need-cargo
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+docs: need-cargo
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+abi: need-cargo need-cc
+	$(CARGO) test --test c_api -- header exports
+
+bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which it builds the first time (minutes)
+	$(PYTHON) tools/bench_cpu.py --library $(SHARED) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+fetch: need-python ## download the model and the vocabularies of the tests into the cache folder, once
+	@$(PYTHON) tools/fetch.py smollm2 vocabs
+
+header: need-cargo ## write include/kigo.h anew from src/c_api
+	KIGO_BLESS=1 $(CARGO) test --test c_api header_is_current
+
+install: $(SHARED) ## install header, libraries and pkg-config file below DESTDIR and PREFIX
+	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"
+	install -m 644 include/kigo.h "$(DESTDIR)$(INCLUDEDIR)/kigo.h"
+	install -m 644 $(ARCHIVE) "$(DESTDIR)$(LIBDIR)/libkigo.a"
+	install -m 755 $(SHARED) "$(DESTDIR)$(LIBDIR)/libkigo.so.$(VERSION)"
+	ln -sf libkigo.so.$(VERSION) "$(DESTDIR)$(LIBDIR)/$(notdir $(SHARED))"
+	ln -sf $(notdir $(SHARED)) "$(DESTDIR)$(LIBDIR)/libkigo.so"
+	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCLUDEDIR)' '' 'Name: kigo' \
+	    'Description: Loads a GGUF language model and streams its text' 'Version: $(VERSION)' \
+	    'Libs: -L$${libdir} -lkigo' 'Libs.private: $(SYSTEM_LIBS)' 'Cflags: -I$${includedir}' \
+	    > "$(DESTDIR)$(LIBDIR)/pkgconfig/kigo.pc"
+
+uninstall: ## remove what install wrote
+	rm -f "$(DESTDIR)$(INCLUDEDIR)/kigo.h" "$(DESTDIR)$(LIBDIR)/pkgconfig/kigo.pc" "$(DESTDIR)$(LIBDIR)/libkigo.a" \
+	    "$(DESTDIR)$(LIBDIR)/libkigo.so" "$(DESTDIR)$(LIBDIR)/$(notdir $(SHARED))" "$(DESTDIR)$(LIBDIR)/libkigo.so.$(VERSION)"
+
+clean: ## remove target/ and build/; the cache folder stays
+	rm -rf build
+	$(CARGO) clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+# Cargo itself knows what has to be built; where nothing has, the archive keeps its time and nothing below runs.
+$(ARCHIVE): FORCE | need-cargo
+	@$(CARGO) rustc --release --lib --crate-type staticlib
+
+$(SHARED): $(ARCHIVE) kigo.map tools/link-shared.sh | need-cc
+	@CC='$(CC)' tools/link-shared.sh $(ARCHIVE) $(dir $@)
+
+build/haiku: examples/haiku.c include/kigo.h $(SHARED) | need-cc
+	@mkdir -p build
+	$(CC) $(CFLAGS) -Wall -Wextra -Iinclude -o $@ examples/haiku.c -Lbuild/lib -lkigo -Wl,-rpath,'$$ORIGIN/lib'
+
+need-cargo:
+	$(call need,$(CARGO),install Rust $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later (see rustup.rs))
+
+need-cc:
+	$(call need,$(CC),install a C compiler (on Debian: apt install gcc libc6-dev) or name yours with CC=)
+
+need-python:
+	$(call need,$(PYTHON),install Python 3.9 or later (on Debian: apt install python3 python3-pip) or name yours with PYTHON=)
+
+FORCE:

@@ -1,0 +1,61 @@
+//! Loading, prefill and decode of one model on the CPU backend, without tokenizer and sampler: one table.
+//!
+//! `cargo bench --bench cpu -- model.gguf [threads]`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use kigo::backend::cpu::CpuBackend;
+use kigo::backend::{Backend, Row};
+use kigo::gguf::Gguf;
+use kigo::model::{Weights, arch};
+
+const N_PROMPT: usize = 128;
+const N_DECODE: usize = 128;
+const ROUNDS: usize = 5;
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn main() -> kigo::Result<()> {
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let Some(path) = args.next().map(PathBuf::from) else {
+        println!("usage: cargo bench --bench cpu -- model.gguf [threads]");
+        return Ok(());
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let n_threads = args.next().and_then(|n| n.parse().ok()).unwrap_or(cores);
+
+    let started = Instant::now();
+    let gguf = Gguf::open(&path)?;
+    let desc = arch::describe(gguf.metadata())?;
+    let plan = Weights::plan(&gguf, &desc)?;
+    let mut backend = CpuBackend::load(&gguf, &desc, &plan, n_threads)?;
+    let load = started.elapsed().as_secs_f64();
+
+    let token = |i: usize| (i * 7919 % desc.n_vocab) as u32;
+    let row = |sequence, i| Row { token: token(i), position: i as u32, sequence, logits: i + 1 >= N_PROMPT };
+    let mut prefill = Vec::new();
+    let mut decode = Vec::new();
+    for sequence in 0..ROUNDS as u64 {
+        backend.sequence_reserve(sequence, N_PROMPT + N_DECODE)?;
+        let rows: Vec<Row> = (0..N_PROMPT).map(|i| row(sequence, i)).collect();
+        let started = Instant::now();
+        backend.forward(&rows)?;
+        prefill.push(started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        for i in N_PROMPT..N_PROMPT + N_DECODE {
+            backend.forward(&[row(sequence, i)])?;
+        }
+        decode.push(started.elapsed().as_secs_f64());
+        backend.sequence_free(sequence);
+    }
+    println!("| {} on {n_threads} threads | median of {ROUNDS} |", desc.architecture);
+    println!("|---|---|");
+    println!("| load | {:.0} ms |", load * 1e3);
+    println!("| prefill of {N_PROMPT} tokens | {:.0} tok/s |", N_PROMPT as f64 / median(prefill));
+    println!("| decode of {N_DECODE} tokens | {:.1} tok/s |", N_DECODE as f64 / median(decode));
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! Attention of one query head over the cache, page by page with a running softmax (Milakov and Gimelshein
+//! 2018), so that no buffer grows with the context and the order of sums depends on positions alone.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::kv_cache::PAGE;
+use super::vector::{LANES, dot_into, exp, mul_add, total};
+
+/// One query head: where its keys and values stand in a row of the cache.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    /// `[head_dim]`
+    pub q: &'a [f32],
+    /// Column where the head's keys and values start.
+    pub at: usize,
+    /// Width of a row of the cache: `n_head_kv * head_dim`.
+    pub width: usize,
+    /// Factor on q·k.
+    pub scale: f32,
+}
+
+/// Writes the mix of the values to `out` `[head_dim]`; `pages` gives k and v `[positions, width]` in order.
+pub fn attend<'a>(arch: Arch, head: Head, pages: impl Iterator<Item = (&'a [f32], &'a [f32])>, out: &mut [f32]) {
+    let mut softmax = Softmax { max: f32::NEG_INFINITY, sum: 0.0 };
+    out.fill(0.0);
+    for (keys, values) in pages {
+        arch.dispatch(Page { head, keys, values, softmax: &mut softmax, out });
+    }
+    out.iter_mut().for_each(|x| *x /= softmax.sum);
+}
+
+/// Largest score so far, and the sum of `exp(score - max)`.
+struct Softmax {
+    max: f32,
+    sum: f32,
+}
+
+/// Adds one page to the mix.
+struct Page<'a> {
+    head: Head<'a>,
+    keys: &'a [f32],
+    values: &'a [f32],
+    softmax: &'a mut Softmax,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Page<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Page { head, keys, values, softmax, out } = self;
+        let columns = head.at..head.at + head.q.len();
+        let mut scores = [0.0; PAGE];
+        let mut max = softmax.max;
+        for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head.width)) {
+            let mut sums = [0.0; LANES];
+            dot_into::<S>(&mut sums, head.q, &key[columns.clone()]);
+            *score = total(&sums) * head.scale;
+            max = max.max(*score);
+        }
+        let shrink = if softmax.sum == 0.0 { 0.0 } else { exp::<S>(softmax.max - max) };
+        softmax.max = max;
+        softmax.sum *= shrink;
+        out.iter_mut().for_each(|x| *x *= shrink);
+        for (score, value) in scores.iter().zip(values.chunks_exact(head.width)) {
+            let weight = exp::<S>(score - max);
+            softmax.sum += weight;
+            for (out, value) in out.iter_mut().zip(&value[columns.clone()]) {
+                *out = mul_add::<S>(weight, *value, *out);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equals_the_softmax_written_out() {
+        let (head_dim, width, n) = (20, 40, PAGE + 7);
+        let value = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;
+        let keys: Vec<f32> = (0..n * width).map(value).collect();
+        let values: Vec<f32> = (0..n * width).map(|i| value(i + 77_777)).collect();
+        let q: Vec<f32> = (0..head_dim).map(|i| value(i + 5)).collect();
+        let head = Head { q: &q, at: 20, width, scale: 0.3 };
+        let pages = keys.chunks(PAGE * width).zip(values.chunks(PAGE * width));
+        let mut out = vec![f32::NAN; head_dim];
+        attend(Arch::new(), head, pages, &mut out);
+
+        let score = |p: usize| (0..head_dim).map(|i| q[i] as f64 * keys[p * width + 20 + i] as f64).sum::<f64>() * 0.3;
+        let weights: Vec<f64> = (0..n).map(|p| score(p).exp()).collect();
+        for (i, out) in out.iter().enumerate() {
+            let mix: f64 = (0..n).map(|p| weights[p] * values[p * width + 20 + i] as f64).sum();
+            let expected = mix / weights.iter().sum::<f64>();
+            assert!((*out as f64 - expected).abs() < 1e-5, "{out} {expected}");
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The plain backend: every stage in f32, on the weights as they stand in the file. It is the judge of every
+//! other backend, so it stays simple; it is also fast enough to be used.
+//!
+//! Sums run in an order that depends neither on the batch nor on the number of threads.
+
+mod attention;
+mod kv_cache;
+mod matmul;
+mod tensor;
+mod vector;
+
+use rayon::prelude::*;
+
+use super::{Backend, Row, SequenceId};
+use crate::error::try_vec;
+use crate::gguf::Gguf;
+use crate::model::{Activation, ModelDesc, Weights};
+use crate::{Error, Result};
+use attention::Head;
+use kv_cache::KvCache;
+use matmul::MatMul;
+use tensor::Tensor;
+
+/// A model in host memory, with its KV cache and its threads.
+pub struct CpuBackend {
+    desc: ModelDesc,
+    weights: Weights<Tensor>,
+    weight_bytes: u64,
+    /// Turn of rope pair `i` per position, in radians: `[n_rot / 2]`.
+    rope_angles: Vec<f64>,
+    cache: KvCache,
+    matmul: MatMul,
+    pool: std::sync::Arc<rayon::ThreadPool>,
+    work: Workspace,
+}
+
+/// Activations of one batch. Every buffer holds at least the batch's rows and is reused by the next batch.
+#[derive(Default)]
+struct Workspace {
+    rows: Vec<Row>,
+    /// cos and sin of every rope pair: `[n, n_rot / 2]`.
+    turns: Vec<(f32, f32)>,
+    /// The residual stream: `[n, n_embd]`.
+    x: Vec<f32>,
+    /// x after a norm: `[n, n_embd]`.
+    normed: Vec<f32>,
+    /// `[n, n_head, head_dim]`
+    q: Vec<f32>,
+    /// `[n, n_head_kv, head_dim]`
+    k: Vec<f32>,
+    /// `[n, n_head_kv, head_dim]`
+    v: Vec<f32>,
+    /// Output of the attention: `[n, n_head, head_dim]`.
+    mix: Vec<f32>,
+    /// `[n, n_ff]`
+    gate: Vec<f32>,
+    /// `[n, n_ff]`
+    up: Vec<f32>,
+    /// A product that is to be added to x: `[n, n_embd]`.
+    delta: Vec<f32>,
+    /// `[rows that want logits, n_vocab]`
+    logits: Vec<f32>,
+}
+
+impl CpuBackend {
+    /// Reads the planned tensors into memory and starts `n_threads` threads.
+    ///
+    /// # Errors
+    /// When the file cannot be read, memory cannot be had, or threads cannot be started.
+    pub fn load(
+        gguf: &Gguf,
+        desc: &ModelDesc,
+        plan: &Weights<crate::gguf::TensorInfo>,
+        n_threads: usize,
+    ) -> Result<Self> {
+        let mut weight_bytes = 0;
+        let weights = plan.try_map(|role, info| {
+            weight_bytes += info.n_bytes;
+            Tensor::load(gguf, info, role)
+        })?;
+        let rope_angles = rope_angles(desc, weights.rope_freqs.as_ref());
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(n_threads)
+            .thread_name(|i| format!("kigo-cpu-{i}"))
+            .start_handler(|_| crate::panics::own_thread())
+            .build()
+            .map_err(|e| Error::Io {
+                operation: format!("start {n_threads} threads"),
+                source: std::io::Error::other(e),
+            })?;
+        Ok(CpuBackend {
+            matmul: MatMul::new(n_threads, desc.n_embd.max(desc.n_ff).max(desc.n_embd_q()))?,
+            cache: KvCache::new(desc.n_layer, desc.n_embd_kv()),
+            desc: desc.clone(),
+            weights,
+            weight_bytes,
+            rope_angles,
+            pool: std::sync::Arc::new(pool),
+            work: Workspace::default(),
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn device(&self) -> &str {
+        "cpu"
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
+        self.cache.reserve(sequence, n_positions)
+    }
+
+    fn sequence_free(&mut self, sequence: SequenceId) {
+        self.cache.sequence_free(sequence);
+    }
+
+    fn forward(&mut self, rows: &[Row]) -> Result<()> {
+        let pool = self.pool.clone();
+        pool.install(|| crate::model::forward(self, rows))
+    }
+
+    fn logits(&self, index: usize) -> &[f32] {
+        &self.work.logits[index * self.desc.n_vocab..][..self.desc.n_vocab]
+    }
+
+    fn n_layer(&self) -> usize {
+        self.desc.n_layer
+    }
+
+    fn begin(&mut self, rows: &[Row]) -> Result<()> {
+        let (d, w, n) = (&self.desc, &mut self.work, rows.len());
+        let n_logits = rows.iter().filter(|row| row.logits).count();
+        w.rows.clear();
+        w.rows.try_reserve(n).map_err(|_| workspace_error(n * size_of::<Row>()))?;
+        w.rows.extend_from_slice(rows);
+        for (buffer, width) in [
+            (&mut w.x, d.n_embd),
+            (&mut w.normed, d.n_embd),
+            (&mut w.q, d.n_embd_q()),
+            (&mut w.k, d.n_embd_kv()),
+            (&mut w.v, d.n_embd_kv()),
+            (&mut w.mix, d.n_embd_q()),
+            (&mut w.gate, d.n_ff),
+            (&mut w.up, d.n_ff),
+            (&mut w.delta, d.n_embd),
+        ] {
+            resize(buffer, n, width)?;
+        }
+        resize(&mut w.logits, n_logits, d.n_vocab)?;
+        w.turns.clear();
+        let n_turns = n * self.rope_angles.len();
+        w.turns.try_reserve(n_turns).map_err(|_| workspace_error(n_turns * size_of::<(f32, f32)>()))?;
+        for row in rows {
+            w.turns.extend(self.rope_angles.iter().map(|angle| {
+                let (sin, cos) = (angle * f64::from(row.position)).sin_cos();
+                (cos as f32, sin as f32)
+            }));
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self) -> Result<()> {
+        let Self { desc: d, weights, work: w, .. } = self;
+        for (row, x) in w.rows.iter().zip(w.x.chunks_exact_mut(d.n_embd)) {
+            weights.token_embd.dequantize_row(row.token as usize, x);
+        }
+        Ok(())
+    }
+
+    fn attn_qkv(&mut self, layer: usize) -> Result<()> {
+        let Self { desc: d, weights, cache, matmul, work: w, .. } = self;
+        let l = &weights.layers[layer];
+        rms_norm(matmul.arch(), d, &w.x, &l.attn_norm, &mut w.normed);
+        let q = (&l.attn_q, &mut w.q[..]);
+        let k = (&l.attn_k, &mut w.k[..]);
+        let v = (&l.attn_v, &mut w.v[..]);
+        matmul.run(&mut [q, k, v], &w.normed)?;
+        add_bias(&mut w.q, l.attn_q_bias.as_ref());
+        add_bias(&mut w.k, l.attn_k_bias.as_ref());
+        add_bias(&mut w.v, l.attn_v_bias.as_ref());
+        rope(d, &w.turns, &mut w.q, d.n_head);
+        rope(d, &w.turns, &mut w.k, d.n_head_kv);
+        let width = d.n_embd_kv();
+        for ((row, k), v) in w.rows.iter().zip(w.k.chunks_exact(width)).zip(w.v.chunks_exact(width)) {
+            cache.store(row, layer, k, v);
+        }
+        Ok(())
+    }
+
+    fn attn_mix(&mut self, layer: usize) -> Result<()> {
+        let Self { desc: d, cache, matmul, work: w, .. } = self;
+        let (arch, group) = (matmul.arch(), d.n_head / d.n_head_kv);
+        let heads = w.q.par_chunks_exact(d.head_dim).zip(w.mix.par_chunks_exact_mut(d.head_dim));
+        heads.enumerate().for_each(|(i, (q, out))| {
+            let (row, at) = (&w.rows[i / d.n_head], i % d.n_head / group * d.head_dim);
+            let head = Head { q, at, width: d.n_embd_kv(), scale: d.attn_scale };
+            attention::attend(arch, head, cache.pages(row, layer), out);
+        });
+        Ok(())
+    }
+
+    fn attn_output(&mut self, layer: usize) -> Result<()> {
+        let Self { weights, matmul, work: w, .. } = self;
+        let l = &weights.layers[layer];
+        matmul.run(&mut [(&l.attn_output, &mut w.delta)], &w.mix)?;
+        add_bias(&mut w.delta, l.attn_output_bias.as_ref());
+        vector::add(&mut w.x, &w.delta);
+        Ok(())
+    }
+
+    fn ffn_up(&mut self, layer: usize) -> Result<()> {
+        let Self { desc: d, weights, matmul, work: w, .. } = self;
+        let l = &weights.layers[layer];
+        rms_norm(matmul.arch(), d, &w.x, &l.ffn_norm, &mut w.normed);
+        matmul.run(&mut [(&l.ffn_gate, &mut w.gate), (&l.ffn_up, &mut w.up)], &w.normed)?;
+        match d.activation {
+            Activation::Silu => vector::silu_mul(matmul.arch(), &mut w.gate, &w.up),
+        }
+        Ok(())
+    }
+
+    fn ffn_down(&mut self, layer: usize) -> Result<()> {
+        let Self { weights, matmul, work: w, .. } = self;
+        matmul.run(&mut [(&weights.layers[layer].ffn_down, &mut w.delta)], &w.gate)?;
+        vector::add(&mut w.x, &w.delta);
+        Ok(())
+    }
+
+    fn output(&mut self) -> Result<()> {
+        let Self { desc: d, weights, matmul, work: w, .. } = self;
+        let mut n = 0;
+        for (i, _) in w.rows.iter().enumerate().filter(|(_, row)| row.logits) {
+            w.x.copy_within(i * d.n_embd..(i + 1) * d.n_embd, n * d.n_embd);
+            n += 1;
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let normed = &mut w.normed[..n * d.n_embd];
+        rms_norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, normed);
+        let head = weights.output.as_ref().unwrap_or(&weights.token_embd);
+        matmul.run(&mut [(head, &mut w.logits)], normed)
+    }
+}
+
+fn rms_norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(desc.n_embd).zip(out.chunks_exact_mut(desc.n_embd)) {
+        vector::rms_norm(arch, x, weight.vector(), desc.norm_rms_eps, out);
+    }
+}
+
+/// Adds the bias `[width]`, where there is one, to every row of `x` `[n, width]`.
+fn add_bias(x: &mut [f32], bias: Option<&Tensor>) {
+    if let Some(bias) = bias {
+        x.chunks_exact_mut(bias.vector().len()).for_each(|row| vector::add(row, bias.vector()));
+    }
+}
+
+/// Turns every head of `x` `[n, n_heads, head_dim]` by the turns of its row.
+fn rope(desc: &ModelDesc, turns: &[(f32, f32)], x: &mut [f32], n_heads: usize) {
+    let rows = x.chunks_exact_mut(n_heads * desc.head_dim).zip(turns.chunks_exact(desc.rope.n_rot / 2));
+    for (row, turns) in rows {
+        for head in row.chunks_exact_mut(desc.head_dim) {
+            vector::rope(desc.rope.pairing, head, turns);
+        }
+    }
+}
+
+/// Turn of every rope pair per position, in radians.
+fn rope_angles(desc: &ModelDesc, divisors: Option<&Tensor>) -> Vec<f64> {
+    let rope = &desc.rope;
+    let angle = |i: usize| {
+        let exponent = -2.0 * i as f64 / rope.n_rot as f64;
+        let divisor = divisors.map_or(1.0, |t| f64::from(t.vector()[i]));
+        f64::from(rope.freq_scale) * f64::from(rope.freq_base).powf(exponent) / divisor
+    };
+    (0..rope.n_rot / 2).map(angle).collect()
+}
+
+/// Makes `buffer` exactly `n * width` long; what it holds is unspecified.
+fn resize(buffer: &mut Vec<f32>, n: usize, width: usize) -> Result<()> {
+    let len = n.checked_mul(width).ok_or_else(|| workspace_error(usize::MAX))?;
+    if len > buffer.capacity() {
+        *buffer = Vec::new();
+        *buffer = try_vec(len, "the workspace")?;
+    }
+    buffer.resize(len, 0.0);
+    Ok(())
+}
+
+fn workspace_error(bytes: usize) -> Error {
+    Error::OutOfMemory { what: "the workspace".into(), bytes: bytes as u64 }
+}

@@ -1,0 +1,76 @@
+//! A weight in host memory.
+
+use crate::Result;
+use crate::error::try_vec;
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::Role;
+use crate::quant::QuantType;
+
+/// A weight: a matrix in its quantised form, or a vector in f32.
+#[derive(Debug)]
+pub struct Tensor {
+    quant_type: QuantType,
+    cols: usize,
+    rows: usize,
+    /// Quantised rows, one after the other; empty for a vector.
+    data: Vec<u8>,
+    /// `[cols]`; empty for a matrix.
+    values: Vec<f32>,
+}
+
+impl Tensor {
+    /// Reads a tensor of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or memory cannot be had.
+    pub fn load(gguf: &Gguf, info: &TensorInfo, role: Role) -> Result<Tensor> {
+        let mut data: Vec<u8> = try_vec(info.n_bytes as usize, &info.name)?;
+        data.resize(info.n_bytes as usize, 0);
+        gguf.read_tensor(info, &mut data)?;
+        let cols = info.dims()[0] as usize;
+        let rows = info.dims()[1..].iter().product::<u64>() as usize;
+        let mut values = Vec::new();
+        if role == Role::Vector {
+            values = try_vec(cols, &info.name)?;
+            values.resize(cols, 0.0);
+            info.quant_type.dequantize(&data, &mut values);
+            data = Vec::new();
+        }
+        Ok(Tensor { quant_type: info.quant_type, cols, rows, data, values })
+    }
+
+    /// Outputs of the product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs of the product.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Type of the quantised rows.
+    pub fn quant_type(&self) -> QuantType {
+        self.quant_type
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.cols / self.quant_type.block_len() * self.quant_type.block_bytes()
+    }
+
+    /// The quantised bytes of rows `range`.
+    pub fn row_data(&self, range: std::ops::Range<usize>) -> &[u8] {
+        &self.data[range.start * self.row_bytes()..range.end * self.row_bytes()]
+    }
+
+    /// The values of a vector.
+    pub fn vector(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Writes row `row` of a matrix to `out` `[cols]`.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        self.quant_type.dequantize(self.row_data(row..row + 1), out);
+    }
+}

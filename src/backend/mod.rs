@@ -1,0 +1,83 @@
+//! Where a model runs. A backend holds the weights and the KV cache of one model and computes the seven
+//! stages that [`crate::model::forward`] strings together.
+//!
+//! Shapes are row-major. A batch has `n` rows, one per token; which sequence a row belongs to and whether the
+//! batch is a prompt, one decode step or many sequences at once makes no difference to any stage, and the
+//! numbers of a row do not depend on the other rows of its batch.
+
+pub mod cpu;
+
+use crate::Result;
+
+/// The device names that this build can run on, for messages.
+pub const DEVICES: &str = "cpu, auto";
+
+/// Names one sequence in a backend's KV cache; never used twice.
+pub type SequenceId = u64;
+
+/// One token of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The token to process, less than `n_vocab`.
+    pub token: u32,
+    /// Its position in its sequence, counted from 0. Rows of one sequence stand in ascending order without gaps.
+    pub position: u32,
+    /// The sequence it extends.
+    pub sequence: SequenceId,
+    /// Whether the logits after this token are wanted.
+    pub logits: bool,
+}
+
+/// The seven stages of a decoder, and the memory they work on.
+pub trait Backend: Send {
+    /// The device, such as `cpu`.
+    fn device(&self) -> &str;
+
+    /// Bytes of the weights as they stand in the device's memory.
+    fn weight_bytes(&self) -> u64;
+
+    /// Makes room in the cache for positions `0..n_positions` of `sequence`, which begins to exist with its first.
+    ///
+    /// # Errors
+    /// When memory cannot be had; nothing changed then.
+    fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()>;
+
+    /// Frees a sequence; unknown ones are ignored.
+    fn sequence_free(&mut self, sequence: SequenceId);
+
+    /// Runs one batch through the whole model: [`crate::model::forward`], wherever this backend runs it best.
+    ///
+    /// # Errors
+    /// What the stages return; positions of earlier batches stay valid.
+    fn forward(&mut self, rows: &[Row]) -> Result<()>;
+
+    /// The logits of the `index`-th row of the last batch that wanted them, `[n_vocab]`.
+    fn logits(&self, index: usize) -> &[f32];
+
+    /// Layers of the model.
+    fn n_layer(&self) -> usize;
+
+    /// Takes the batch: sizes the workspace, computes what only positions decide.
+    fn begin(&mut self, rows: &[Row]) -> Result<()>;
+
+    /// x `[n, n_embd]` = rows of `token_embd`.
+    fn embed(&mut self) -> Result<()>;
+
+    /// Norm, q `[n, n_head, head_dim]`, k and v `[n, n_head_kv, head_dim]`, bias, rope; k and v go into the cache.
+    fn attn_qkv(&mut self, layer: usize) -> Result<()>;
+
+    /// Attention of q over the cache, up to and including the row's own position: `[n, n_head, head_dim]`.
+    fn attn_mix(&mut self, layer: usize) -> Result<()>;
+
+    /// x += attn_output of the mix.
+    fn attn_output(&mut self, layer: usize) -> Result<()>;
+
+    /// Norm, gate and up, activation: `[n, n_ff]`.
+    fn ffn_up(&mut self, layer: usize) -> Result<()>;
+
+    /// x += ffn_down of it.
+    fn ffn_down(&mut self, layer: usize) -> Result<()>;
+
+    /// Norm and head of the rows that want logits.
+    fn output(&mut self) -> Result<()>;
+}

@@ -1,0 +1,11 @@
+//! A model as data: its hyperparameters ([`ModelDesc`]), the tensors that play each role ([`Weights`]), and the
+//! loop that runs it ([`forward`]).
+
+pub mod arch;
+mod desc;
+mod forward;
+mod weights;
+
+pub use desc::{Activation, ModelDesc, Rope, RopePairing};
+pub use forward::forward;
+pub use weights::{Layer, Role, Weights};

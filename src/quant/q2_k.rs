@@ -1,0 +1,40 @@
+//! Q2_K: 256 weights of 2 bits in 16 groups, each with a 4-bit scale and minimum, 2.625 bits per weight.
+//!
+//! ```text
+//! byte   0..16  scales  byte g: bits 3..0 = sc[g], bits 7..4 = m[g]
+//! byte  16..80  qs      byte 32 h + i: bits 2 r + 1..2 r = q[128 h + 32 r + i]    h < 2, r < 4, i < 32
+//! byte  80..82  d       half
+//! byte  82..84  dmin    half
+//!
+//! w[i] = (d * sc[g]) * q[i] - dmin * m[g]    g = i / 16
+//! ```
+
+use super::{Block, array, array_mut, f16_at};
+
+/// `Q2_K`: 84 bytes, 256 weights.
+pub struct Q2K;
+
+impl Block for Q2K {
+    const LEN: usize = 256;
+    const BYTES: usize = 84;
+
+    #[inline(always)]
+    fn dequantize(block: &[u8], out: &mut [f32]) {
+        let block: &[u8; 84] = array(block);
+        let out: &mut [f32; 256] = array_mut(out);
+        let scales: &[u8; 16] = array(block);
+        let qs: &[u8; 64] = array(&block[16..]);
+        let d = f16_at(block, 80);
+        let dmin = f16_at(block, 82);
+        for g in 0..16 {
+            let scale = d * (scales[g] & 15) as f32;
+            let min = dmin * (scales[g] >> 4) as f32;
+            let qs: &[u8; 16] = array(&qs[g / 8 * 32 + g % 2 * 16..]);
+            let shift = g % 8 / 2 * 2;
+            let out: &mut [f32; 16] = array_mut(&mut out[g * 16..]);
+            for i in 0..16 {
+                out[i] = scale * ((qs[i] >> shift) & 3) as f32 - min;
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One generation: prompt, prefill, next token, stop rules, text.
+
+mod prompt;
+mod text;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::backend::{Row, SequenceId};
+use crate::engine::Engine;
+use crate::sampler::{Sampler, SamplingParams};
+use crate::{Error, Result};
+use prompt::tokenize;
+use text::TextStream;
+
+/// What the model is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Prompt<'a> {
+    /// Plain text, with BOS where the model wants it. Nothing in it becomes a control token.
+    Text(&'a str),
+    /// One message of a user, put into the model's chat template.
+    User(&'a str),
+    /// A JSON array of messages with `role` and `content`, put into the model's chat template.
+    Chat(&'a str),
+    /// Token ids, as they are.
+    Tokens(&'a [u32]),
+}
+
+/// How to generate.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SessionOptions {
+    /// How a token is chosen.
+    pub sampling: SamplingParams,
+    /// Most tokens to generate; as many as the context takes when `None`.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the generation and are not part of it.
+    pub stop: Vec<String>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it.
+    EndOfGeneration,
+    /// A stop string came.
+    StopString,
+    /// [`SessionOptions::max_tokens`] were generated.
+    MaxTokens,
+    /// The context is full.
+    ContextFull,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// A running generation. A session is one thread's at a time; [`Session::cancel_flag`] is everybody's.
+pub struct Session {
+    engine: Arc<Engine>,
+    sequence: SequenceId,
+    sampler: Sampler,
+    /// Prompt and generated tokens, in order.
+    tokens: Vec<u32>,
+    n_prompt: usize,
+    /// How many of `tokens` are in the KV cache.
+    n_past: usize,
+    max_tokens: usize,
+    logits: Vec<f32>,
+    /// The last generated token, while the caller has not taken it.
+    pending: Option<u32>,
+    text: TextStream,
+    finished: Option<FinishReason>,
+    cancel: Arc<AtomicBool>,
+    prompt_time: Duration,
+    generate_time: Duration,
+}
+
+impl Session {
+    /// Tokenises the prompt and checks that it fits; the model runs in the first call for a token.
+    ///
+    /// # Errors
+    /// A prompt that is empty, too long, or no message list; a bad template; parameters out of range.
+    pub fn start(engine: &Arc<Engine>, prompt: Prompt, options: &SessionOptions) -> Result<Session> {
+        let sampler = Sampler::new(options.sampling.clone())?;
+        let tokens = tokenize(engine, prompt)?;
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if tokens.len() >= engine.n_ctx() {
+            return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
+        }
+        Ok(Session {
+            sequence: engine.sequence_new(),
+            engine: engine.clone(),
+            sampler,
+            n_prompt: tokens.len(),
+            tokens,
+            n_past: 0,
+            max_tokens: options.max_tokens.unwrap_or(usize::MAX),
+            logits: Vec::new(),
+            pending: None,
+            text: TextStream::new(&options.stop),
+            finished: None,
+            cancel: Arc::new(AtomicBool::new(false)),
+            prompt_time: Duration::ZERO,
+            generate_time: Duration::ZERO,
+        })
+    }
+
+    /// Set it from any thread to end the generation: at the latest after the batch that is running.
+    pub fn cancel_flag(&self) -> Arc<AtomicBool> {
+        self.cancel.clone()
+    }
+
+    /// Text that has not been taken, generated now if there is none; `None` at the end. A piece is complete UTF-8.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`], [`Error::Cancelled`], [`Error::Numeric`], [`Error::OutOfMemory`]; nothing is lost, and
+    /// the same call may be made again.
+    pub fn peek_text(&mut self) -> Result<Option<&str>> {
+        while self.text.ready().is_empty() && self.finished_ok()?.is_none() {
+            self.advance()?;
+        }
+        let text = self.text.ready();
+        Ok((!text.is_empty()).then_some(text))
+    }
+
+    /// Takes the text that [`Self::peek_text`] returned.
+    pub fn take_text(&mut self) {
+        self.text.clear_ready();
+        self.pending = None;
+    }
+
+    /// The next token and its bytes, generated now if it has been taken; `None` at the end. A token has no bytes
+    /// when it is a control token. The token that completes a stop string does not come.
+    ///
+    /// # Errors
+    /// As [`Self::peek_text`].
+    pub fn peek_token(&mut self) -> Result<Option<(u32, &[u8])>> {
+        if self.pending.is_none() && self.finished_ok()?.is_none() {
+            self.advance()?;
+        }
+        Ok(self.pending.map(|token| (token, self.engine.tokenizer().token_bytes(token, false))))
+    }
+
+    /// Takes the token that [`Self::peek_token`] returned.
+    pub fn take_token(&mut self) {
+        self.take_text();
+    }
+
+    /// Why the generation ended; `None` while it goes on.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finished
+    }
+
+    /// Tokens in the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.n_prompt
+    }
+
+    /// Tokens generated so far, the one that ended the generation not counted.
+    pub fn generated_tokens(&self) -> usize {
+        self.tokens.len() - self.n_prompt
+    }
+
+    /// Time spent on the prompt, the first token included.
+    pub fn prompt_time(&self) -> Duration {
+        self.prompt_time
+    }
+
+    /// Time spent on all tokens after the first.
+    pub fn generate_time(&self) -> Duration {
+        self.generate_time
+    }
+
+    /// The reason, if it is not one that a caller must be told as an error, over and over.
+    fn finished_ok(&self) -> Result<Option<FinishReason>> {
+        match self.finished {
+            Some(FinishReason::ContextFull) => Err(Error::ContextFull { n_ctx: self.engine.n_ctx() }),
+            Some(FinishReason::Cancelled) => Err(Error::Cancelled),
+            reason => Ok(reason),
+        }
+    }
+
+    /// Generates one token, or finds that the generation has ended.
+    fn advance(&mut self) -> Result<()> {
+        if self.generated_tokens() >= self.max_tokens {
+            self.finish(FinishReason::MaxTokens);
+            return Ok(());
+        }
+        if self.tokens.len() >= self.engine.n_ctx() {
+            self.finish(FinishReason::ContextFull);
+            return Ok(());
+        }
+        let started = Instant::now();
+        let is_prompt = self.generated_tokens() == 0;
+        let token = self.run_pending_tokens().and_then(|()| self.sampler.sample(&self.logits, &self.tokens));
+        *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();
+        self.accept(token?);
+        Ok(())
+    }
+
+    /// Runs the tokens that are not in the KV cache, in chunks; the logits of the last one are in `logits` then.
+    fn run_pending_tokens(&mut self) -> Result<()> {
+        while self.n_past < self.tokens.len() {
+            if self.cancel.load(Ordering::Relaxed) {
+                self.finish(FinishReason::Cancelled);
+                return Err(Error::Cancelled);
+            }
+            let end = self.tokens.len().min(self.n_past + self.engine.n_batch());
+            let row = |position: usize| Row {
+                token: self.tokens[position],
+                position: position as u32,
+                sequence: self.sequence,
+                logits: position + 1 == self.tokens.len(),
+            };
+            let rows = (self.n_past..end).map(row).collect();
+            self.engine.run(rows, &mut self.logits)?;
+            self.n_past = end;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) {
+        let tokenizer = self.engine.tokenizer();
+        if tokenizer.is_eog(token) {
+            return self.finish(FinishReason::EndOfGeneration);
+        }
+        self.tokens.push(token);
+        if self.text.push(tokenizer.token_bytes(token, false)) {
+            return self.finish(FinishReason::StopString);
+        }
+        self.pending = Some(token);
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        if !matches!(reason, FinishReason::StopString | FinishReason::Cancelled) {
+            self.text.finish();
+        }
+        self.finished = Some(reason);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.engine.sequence_free(self.sequence);
+    }
+}

@@ -1,0 +1,69 @@
+//! From what a caller asks to token ids.
+
+use serde_json::Value;
+
+use super::Prompt;
+use crate::engine::Engine;
+use crate::tokenizer::EncodeOptions;
+use crate::tokenizer::chat::{self, RenderOptions};
+use crate::{Error, Result};
+
+/// Longest prompt that is looked at, in bytes per token of context: no known vocabulary packs more.
+const MAX_BYTES_PER_TOKEN: usize = 256;
+
+/// The token ids of a prompt.
+pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
+    match prompt {
+        Prompt::Text(text) => {
+            check_len(engine, text)?;
+            let options = EncodeOptions { add_special: true, ..Default::default() };
+            engine.tokenizer().encode(text, options)
+        }
+        Prompt::User(text) => {
+            check_len(engine, text)?;
+            encode_chat(engine, &chat::messages([("user", text)]))
+        }
+        Prompt::Chat(json) => {
+            check_len(engine, json)?;
+            let messages: Value = serde_json::from_str(json)
+                .map_err(|e| Error::invalid_argument("prompt", "a JSON array of messages", e))?;
+            encode_chat(engine, &messages)
+        }
+        Prompt::Tokens(tokens) => {
+            if let Some(at) = tokens.iter().position(|&token| token as usize >= engine.n_vocab()) {
+                let expected = format!("an id below {}", engine.n_vocab());
+                return Err(Error::invalid_argument(format!("tokens[{at}]"), expected, tokens[at]));
+            }
+            if tokens.len() >= engine.n_ctx() {
+                return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
+            }
+            let mut ids = crate::error::try_vec(tokens.len(), "the prompt")?;
+            ids.extend_from_slice(tokens);
+            Ok(ids)
+        }
+    }
+}
+
+/// Texts that are too long for any tokenizer are refused before anything is computed or allocated.
+fn check_len(engine: &Engine, text: &str) -> Result<()> {
+    let max = engine.n_ctx().saturating_mul(MAX_BYTES_PER_TOKEN.max(engine.max_token_bytes()));
+    if text.len() > max {
+        return Err(Error::PromptTooLong { found: text.len() / MAX_BYTES_PER_TOKEN, n_ctx: engine.n_ctx() });
+    }
+    Ok(())
+}
+
+/// Renders messages with the model's template. What they say stays text; only the template makes control tokens.
+fn encode_chat(engine: &Engine, messages: &Value) -> Result<Vec<u32>> {
+    let tokenizer = engine.tokenizer();
+    let text_of = |token: Option<u32>| token.and_then(|id| std::str::from_utf8(tokenizer.token_bytes(id, true)).ok());
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        bos_token: text_of(tokenizer.bos()),
+        eos_token: text_of(tokenizer.eos()),
+        ..Default::default()
+    };
+    let rendered = chat::render_guarded(engine.chat_template()?, messages, &options, engine.control_tokens())?;
+    let options = EncodeOptions { add_special: false, parse_special: true, broken_by: rendered.broken_by };
+    tokenizer.encode(&rendered.text, options)
+}

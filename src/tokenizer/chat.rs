@@ -1,0 +1,119 @@
+//! The chat template of a model: a Jinja program in the file that turns messages into a prompt.
+//!
+//! [`ChatTemplate`] runs it in the environment of Hugging Face's `apply_chat_template`. The program comes from an
+//! untrusted file, so its work, memory, depth and output are bounded and it can reach nothing but its inputs.
+//! [`render_guarded`] keeps the text of messages from becoming control tokens.
+
+mod clock;
+mod env;
+mod guard;
+mod json;
+
+use std::time::SystemTime;
+
+use minijinja::Environment;
+use serde_json::{Map, Value as Json};
+
+use crate::{Error, Result};
+use guard::Guard;
+
+pub use guard::ControlTokens;
+
+/// Longest template source in bytes.
+pub const MAX_SOURCE: usize = 1 << 20;
+/// Longest rendered text in bytes.
+pub const MAX_OUTPUT: usize = 16 << 20;
+/// Deepest nesting of messages, tools and variables.
+pub const MAX_INPUT_DEPTH: usize = 64;
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    source: String,
+}
+
+/// What a template sees besides the messages.
+#[derive(Debug, Clone, Default)]
+pub struct RenderOptions<'a> {
+    /// Whether to end with the header of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Text of the BOS token; `None` leaves `bos_token` undefined.
+    pub bos_token: Option<&'a str>,
+    /// Text of the EOS token; `None` leaves `eos_token` undefined.
+    pub eos_token: Option<&'a str>,
+    /// Descriptions of tools, an array of JSON schemas; `None` is Jinja's `none`.
+    pub tools: Option<&'a Json>,
+    /// Further variables of the template, such as `enable_thinking`; they win over the ones above.
+    pub variables: Option<&'a Map<String, Json>>,
+    /// The time that `strftime_now` sees, in UTC; `None` is the system clock.
+    pub now: Option<SystemTime>,
+}
+
+/// A prompt in which text of messages cannot become a control token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The prompt, to be split at the control tokens' texts.
+    pub text: String,
+    /// A character that interrupts texts of control tokens which came from messages. It is to be removed after the
+    /// split, and occurs nowhere else in `text`.
+    pub broken_by: Option<char>,
+}
+
+impl ChatTemplate {
+    /// Compiles the template `source`, `tokenizer.chat_template` of a GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::BadTemplate`] when it is not a template, or larger or deeper than kigo runs.
+    pub fn new(source: &str) -> Result<ChatTemplate> {
+        if source.len() > MAX_SOURCE {
+            return Err(Error::BadTemplate(format!(
+                "expected at most {MAX_SOURCE} bytes of source, found {}",
+                source.len()
+            )));
+        }
+        Ok(ChatTemplate { env: env::compile(source)?, source: source.to_string() })
+    }
+
+    /// The prompt of `messages`, an array of objects. Texts in it are the caller's word: one that spells a control token
+    /// becomes that token.
+    ///
+    /// # Errors
+    /// [`Error::BadTemplate`] when the template fails, raises or exceeds a bound; [`Error::InvalidArgument`] when
+    /// `messages` is not an array of objects, or is nested deeper than [`MAX_INPUT_DEPTH`].
+    pub fn render(&self, messages: &Json, options: &RenderOptions) -> Result<String> {
+        env::check_inputs(messages, options)?;
+        env::render(&self.env, messages, options, None)
+    }
+}
+
+/// The prompt of `messages`, in which no text of messages, tools or variables can become one of `control_tokens`.
+/// Texts are matched as the template leaves them; it sees the interrupted ones.
+///
+/// # Errors
+/// Those of [`ChatTemplate::render`], and [`Error::InvalidArgument`] when the inputs hold all of U+FDD0..U+FDEF.
+pub fn render_guarded(
+    template: &ChatTemplate,
+    messages: &Json,
+    options: &RenderOptions,
+    control_tokens: &ControlTokens,
+) -> Result<Rendered> {
+    env::check_inputs(messages, options)?;
+    let guard = Guard::new(control_tokens, &template.source, messages, options)?;
+    let text = env::render(&template.env, messages, options, Some(&guard))?;
+    let broken_by = text.contains(guard.marker()).then_some(guard.marker());
+    Ok(Rendered { text, broken_by })
+}
+
+/// Messages of plain text, as `(role, content)`.
+pub fn messages<'a>(turns: impl IntoIterator<Item = (&'a str, &'a str)>) -> Json {
+    turns
+        .into_iter()
+        .map(|(role, content)| {
+            let mut message = Map::new();
+            message.insert("role".into(), role.into());
+            message.insert("content".into(), content.into());
+            Json::Object(message)
+        })
+        .collect()
+}

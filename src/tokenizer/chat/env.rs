@@ -1,0 +1,211 @@
+//! The environment that templates run in: that of Hugging Face's `apply_chat_template`.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Value};
+use serde_json::Value as Json;
+
+use super::guard::Guard;
+use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, clock, json};
+use crate::{Error, Result};
+
+/// Name of the template in its environment.
+const NAME: &str = "chat";
+/// Work that one rendering may do, in minijinja's fuel: about one instruction or 64 bytes each.
+const FUEL: u64 = 4_000_000;
+/// Longest message of an error in characters.
+const MAX_MESSAGE: usize = 500;
+/// The variable with the time of the rendering; not an identifier, so templates cannot name it.
+const NOW: &str = " now";
+
+/// The environment with `source` in it as its only template.
+pub fn compile(source: &str) -> Result<Environment<'static>> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| Error::Internal(e.to_string()))?);
+    env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_fuel(Some(FUEL));
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.add_filter("tojson", json::tojson);
+    env.add_function("raise_exception", raise_exception);
+    env.add_function("strftime_now", strftime_now);
+    env.add_template_owned(NAME, source.to_string()).map_err(bad_template)?;
+    Ok(env)
+}
+
+fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The time in UTC, as `format` of `strftime` says.
+fn strftime_now(state: &State, format: &str) -> String {
+    let micros = state.lookup(NOW).and_then(|v| v.as_i64()).unwrap_or(0);
+    let offset = Duration::from_micros(micros.unsigned_abs());
+    let now = if micros < 0 { UNIX_EPOCH.checked_sub(offset) } else { UNIX_EPOCH.checked_add(offset) };
+    clock::strftime(now.unwrap_or(UNIX_EPOCH), format)
+}
+
+/// Runs the template of `env`.
+pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard: Option<&Guard>) -> Result<String> {
+    let now = options.now.unwrap_or_else(SystemTime::now);
+    let micros = match now.duration_since(UNIX_EPOCH) {
+        Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |m| -m),
+    };
+    let mut context = vec![
+        (Value::from(NOW), Value::from(micros)),
+        (Value::from("messages"), convert_messages(messages, guard)),
+        (Value::from("tools"), options.tools.map_or(Value::from(()), |tools| convert(tools, guard, false))),
+        (Value::from("documents"), Value::from(())),
+        (Value::from("add_generation_prompt"), Value::from(options.add_generation_prompt)),
+    ];
+    for (name, text) in [("bos_token", options.bos_token), ("eos_token", options.eos_token)] {
+        if let Some(text) = text {
+            context.push((Value::from(name), Value::from(text)));
+        }
+    }
+    for (name, value) in options.variables.into_iter().flatten() {
+        context.push((Value::from(name.as_str()), convert(value, guard, false)));
+    }
+    let template = env.get_template(NAME).map_err(bad_template)?;
+    let mut output = Bounded { bytes: Vec::new(), full: false };
+    let outcome = template.render_captured_to(Value::from_pairs(context), &mut output).map(drop);
+    if output.full {
+        return Err(Error::BadTemplate(format!("expected at most {MAX_OUTPUT} bytes of text, found more")));
+    }
+    outcome.map_err(bad_template)?;
+    String::from_utf8(output.bytes).map_err(|e| Error::Internal(e.to_string()))
+}
+
+/// Checks the shape of the inputs, which everything after it relies on.
+pub fn check_inputs(messages: &Json, options: &RenderOptions) -> Result<()> {
+    let shape = "an array of objects";
+    let Json::Array(items) = messages else {
+        return Err(Error::invalid_argument("messages", shape, kind(messages)));
+    };
+    if let Some((i, item)) = items.iter().enumerate().find(|(_, item)| !item.is_object()) {
+        return Err(Error::invalid_argument("messages", shape, format!("{} at index {i}", kind(item))));
+    }
+    let variables = options.variables.into_iter().flatten().map(|(name, value)| (name.as_str(), value));
+    for (name, value) in
+        options.tools.map(|tools| ("tools", tools)).into_iter().chain(variables).chain([("messages", messages)])
+    {
+        if !is_shallow(value, MAX_INPUT_DEPTH) {
+            return Err(Error::invalid_argument(name, format!("nesting of at most {MAX_INPUT_DEPTH}"), "a deeper one"));
+        }
+    }
+    Ok(())
+}
+
+fn kind(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::String(_) => "a string",
+        Json::Array(_) => "an array",
+        Json::Object(_) => "an object",
+    }
+}
+
+/// Whether `value` nests at most `depth` levels of arrays and objects.
+fn is_shallow(value: &Json, depth: usize) -> bool {
+    match value {
+        Json::Array(items) => depth > 0 && items.iter().all(|item| is_shallow(item, depth - 1)),
+        Json::Object(map) => depth > 0 && map.values().all(|item| is_shallow(item, depth - 1)),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => true,
+    }
+}
+
+/// The messages as the template sees them. Reasoning is known by three names; each message that has one has the two
+/// that templates read.
+fn convert_messages(messages: &Json, guard: Option<&Guard>) -> Value {
+    let items = messages.as_array().map(Vec::as_slice).unwrap_or_default();
+    items
+        .iter()
+        .map(|message| {
+            let Some(fields) = message.as_object() else { return convert(message, guard, false) };
+            let reasoning = ["reasoning_content", "thinking", "reasoning"]
+                .iter()
+                .find_map(|name| fields.get(*name).filter(|value| !value.is_null()))
+                .map(|value| convert(value, guard, false));
+            let mut pairs = Vec::with_capacity(fields.len() + 2);
+            pairs.extend(reasoning.clone().map(|value| (Value::from("thinking"), value)));
+            pairs.extend(convert_fields(fields, guard));
+            pairs.extend(reasoning.map(|value| (Value::from("reasoning_content"), value)));
+            Value::from_pairs(pairs)
+        })
+        .collect()
+}
+
+fn convert_fields(
+    fields: &serde_json::Map<String, Json>,
+    guard: Option<&Guard>,
+) -> impl Iterator<Item = (Value, Value)> {
+    fields.iter().map(move |(key, value)| {
+        let protocol = matches!(key.as_str(), "role" | "type");
+        (string(key, guard, false), convert(value, guard, protocol))
+    })
+}
+
+fn convert(value: &Json, guard: Option<&Guard>, protocol: bool) -> Value {
+    match value {
+        Json::Null => Value::from(()),
+        Json::Bool(b) => Value::from(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
+            (Some(n), _, _) => Value::from(n),
+            (None, Some(n), _) => Value::from(n),
+            (None, None, n) => Value::from(n.unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => string(text, guard, protocol),
+        Json::Array(items) => items.iter().map(|item| convert(item, guard, protocol)).collect(),
+        Json::Object(fields) => Value::from_pairs(convert_fields(fields, guard)),
+    }
+}
+
+fn string(text: &str, guard: Option<&Guard>, protocol: bool) -> Value {
+    match guard {
+        Some(guard) => Value::from(guard.mark(text, protocol).as_ref()),
+        None => Value::from(text),
+    }
+}
+
+/// A writer that refuses more than [`MAX_OUTPUT`] bytes.
+struct Bounded {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl io::Write for &mut Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > MAX_OUTPUT - self.bytes.len() || self.bytes.try_reserve(bytes.len()).is_err() {
+            self.full = true;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One line of at most [`MAX_MESSAGE`] characters about `error`.
+fn bad_template(error: minijinja::Error) -> Error {
+    let what = match (error.kind(), error.detail()) {
+        (ErrorKind::OutOfFuel, _) => format!("expected at most {FUEL} steps, found more"),
+        (_, Some(detail)) => detail.to_string(),
+        (kind, None) => kind.to_string(),
+    };
+    let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+    let escaped: String = format!("{line}{what}").chars().flat_map(char::escape_debug).take(MAX_MESSAGE + 1).collect();
+    let mut message: String = escaped.chars().take(MAX_MESSAGE).collect();
+    if message.len() < escaped.len() {
+        message.push_str("...");
+    }
+    Error::BadTemplate(message)
+}

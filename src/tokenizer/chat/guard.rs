@@ -1,0 +1,294 @@
+//! Keeps text of messages from becoming control tokens.
+//!
+//! A marker, a character that occurs in no input, goes into every string before the template sees it: into each
+//! occurrence of a control token's text, and at each end (as it is, and as `trim` would leave it) where the rest of a
+//! control token could come from the template or a neighbour. Control tokens are matched in either case of ASCII
+//! letters, since templates may change it. The tokenizer removes the marker after the split at special tokens.
+//!
+//! Values of the keys `role` and `type` name parts of the template's protocol (`<|user|>` may be built from a role):
+//! only whole control tokens are broken in them.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
+
+use serde_json::Value as Json;
+
+use super::RenderOptions;
+use crate::{Error, Result};
+
+/// Noncharacters: no text that is interchanged has a use for them.
+const MARKERS: RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+
+/// Whether a guard may use `c` as its marker.
+pub fn is_marker(c: char) -> bool {
+    MARKERS.contains(&c)
+}
+
+/// The texts of a vocabulary's control tokens, prepared for searching. One per model.
+#[derive(Debug, Default)]
+pub struct ControlTokens {
+    forward: Automaton,
+    /// Over the reversed texts.
+    backward: Automaton,
+    /// Bytes of the longest text.
+    longest: usize,
+}
+
+impl ControlTokens {
+    /// Prepares `texts`. Texts of fewer than two characters are left out: nothing can be put inside of them.
+    pub fn new<'a>(texts: impl IntoIterator<Item = &'a str>) -> ControlTokens {
+        let mut tokens = ControlTokens::default();
+        for text in texts.into_iter().filter(|text| text.chars().nth(1).is_some()) {
+            tokens.forward.insert(text.bytes());
+            tokens.backward.insert(text.bytes().rev());
+            tokens.longest = tokens.longest.max(text.len());
+        }
+        tokens.forward.link();
+        tokens.backward.link();
+        tokens
+    }
+}
+
+/// The guard of one rendering.
+#[derive(Debug)]
+pub struct Guard<'a> {
+    tokens: &'a ControlTokens,
+    marker: char,
+}
+
+impl Guard<'_> {
+    /// A guard whose marker occurs in none of the inputs.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when every possible marker occurs. The inputs' depth has to be bounded by the caller.
+    pub fn new<'a>(
+        tokens: &'a ControlTokens,
+        template: &str,
+        messages: &Json,
+        options: &RenderOptions,
+    ) -> Result<Guard<'a>> {
+        let mut used = 0;
+        note_str(template, &mut used);
+        for text in [options.bos_token, options.eos_token].into_iter().flatten() {
+            note_str(text, &mut used);
+        }
+        note(messages, &mut used);
+        if let Some(tools) = options.tools {
+            note(tools, &mut used);
+        }
+        for (key, value) in options.variables.into_iter().flatten() {
+            note_str(key, &mut used);
+            note(value, &mut used);
+        }
+        match MARKERS.enumerate().find(|(i, _)| used & (1 << i) == 0) {
+            Some((_, marker)) => Ok(Guard { tokens, marker }),
+            None => Err(Error::invalid_argument(
+                "messages",
+                "text without at least one of the noncharacters U+FDD0..U+FDEF",
+                "all 32",
+            )),
+        }
+    }
+
+    /// The character that this guard inserts.
+    pub fn marker(&self) -> char {
+        self.marker
+    }
+
+    /// `text` without anything that is a control token or, unless `whole_only`, could become one next to other text.
+    pub fn mark<'t>(&self, text: &'t str, whole_only: bool) -> Cow<'t, str> {
+        let mut places = Vec::new();
+        let bytes = text.as_bytes();
+        let trimmed_end = text.trim_end().len();
+        let (mut state, mut end_state) = (0, 0);
+        let mut character = 0;
+        for (i, byte) in bytes.iter().enumerate() {
+            if text.is_char_boundary(i) {
+                character = i;
+            }
+            state = self.tokens.forward.step(state, *byte);
+            if self.tokens.forward.is_end(state) {
+                // Before the last character: inside every control token that ends here.
+                places.push(character);
+            }
+            if i + 1 == trimmed_end {
+                end_state = state;
+            }
+        }
+        if !whole_only {
+            for (at, state) in [(trimmed_end, end_state), (text.len(), state)] {
+                if state != 0 {
+                    places.push(at);
+                }
+            }
+            for at in [0, text.len() - text.trim_start().len()] {
+                let head = &bytes[at..text.len().min(at.saturating_add(self.tokens.longest))];
+                if head.iter().rev().fold(0, |state, byte| self.tokens.backward.step(state, *byte)) != 0 {
+                    places.push(at);
+                }
+            }
+        }
+        if places.is_empty() {
+            return Cow::Borrowed(text);
+        }
+        places.sort_unstable();
+        places.dedup();
+        let mut marked = String::with_capacity(text.len() + places.len() * self.marker.len_utf8());
+        let mut from = 0;
+        for at in places {
+            marked.push_str(&text[from..at]);
+            marked.push(self.marker);
+            from = at;
+        }
+        marked.push_str(&text[from..]);
+        Cow::Owned(marked)
+    }
+}
+
+/// Sets the bit of every marker in `text`.
+fn note_str(text: &str, used: &mut u32) {
+    for bytes in text.as_bytes().windows(3) {
+        // U+FDD0..=U+FDEF in UTF-8.
+        if let [0xEF, 0xB7, last @ 0x90..=0xAF] = bytes {
+            *used |= 1 << (last - 0x90);
+        }
+    }
+}
+
+fn note(value: &Json, used: &mut u32) {
+    match value {
+        Json::String(text) => note_str(text, used),
+        Json::Array(items) => items.iter().for_each(|item| note(item, used)),
+        Json::Object(map) => map.iter().for_each(|(key, item)| {
+            note_str(key, used);
+            note(item, used);
+        }),
+        Json::Null | Json::Bool(_) | Json::Number(_) => {}
+    }
+}
+
+/// The automaton of Aho and Corasick (1975) over bytes, ASCII letters in lower case: its state after some text is the
+/// longest suffix of the text that begins a pattern, state 0 the empty one.
+#[derive(Debug)]
+struct Automaton {
+    edges: HashMap<(u32, u8), u32>,
+    /// The edges of state 0.
+    root: [u32; 256],
+    states: Vec<State>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    /// The next longest suffix that begins a pattern.
+    fail: u32,
+    /// Whether a pattern ends here.
+    end: bool,
+}
+
+impl Default for Automaton {
+    fn default() -> Automaton {
+        Automaton { edges: HashMap::new(), root: [0; 256], states: vec![State::default()] }
+    }
+}
+
+impl Automaton {
+    fn insert(&mut self, pattern: impl Iterator<Item = u8>) {
+        let mut state = 0;
+        for byte in pattern.map(|b| b.to_ascii_lowercase()) {
+            let new = self.states.len() as u32;
+            let next = *self.edges.entry((state, byte)).or_insert(new);
+            if next == new {
+                self.states.push(State::default());
+            }
+            state = next;
+        }
+        self.states[state as usize].end = true;
+    }
+
+    /// Computes the fail links, after the last [`Automaton::insert`].
+    fn link(&mut self) {
+        let mut children: Vec<Vec<(u8, u32)>> = vec![Vec::new(); self.states.len()];
+        for (&(state, byte), &next) in &self.edges {
+            children[state as usize].push((byte, next));
+            if state == 0 {
+                self.root[byte as usize] = next;
+            }
+        }
+        let mut queue: VecDeque<u32> = children[0].iter().map(|&(_, child)| child).collect();
+        while let Some(state) = queue.pop_front() {
+            for &(byte, child) in &children[state as usize] {
+                let fail = self.step(self.states[state as usize].fail, byte);
+                self.states[child as usize].fail = fail;
+                self.states[child as usize].end |= self.states[fail as usize].end;
+                queue.push_back(child);
+            }
+        }
+    }
+
+    fn step(&self, mut state: u32, byte: u8) -> u32 {
+        let byte = byte.to_ascii_lowercase();
+        while state != 0 {
+            if let Some(&next) = self.edges.get(&(state, byte)) {
+                return next;
+            }
+            state = self.states[state as usize].fail;
+        }
+        self.root[byte as usize]
+    }
+
+    fn is_end(&self, state: u32) -> bool {
+        self.states[state as usize].end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(tokens: &[&str], text: &str) -> String {
+        let tokens = ControlTokens::new(tokens.iter().copied());
+        let guard = Guard { tokens: &tokens, marker: '^' };
+        guard.mark(text, false).into_owned()
+    }
+
+    #[test]
+    fn occurrences_are_broken() {
+        let tokens = ["<|im_end|>", "<s>", "<|im_end|><s>", "[INST]", "｜终｜"];
+        assert_eq!(marked(&tokens, "plain text"), "plain text");
+        assert_eq!(marked(&tokens, "a<|im_end|>b<s>c"), "a<|im_end|^>b<s^>c");
+        assert_eq!(marked(&tokens, "x<|im_end|><s>y"), "x<|im_end|^><s^>y");
+        assert_eq!(marked(&tokens, "x[inst]y"), "x[inst^]y");
+        assert_eq!(marked(&tokens, "x｜终｜y"), "x｜终^｜y");
+    }
+
+    #[test]
+    fn ends_that_could_be_completed_are_closed() {
+        let tokens = ["<|im_end|>", "<s>"];
+        assert_eq!(marked(&tokens, "x<|im_"), "x<|im_^");
+        assert_eq!(marked(&tokens, "x<|im_ \n"), "x<|im_^ \n");
+        assert_eq!(marked(&tokens, "end|>x"), "^end|>x");
+        assert_eq!(marked(&tokens, "\n >x"), "\n ^>x");
+        assert_eq!(marked(&tokens, "end|> <"), "^end|> <^");
+        assert_eq!(marked(&tokens, ""), "");
+        assert_eq!(marked(&tokens, " "), " ");
+    }
+
+    #[test]
+    fn every_token_that_ends_at_one_place_is_broken() {
+        let text = marked(&["ab", "cab", "bcab", "abc"], "abcab");
+        for token in ["ab", "cab", "bcab", "abc"] {
+            assert!(!text.contains(token), "{text}");
+        }
+    }
+
+    #[test]
+    fn long_repetitive_input_is_linear() {
+        let pattern = "a".repeat(1 << 16) + "b";
+        let tokens = ControlTokens::new([pattern.as_str()]);
+        let guard = Guard { tokens: &tokens, marker: '^' };
+        let start = std::time::Instant::now();
+        guard.mark(&"a".repeat(1 << 20), false);
+        assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,176 @@
+//! Reads a tokenizer from the metadata of a GGUF file.
+
+use super::bpe::{Bpe, bytes_of, text_of};
+use super::hash::TextIndex;
+use super::pretokenize::Family;
+use super::special::{SpecialIds, Specials};
+use super::spm::{SPACE, Spm, byte_of};
+use super::{Model, TokenKind, Tokenizer};
+use crate::error::{Error, Result, quoted, try_vec};
+use crate::gguf::{Metadata, StringArray};
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const TYPES: &str = "tokenizer.ggml.token_type";
+const SCORES: &str = "tokenizer.ggml.scores";
+const MERGES: &str = "tokenizer.ggml.merges";
+
+/// How a vocabulary is written and merged: values of `tokenizer.ggml.model`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    /// `gpt2`
+    Bpe,
+    /// `llama`
+    Spm,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer that `metadata` describes. Of tokens with the same text the last one is used to encode.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedTokenizer`] for a `tokenizer.ggml.model` or `tokenizer.ggml.pre` that is not known.
+    /// [`Error::BadFile`] when a key is missing or of the wrong type; there are no tokens; scores or token types are
+    /// not as many as tokens; the id of a special token is no token; BOS or EOS is to be added and has no id; a
+    /// merge has no separator, or is of or to something that is no token.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Tokenizer> {
+        let scheme = match Metadata::require(MODEL, metadata.str(MODEL)?)? {
+            "gpt2" => Scheme::Bpe,
+            "llama" => Scheme::Spm,
+            other => return Err(unsupported(MODEL, other, "gpt2, llama".to_string())),
+        };
+        let tokens = Metadata::require(TOKENS, metadata.strings(TOKENS)?)?;
+        if tokens.is_empty() || i32::try_from(tokens.len()).is_err() {
+            return Err(Error::bad_file(TOKENS, "from 1 to 2147483647 tokens", tokens.len()));
+        }
+        let scores = metadata.f32s(SCORES)?;
+        if let Some(scores) = scores {
+            same_length(SCORES, scores.len(), tokens.len())?;
+        }
+        let mut kinds = kinds(metadata, tokens.len())?;
+        let index = index(tokens)?;
+        let find = |text: &str| index.get(text.as_bytes(), |id| text_of(tokens, id));
+        // SentencePiece's own ids; files made before the keys existed rely on them.
+        let defaults = if scheme == Scheme::Spm { [Some(1), Some(2), Some(0)] } else { [None; 3] };
+        let ids = SpecialIds::read(metadata, &mut kinds, find, defaults)?;
+        let texts = texts(tokens, &kinds, scheme)?;
+        let (model, default_add_bos) = match scheme {
+            Scheme::Bpe => {
+                let family = family(metadata)?;
+                let merges = Metadata::require(MERGES, metadata.strings(MERGES)?)?;
+                (Model::Bpe(Bpe::new(tokens, &index, merges, &texts, family)?), family.add_bos)
+            }
+            Scheme::Spm => {
+                let scores = Metadata::require(SCORES, scores)?;
+                let add_space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+                (Model::Spm(Spm::new(tokens, &kinds, scores, ids.unknown, add_space_prefix)?), true)
+            }
+        };
+        let tokenizer = Tokenizer {
+            specials: Specials::new(tokens, &kinds, rstrip(metadata))?,
+            add_bos: added(metadata, "tokenizer.ggml.add_bos_token", default_add_bos, "bos", ids.bos)?,
+            add_eos: added(metadata, "tokenizer.ggml.add_eos_token", false, "eos", ids.eos)?,
+            chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_string),
+            max_token_bytes: texts.iter().map(<[u8]>::len).max().unwrap_or(0),
+            texts,
+            kinds,
+            model,
+            ids,
+        };
+        Ok(tokenizer)
+    }
+}
+
+fn unsupported(field: &'static str, found: &str, known: String) -> Error {
+    let found = quoted(found.as_bytes());
+    Error::UnsupportedTokenizer { field, found: found.trim_matches('"').to_string(), known }
+}
+
+fn family(metadata: &Metadata) -> Result<&'static Family> {
+    let name = Metadata::require(PRE, metadata.str(PRE)?)?;
+    Family::named(name).ok_or_else(|| unsupported(PRE, name, Family::known()))
+}
+
+fn same_length(key: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::bad_file(key, format!("{expected} elements, one per token"), found))
+    }
+}
+
+/// The kind of every token; without `tokenizer.ggml.token_type` all are normal.
+fn kinds(metadata: &Metadata, n_vocab: usize) -> Result<Vec<TokenKind>> {
+    let mut kinds = try_vec(n_vocab, "the types of tokens")?;
+    let Some(types) = metadata.i32s(TYPES)? else {
+        kinds.resize(n_vocab, TokenKind::Normal);
+        return Ok(kinds);
+    };
+    same_length(TYPES, types.len(), n_vocab)?;
+    for (id, &kind) in types.iter().enumerate() {
+        kinds.push(match kind {
+            // 0 is "undefined", which nothing in the vocabulary distinguishes from text.
+            0 | 1 => TokenKind::Normal,
+            2 => TokenKind::Unknown,
+            3 => TokenKind::Control,
+            4 => TokenKind::UserDefined,
+            5 => TokenKind::Unused,
+            6 => TokenKind::Byte,
+            _ => return Err(Error::bad_file(format!("{TYPES}[{id}]"), "a token type from 0 to 6", kind)),
+        });
+    }
+    Ok(kinds)
+}
+
+fn index(tokens: &StringArray) -> Result<TextIndex> {
+    let mut index = TextIndex::new(tokens.len())?;
+    for (id, text) in (0..).zip(tokens.iter()) {
+        index.insert(text, id, |id| text_of(tokens, id));
+    }
+    Ok(index)
+}
+
+/// The bytes that each token stands for in a text.
+fn texts(tokens: &StringArray, kinds: &[TokenKind], scheme: Scheme) -> Result<StringArray> {
+    let mut texts = StringArray::with_capacity(tokens.len())?;
+    let mut text = Vec::new();
+    for (token, &kind) in tokens.iter().zip(kinds) {
+        text.clear();
+        text.try_reserve(token.len()).map_err(|_| super::out_of_memory(token.len()))?;
+        match (kind, scheme) {
+            (TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined, _) => text.extend_from_slice(token),
+            (TokenKind::Byte, _) if byte_of(token).is_some() => text.extend(byte_of(token)),
+            (_, Scheme::Bpe) => match bytes_of(token) {
+                Some(bytes) => text.extend(bytes),
+                None => text.extend_from_slice(token),
+            },
+            (_, Scheme::Spm) => match std::str::from_utf8(token) {
+                Ok(token) => token.split(SPACE).enumerate().for_each(|(i, part)| {
+                    text.extend_from_slice(if i > 0 { b" " } else { b"" });
+                    text.extend_from_slice(part.as_bytes());
+                }),
+                Err(_) => text.extend_from_slice(token),
+            },
+        }
+        texts.push(&text)?;
+    }
+    Ok(texts)
+}
+
+/// Whether BOS or EOS is added; then it has an id.
+fn added(metadata: &Metadata, key: &str, default: bool, name: &str, id: Option<u32>) -> Result<bool> {
+    let add = metadata.bool(key)?.unwrap_or(default);
+    if add && id.is_none() {
+        let expected = format!("tokenizer.ggml.{name}_token_id beside {key}");
+        return Err(Error::bad_file(format!("tokenizer.ggml.{name}_token_id"), expected, "no such key"));
+    }
+    Ok(add)
+}
+
+/// Phi-3's special tokens swallow the white space after them, except three. GGUF has no key that says so; the name
+/// of the model is all there is.
+fn rstrip(metadata: &Metadata) -> impl Fn(&[u8]) -> bool {
+    let name = metadata.str("general.name").ok().flatten().unwrap_or_default().to_lowercase();
+    let phi3 = name.contains("phi-3") || name.contains("phi3");
+    move |text| phi3 && !matches!(text, b"<unk>" | b"<s>" | b"<|endoftext|>")
+}
