@@ -82,8 +82,11 @@
 #ifndef KIGO_H
 #define KIGO_H
 
+/* Made from src/c_api, see cbindgen.toml; change it there. */
+
 #include <stddef.h>
 #include <stdint.h>
+
 /**
  * The version of this header; kigo_version() tells that of the library.
  */
@@ -774,7 +777,8 @@ int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **
 int32_t kigo_inference_cancel(kigo_inference *inference);
 
 /**
- * Why the generation ended, as of the last call for text or a token that returned.
+ * Why the generation ended, as of the last call for text or a token that returned: KIGO_FINISH_RUNNING until one
+ * said that there is no more, or failed.
  *
  * @param inference  The inference; not changed.
  * @returns One of the KIGO_FINISH_ numbers, none of which is negative.

@@ -1,4 +1,13 @@
-//! The C API from outside: the header, the export list and C programs.
+//! The C API from outside: the header, the export list, and C programs that use and misuse the library.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "c_api/exports.rs"]
+mod exports;
 #[path = "c_api/header.rs"]
 mod header;
+#[path = "c_api/nulls.rs"]
+mod nulls;
+#[path = "c_api/programs.rs"]
+mod programs;
+#[path = "c_api/toolchain.rs"]
+mod toolchain;

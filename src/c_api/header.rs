@@ -22,7 +22,8 @@ pub fn first_page() -> String {
 
 /// What stands between the includes and the declarations.
 pub fn definitions() -> String {
-    [versions(), lengths(), statuses(), finish_reasons(), options(), facts()].join("\n")
+    let parts = [versions(), lengths(), statuses(), finish_reasons(), options(), facts()];
+    format!("\n{}", parts.join("\n"))
 }
 
 fn versions() -> String {

@@ -105,6 +105,14 @@ impl Lane {
             Lane::Tokens => "kigo_next_token",
         }
     }
+
+    /// What the function returns when the generation has ended.
+    fn ended(self) -> i32 {
+        match self {
+            Lane::Text => 0,
+            Lane::Tokens => Status::Finished as i32,
+        }
+    }
 }
 
 struct Inference {
@@ -125,23 +133,28 @@ static INFERENCES: Table<Inference> = Table::new(Kind::Inference, MAX_HANDLES);
 impl Inference {
     fn start(engine: &Arc<Engine>, prompt: Prompt, settings: &Settings) -> Result<Inference> {
         let session = Session::start(engine, prompt, &settings.session)?;
-        let inference = Inference {
+        let report = Report { prompt_tokens: session.prompt_tokens() as u64, ..Report::default() };
+        Ok(Inference {
             cancel: session.cancel_flag(),
-            report: Mutex::default(),
+            report: Mutex::new(report),
             state: Mutex::new(State { session, lane: None, defect: None }),
-        };
-        let state = inference.state.lock().unwrap_or_else(PoisonError::into_inner);
-        inference.publish(&state.session, &Ok(0));
-        drop(state);
-        Ok(inference)
+        })
     }
 
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs one call on the session, unless another is running, and publishes what came of it.
-    fn advance(&self, lane: Lane, call: impl FnOnce(&mut Session) -> Result<i32>) -> Outcome {
+    /// Remembers a failure that concerns the arguments of a call, not the session.
+    fn note(&self, error: Error) -> Failure {
+        let failure = Failure::from(error);
+        self.report().last_failure = Some(failure.clone());
+        failure
+    }
+
+    /// Runs one call on the session, unless another is running, and publishes what came of it; a `call` that gives
+    /// None says that the generation has ended.
+    fn advance(&self, lane: Lane, call: impl FnOnce(&mut Session) -> Result<Option<i32>>) -> Outcome {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
             Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
@@ -153,43 +166,46 @@ impl Inference {
         let first = *state.lane.get_or_insert(lane);
         if first != lane {
             let expected = format!("calls of {}() only, with which it was begun", first.function());
-            return Err(Error::invalid_argument("inference", expected, format!("{}()", lane.function())).into());
+            return Err(self.note(Error::invalid_argument("inference", expected, format!("{}()", lane.function()))));
         }
+        let session = &mut state.session;
         let outcome = caught(|| {
-            let value = call(&mut state.session)?;
-            let cancelled = state.session.finish_reason() == Some(FinishReason::Cancelled);
-            if cancelled { Err(Error::Cancelled.into()) } else { Ok(value) }
+            let outcome = call(session);
+            let cancelled = session.finish_reason() == Some(FinishReason::Cancelled);
+            let outcome = if cancelled { Err(Error::Cancelled.into()) } else { outcome.map_err(Failure::from) };
+            self.publish(session, &outcome);
+            outcome.map(|written| written.unwrap_or(lane.ended()))
         });
-        match &outcome {
-            Err(failure) if failure.status == Status::Internal => {
-                state.defect = Some(failure.clone());
-                let mut report = self.report();
-                report.finish_reason = FAILED;
-                report.last_failure = Some(failure.clone());
-            }
-            _ => self.publish(&state.session, &outcome),
+        if let Err(failure) = &outcome
+            && failure.status == Status::Internal
+        {
+            state.defect = Some(failure.clone());
+            let mut report = self.report();
+            report.finish_reason = FAILED;
+            report.last_failure = Some(failure.clone());
         }
         outcome
     }
 
-    fn publish(&self, session: &Session, outcome: &Outcome) {
+    fn publish(&self, session: &Session, outcome: &std::result::Result<Option<i32>, Failure>) {
         let mut report = self.report();
         report.prompt_tokens = session.prompt_tokens() as u64;
         report.generated_tokens = session.generated_tokens() as u64;
         report.prompt_time = session.prompt_time();
         report.generate_time = session.generate_time();
-        report.finish_reason = match (session.finish_reason(), outcome) {
-            (Some(reason), _) => number(reason),
-            (None, Err(failure)) => match failure.status {
+        report.text_size = 0;
+        report.finish_reason = match outcome {
+            Ok(Some(_)) => RUNNING,
+            Ok(None) => session.finish_reason().map_or(FAILED, number),
+            Err(failure) => match failure.status {
+                Status::BufferTooSmall => RUNNING,
                 Status::Cancelled => number(FinishReason::Cancelled),
                 Status::ContextFull => number(FinishReason::ContextFull),
-                Status::BufferTooSmall => RUNNING,
                 _ => FAILED,
             },
-            (None, Ok(_)) => RUNNING,
         };
-        report.text_size = outcome.as_ref().err().map_or(0, |failure| failure.needed);
         if let Err(failure) = outcome {
+            report.text_size = failure.needed;
             report.last_failure = Some(failure.clone());
         }
     }
@@ -345,22 +361,22 @@ pub unsafe extern "C" fn kigo_next_text(
     error: *mut *mut kigo_error,
 ) -> i32 {
     let body = || {
-        // SAFETY: `text` is NULL or large enough for a piece that fits into `size` bytes by the contract.
-        let buffer = unsafe { Buffer::new(text, size, "text") }?;
         let inference = INFERENCES.get(handle(inference), "inference")?;
+        // SAFETY: `text` is NULL or large enough for a piece that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(text, size, "text") }.map_err(|error| inference.note(error))?;
         inference.advance(Lane::Text, |session| next_text(session, &buffer))
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
     unsafe { export(error, body) }
 }
 
-fn next_text(session: &mut Session, buffer: &Buffer) -> Result<i32> {
+fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
     let Some(text) = session.peek_text()? else {
-        return Ok(0);
+        return Ok(None);
     };
     let written = buffer.write_text(text)?;
     session.take_text();
-    Ok(written)
+    Ok(Some(written))
 }
 
 /// The next token and its bytes, for hosts that want every token by itself.
@@ -398,25 +414,25 @@ pub unsafe extern "C" fn kigo_next_token(
     size: usize,
 ) -> i32 {
     let body = || {
-        // SAFETY: `token` is NULL or valid for writing by this function's contract.
-        let out = unsafe { Out::new(token, "token") }?;
-        // SAFETY: `bytes` is NULL or large enough for a token that fits into `size` bytes by the contract.
-        let buffer = unsafe { Buffer::new(bytes, size, "bytes") }?;
         let inference = INFERENCES.get(handle(inference), "inference")?;
+        // SAFETY: `token` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(token, "token") }.map_err(|error| inference.note(error))?;
+        // SAFETY: `bytes` is NULL or large enough for a token that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(bytes, size, "bytes") }.map_err(|error| inference.note(error))?;
         inference.advance(Lane::Tokens, |session| next_token(session, &out, &buffer))
     };
     guarded(body).unwrap_or_else(|failure| failure.status as i32)
 }
 
-fn next_token(session: &mut Session, out: &Out<i32>, buffer: &Buffer) -> Result<i32> {
+fn next_token(session: &mut Session, out: &Out<i32>, buffer: &Buffer) -> Result<Option<i32>> {
     let Some((token, bytes)) = session.peek_token()? else {
-        return Ok(Status::Finished as i32);
+        return Ok(None);
     };
     let id = i32::try_from(token).map_err(|_| Error::Internal(format!("token {token} is no id")))?;
     let written = buffer.write(bytes)?;
     out.write(id);
     session.take_token();
-    Ok(written)
+    Ok(Some(written))
 }
 
 /// The last failure of a call for text or a token on this inference, as that call would have told it.
@@ -465,7 +481,8 @@ pub extern "C" fn kigo_inference_cancel(inference: *mut kigo_inference) -> i32 {
     guarded(body).unwrap_or_else(|failure| failure.status as i32)
 }
 
-/// Why the generation ended, as of the last call for text or a token that returned.
+/// Why the generation ended, as of the last call for text or a token that returned: KIGO_FINISH_RUNNING until one
+/// said that there is no more, or failed.
 ///
 /// @param inference  The inference; not changed.
 /// @returns One of the KIGO_FINISH_ numbers, none of which is negative.
@@ -563,4 +580,83 @@ pub unsafe extern "C" fn kigo_inference_get_f64(
 #[unsafe(no_mangle)]
 pub extern "C" fn kigo_inference_free(inference: *mut kigo_inference) -> i32 {
     free(&INFERENCES, handle(inference), "inference", |dead| dead.cancel.store(true, Ordering::Release))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::LoadOptions;
+    use std::path::Path;
+    use std::ptr::null_mut;
+
+    fn inference() -> Inference {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
+        let options = LoadOptions { device: "cpu".to_owned(), ..LoadOptions::default() };
+        let engine = Engine::load(&path, &options).unwrap();
+        Inference::start(&engine, Prompt::Text("Once upon a time"), &Settings::default()).unwrap()
+    }
+
+    #[test]
+    fn numbers_of_reasons_are_those_of_the_header() {
+        for (reason, name) in [
+            (FinishReason::EndOfGeneration, "KIGO_FINISH_END_OF_GENERATION"),
+            (FinishReason::StopString, "KIGO_FINISH_STOP_STRING"),
+            (FinishReason::MaxTokens, "KIGO_FINISH_MAX_TOKENS"),
+            (FinishReason::ContextFull, "KIGO_FINISH_CONTEXT_FULL"),
+            (FinishReason::Cancelled, "KIGO_FINISH_CANCELLED"),
+        ] {
+            assert!(FINISH_REASONS.iter().any(|(known, value, _)| *known == name && *value == number(reason)));
+        }
+    }
+
+    #[test]
+    fn c18_a_panic_ends_its_inference_and_no_other() {
+        let hurt = pointer::<kigo_inference>(INFERENCES.insert(inference()).unwrap());
+        let well = pointer::<kigo_inference>(INFERENCES.insert(inference()).unwrap());
+        let mut text = [0_u8; 64];
+        let panicked = INFERENCES.get(handle(hurt), "inference").unwrap();
+        let failure = panicked.advance(Lane::Text, |_| panic!("with the lock held")).unwrap_err();
+        assert_eq!(failure.status, Status::Internal);
+        for _ in 0..3 {
+            let mut error = null_mut();
+            // SAFETY: the buffer and the place for the error are locals.
+            let status = unsafe { kigo_next_text(hurt, text.as_mut_ptr().cast(), text.len(), &raw mut error) };
+            assert_eq!(status, Status::Internal as i32);
+            // SAFETY: the text lives until the error is freed, below.
+            let message = unsafe { std::ffi::CStr::from_ptr(super::super::kigo_error_message(error)) };
+            assert!(message.to_str().unwrap().starts_with("internal error: with the lock held (src/c_api/"));
+            assert_eq!(super::super::kigo_error_free(error), 0);
+        }
+        assert_eq!(kigo_inference_finish_reason(hurt), FAILED);
+        // SAFETY: NULL is allowed for the error.
+        assert_eq!(unsafe { kigo_inference_last_error(hurt, null_mut()) }, Status::Internal as i32);
+        // SAFETY: the buffer is a local, and NULL is allowed for the error.
+        assert!(unsafe { kigo_next_text(well, text.as_mut_ptr().cast(), text.len(), null_mut()) } > 0);
+        assert_eq!(kigo_inference_free(hurt), 0);
+        assert_eq!(kigo_inference_free(well), 0);
+    }
+
+    #[test]
+    fn a_running_call_makes_others_busy_but_not_the_questions() {
+        let live = pointer::<kigo_inference>(INFERENCES.insert(inference()).unwrap());
+        let inference = INFERENCES.get(handle(live), "inference").unwrap();
+        let outcome = inference.advance(Lane::Tokens, |_| {
+            let mut token = 7;
+            // SAFETY: the place for the token is a local, and the buffer has no bytes.
+            let status = unsafe { kigo_next_token(live, &raw mut token, null_mut(), 0) };
+            assert_eq!((status, token), (Status::Busy as i32, 7));
+            assert_eq!(kigo_inference_finish_reason(live), RUNNING);
+            // SAFETY: NULL is allowed for the error.
+            assert_eq!(unsafe { kigo_inference_last_error(live, null_mut()) }, 0, "BUSY is not remembered");
+            let mut count = -1;
+            // SAFETY: the key is a literal, the place for the value is a local, NULL is allowed for the error.
+            let status = unsafe { kigo_inference_get_i64(live, c"prompt_tokens".as_ptr(), &raw mut count, null_mut()) };
+            assert!(status == 0 && count > 0);
+            assert_eq!(kigo_inference_free(live), 0);
+            Ok(Some(1))
+        });
+        assert_eq!(outcome.unwrap(), 1);
+        assert!(inference.cancel.load(Ordering::Acquire), "freeing cancels what is running");
+        assert_eq!(kigo_inference_cancel(live), Status::InvalidHandle as i32);
+    }
 }

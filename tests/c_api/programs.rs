@@ -1,0 +1,53 @@
+//! C programs that use and misuse the library. Each is a file beside this one, gets the path of a model, and says
+//! what went wrong if something did.
+
+use super::toolchain::{Link, build, model, root, run, shared_library};
+
+fn source(name: &str) -> std::path::PathBuf {
+    root().join("tests/c_api").join(name)
+}
+
+fn passes(name: &str) {
+    let program = build(&source(&format!("{name}.c")), name, Link::Static);
+    assert_eq!(run(&program, &[&model()]), "", "the library prints nothing");
+}
+
+#[test]
+fn c05_c08_c09_stream() {
+    passes("stream");
+}
+
+#[test]
+fn stream_with_the_shared_library() {
+    run(&build(&source("stream.c"), "stream-shared", Link::Shared), &[&model()]);
+}
+
+#[test]
+fn c02_c03_c04_c06_c07_handles() {
+    passes("handles");
+}
+
+#[test]
+fn c12_c13_c15_c17_arguments() {
+    passes("arguments");
+}
+
+#[test]
+fn c20_churn() {
+    passes("churn");
+}
+
+#[test]
+fn x02_x03_x04_x05_threads() {
+    passes("threads");
+}
+
+#[test]
+fn c22_fork() {
+    passes("fork");
+}
+
+#[test]
+fn c21_reload() {
+    run(&build(&source("reload.c"), "reload", Link::None), &[&model(), shared_library()]);
+}

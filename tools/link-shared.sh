@@ -1,0 +1,25 @@
+#!/bin/sh
+# Links libkigo.so.0 from the static library, so that it exports exactly the symbols of kigo.map, with their version.
+# (rustc would also export the C symbols of every dependency, and give none a version.)
+#
+# usage: tools/link-shared.sh LIBKIGO_A OUTPUT_DIRECTORY
+# environment: CC (default: cc), LDFLAGS (added at the end)
+set -eu
+
+if [ $# -ne 2 ]; then
+    echo "usage: $0 LIBKIGO_A OUTPUT_DIRECTORY" >&2
+    exit 2
+fi
+archive=$1
+output=$2
+map=$(dirname "$0")/../kigo.map
+soname=libkigo.so.0
+
+# An archive gives only what is asked for, so every exported symbol is.
+wanted=$(sed -n 's/^ *\(kigo_[a-z0-9_]*\);$/-Wl,-u,\1/p' "$map")
+mkdir -p "$output"
+# shellcheck disable=SC2086
+${CC:-cc} -shared -o "$output/$soname" -Wl,-soname,$soname -Wl,--version-script="$map" $wanted \
+    -Wl,--gc-sections -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack \
+    "$archive" -lpthread -ldl -lm -lgcc_s -lc ${LDFLAGS:-}
+ln -sf $soname "$output/libkigo.so"
