@@ -136,7 +136,7 @@ impl Session {
     /// # Errors
     /// As [`Self::peek_text`].
     pub fn peek_token(&mut self) -> Result<Option<(u32, &[u8])>> {
-        if self.pending.is_none() && self.finished_ok()?.is_none() {
+        while self.pending.is_none() && self.finished_ok()?.is_none() {
             self.advance()?;
         }
         Ok(self.pending.map(|token| (token, self.engine.tokenizer().token_bytes(token, false))))

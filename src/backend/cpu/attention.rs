@@ -4,7 +4,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::kv_cache::PAGE;
-use super::vector::{LANES, dot_into, exp, mul_add, total};
+use super::vector::{Sums, exp, mul_add};
 
 /// One query head: where its keys and values stand in a row of the cache.
 #[derive(Clone, Copy)]
@@ -48,15 +48,15 @@ impl WithSimd for Page<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Page { head, keys, values, softmax, out } = self;
         let columns = head.at..head.at + head.q.len();
         let mut scores = [0.0; PAGE];
         let mut max = softmax.max;
         for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head.width)) {
-            let mut sums = [0.0; LANES];
-            dot_into::<S>(&mut sums, head.q, &key[columns.clone()]);
-            *score = total(&sums) * head.scale;
+            let mut sums = Sums::new(simd);
+            sums.add(simd, head.q, &key[columns.clone()]);
+            *score = sums.total(simd) * head.scale;
             max = max.max(*score);
         }
         let shrink = if softmax.sum == 0.0 { 0.0 } else { exp::<S>(softmax.max - max) };

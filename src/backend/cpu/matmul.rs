@@ -1,28 +1,27 @@
 //! Products of quantised matrices with f32 rows.
 //!
-//! Every output is one dot product in the order of [`vector::dot_into`](super::vector::dot_into), whichever
-//! loop computes it: one row of x at a time (decoding) streams blocks through a small buffer; many rows
-//! (prompts) dequantise a matrix row once and use it for all of them.
+//! Every output is one dot product, added up in the order of [`Sums`](super::vector::Sums), whichever loop
+//! computes it: one row of x (decoding) takes the blocks of a matrix row through a small buffer; many rows (prompts)
+//! dequantise a matrix row once and use it for all of them.
 
+use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::tensor::Tensor;
-use super::vector::{LANES, dot_into, mul_add_lanes, total};
+use super::vector::{STEP, Sums};
 use crate::Result;
 use crate::error::try_vec;
 use crate::quant::{Block, BlockVisitor};
 
-/// Matrix rows that share one pass over x when decoding.
-const DECODE_ROWS: usize = 4;
 /// Rows of x that share one pass over a matrix row when there are many.
 const TILE: usize = 4;
 /// Parts of a product per thread: enough to even out threads that start late.
 const JOBS_PER_THREAD: usize = 4;
-/// Weights that are dequantised at a time when decoding: a multiple of every block length and of `LANES`.
-const RUN: usize = 256;
+/// Longest block.
+const MAX_BLOCK: usize = 256;
 
 /// Buffers of the products and the machine's vector instructions.
 pub struct MatMul {
@@ -101,7 +100,7 @@ impl MatMul {
     fn run_jobs<'a>(&self, products: impl Iterator<Item = (&'a Tensor, &'a mut [f32])>, x: &[f32], n: usize) {
         let products: Vec<_> = products.collect();
         let n_rows: usize = products.iter().map(|(weight, _)| weight.rows()).sum();
-        let rows_per_job = n_rows.div_ceil(JOBS_PER_THREAD * self.rows.len()).next_multiple_of(DECODE_ROWS);
+        let rows_per_job = n_rows.div_ceil(JOBS_PER_THREAD * self.rows.len());
         let mut jobs = Vec::with_capacity(products.len() + JOBS_PER_THREAD * self.rows.len());
         for (weight, out) in products {
             for (i, out) in out.chunks_mut(rows_per_job * n).enumerate() {
@@ -131,54 +130,42 @@ impl BlockVisitor for Decode<'_> {
     type Output = ();
 
     fn visit<B: Block>(self) {
-        struct Rows<'a, B>(&'a [u8], &'a [f32], &'a mut [f32], std::marker::PhantomData<B>);
+        struct Rows<'a, B>(Decode<'a>, PhantomData<B>);
         impl<B: Block> WithSimd for Rows<'_, B> {
             type Output = ();
             #[inline(always)]
-            fn with_simd<S: Simd>(self, _: S) {
-                let row_bytes = self.0.len() / self.2.len();
-                let (groups, rest) = self.2.as_chunks_mut::<DECODE_ROWS>();
-                let (group_data, rest_data) = self.0.split_at(groups.len() * DECODE_ROWS * row_bytes);
-                for (out, data) in groups.iter_mut().zip(group_data.chunks_exact(DECODE_ROWS * row_bytes)) {
-                    *out = dot_rows::<S, B, DECODE_ROWS>(data, self.1);
-                }
-                for (out, data) in rest.iter_mut().zip(rest_data.chunks_exact(row_bytes)) {
-                    [*out] = dot_rows::<S, B, 1>(data, self.1);
+            fn with_simd<S: Simd>(self, simd: S) {
+                let Decode { job: Job { weight, first_row, out }, x, .. } = self.0;
+                let data = weight.row_data(first_row..first_row + out.len());
+                for (out, row) in out.iter_mut().zip(data.chunks_exact(weight.row_bytes())) {
+                    *out = dot::<S, B>(simd, row, x);
                 }
             }
         }
-        let Decode { arch, job, x } = self;
-        let data = job.weight.row_data(job.first_row..job.first_row + job.out.len());
-        arch.dispatch(Rows::<B>(data, x, job.out, std::marker::PhantomData));
+        self.arch.dispatch(Rows::<B>(self, PhantomData));
     }
 }
 
-/// The products of `R` rows, whose blocks follow one another in `data`, with x.
+/// The product of a row of blocks with x.
 #[inline(always)]
-fn dot_rows<S: Simd, B: Block, const R: usize>(data: &[u8], x: &[f32]) -> [f32; R] {
-    let row_bytes = data.len() / R;
-    let run_bytes = RUN / B::LEN * B::BYTES;
-    let mut sums = [[0.0; LANES]; R];
-    let mut weights = [0.0; RUN];
-    for (i, x) in x.chunks(RUN).enumerate() {
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let blocks = &data[row * row_bytes + i * run_bytes..][..x.len() / B::LEN * B::BYTES];
-            dequantize_run::<B>(blocks, &mut weights[..x.len()]);
-            dot_into::<S>(sums, &weights[..x.len()], x);
-        }
+fn dot<S: Simd, B: Block>(simd: S, row: &[u8], x: &[f32]) -> f32 {
+    const { assert!(B::LEN <= MAX_BLOCK && (B::LEN == 1 || B::LEN.is_multiple_of(STEP))) };
+    let step = B::LEN.max(STEP);
+    let step_bytes = step / B::LEN * B::BYTES;
+    let mut weights = [0.0; MAX_BLOCK];
+    let weights = &mut weights[..step];
+    let mut sums = Sums::new(simd);
+    let (steps, tail) = x.split_at(x.len() - x.len() % step);
+    for (blocks, x) in row.chunks_exact(step_bytes).zip(steps.chunks_exact(step)) {
+        B::dequantize_run(blocks, weights);
+        sums.add(simd, weights, x);
     }
-    let mut out = [0.0; R];
-    for r in 0..R {
-        out[r] = total(&sums[r]);
+    if B::LEN == 1 && !tail.is_empty() {
+        let weights = &mut weights[..tail.len()];
+        B::dequantize_run(&row[steps.len() / B::LEN * B::BYTES..], weights);
+        sums.add(simd, weights, tail);
     }
-    out
-}
-
-#[inline(always)]
-fn dequantize_run<B: Block>(blocks: &[u8], out: &mut [f32]) {
-    for (block, out) in blocks.chunks_exact(B::BYTES).zip(out.chunks_exact_mut(B::LEN)) {
-        B::dequantize(block, out);
-    }
+    sums.total(simd)
 }
 
 /// Many rows of x: out `[rows, n]`.
@@ -194,58 +181,101 @@ impl BlockVisitor for Many<'_> {
     type Output = ();
 
     fn visit<B: Block>(self) {
-        struct Dispatch<'a, B>(Many<'a>, std::marker::PhantomData<B>);
+        struct Dispatch<'a, B>(Many<'a>, PhantomData<B>);
         impl<B: Block> WithSimd for Dispatch<'_, B> {
             type Output = ();
             #[inline(always)]
-            fn with_simd<S: Simd>(self, _: S) {
+            fn with_simd<S: Simd>(self, simd: S) {
                 let Many { job, x, n, row, .. } = self.0;
                 let row = &mut row[..job.weight.cols()];
                 for (i, out) in job.out.chunks_exact_mut(n).enumerate() {
                     let at = job.first_row + i;
-                    dequantize_run::<B>(job.weight.row_data(at..at + 1), row);
-                    dot_many::<S>(row, x, out);
+                    B::dequantize_run(job.weight.row_data(at..at + 1), row);
+                    dot_many(simd, row, x, out);
                 }
             }
         }
-        self.arch.dispatch(Dispatch::<B>(self, std::marker::PhantomData));
+        self.arch.dispatch(Dispatch::<B>(self, PhantomData));
     }
 }
 
 /// out `[n]` = weights `[cols]` times x `[n, cols]`, `TILE` rows of x at a time.
 #[inline(always)]
-fn dot_many<S: Simd>(weights: &[f32], x: &[f32], out: &mut [f32]) {
+fn dot_many<S: Simd>(simd: S, weights: &[f32], x: &[f32], out: &mut [f32]) {
     let cols = weights.len();
     let (tiles, rest) = out.as_chunks_mut::<TILE>();
     let (tiles_x, rest_x) = x.split_at(tiles.len() * TILE * cols);
     for (out, x) in tiles.iter_mut().zip(tiles_x.chunks_exact(TILE * cols)) {
-        *out = dot_tile::<S, TILE>(weights, x);
+        *out = dot_tile(simd, weights, x);
     }
     for (out, x) in rest.iter_mut().zip(rest_x.chunks_exact(cols)) {
-        [*out] = dot_tile::<S, 1>(weights, x);
+        [*out] = dot_tile(simd, weights, x);
     }
 }
 
 /// The products of the weights `[cols]` with each row of x `[N, cols]`.
 #[inline(always)]
-fn dot_tile<S: Simd, const N: usize>(weights: &[f32], x: &[f32]) -> [f32; N] {
+fn dot_tile<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32]) -> [f32; N] {
     let cols = weights.len();
-    let (chunks, tail) = weights.as_chunks::<LANES>();
-    let mut sums = [[0.0; LANES]; N];
-    let mut rows: [_; N] = [x; N];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = &x[i * cols..(i + 1) * cols];
-    }
-    let chunked = rows.map(|row| &row.as_chunks::<LANES>().0[..chunks.len()]);
-    for (at, chunk) in chunks.iter().enumerate() {
+    let whole = cols - cols % STEP;
+    let (pairs, _) = S::as_simd_f32s(&weights[..whole]).0.as_chunks::<2>();
+    let rows: [&[f32]; N] = std::array::from_fn(|i| &x[i * cols..(i + 1) * cols]);
+    let row_pairs: [&[[S::f32s; 2]]; N] =
+        std::array::from_fn(|i| &S::as_simd_f32s(&rows[i][..whole]).0.as_chunks::<2>().0[..pairs.len()]);
+    let mut sums = [Sums::new(simd); N];
+    for (at, pair) in pairs.iter().enumerate() {
         for i in 0..N {
-            mul_add_lanes::<S>(&mut sums[i], chunk, &chunked[i][at]);
+            sums[i].add_pair(simd, pair, &row_pairs[i][at]);
         }
     }
     let mut out = [0.0; N];
     for i in 0..N {
-        dot_into::<S>(&mut sums[i], tail, &rows[i][cols - tail.len()..]);
-        out[i] = total(&sums[i]);
+        sums[i].add(simd, &weights[whole..], &rows[i][whole..]);
+        out[i] = sums[i].total(simd);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of one f32.
+    struct Plain;
+
+    impl Block for Plain {
+        const LEN: usize = 1;
+        const BYTES: usize = 4;
+        fn dequantize(block: &[u8], out: &mut [f32]) {
+            out[0] = f32::from_le_bytes(block.try_into().unwrap());
+        }
+    }
+
+    /// Rows of f32 with every number of columns: one row of x at a time gives the bits that many give.
+    #[test]
+    fn one_row_and_many_give_the_same_bits() {
+        struct Both<'a>(&'a [f32], &'a [f32]);
+        impl WithSimd for Both<'_> {
+            type Output = (Vec<f32>, Vec<f32>);
+            fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+                let cols = self.0.len();
+                let bytes: Vec<u8> = self.0.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let one = self.1.chunks_exact(cols).map(|x| dot::<S, Plain>(simd, &bytes, x)).collect();
+                let mut many = vec![f32::NAN; self.1.len() / cols];
+                dot_many(simd, self.0, self.1, &mut many);
+                (one, many)
+            }
+        }
+        for cols in 1..150 {
+            let value = |i: usize| ((i * 7919 + cols) % 1000) as f32 / 500.0 - 1.0;
+            let weights: Vec<f32> = (0..cols).map(value).collect();
+            let x: Vec<f32> = (0..7 * cols).map(|i| value(i + 3)).collect();
+            let (one, many) = Arch::new().dispatch(Both(&weights, &x));
+            assert_eq!(one, many, "{cols} columns");
+            for (found, x) in one.iter().zip(x.chunks_exact(cols)) {
+                let exact: f64 = weights.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                assert!((f64::from(*found) - exact).abs() < 1e-4, "{cols} columns: {found} {exact}");
+            }
+        }
+    }
 }

@@ -1,55 +1,62 @@
-//! Small loops over f32, written so that the compiler vectorises them: `LANES` independent sums, then a tree.
+//! Small loops over f32 in the vectors of the machine.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::model::RopePairing;
 
-/// Independent partial sums of a dot product: two registers of AVX-512, four of AVX2, eight of NEON, enough to
-/// hide the latency of a fused multiply-add.
-pub const LANES: usize = 32;
+/// Partial sums of a dot product: two vectors, so that one multiply-add need not wait for the other. Which product
+/// goes to which sum depends on its place in the row alone, as long as the pieces of a row that are added are
+/// multiples of [`STEP`] long, except the last.
+#[derive(Clone, Copy)]
+pub struct Sums<S: Simd>([S::f32s; 2]);
 
-/// Partial sums.
-pub type Sums = [f32; LANES];
+/// A multiple of two vectors on every machine.
+pub const STEP: usize = 32;
+
+impl<S: Simd> Sums<S> {
+    #[inline(always)]
+    pub fn new(simd: S) -> Self {
+        Sums([simd.splat_f32s(0.0); 2])
+    }
+
+    /// Adds the products of `a` and `b`.
+    #[inline(always)]
+    pub fn add(&mut self, simd: S, a: &[f32], b: &[f32]) {
+        let (a, a_tail) = S::as_simd_f32s(a);
+        let (b, b_tail) = S::as_simd_f32s(b);
+        let (a_pairs, a_rest) = a.as_chunks::<2>();
+        let (b_pairs, b_rest) = b.as_chunks::<2>();
+        for (a, b) in a_pairs.iter().zip(b_pairs) {
+            self.add_pair(simd, a, b);
+        }
+        for (a, b) in a_rest.iter().zip(b_rest) {
+            self.0[0] = simd.mul_add_e_f32s(*a, *b, self.0[0]);
+        }
+        if !a_tail.is_empty() {
+            let (a, b) = (simd.partial_load_f32s(a_tail), simd.partial_load_f32s(b_tail));
+            self.0[1] = simd.mul_add_e_f32s(a, b, self.0[1]);
+        }
+    }
+
+    /// Adds the products of two vectors.
+    #[inline(always)]
+    pub fn add_pair(&mut self, simd: S, a: &[S::f32s; 2], b: &[S::f32s; 2]) {
+        for i in 0..2 {
+            self.0[i] = simd.mul_add_e_f32s(a[i], b[i], self.0[i]);
+        }
+    }
+
+    /// The sum of all.
+    #[inline(always)]
+    pub fn total(self, simd: S) -> f32 {
+        simd.reduce_sum_f32s(simd.add_f32s(self.0[0], self.0[1]))
+    }
+}
 
 /// `a * b + c`, fused where the machine fuses.
 #[inline(always)]
 pub fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::IS_SCALAR { a * b + c } else { a.mul_add(b, c) }
-}
-
-/// `sums += a * b`, lane by lane.
-#[inline(always)]
-pub fn mul_add_lanes<S: Simd>(sums: &mut Sums, a: &Sums, b: &Sums) {
-    for lane in 0..LANES {
-        sums[lane] = mul_add::<S>(a[lane], b[lane], sums[lane]);
-    }
-}
-
-/// Adds the products of `a` and `b` to the sums; the tail goes to the first lanes.
-#[inline(always)]
-pub fn dot_into<S: Simd>(sums: &mut Sums, a: &[f32], b: &[f32]) {
-    let (a, a_tail) = a.as_chunks::<LANES>();
-    let (b, b_tail) = b.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
-        mul_add_lanes::<S>(sums, a, b);
-    }
-    for ((sum, a), b) in sums.iter_mut().zip(a_tail).zip(b_tail) {
-        *sum = mul_add::<S>(*a, *b, *sum);
-    }
-}
-
-/// The sum of the lanes, halves first.
-#[inline(always)]
-pub fn total(sums: &Sums) -> f32 {
-    let mut s = *sums;
-    let mut n = LANES / 2;
-    while n > 0 {
-        for lane in 0..n {
-            s[lane] += s[lane + n];
-        }
-        n /= 2;
-    }
-    s[0]
 }
 
 /// `a += b`
@@ -65,11 +72,11 @@ pub fn rms_norm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]
     impl WithSimd for Norm<'_> {
         type Output = ();
         #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) {
+        fn with_simd<S: Simd>(self, simd: S) {
             let Norm(x, weight, eps, out) = self;
-            let mut sums = [0.0; LANES];
-            dot_into::<S>(&mut sums, x, x);
-            let scale = 1.0 / (total(&sums) / x.len() as f32 + eps).sqrt();
+            let mut squares = Sums::new(simd);
+            squares.add(simd, x, x);
+            let scale = 1.0 / (squares.total(simd) / x.len() as f32 + eps).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * scale * weight;
             }
@@ -127,19 +134,30 @@ pub fn rope(pairing: RopePairing, head: &mut [f32], angles: &[(f32, f32)]) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn total_adds_every_lane_once() {
-        let sums: Sums = std::array::from_fn(|i| (1 << (i % 16)) as f32);
-        assert_eq!(total(&sums), 2.0 * 65535.0);
+    /// The dot product of `a` with itself, added in pieces of `piece`.
+    struct Square<'a>(&'a [f32], usize);
+
+    impl WithSimd for Square<'_> {
+        type Output = f32;
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            let mut sums = Sums::new(simd);
+            self.0.chunks(self.1).for_each(|piece| sums.add(simd, piece, piece));
+            sums.total(simd)
+        }
     }
 
     #[test]
-    fn dot_handles_tails() {
-        for len in 0..70 {
-            let a: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            let mut sums = [0.0; LANES];
-            dot_into::<pulp::Scalar>(&mut sums, &a, &a);
-            assert_eq!(total(&sums), a.iter().map(|x| x * x).sum::<f32>());
+    fn sums_take_every_product_once_in_whatever_pieces() {
+        for len in 1..200 {
+            let a: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
+            let exact: f64 = a.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let whole = Arch::new().dispatch(Square(&a, len));
+            assert!((f64::from(whole) - exact).abs() < 1e-5 * exact.max(1.0), "{len}: {whole} {exact}");
+            for piece in [STEP, 2 * STEP] {
+                assert_eq!(Arch::new().dispatch(Square(&a, piece)).to_bits(), whole.to_bits(), "{len} in {piece}");
+            }
+            let scalar = Square(&a, STEP).with_simd(pulp::Scalar::new());
+            assert!((f64::from(scalar) - exact).abs() < 1e-5 * exact.max(1.0));
         }
     }
 
