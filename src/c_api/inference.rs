@@ -73,20 +73,20 @@ pub(super) static COUNTS: &[Fact<CountOf>] = &[
 pub(super) static TIMES: &[Fact<TimeOf>] = &[
     Fact {
         key: "prompt_ms",
-        doc: "Milliseconds spent on the prompt.",
+        doc: "Milliseconds spent on the prompt and the first token.",
         get: |report| report.prompt_time.as_secs_f64() * 1e3,
     },
     Fact {
         key: "generate_ms",
-        doc: "Milliseconds spent on generating tokens.",
+        doc: "Milliseconds spent on all tokens after the first.",
         get: |report| report.generate_time.as_secs_f64() * 1e3,
     },
     Fact {
         key: "tokens_per_second",
-        doc: "Tokens generated per second of generate_ms; 0 before the first.",
+        doc: "Tokens after the first per second of generate_ms; 0 before there is one.",
         get: |report| {
             let seconds = report.generate_time.as_secs_f64();
-            if seconds > 0.0 { report.generated_tokens as f64 / seconds } else { 0.0 }
+            if seconds > 0.0 { report.generated_tokens.saturating_sub(1) as f64 / seconds } else { 0.0 }
         },
     },
 ];
@@ -170,9 +170,10 @@ impl Inference {
         }
         let session = &mut state.session;
         let outcome = caught(|| {
-            let outcome = call(session);
-            let cancelled = session.finish_reason() == Some(FinishReason::Cancelled);
-            let outcome = if cancelled { Err(Error::Cancelled.into()) } else { outcome.map_err(Failure::from) };
+            // Text that was generated before the cancellation is not handed out after it.
+            let cancelled = session.finish_reason().is_none() && self.cancel.load(Ordering::Acquire);
+            let outcome = if cancelled { Err(Error::Cancelled) } else { call(session) };
+            let outcome = outcome.map_err(Failure::from);
             self.publish(session, &outcome);
             outcome.map(|written| written.unwrap_or(lane.ended()))
         });
@@ -307,23 +308,21 @@ pub unsafe extern "C" fn kigo_inference_start_tokens(
     unsafe { export(error, body) }
 }
 
-/// The ids as the library counts them.
+/// The ids as the library counts them; the session checks that the vocabulary has them.
 ///
 /// # Errors
-/// `PromptTooLong` before anything is read, `InvalidArgument` for an id outside the vocabulary.
+/// `PromptTooLong` before anything is read, `InvalidArgument` for a negative id.
 fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
     if tokens.len() >= engine.n_ctx() {
         return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
     }
     let mut ids = try_vec(tokens.len(), "the tokens of the prompt")?;
     for (index, token) in tokens.iter().enumerate() {
-        match u32::try_from(*token) {
-            Ok(id) if (id as usize) < engine.n_vocab() => ids.push(id),
-            _ => {
-                let expected = format!("an id from 0 to {}", engine.n_vocab().saturating_sub(1));
-                return Err(Error::invalid_argument(format!("tokens[{index}]"), expected, token));
-            }
-        }
+        let id = u32::try_from(*token).map_err(|_| {
+            let expected = format!("an id from 0 to {}", engine.n_vocab().saturating_sub(1));
+            Error::invalid_argument(format!("tokens[{index}]"), expected, token)
+        })?;
+        ids.push(id);
     }
     Ok(ids)
 }
@@ -342,6 +341,8 @@ fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
 ///   later call: kigo_inference_finish_reason() says why.
 ///   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a buffer of "text_size" bytes, which the message and
 ///     kigo_inference_get_i64() tell: the same piece comes.
+///   - KIGO_CONTEXT_FULL: there is no room for another token; all that was generated has been returned before. The
+///     same comes from every later call: free the inference.
 ///   - KIGO_CANCELLED: the inference was cancelled; free it.
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
 ///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
@@ -382,8 +383,8 @@ fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
 /// The next token and its bytes, for hosts that want every token by itself.
 ///
 /// The bytes of a token need not be UTF-8: a character may be spread over several tokens. A control token may have
-/// no bytes. Stop strings are not cut off here. Use either this function or kigo_next_text() on an inference, not
-/// both.
+/// no bytes. The tokens of a stop string come, except the one that completes it. Use either this function or
+/// kigo_next_text() on an inference, not both.
 ///
 /// @param inference  The inference.
 /// @param token      Where the id is written on success.
@@ -392,6 +393,8 @@ fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
 /// @returns How many bytes the token has, 0 or more.
 ///   - KIGO_FINISHED: the generation has ended, and nothing was written; the same comes from every later call.
 ///   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a larger buffer: the same token comes.
+///   - KIGO_CONTEXT_FULL: there is no room for another token; all that was generated has been returned before. The
+///     same comes from every later call: free the inference.
 ///   - KIGO_CANCELLED: the inference was cancelled; free it.
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
 ///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
@@ -463,11 +466,11 @@ pub unsafe extern "C" fn kigo_inference_last_error(
     unsafe { export(error, body) }
 }
 
-/// Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most one
-/// batch of the prompt or one token; so does every later call.
+/// Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
+/// "n_batch" tokens of the prompt or one new token; so does every later call.
 ///
 /// @param inference  The inference.
-/// @returns KIGO_OK, also if it was cancelled before or has ended.
+/// @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.
 ///   - KIGO_INVALID_HANDLE: the inference is not live.
 ///   - KIGO_FORKED: this is a forked child.
 ///

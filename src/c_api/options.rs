@@ -8,6 +8,7 @@ use crate::error::quoted;
 use crate::session::SessionOptions;
 use crate::{Error, Result};
 use std::ffi::c_char;
+use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 
 /// Settings for kigo_model_load() and kigo_inference_start(), each set by its key; see "Options" above.
@@ -55,9 +56,25 @@ pub(super) enum Reader {
 
 /// What an option accepts, and how it is set.
 pub(super) enum Values {
-    Text { expected: &'static str, set: fn(&mut Settings, &str, &'static Row) -> Result<()> },
-    Integer { lowest: i64, highest: i64, set: fn(&mut Settings, i64) },
-    Number { lowest: f64, highest: f64, set: fn(&mut Settings, f64) },
+    Text {
+        expected: &'static str,
+        set: fn(&mut Settings, &str, &'static Row) -> Result<()>,
+    },
+    Integer {
+        lowest: i64,
+        highest: i64,
+        set: fn(&mut Settings, i64),
+    },
+    /// From 0 to `highest`.
+    Number {
+        highest: f64,
+        set: fn(&mut Settings, f64),
+    },
+    /// Above 0 and up to `highest`.
+    Positive {
+        highest: f64,
+        set: fn(&mut Settings, f64),
+    },
 }
 
 const MAX_STOPS: usize = 64;
@@ -94,7 +111,12 @@ pub(super) static ROWS: &[Row] = &[
             set: |settings, value| settings.load.n_ctx = Some(value as usize),
         },
         doc: "Size of the context of an inference in tokens: prompt and generated tokens together.",
-        show: |settings| settings.load.n_ctx.map_or("what the model was trained for".to_owned(), |n| n.to_string()),
+        show: |settings| {
+            settings
+                .load
+                .n_ctx
+                .map_or("what the model was trained for, or less if that is very long".to_owned(), |n| n.to_string())
+        },
     },
     Row {
         key: "n_threads",
@@ -162,8 +184,7 @@ pub(super) static ROWS: &[Row] = &[
         key: "temperature",
         reader: Reader::InferenceStart,
         values: Values::Number {
-            lowest: 0.0,
-            highest: 100.0,
+            highest: 2.0,
             set: |settings, value| settings.session.sampling.temperature = value as f32,
         },
         doc: "Divides the logits before a token is drawn; 0 always takes the most likely token.",
@@ -183,8 +204,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         key: "top_p",
         reader: Reader::InferenceStart,
-        values: Values::Number {
-            lowest: 0.0,
+        values: Values::Positive {
             highest: 1.0,
             set: |settings, value| settings.session.sampling.top_p = value as f32,
         },
@@ -195,20 +215,15 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         key: "min_p",
         reader: Reader::InferenceStart,
-        values: Values::Number {
-            lowest: 0.0,
-            highest: 1.0,
-            set: |settings, value| settings.session.sampling.min_p = value as f32,
-        },
+        values: Values::Number { highest: 1.0, set: |settings, value| settings.session.sampling.min_p = value as f32 },
         doc: "Drops tokens whose probability is less than this share of that of the most likely token; 0 drops none.",
         show: |settings| settings.session.sampling.min_p.to_string(),
     },
     Row {
         key: "repeat_penalty",
         reader: Reader::InferenceStart,
-        values: Values::Number {
-            lowest: 0.01,
-            highest: 100.0,
+        values: Values::Positive {
+            highest: 10.0,
             set: |settings, value| settings.session.sampling.repeat_penalty = value as f32,
         },
         doc: "Makes tokens that came recently less likely: their logits are divided by it if positive, multiplied if \
@@ -273,7 +288,8 @@ impl Row {
         match &self.values {
             Values::Text { expected, .. } => (*expected).to_owned(),
             Values::Integer { lowest, highest, .. } => format!("an integer from {lowest} to {highest}"),
-            Values::Number { lowest, highest, .. } => format!("a number from {lowest} to {highest}"),
+            Values::Number { highest, .. } => format!("a number from 0 to {highest}"),
+            Values::Positive { highest, .. } => format!("a number above 0 and up to {highest}"),
         }
     }
 
@@ -282,12 +298,27 @@ impl Row {
         match self.values {
             Values::Text { .. } => "kigo_options_set_str",
             Values::Integer { .. } => "kigo_options_set_i64",
-            Values::Number { .. } => "kigo_options_set_f64",
+            Values::Number { .. } | Values::Positive { .. } => "kigo_options_set_f64",
         }
     }
 
     fn refuse(&self, found: impl ToString) -> Error {
         Error::invalid_argument(self.key, self.range(), found)
+    }
+
+    fn set_number(
+        &self,
+        settings: &mut Settings,
+        value: f64,
+        range: RangeInclusive<f64>,
+        set: fn(&mut Settings, f64),
+    ) -> Result<()> {
+        // A NaN is in no range.
+        if !range.contains(&value) {
+            return Err(self.refuse(value));
+        }
+        set(settings, value);
+        Ok(())
     }
 
     fn set(&'static self, settings: &mut Settings, value: Value) -> Result<()> {
@@ -300,14 +331,15 @@ impl Row {
                 set(settings, value);
                 Ok(())
             }
-            (Values::Number { .. }, Value::Integer(value)) => self.set(settings, Value::Number(value as f64)),
-            (Values::Number { lowest, highest, set }, Value::Number(value)) => {
-                // A NaN is in no range, so it is refused here.
-                if !(*lowest..=*highest).contains(&value) {
-                    return Err(self.refuse(value));
-                }
-                set(settings, value);
-                Ok(())
+            (Values::Number { .. } | Values::Positive { .. }, Value::Integer(value)) => {
+                self.set(settings, Value::Number(value as f64))
+            }
+            (Values::Number { highest, set }, Value::Number(value)) => {
+                self.set_number(settings, value, 0.0..=*highest, *set)
+            }
+            (Values::Positive { highest, set }, Value::Number(value)) => {
+                // Smaller ones would become 0 on their way to 32 bits.
+                self.set_number(settings, value, f64::from(f32::MIN_POSITIVE)..=*highest, *set)
             }
             (_, other) => {
                 let found = match other {
@@ -548,16 +580,21 @@ mod tests {
                         assert_eq!(set(row.key, Value::Integer(value)).unwrap_err(), expected);
                     }
                 }
-                Values::Number { lowest, highest, .. } => {
-                    for value in [*lowest, *highest] {
+                Values::Number { highest, .. } | Values::Positive { highest, .. } => {
+                    let lowest = if set(row.key, Value::Integer(0)).is_ok() { 0.0 } else { 1.0 / 1024.0 };
+                    for value in [lowest, *highest] {
                         let settings = set(row.key, Value::Number(value)).unwrap();
-                        assert_eq!((row.show)(&settings), (value as f32).to_string());
+                        assert_eq!((row.show)(&settings), value.to_string());
                         settings.session.sampling.validate().unwrap();
                     }
-                    for value in [lowest - 1e-9, highest + 1e-9, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                    let settings = set(row.key, Value::Number(f64::from(f32::MIN_POSITIVE))).unwrap();
+                    settings.session.sampling.validate().unwrap();
+                    for value in [-1e-300, highest + 1e-9, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                         let expected = format!("{}: expected {}, found {value}", row.key, row.range());
                         assert_eq!(set(row.key, Value::Number(value)).unwrap_err(), expected);
                     }
+                    assert_eq!(lowest != 0.0, row.range().contains("above 0"));
+                    assert!(lowest == 0.0 || set(row.key, Value::Number(1e-300)).is_err());
                     set(row.key, Value::Integer(1)).unwrap();
                     assert!(set(row.key, Value::Integer(i64::MIN)).is_err());
                 }
