@@ -250,10 +250,9 @@ impl Engine {
         let mut backend = lock(&self.backend);
         let mut ready = Vec::with_capacity(batch.len());
         for request in batch {
-            let reserved = request
-                .rows
-                .last()
-                .map_or(Ok(()), |last| backend.sequence_reserve(last.sequence, last.position as usize + 1));
+            let reserved = request.rows.last().map_or(Ok(()), |last| {
+                backend.sequence_reserve(last.sequence, last.position as usize + 1)
+            });
             match reserved {
                 Ok(()) => ready.push(&**request),
                 Err(error) => request.finish(Err(error)),

@@ -110,8 +110,9 @@ mod tests {
         for (sequence, layer, last) in [(a, 0, 0), (a, 1, PAGE as u32), (b, 1, PAGE as u32 + 4), (b, 0, 31)] {
             let k: Vec<f32> = cache.pages(&row(sequence, last), layer).flat_map(|(k, _)| k.to_vec()).collect();
             let v: Vec<f32> = cache.pages(&row(sequence, last), layer).flat_map(|(_, v)| v.to_vec()).collect();
-            let expected: Vec<f32> =
-                (0..=last).flat_map(|p| [(sequence as u32 * 10_000 + p * 10 + layer as u32) as f32; 3]).collect();
+            let expected: Vec<f32> = (0..=last)
+                .flat_map(|p| [(sequence as u32 * 10_000 + p * 10 + layer as u32) as f32; 3])
+                .collect();
             assert_eq!(k, expected);
             assert_eq!(v, expected.iter().map(|x| -x).collect::<Vec<_>>());
         }
