@@ -87,7 +87,7 @@ statuses! {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The failure concerns this file.
-    #[error("{}: {error}", path.display())]
+    #[error("{}: {error}", shown(path))]
     InFile {
         /// The file.
         path: PathBuf,
@@ -348,6 +348,13 @@ impl Error {
             found: found.to_string(),
         }
     }
+}
+
+/// A path without control characters; of a long one, its end.
+fn shown(path: &std::path::Path) -> String {
+    let text: String = path.to_string_lossy().escape_debug().collect();
+    let start = text.char_indices().rev().nth(199).map_or(0, |(at, _)| at);
+    format!("{}{}", if start > 0 { "..." } else { "" }, &text[start..])
 }
 
 /// At most the first 64 of `bytes`, quoted, with everything that is not printable ASCII escaped.

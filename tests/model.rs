@@ -1,6 +1,7 @@
 //! The decoder loop on the CPU backend, judged by Hugging Face transformers in f32 on the dequantised weights.
 
-mod common;
+#[path = "common/models.rs"]
+mod models;
 
 use kigo::backend::cpu::CpuBackend;
 use kigo::backend::{Backend, Row};
@@ -69,9 +70,9 @@ fn check_golden(backend: &mut CpuBackend, sequence: u64, golden: &Value) -> f64 
 
 #[test]
 fn smollm2_logits_and_greedy_tokens_equal_transformers() {
-    let Some(path) = common::smollm2() else { return };
+    let Some(path) = models::cached(models::SMOLLM2) else { return };
     let (mut backend, _) = load(&path);
-    let mut goldens: Vec<_> = std::fs::read_dir("tests/data/logits").unwrap().map(|e| e.unwrap().path()).collect();
+    let mut goldens: Vec<_> = std::fs::read_dir(models::data("logits")).unwrap().map(|e| e.unwrap().path()).collect();
     goldens.sort();
     assert_eq!(goldens.len(), 8);
     for (i, path) in goldens.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use kigo::quant::QuantType;
+use kigo::quant::{Block, BlockVisitor, QuantType};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -42,6 +42,23 @@ fn dequantize_is_what_gguf_py_gives() {
             assert!(same(found, expected), "{} weight {i}: expected {expected:e}, found {found:e}", t.name());
         }
         assert!(golden.weights.iter().any(|w| w.is_normal()), "{}", t.name());
+    }
+}
+
+#[test]
+fn wide_vectors_give_the_same_bits() {
+    struct Wide<'a>(&'a [u8], &'a mut [f32]);
+    impl BlockVisitor for Wide<'_> {
+        type Output = ();
+        fn visit<B: Block>(self) {
+            pulp::Arch::new().dispatch(|| B::dequantize_run(self.0, self.1));
+        }
+    }
+    for &t in QuantType::ALL {
+        let golden = golden(t);
+        let mut out = vec![0.0; golden.weights.len()];
+        t.visit(Wide(&golden.blocks, &mut out));
+        assert!(out.iter().zip(&golden.weights).all(|(&a, &b)| same(a, b)), "{}", t.name());
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/alloc.rs"]
+mod alloc;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -160,8 +163,22 @@ fn t04_long_texts_take_less_than_two_seconds() {
             let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
             assert_eq!(expected, &serde_json::json!([ids.len(), format!("{hash:016x}")]), "{name}: {text}");
             assert!(took < Duration::from_secs(2), "{name}: {text} took {took:?}");
-            assert_eq!(tokenizer.decode(&ids, false), input.as_bytes());
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), input.as_bytes());
         }
+    }
+}
+
+/// Text full of what might become a special token.
+#[test]
+fn t04_starts_of_special_tokens_take_no_longer() {
+    let Some(tokenizer) = real("llama-bpe") else { return };
+    for part in ["<", "<|", "<|reserved_special_token_", "<|eot_id|>"] {
+        let input = part.repeat((1 << 20) / part.len());
+        let start = Instant::now();
+        let ids = tokenizer.encode(&input, PARSED).unwrap();
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(2), "{part} took {took:?}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), input.as_bytes());
     }
 }
 
@@ -300,7 +317,7 @@ fn g35_duplicate_tokens() {
     pairs[1].1 = strings(&["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁a", "ab", "bb", "éé"]);
     let tokenizer = load(&pairs).unwrap();
     assert_eq!(tokenizer.encode("bab", PLAIN).unwrap(), [3, 5, 8]);
-    assert_eq!(tokenizer.decode(&[6, 8], false), b"abab");
+    assert_eq!(tokenizer.decode(&[6, 8], false).unwrap(), b"abab");
     let mut tokens: Vec<String> = (0..4).map(|i| format!("<|{}|>", i / 2)).collect();
     tokens.extend(["a", "b", "a", "b", "ab", "ab"].map(String::from));
     let pairs = with(tiny_bpe(), "tokenizer.ggml.tokens", strings(&tokens));
@@ -353,19 +370,19 @@ fn text_is_merged_and_special_tokens_added() {
 fn t07_nul_is_kept() {
     let tokenizer = load(&tiny_bpe()).unwrap();
     assert_eq!(tokenizer.encode("ab\0c", PLAIN).unwrap(), [256, 0, u32::from(b'c')]);
-    assert_eq!(tokenizer.decode(&[256, 0, u32::from(b'c')], false), b"ab\0c");
+    assert_eq!(tokenizer.decode(&[256, 0, u32::from(b'c')], false).unwrap(), b"ab\0c");
 }
 
 /// T06: tokens that are part of a character come back as the bytes they are.
 #[test]
 fn t06_decoding_is_raw() {
     let tokenizer = load(&tiny_bpe()).unwrap();
-    assert_eq!(tokenizer.decode(&[0x80, 0xe2, 0x9c, 0xc0, 0xaf], false), b"\x80\xe2\x9c\xc0\xaf");
+    assert_eq!(tokenizer.decode(&[0x80, 0xe2, 0x9c, 0xc0, 0xaf], false).unwrap(), b"\x80\xe2\x9c\xc0\xaf");
     assert_eq!(tokenizer.token_bytes(262, true), b"");
-    assert_eq!(tokenizer.decode(&[u32::MAX, 258, 259, 260, 261], false), b"[PAD]ding");
-    assert_eq!(tokenizer.decode(&[258, 259], true), b"<|im_end|><unk>");
+    assert_eq!(tokenizer.decode(&[u32::MAX, 258, 259, 260, 261], false).unwrap(), b"[PAD]ding");
+    assert_eq!(tokenizer.decode(&[258, 259], true).unwrap(), b"<|im_end|><unk>");
     let Some(spm) = real("llama-spm") else { return };
-    assert_eq!(spm.decode(&[3 + 0xff, 3 + 0x80], false), b"\xff\x80");
+    assert_eq!(spm.decode(&[3 + 0xff, 3 + 0x80], false).unwrap(), b"\xff\x80");
 }
 
 /// T08: control and unknown tokens are text unless the text is trusted; user-defined ones are always tokens.
@@ -416,10 +433,10 @@ fn spm_without_byte_tokens_has_one_unknown_per_run() {
     assert_eq!(tokenizer.encode("abxyab", ADDED).unwrap(), [1, 8, 0, 6]);
     assert_eq!(tokenizer.encode("éxéé", PLAIN).unwrap(), [3, 0, 10]);
     assert_eq!(tokenizer.encode("abb", PLAIN).unwrap(), [8, 5], "of equal scores the leftmost goes first");
-    assert_eq!(tokenizer.decode(&[8, 5], false), b"abb");
+    assert_eq!(tokenizer.decode(&[8, 5], false).unwrap(), b"abb");
     let bare = load(&with(tiny_spm(), "tokenizer.ggml.add_space_prefix", Value::Bool(false))).unwrap();
     assert_eq!(bare.encode("ab", PLAIN).unwrap(), [6]);
-    assert_eq!(bare.decode(&[8], false), b" ab");
+    assert_eq!(bare.decode(&[8], false).unwrap(), b" ab");
 }
 
 /// What llama.cpp says of the same files, without Qwen2's `</s>`: that is an ordinary token, which ends nothing.
@@ -440,6 +457,47 @@ fn special_ids_of_real_models() {
     }
 }
 
+/// What a tokenizer costs beside the metadata it is made from.
+#[test]
+fn loading_is_fast_and_small() {
+    for (name, mib) in [("smollm", 3), ("gpt-2", 3), ("qwen2", 8), ("llama-bpe", 12), ("llama-spm", 3), ("phi-3", 3)] {
+        let Some(metadata) = metadata_of(name) else { continue };
+        let before = alloc::thread().bytes;
+        let start = Instant::now();
+        let (tokenizer, peak) = alloc::peak(|| Tokenizer::from_gguf(&metadata).unwrap());
+        let took = start.elapsed();
+        let held = alloc::thread().bytes - before;
+        println!("{name}: {} tokens in {took:?}, holds {held} bytes, peak {peak}", tokenizer.n_vocab());
+        assert!(held < mib << 20 && peak < (mib as usize + 2) << 20, "{name} holds {held} bytes, peak {peak}");
+        assert!(took < Duration::from_secs(2), "{name} took {took:?}");
+    }
+}
+
+/// Every request of 4 KiB or more fails once; what is refused comes back as an error.
+#[test]
+fn running_out_of_memory_is_an_error() {
+    for name in ["smollm", "llama-bpe", "llama-spm"] {
+        let Some(metadata) = metadata_of(name) else { continue };
+        let tokenizer = Tokenizer::from_gguf(&metadata).unwrap();
+        let text = "<s> <|im_end|>word '' \u{1f600}x\n".repeat(500) + &"=".repeat(40_000);
+        let options = EncodeOptions { broken_by: Some('x'), ..ADDED };
+        let ids = tokenizer.encode(&text, options).unwrap();
+        let refuse_each = |body: &dyn Fn() -> kigo::Result<()>| {
+            for after in 0.. {
+                let (result, refused) = alloc::refusing(4096, after, body);
+                if refused == 0 {
+                    assert!(result.is_ok() && after > 0);
+                    return;
+                }
+                assert!(matches!(result, Err(Error::OutOfMemory { .. })), "{name}: request {after}: {result:?}");
+            }
+        };
+        refuse_each(&|| Tokenizer::from_gguf(&metadata).map(drop));
+        refuse_each(&|| tokenizer.encode(&text, options).map(drop));
+        refuse_each(&|| tokenizer.decode(&ids, true).map(drop));
+    }
+}
+
 proptest! {
     #[test]
     fn any_text_survives_bytes(text in any::<String>(), head in "[ \t\r\na-c'<|]{0,20}") {
@@ -448,7 +506,7 @@ proptest! {
         for options in [PARSED, PLAIN] {
             let ids = tokenizer.encode(&text, options).unwrap();
             prop_assert!(ids.len() <= text.len());
-            prop_assert_eq!(tokenizer.decode(&ids, true), text.as_bytes());
+            prop_assert_eq!(tokenizer.decode(&ids, true).unwrap(), text.as_bytes());
         }
     }
 
@@ -477,7 +535,7 @@ proptest! {
             for options in [PARSED, PLAIN] {
                 let ids = tokenizer.encode(&text, options).unwrap();
                 prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.n_vocab()));
-                tokenizer.decode(&ids, true);
+                tokenizer.decode(&ids, true).unwrap();
             }
         }
     }
@@ -493,7 +551,7 @@ fn any_text_survives_real_vocabularies() {
             let text: String = text.chars().filter(|c| !lost(c)).collect();
             let ids = tokenizer.encode(&text, PLAIN).unwrap();
             let expected = if tokenizer.adds_space_prefix() { text.replace('▁', " ") } else { text.clone() };
-            prop_assert_eq!(tokenizer.decode(&ids, false), expected.as_bytes());
+            prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), expected.as_bytes());
             prop_assert!(text.len() <= ids.len() * tokenizer.max_token_bytes());
             Ok(())
         };

@@ -130,16 +130,27 @@ impl<'a> Reader<'a> {
     }
 
     /// The next `len` bytes, at most [`WINDOW`].
+    #[inline]
     fn take(&mut self, len: usize, what: &dyn Display) -> Result<&[u8]> {
-        self.expect(len as u64, 1, what)?;
         if self.window.len() - self.at < len {
-            self.window.drain(..self.at);
-            self.at = 0;
+            self.read_ahead(len, what)?;
         }
-        while self.window.len() < self.at + len {
+        let start = self.at;
+        self.advance(len);
+        Ok(&self.window[start..start + len])
+    }
+
+    /// Makes the window hold the next `len` bytes, at most [`WINDOW`].
+    #[cold]
+    fn read_ahead(&mut self, len: usize, what: &dyn Display) -> Result<()> {
+        self.expect(len as u64, 1, what)?;
+        self.window.drain(..self.at);
+        self.at = 0;
+        while self.window.len() < len {
             let have = self.window.len();
-            let ahead = usize::try_from(self.remaining()).unwrap_or(WINDOW).min(WINDOW);
-            self.window.resize(ahead, 0);
+            // Not beyond the limit either: what is in the window has passed every check.
+            let within = self.remaining().min(MAX_HEADER_BYTES.saturating_sub(self.offset));
+            self.window.resize(usize::try_from(within).unwrap_or(WINDOW).min(WINDOW), 0);
             let read = read_some(self.source, self.offset + have as u64, &mut self.window[have..], what);
             self.window.truncate(have + *read.as_ref().unwrap_or(&0));
             if read? == 0 {
@@ -147,9 +158,7 @@ impl<'a> Reader<'a> {
                 return Err(Error::Truncated { what: what.to_string(), offset: self.offset, needed, available });
             }
         }
-        let start = self.at;
-        self.advance(len);
-        Ok(&self.window[start..start + len])
+        Ok(())
     }
 
     /// Moves past `len` bytes, of the window as far as it holds them.

@@ -9,6 +9,13 @@ impl super::Block for Bf16 {
 
     #[inline(always)]
     fn dequantize(block: &[u8], out: &mut [f32]) {
-        out[0] = f32::from_bits((u16::from_le_bytes([block[0], block[1]]) as u32) << 16);
+        Self::dequantize_run(block, out);
+    }
+
+    #[inline(always)]
+    fn dequantize_run(blocks: &[u8], out: &mut [f32]) {
+        for (block, out) in blocks.as_chunks::<2>().0.iter().zip(out) {
+            *out = f32::from_bits(u32::from_le_bytes([0, 0, block[0], block[1]]));
+        }
     }
 }

@@ -9,6 +9,13 @@ impl super::Block for F16 {
 
     #[inline(always)]
     fn dequantize(block: &[u8], out: &mut [f32]) {
-        out[0] = super::f16_at(block, 0);
+        Self::dequantize_run(block, out);
+    }
+
+    #[inline(always)]
+    fn dequantize_run(blocks: &[u8], out: &mut [f32]) {
+        for (block, out) in blocks.as_chunks::<2>().0.iter().zip(out) {
+            *out = super::bits::f16_at(block, 0);
+        }
     }
 }

@@ -9,6 +9,13 @@ impl super::Block for F32 {
 
     #[inline(always)]
     fn dequantize(block: &[u8], out: &mut [f32]) {
-        out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+        Self::dequantize_run(block, out);
+    }
+
+    #[inline(always)]
+    fn dequantize_run(blocks: &[u8], out: &mut [f32]) {
+        for (block, out) in blocks.as_chunks::<4>().0.iter().zip(out) {
+            *out = f32::from_le_bytes(*block);
+        }
     }
 }

@@ -10,8 +10,9 @@
 //! w[i] = (d * (sc[g] - 32)) * CODEBOOK[q[i]]    g = i / 32
 //! ```
 
-use super::iq4_nl::CODEBOOK;
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, split_nibbles};
+use super::iq4_nl::level;
 
 /// `IQ4_XS`: 136 bytes, 256 weights.
 pub struct Iq4Xs;
@@ -28,18 +29,19 @@ impl Block for Iq4Xs {
         let scales_h = u16::from_le_bytes(*array(&block[2..]));
         let scales_l: &[u8; 4] = array(&block[4..]);
         let qs: &[u8; 128] = array(&block[8..]);
+        let mut q = [0; 256];
+        let mut sc = [0.0; 8];
         for g in 0..8 {
-            let low = (scales_l[g / 2] >> (g % 2 * 4)) & 15;
+            split_nibbles(&qs[16 * g..16 * g + 16], &mut q[32 * g..]);
+            let low = scales_l[g / 2] >> (g % 2 * 4) & 15;
             let high = (scales_h >> (2 * g)) as u8 & 3;
-            let scale = d * ((low | high << 4) as i32 - 32) as f32;
-            let qs: &[u8; 16] = array(&qs[g * 16..]);
-            let out: &mut [f32; 32] = array_mut(&mut out[g * 32..]);
-            for i in 0..16 {
-                out[i] = scale * CODEBOOK[(qs[i] & 15) as usize];
-            }
-            for i in 0..16 {
-                out[i + 16] = scale * CODEBOOK[(qs[i] >> 4) as usize];
-            }
+            sc[g] = d * ((low | high << 4) as i32 - 32) as f32;
+        }
+        for q in &mut q {
+            *q = level(*q) as u8;
+        }
+        for i in 0..256 {
+            out[i] = sc[i / 32] * (q[i] as i8) as f32;
         }
     }
 }

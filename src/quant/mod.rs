@@ -4,6 +4,7 @@
 //! Numbers and layouts are those of ggml (`ggml-common.h`, `ggml_type`). All integers are little-endian.
 
 mod bf16;
+mod bits;
 mod f16;
 mod f32;
 mod iq4_nl;
@@ -31,6 +32,17 @@ pub trait Block: 'static {
     /// Implementations are `#[inline(always)]`, without early exits, so that the compiler turns the loop of a
     /// caller that enabled wide vectors into wide vector code.
     fn dequantize(block: &[u8], out: &mut [f32]);
+
+    /// Writes the weights of a run of blocks to `out`, which takes exactly those of `blocks`.
+    ///
+    /// Types of one weight per block have their own, because a run is where they vectorise: dequantise at least
+    /// 32 weights at a time, a constant number where speed matters.
+    #[inline(always)]
+    fn dequantize_run(blocks: &[u8], out: &mut [f32]) {
+        for (block, out) in blocks.chunks_exact(Self::BYTES).zip(out.chunks_exact_mut(Self::LEN)) {
+            Self::dequantize(block, out);
+        }
+    }
 }
 
 /// Code that is compiled once for every block type.
@@ -131,43 +143,9 @@ impl QuantType {
         impl BlockVisitor for Dequantize<'_> {
             type Output = ();
             fn visit<B: Block>(self) {
-                for (block, out) in self.0.chunks_exact(B::BYTES).zip(self.1.chunks_exact_mut(B::LEN)) {
-                    B::dequantize(block, out);
-                }
+                B::dequantize_run(self.0, self.1);
             }
         }
         self.visit(Dequantize(blocks, out));
     }
-}
-
-/// The first `N` items of `slice`. The one bounds check of a block; it folds away where the length is known.
-#[inline(always)]
-fn array<T, const N: usize>(slice: &[T]) -> &[T; N] {
-    &slice.as_chunks().0[0]
-}
-
-/// Like [`array`], to write.
-#[inline(always)]
-fn array_mut<T, const N: usize>(slice: &mut [T]) -> &mut [T; N] {
-    &mut slice.as_chunks_mut().0[0]
-}
-
-/// The little-endian half at byte `at` of `block`, widened exactly. Branch-free, so that it vectorises, and
-/// without arithmetic on subnormals, so that a host that flushes them to zero changes nothing.
-#[inline(always)]
-fn f16_at(block: &[u8], at: usize) -> f32 {
-    let bits = u16::from_le_bytes([block[at], block[at + 1]]) as u32;
-    let sign = (bits & 0x8000) << 16;
-    let magnitude = bits & 0x7fff;
-    let normal = f32::from_bits((magnitude << 13) + ((127 - 15) << 23));
-    let subnormal = magnitude as f32 * f32::from_bits((127 - 24) << 23);
-    let special = f32::from_bits((magnitude << 13) | 0x7f80_0000);
-    let value = if magnitude < 0x0400 {
-        subnormal
-    } else if magnitude >= 0x7c00 {
-        special
-    } else {
-        normal
-    };
-    f32::from_bits(value.to_bits() | sign)
 }

@@ -12,7 +12,8 @@
 //! As in ggml, twice the value (an integer) is multiplied with half the scale, minus zero is zero, and `e` = 255,
 //! which the standard reserves for NaN, is the power of two that follows 254.
 
-use super::{Block, array, array_mut};
+use super::Block;
+use super::bits::{array, array_mut};
 
 /// `MXFP4`: 17 bytes, 32 weights.
 pub struct Mxfp4;

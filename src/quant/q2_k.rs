@@ -9,7 +9,8 @@
 //! w[i] = (d * sc[g]) * q[i] - dmin * m[g]    g = i / 16
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, put_word, splat, word_at};
 
 /// `Q2_K`: 84 bytes, 256 weights.
 pub struct Q2K;
@@ -26,15 +27,19 @@ impl Block for Q2K {
         let qs: &[u8; 64] = array(&block[16..]);
         let d = f16_at(block, 80);
         let dmin = f16_at(block, 82);
-        for g in 0..16 {
-            let scale = d * (scales[g] & 15) as f32;
-            let min = dmin * (scales[g] >> 4) as f32;
-            let qs: &[u8; 16] = array(&qs[g / 8 * 32 + g % 2 * 16..]);
-            let shift = g % 8 / 2 * 2;
-            let out: &mut [f32; 16] = array_mut(&mut out[g * 16..]);
-            for i in 0..16 {
-                out[i] = scale * ((qs[i] >> shift) & 3) as f32 - min;
+        let mut q = [0; 256];
+        for h in 0..2 {
+            for i in (0..32).step_by(8) {
+                let word = word_at(qs, 32 * h + i);
+                for r in 0..4 {
+                    put_word(&mut q, 128 * h + 32 * r + i, word >> (2 * r) & splat(3));
+                }
             }
+        }
+        let sc = scales.map(|s| d * (s & 15) as f32);
+        let m = scales.map(|s| dmin * (s >> 4) as f32);
+        for i in 0..256 {
+            out[i] = sc[i / 16] * q[i] as f32 - m[i / 16];
         }
     }
 }

@@ -10,7 +10,8 @@
 //! w[i] = (d * (sc[g] - 32)) * (q[i] - 4)    g = i / 16
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, put_word, splat, word_at};
 
 /// `Q3_K`: 110 bytes, 256 weights.
 pub struct Q3K;
@@ -27,18 +28,25 @@ impl Block for Q3K {
         let qs: &[u8; 64] = array(&block[32..]);
         let scales: &[u8; 12] = array(&block[96..]);
         let d = f16_at(block, 108);
-        for g in 0..16 {
-            let low = (scales[g % 8] >> (g / 8 * 4)) & 15;
-            let high = (scales[8 + g % 4] >> (g / 4 * 2)) & 3;
-            let scale = d * ((low | high << 4) as i32 - 32) as f32;
-            let qs: &[u8; 16] = array(&qs[g / 8 * 32 + g % 2 * 16..]);
-            let hmask: &[u8; 16] = array(&hmask[g % 2 * 16..]);
-            let shift = g % 8 / 2 * 2;
-            let out: &mut [f32; 16] = array_mut(&mut out[g * 16..]);
-            for i in 0..16 {
-                let q = (qs[i] >> shift) & 3 | ((hmask[i] >> (g / 2)) & 1) << 2;
-                out[i] = scale * (q as i32 - 4) as f32;
+        let mut q = [0; 256];
+        for h in 0..2 {
+            for i in (0..32).step_by(8) {
+                let low = word_at(qs, 32 * h + i);
+                let high = word_at(hmask, i) >> (4 * h);
+                for r in 0..4 {
+                    let word = low >> (2 * r) & splat(3) | (high >> r & splat(1)) << 2;
+                    put_word(&mut q, 128 * h + 32 * r + i, word);
+                }
             }
+        }
+        let mut sc = [0.0; 16];
+        for g in 0..16 {
+            let low = scales[g % 8] >> (g / 8 * 4) & 15;
+            let high = scales[8 + g % 4] >> (g / 4 * 2) & 3;
+            sc[g] = d * ((low | high << 4) as i32 - 32) as f32;
+        }
+        for i in 0..256 {
+            out[i] = sc[i / 16] * (q[i] as i32 - 4) as f32;
         }
     }
 }

@@ -7,7 +7,8 @@
 //! w[i] = d * (q[i] - 8)
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at};
 
 /// `Q4_0`: 18 bytes, 32 weights.
 pub struct Q4_0;
@@ -23,10 +24,8 @@ impl Block for Q4_0 {
         let d = f16_at(block, 0);
         let qs: &[u8; 16] = array(&block[2..]);
         for i in 0..16 {
-            out[i] = d * ((qs[i] & 15) as i32 - 8) as f32;
-        }
-        for i in 0..16 {
-            out[i + 16] = d * ((qs[i] >> 4) as i32 - 8) as f32;
+            out[i] = d * ((qs[i] & 15) as i8 - 8) as f32;
+            out[i + 16] = d * ((qs[i] >> 4) as i8 - 8) as f32;
         }
     }
 }

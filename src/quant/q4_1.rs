@@ -8,7 +8,8 @@
 //! w[i] = d * q[i] + m
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at};
 
 /// `Q4_1`: 20 bytes, 32 weights.
 pub struct Q4_1;
@@ -26,8 +27,6 @@ impl Block for Q4_1 {
         let qs: &[u8; 16] = array(&block[4..]);
         for i in 0..16 {
             out[i] = d * (qs[i] & 15) as f32 + m;
-        }
-        for i in 0..16 {
             out[i + 16] = d * (qs[i] >> 4) as f32 + m;
         }
     }

@@ -9,7 +9,8 @@
 //! w[i] = (d * sc[g]) * q[i] - dmin * m[g]    g = i / 32
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, split_nibbles};
 
 /// `Q4_K`: 144 bytes, 256 weights.
 pub struct Q4K;
@@ -26,15 +27,19 @@ impl Block for Q4K {
         let dmin = f16_at(block, 2);
         let scales: &[u8; 12] = array(&block[4..]);
         let qs: &[u8; 128] = array(&block[16..]);
+        let mut q = [0; 256];
+        for p in 0..4 {
+            split_nibbles(&qs[32 * p..32 * p + 32], &mut q[64 * p..]);
+        }
+        let mut sc = [0.0; 8];
+        let mut m = [0.0; 8];
         for g in 0..8 {
             let (scale, min) = scale_min(scales, g);
-            let (scale, min) = (d * scale as f32, dmin * min as f32);
-            let qs: &[u8; 32] = array(&qs[g / 2 * 32..]);
-            let shift = g % 2 * 4;
-            let out: &mut [f32; 32] = array_mut(&mut out[g * 32..]);
-            for i in 0..32 {
-                out[i] = scale * ((qs[i] >> shift) & 15) as f32 - min;
-            }
+            sc[g] = d * scale as f32;
+            m[g] = dmin * min as f32;
+        }
+        for i in 0..256 {
+            out[i] = sc[i / 32] * q[i] as f32 - m[i / 32];
         }
     }
 }

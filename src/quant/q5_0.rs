@@ -8,7 +8,8 @@
 //! w[i] = d * (q[i] - 16)
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, spread_bits};
 
 /// `Q5_0`: 22 bytes, 32 weights.
 pub struct Q5_0;
@@ -22,15 +23,13 @@ impl Block for Q5_0 {
         let block: &[u8; 22] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
         let d = f16_at(block, 0);
-        let qh = u32::from_le_bytes(*array(&block[2..]));
+        let qh: [u64; 4] = array::<u8, 4>(&block[2..]).map(spread_bits);
+        let qh = qh.map(u64::to_le_bytes);
+        let qh: &[u8; 32] = array(qh.as_flattened());
         let qs: &[u8; 16] = array(&block[6..]);
         for i in 0..16 {
-            let q = (qs[i] & 15) as u32 | ((qh >> i) & 1) << 4;
-            out[i] = d * (q as i32 - 16) as f32;
-        }
-        for i in 0..16 {
-            let q = (qs[i] >> 4) as u32 | ((qh >> (i + 16)) & 1) << 4;
-            out[i + 16] = d * (q as i32 - 16) as f32;
+            out[i] = d * ((qs[i] & 15 | qh[i] << 4) as i8 - 16) as f32;
+            out[i + 16] = d * ((qs[i] >> 4 | qh[i + 16] << 4) as i8 - 16) as f32;
         }
     }
 }

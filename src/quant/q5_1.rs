@@ -9,7 +9,8 @@
 //! w[i] = d * q[i] + m
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, spread_bits};
 
 /// `Q5_1`: 24 bytes, 32 weights.
 pub struct Q5_1;
@@ -24,15 +25,13 @@ impl Block for Q5_1 {
         let out: &mut [f32; 32] = array_mut(out);
         let d = f16_at(block, 0);
         let m = f16_at(block, 2);
-        let qh = u32::from_le_bytes(*array(&block[4..]));
+        let qh: [u64; 4] = array::<u8, 4>(&block[4..]).map(spread_bits);
+        let qh = qh.map(u64::to_le_bytes);
+        let qh: &[u8; 32] = array(qh.as_flattened());
         let qs: &[u8; 16] = array(&block[8..]);
         for i in 0..16 {
-            let q = (qs[i] & 15) as u32 | ((qh >> i) & 1) << 4;
-            out[i] = d * q as i32 as f32 + m;
-        }
-        for i in 0..16 {
-            let q = (qs[i] >> 4) as u32 | ((qh >> (i + 16)) & 1) << 4;
-            out[i + 16] = d * q as i32 as f32 + m;
+            out[i] = d * (qs[i] & 15 | qh[i] << 4) as f32 + m;
+            out[i + 16] = d * (qs[i] >> 4 | qh[i + 16] << 4) as f32 + m;
         }
     }
 }

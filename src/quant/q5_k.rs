@@ -11,8 +11,9 @@
 //! w[i] = (d * sc[g]) * q[i] - dmin * m[g]    g = i / 32
 //! ```
 
+use super::Block;
+use super::bits::{array, array_mut, f16_at, put_word, splat, split_nibbles, word_at};
 use super::q4_k::scale_min;
-use super::{Block, array, array_mut, f16_at};
 
 /// `Q5_K`: 176 bytes, 256 weights.
 pub struct Q5K;
@@ -30,16 +31,26 @@ impl Block for Q5K {
         let scales: &[u8; 12] = array(&block[4..]);
         let qh: &[u8; 32] = array(&block[16..]);
         let qs: &[u8; 128] = array(&block[48..]);
+        let mut q = [0; 256];
+        for p in 0..4 {
+            split_nibbles(&qs[32 * p..32 * p + 32], &mut q[64 * p..]);
+        }
+        for i in (0..32).step_by(8) {
+            let high = word_at(qh, i);
+            for g in 0..8 {
+                let word = word_at(&q, 32 * g + i) | (high >> g & splat(1)) << 4;
+                put_word(&mut q, 32 * g + i, word);
+            }
+        }
+        let mut sc = [0.0; 8];
+        let mut m = [0.0; 8];
         for g in 0..8 {
             let (scale, min) = scale_min(scales, g);
-            let (scale, min) = (d * scale as f32, dmin * min as f32);
-            let qs: &[u8; 32] = array(&qs[g / 2 * 32..]);
-            let shift = g % 2 * 4;
-            let out: &mut [f32; 32] = array_mut(&mut out[g * 32..]);
-            for i in 0..32 {
-                let q = (qs[i] >> shift) & 15 | ((qh[i] >> g) & 1) << 4;
-                out[i] = scale * q as f32 - min;
-            }
+            sc[g] = d * scale as f32;
+            m[g] = dmin * min as f32;
+        }
+        for i in 0..256 {
+            out[i] = sc[i / 32] * q[i] as f32 - m[i / 32];
         }
     }
 }

@@ -10,7 +10,8 @@
 //! w[i] = (d * scales[g]) * (q[i] - 32)    g = i / 16
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at, put_word, splat, word_at};
 
 /// `Q6_K`: 210 bytes, 256 weights.
 pub struct Q6K;
@@ -27,16 +28,21 @@ impl Block for Q6K {
         let qh: &[u8; 64] = array(&block[128..]);
         let scales: &[u8; 16] = array(&block[192..]);
         let d = f16_at(block, 208);
-        for g in 0..16 {
-            let scale = d * scales[g] as i8 as f32;
-            let ql: &[u8; 16] = array(&ql[g / 8 * 64 + g % 4 * 16..]);
-            let qh: &[u8; 16] = array(&qh[g / 8 * 32 + g % 2 * 16..]);
-            let (low_shift, high_shift) = (g % 8 / 4 * 4, g % 8 / 2 * 2);
-            let out: &mut [f32; 16] = array_mut(&mut out[g * 16..]);
-            for i in 0..16 {
-                let q = (ql[i] >> low_shift) & 15 | ((qh[i] >> high_shift) & 3) << 4;
-                out[i] = scale * (q as i32 - 32) as f32;
+        let mut q = [0; 256];
+        for h in 0..2 {
+            for i in (0..32).step_by(8) {
+                let low = [word_at(ql, 64 * h + i), word_at(ql, 64 * h + 32 + i)];
+                let high = word_at(qh, 32 * h + i);
+                for r in 0..4 {
+                    let bits_0_3 = low[r % 2] >> (r / 2 * 4) & splat(15);
+                    let bits_4_5 = high >> (2 * r) & splat(3);
+                    put_word(&mut q, 128 * h + 32 * r + i, bits_0_3 | bits_4_5 << 4);
+                }
             }
+        }
+        let scales = scales.map(|sc| d * sc as i8 as f32);
+        for i in 0..256 {
+            out[i] = scales[i / 16] * (q[i] as i32 - 32) as f32;
         }
     }
 }

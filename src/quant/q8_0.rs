@@ -7,7 +7,8 @@
 //! w[i] = q[i] * d
 //! ```
 
-use super::{Block, array, array_mut, f16_at};
+use super::Block;
+use super::bits::{array, array_mut, f16_at};
 
 /// `Q8_0`: 34 bytes, 32 weights.
 pub struct Q8_0;

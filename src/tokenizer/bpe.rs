@@ -71,6 +71,7 @@ impl Bpe {
             };
             let (left, right) = (&text[..=separator], &text[separator + 2..]);
             joined.clear();
+            joined.try_reserve(text.len()).map_err(|_| out_of_memory(text.len()))?;
             joined.extend_from_slice(left);
             joined.extend_from_slice(right);
             let unknown = |part: &[u8]| bad(&format!("{}, and {} is no token", quoted(text), quoted(part)));

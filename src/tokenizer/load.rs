@@ -70,7 +70,7 @@ impl Tokenizer {
             specials: Specials::new(tokens, &kinds, rstrip(metadata))?,
             add_bos: added(metadata, "tokenizer.ggml.add_bos_token", default_add_bos, "bos", ids.bos)?,
             add_eos: added(metadata, "tokenizer.ggml.add_eos_token", false, "eos", ids.eos)?,
-            chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_string),
+            chat_template: metadata.str("tokenizer.chat_template")?.map(copied).transpose()?,
             max_token_bytes: texts.iter().map(<[u8]>::len).max().unwrap_or(0),
             texts,
             kinds,
@@ -79,6 +79,15 @@ impl Tokenizer {
         };
         Ok(tokenizer)
     }
+}
+
+fn copied(text: &str) -> Result<String> {
+    let mut copy = String::new();
+    let bytes = text.len() as u64;
+    copy.try_reserve_exact(text.len())
+        .map_err(|_| Error::OutOfMemory { what: "the chat template".to_string(), bytes })?;
+    copy.push_str(text);
+    Ok(copy)
 }
 
 fn unsupported(field: &'static str, found: &str, known: String) -> Error {
@@ -170,7 +179,8 @@ fn added(metadata: &Metadata, key: &str, default: bool, name: &str, id: Option<u
 /// Phi-3's special tokens swallow the white space after them, except three. GGUF has no key that says so; the name
 /// of the model is all there is.
 fn rstrip(metadata: &Metadata) -> impl Fn(&[u8]) -> bool {
-    let name = metadata.str("general.name").ok().flatten().unwrap_or_default().to_lowercase();
-    let phi3 = name.contains("phi-3") || name.contains("phi3");
+    let name = metadata.str("general.name").ok().flatten().unwrap_or_default().as_bytes();
+    let contains = |part: &[u8]| name.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part));
+    let phi3 = contains(b"phi-3") || contains(b"phi3");
     move |text| phi3 && !matches!(text, b"<unk>" | b"<s>" | b"<|endoftext|>")
 }

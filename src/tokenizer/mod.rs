@@ -1,8 +1,11 @@
 //! Text to token ids and back, as the metadata of a GGUF file describes it.
 //!
-//! [`Tokenizer::from_gguf`] reads the vocabulary; [`Tokenizer::encode`] cuts special tokens out of a text, the rest
-//! into pieces ([`pretokenize`]), and merges the bytes ([`bpe`]) or characters ([`spm`]) of each piece ([`merge`]).
-//! Everything is linear in the text, or n log n inside one piece.
+//! [`Tokenizer::from_gguf`] (`load.rs`) reads the vocabulary; [`Tokenizer::encode`] cuts special tokens out of a text
+//! (`special.rs`), the rest into pieces (`pretokenize.rs`), and merges the bytes (`bpe.rs`) or characters (`spm.rs`) of
+//! each piece (`merge.rs`). Time is linear in the text, n log n inside one piece.
+//!
+//! Text is taken as it is. The tokenizer of Qwen2 composes characters first (Unicode NFC); text that is composed
+//! already, as nearly all is, gives the same tokens.
 
 mod bpe;
 pub mod chat;
@@ -146,12 +149,22 @@ impl Tokenizer {
 
     /// The bytes of all tokens in order. A tokenizer that puts a space before a text takes it away again, so that
     /// `decode(encode(text))` is the text.
-    pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
-        let mut bytes: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id, special)).copied().collect();
-        if self.adds_space_prefix() && bytes.first() == Some(&b' ') {
-            bytes.remove(0);
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn decode(&self, ids: &[u32], special: bool) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut space = self.adds_space_prefix();
+        for &id in ids {
+            let mut token = self.token_bytes(id, special);
+            if space && !token.is_empty() {
+                token = token.strip_prefix(b" ").unwrap_or(token);
+                space = false;
+            }
+            bytes.try_reserve(token.len()).map_err(|_| out_of_memory(ids.len()))?;
+            bytes.extend_from_slice(token);
         }
-        bytes
+        Ok(bytes)
     }
 
     /// Whether [`Tokenizer::encode`] puts a space before a text: then that of the first piece of an answer is no

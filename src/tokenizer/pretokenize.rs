@@ -301,7 +301,7 @@ mod tests {
             pieces("llama-bpe", "he'LL\tx \r\n \n  1234 =>\r\n\ty"),
             ["he", "'LL", "\tx", " \r\n \n", " ", " ", "123", "4", " =>\r\n", "\ty"]
         );
-        assert_eq!(pieces("llama-bpe", "it'\u{17f}"), ["it", "'\u{17f}"]);
+        assert_eq!(pieces("llama-bpe", "it'\u{17f}x'Sx"), ["it", "'\u{17f}", "x", "'S", "x"]);
         assert_eq!(pieces("qwen2", "1234"), ["1", "2", "3", "4"]);
     }
 }

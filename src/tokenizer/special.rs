@@ -201,7 +201,8 @@ impl Specials {
     pub fn new(tokens: &StringArray, kinds: &[TokenKind], rstrip: impl Fn(&[u8]) -> bool) -> Result<Specials> {
         let any = Matcher::new(tokens, kinds, |kind| kind == TokenKind::UserDefined)?;
         let trusted = Matcher::new(tokens, kinds, TokenKind::is_special)?;
-        let mut stripping: Vec<u32> = trusted.ids.iter().copied().filter(|&id| rstrip(text_of(tokens, id))).collect();
+        let mut stripping: Vec<u32> = try_vec(trusted.ids.len(), "the special tokens")?;
+        stripping.extend(trusted.ids.iter().copied().filter(|&id| rstrip(text_of(tokens, id))));
         stripping.sort_unstable();
         Ok(Specials { any, trusted, rstrip: stripping })
     }

@@ -44,11 +44,14 @@ pub fn process() -> Live {
 }
 
 /// Runs `body` and returns its result with the most bytes that this thread held above what it held before.
+/// Calls may nest.
 pub fn peak<T>(body: impl FnOnce() -> T) -> (T, usize) {
-    let before = BYTES.get();
+    let (before, outer) = (BYTES.get(), PEAK.get());
     PEAK.set(before);
     let result = body();
-    (result, (PEAK.get() - before).try_into().unwrap_or(0))
+    let peak = PEAK.get();
+    PEAK.set(peak.max(outer));
+    (result, (peak - before).try_into().unwrap_or(0))
 }
 
 /// Runs `body` while requests of this thread for `from` bytes or more fail, except the first `after` of them.

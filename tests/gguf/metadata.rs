@@ -76,8 +76,7 @@ fn g10_a_string_length_beyond_the_file_is_refused_at_once() {
     let at = find(&bytes, b"the.key") + 11;
     for len in [u64::MAX, 1 << 31, 1 << 30, 2] {
         let bytes = patched(bytes.clone(), at, &len.to_le_bytes());
-        let (_, peak) = alloc::peak(|| refused(&bytes, Status::Truncated, &["the.key", &len.to_string()]));
-        assert!(peak < 1 << 20, "{peak} bytes");
+        bounded(1 << 20, || refused(&bytes, Status::Truncated, &["the.key", &len.to_string()]));
     }
 }
 
@@ -89,8 +88,7 @@ fn g11_an_array_length_beyond_the_file_is_refused_at_once() {
         let at = find(&bytes, b"the.key") + 15;
         for len in [u64::MAX, 1 << 61, u32::MAX.into(), 3] {
             let bytes = patched(bytes.clone(), at, &len.to_le_bytes());
-            let (_, peak) = alloc::peak(|| refused(&bytes, Status::Truncated, &["the.key", &len.to_string()]));
-            assert!(peak < 1 << 20, "{peak} bytes");
+            bounded(1 << 20, || refused(&bytes, Status::Truncated, &["the.key", &len.to_string()]));
         }
     }
 }
@@ -107,7 +105,7 @@ fn g13_an_alignment_must_be_a_power_of_two_from_8() {
     let alignment = |value: Value| sample_with_alignment(value).to_bytes();
     let bytes = alignment(Value::U32(32));
     let at = find(&bytes, b"general.alignment") + 21;
-    for n in [0u32, 1, 4, 12, 13, 1 << 21, 1 << 31, u32::MAX] {
+    for n in [0u32, 1, 4, 12, 13, 24, 96, 1 << 21, 1 << 31, u32::MAX] {
         let bytes = patched(bytes.clone(), at, &n.to_le_bytes());
         refused(&bytes, Status::BadFile, &["general.alignment", "power of two", &n.to_string()]);
     }
