@@ -195,7 +195,8 @@
  */
 #define KIGO_UNSUPPORTED_ARCHITECTURE (-25)
 /**
- * A tensor type of the file is not supported. Use a file quantised to one of the types that the message lists.
+ * The type of a tensor or of a metadata value of the file is not supported. Use a file quantised to one of the types
+ * that the message lists.
  */
 #define KIGO_UNSUPPORTED_TYPE (-26)
 /**
@@ -275,13 +276,14 @@
  *       Where the model lives and runs; "cuda" is the first GPU. Only "auto" chooses by itself: the first GPU, or the
  *       CPU if there is none.
  *
- *   "n_ctx": an integer from 1 to 2147483647; kigo_options_set_i64(); default: what the model was trained for
+ *   "n_ctx": an integer from 1 to 2147483647; kigo_options_set_i64(); default: what the model was trained for, or
+ *   less if that is very long
  *       Size of the context of an inference in tokens: prompt and generated tokens together.
  *
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.
  *
- *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: 512
+ *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: 128
  *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step.
  *
  * Read by kigo_inference_start():
@@ -294,20 +296,20 @@
  *   "max_tokens": an integer from 0 to 2147483647; kigo_options_set_i64(); default: until the context is full
  *       Most tokens to generate; 0 generates none.
  *
- *   "temperature": a number from 0 to 100; kigo_options_set_f64(); default: 0.8
+ *   "temperature": a number from 0 to 2; kigo_options_set_f64(); default: 0.8
  *       Divides the logits before a token is drawn; 0 always takes the most likely token.
  *
  *   "top_k": an integer from 0 to 2147483647; kigo_options_set_i64(); default: 40
  *       Draws among this many of the most likely tokens; 0 draws among all.
  *
- *   "top_p": a number from 0 to 1; kigo_options_set_f64(); default: 0.95
+ *   "top_p": a number above 0 and up to 1; kigo_options_set_f64(); default: 0.95
  *       Draws among the most likely tokens whose probabilities add up to this; 1 draws among all. The most likely
  *       token always stays.
  *
  *   "min_p": a number from 0 to 1; kigo_options_set_f64(); default: 0.05
  *       Drops tokens whose probability is less than this share of that of the most likely token; 0 drops none.
  *
- *   "repeat_penalty": a number from 0.01 to 100; kigo_options_set_f64(); default: 1
+ *   "repeat_penalty": a number above 0 and up to 10; kigo_options_set_f64(); default: 1
  *       Makes tokens that came recently less likely: their logits are divided by it if positive, multiplied if
  *       negative; 1 changes nothing.
  *
@@ -346,9 +348,9 @@
  *   "text_size": After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.
  *
  * Keys of kigo_inference_get_f64():
- *   "prompt_ms": Milliseconds spent on the prompt.
- *   "generate_ms": Milliseconds spent on generating tokens.
- *   "tokens_per_second": Tokens generated per second of generate_ms; 0 before the first.
+ *   "prompt_ms": Milliseconds spent on the prompt and the first token.
+ *   "generate_ms": Milliseconds spent on all tokens after the first.
+ *   "tokens_per_second": Tokens after the first per second of generate_ms; 0 before there is one.
  */
 
 
@@ -700,6 +702,8 @@ int32_t kigo_inference_start_tokens(const kigo_model *model,
  *   later call: kigo_inference_finish_reason() says why.
  *   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a buffer of "text_size" bytes, which the message and
  *     kigo_inference_get_i64() tell: the same piece comes.
+ *   - KIGO_CONTEXT_FULL: there is no room for another token; all that was generated has been returned before. The
+ *     same comes from every later call: free the inference.
  *   - KIGO_CANCELLED: the inference was cancelled; free it.
  *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
  *   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
@@ -718,8 +722,8 @@ int32_t kigo_next_text(kigo_inference *inference, char *text, size_t size, kigo_
  * The next token and its bytes, for hosts that want every token by itself.
  *
  * The bytes of a token need not be UTF-8: a character may be spread over several tokens. A control token may have
- * no bytes. Stop strings are not cut off here. Use either this function or kigo_next_text() on an inference, not
- * both.
+ * no bytes. The tokens of a stop string come, except the one that completes it. Use either this function or
+ * kigo_next_text() on an inference, not both.
  *
  * @param inference  The inference.
  * @param token      Where the id is written on success.
@@ -728,6 +732,8 @@ int32_t kigo_next_text(kigo_inference *inference, char *text, size_t size, kigo_
  * @returns How many bytes the token has, 0 or more.
  *   - KIGO_FINISHED: the generation has ended, and nothing was written; the same comes from every later call.
  *   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a larger buffer: the same token comes.
+ *   - KIGO_CONTEXT_FULL: there is no room for another token; all that was generated has been returned before. The
+ *     same comes from every later call: free the inference.
  *   - KIGO_CANCELLED: the inference was cancelled; free it.
  *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
  *   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
@@ -764,11 +770,11 @@ int32_t kigo_next_token(kigo_inference *inference, int32_t *token, char *bytes, 
 int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **error);
 
 /**
- * Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most one
- * batch of the prompt or one token; so does every later call.
+ * Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
+ * "n_batch" tokens of the prompt or one new token; so does every later call.
  *
  * @param inference  The inference.
- * @returns KIGO_OK, also if it was cancelled before or has ended.
+ * @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.
  *   - KIGO_INVALID_HANDLE: the inference is not live.
  *   - KIGO_FORKED: this is a forked child.
  *

@@ -325,30 +325,27 @@ mod tests {
 
     #[test]
     fn c12_prompts_may_hold_nul_and_be_empty() {
-        // SAFETY: every pointer is NULL or a literal of at least the length given.
-        unsafe {
-            assert_eq!(prompt(std::ptr::null(), 0, "prompt").unwrap(), "");
-            assert!(matches!(prompt(std::ptr::null(), 5, "prompt"), Err(Error::InvalidArgument { .. })));
-            assert!(matches!(prompt(std::ptr::null(), NUL_TERMINATED, "prompt"), Err(Error::InvalidArgument { .. })));
-            assert_eq!(prompt(b"a\0b".as_ptr().cast(), 3, "prompt").unwrap(), "a\0b");
-            assert_eq!(prompt(c"ab".as_ptr(), NUL_TERMINATED, "prompt").unwrap(), "ab");
-            let invalid = prompt(c"ab\xFFc".as_ptr(), 4, "prompt").unwrap_err();
-            assert!(matches!(invalid, Error::InvalidUtf8 { offset: 2, .. }));
-            assert!(prompt(c"ab".as_ptr(), usize::MAX - 1, "prompt").is_err());
-        }
+        // SAFETY: every pointer is NULL, refused before it is read, or a literal of at least the length given.
+        let read = |start: *const u8, len| unsafe { prompt(start.cast(), len, "prompt") };
+        let none = std::ptr::null();
+        assert_eq!(read(none, 0).unwrap(), "");
+        assert!(matches!(read(none, 5), Err(Error::InvalidArgument { .. })));
+        assert!(matches!(read(none, NUL_TERMINATED), Err(Error::InvalidArgument { .. })));
+        assert_eq!(read(b"a\0b".as_ptr(), 3).unwrap(), "a\0b");
+        assert_eq!(read(c"ab".as_ptr().cast(), NUL_TERMINATED).unwrap(), "ab");
+        assert!(matches!(read(b"ab\xFFc".as_ptr(), 4), Err(Error::InvalidUtf8 { offset: 2, .. })));
+        assert!(read(b"ab".as_ptr(), usize::MAX - 1).is_err());
     }
 
     #[test]
     fn arrays_are_checked_before_they_are_read() {
         let numbers = [1_i32, 2, 3];
-        let crooked = numbers.as_ptr().wrapping_byte_add(1);
-        // SAFETY: the pointers are NULL, refused before they are read, or good for 3 elements.
-        unsafe {
-            assert_eq!(array(numbers.as_ptr(), 3, "tokens").unwrap(), numbers);
-            assert!(array(crooked, 1, "tokens").is_err());
-            assert!(array(numbers.as_ptr(), usize::MAX / 4, "tokens").is_err());
-            assert!(array::<i32>(std::ptr::null(), 1, "tokens").is_err());
-            assert!(array::<i32>(std::ptr::null(), 0, "tokens").unwrap().is_empty());
-        }
+        // SAFETY: every pointer is NULL, refused before it is read, or good for 3 elements.
+        let read = |start, len| unsafe { array::<i32>(start, len, "tokens") };
+        assert_eq!(read(numbers.as_ptr(), 3).unwrap(), numbers);
+        assert!(read(numbers.as_ptr().wrapping_byte_add(1), 1).is_err());
+        assert!(read(numbers.as_ptr(), usize::MAX / 4).is_err());
+        assert!(read(std::ptr::null(), 1).is_err());
+        assert!(read(std::ptr::null(), 0).unwrap().is_empty());
     }
 }

@@ -3,10 +3,10 @@
 //! The rest of the header is made from the exported functions and their descriptions, see `tests/c_api.rs`.
 
 use super::boundary::NUL_TERMINATED;
-use super::inference::{COUNTS, FINISH_REASONS, TIMES};
+use super::generation::{COUNTS, FINISH_REASONS, TIMES};
 use super::library::{ABI_VERSION, VERSION};
 use super::model::{Fact, NUMBERS, TEXTS};
-use super::options::{ROWS, Reader, Settings};
+use super::option_table::{ROWS, Reader, Settings};
 use super::status::row;
 use crate::Status;
 use std::fmt::Write;

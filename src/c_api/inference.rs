@@ -1,215 +1,25 @@
-//! Inferences: start, take text or tokens, cancel, ask, free.
+//! Inferences: start, take text or tokens, cancel, ask, free. What they do is in [`super::generation`].
 
-use super::boundary::{Buffer, Out, Outcome, array, caught, export, free, guarded, handle, pointer};
-use super::boundary::{prompt, text};
-use super::error::{Failure, kigo_error};
+use super::boundary::{Buffer, Out, array, export, free, guarded, handle, pointer, prompt, text};
+use super::error::kigo_error;
+use super::generation::{COUNTS, Generation, Lane, TIMES};
 use super::handle::{Kind, MAX_HANDLES, Table};
-use super::model::{Fact, engine, find, keys, kigo_model};
-use super::options::{PromptFormat, Settings, kigo_options, snapshot};
+use super::model::{engine, find, keys, kigo_model};
+use super::option_table::PromptFormat;
+use super::options::{kigo_options, snapshot};
 use crate::engine::Engine;
 use crate::error::try_vec;
-use crate::session::{FinishReason, Prompt, Session};
-use crate::{Error, Result, Status};
+use crate::session::{Prompt, Session};
+use crate::{Error, Result};
 use std::ffi::c_char;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 /// One generation. Any thread may use it, one at a time; cancelling, freeing and asking are possible at all times.
 pub struct kigo_inference {
     _private: [u8; 0],
 }
 
-/// Why a generation ended: name in C, number, meaning.
-pub(super) const FINISH_REASONS: [(&str, i32, &str); 7] = [
-    ("KIGO_FINISH_RUNNING", RUNNING, "It has not ended."),
-    ("KIGO_FINISH_END_OF_GENERATION", 1, "The model ended it."),
-    ("KIGO_FINISH_STOP_STRING", 2, "A stop string came; it is not part of the text."),
-    ("KIGO_FINISH_MAX_TOKENS", 3, "max_tokens were generated."),
-    ("KIGO_FINISH_CONTEXT_FULL", 4, "The context is full."),
-    ("KIGO_FINISH_CANCELLED", 5, "It was cancelled."),
-    ("KIGO_FINISH_ERROR", FAILED, "The last call failed; kigo_inference_last_error() says why."),
-];
-const RUNNING: i32 = 0;
-const FAILED: i32 = 6;
-
-fn number(reason: FinishReason) -> i32 {
-    match reason {
-        FinishReason::EndOfGeneration => 1,
-        FinishReason::StopString => 2,
-        FinishReason::MaxTokens => 3,
-        FinishReason::ContextFull => 4,
-        FinishReason::Cancelled => 5,
-    }
-}
-
-/// What may be asked while another thread is generating: the state after the last call that ended.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Report {
-    finish_reason: i32,
-    prompt_tokens: u64,
-    generated_tokens: u64,
-    text_size: u64,
-    prompt_time: Duration,
-    generate_time: Duration,
-    last_failure: Option<Failure>,
-}
-
-type CountOf = fn(&Report) -> u64;
-type TimeOf = fn(&Report) -> f64;
-
-/// What kigo_inference_get_i64() knows.
-pub(super) static COUNTS: &[Fact<CountOf>] = &[
-    Fact { key: "prompt_tokens", doc: "Tokens of the prompt.", get: |report| report.prompt_tokens },
-    Fact { key: "generated_tokens", doc: "Tokens generated so far.", get: |report| report.generated_tokens },
-    Fact {
-        key: "text_size",
-        doc: "After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.",
-        get: |report| report.text_size,
-    },
-];
-
-/// What kigo_inference_get_f64() knows.
-pub(super) static TIMES: &[Fact<TimeOf>] = &[
-    Fact {
-        key: "prompt_ms",
-        doc: "Milliseconds spent on the prompt.",
-        get: |report| report.prompt_time.as_secs_f64() * 1e3,
-    },
-    Fact {
-        key: "generate_ms",
-        doc: "Milliseconds spent on generating tokens.",
-        get: |report| report.generate_time.as_secs_f64() * 1e3,
-    },
-    Fact {
-        key: "tokens_per_second",
-        doc: "Tokens generated per second of generate_ms; 0 before the first.",
-        get: |report| {
-            let seconds = report.generate_time.as_secs_f64();
-            if seconds > 0.0 { report.generated_tokens as f64 / seconds } else { 0.0 }
-        },
-    },
-];
-
-/// Which of the two ways to read an inference its first call chose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lane {
-    Text,
-    Tokens,
-}
-
-impl Lane {
-    fn function(self) -> &'static str {
-        match self {
-            Lane::Text => "kigo_next_text",
-            Lane::Tokens => "kigo_next_token",
-        }
-    }
-
-    /// What the function returns when the generation has ended.
-    fn ended(self) -> i32 {
-        match self {
-            Lane::Text => 0,
-            Lane::Tokens => Status::Finished as i32,
-        }
-    }
-}
-
-struct Inference {
-    cancel: Arc<AtomicBool>,
-    state: Mutex<State>,
-    report: Mutex<Report>,
-}
-
-struct State {
-    session: Session,
-    lane: Option<Lane>,
-    /// A defect that left the session in an unknown state; it is not touched again.
-    defect: Option<Failure>,
-}
-
-static INFERENCES: Table<Inference> = Table::new(Kind::Inference, MAX_HANDLES);
-
-impl Inference {
-    fn start(engine: &Arc<Engine>, prompt: Prompt, settings: &Settings) -> Result<Inference> {
-        let session = Session::start(engine, prompt, &settings.session)?;
-        let report = Report { prompt_tokens: session.prompt_tokens() as u64, ..Report::default() };
-        Ok(Inference {
-            cancel: session.cancel_flag(),
-            report: Mutex::new(report),
-            state: Mutex::new(State { session, lane: None, defect: None }),
-        })
-    }
-
-    fn report(&self) -> MutexGuard<'_, Report> {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Remembers a failure that concerns the arguments of a call, not the session.
-    fn note(&self, error: Error) -> Failure {
-        let failure = Failure::from(error);
-        self.report().last_failure = Some(failure.clone());
-        failure
-    }
-
-    /// Runs one call on the session, unless another is running, and publishes what came of it; a `call` that gives
-    /// None says that the generation has ended.
-    fn advance(&self, lane: Lane, call: impl FnOnce(&mut Session) -> Result<Option<i32>>) -> Outcome {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-        };
-        if let Some(defect) = &state.defect {
-            return Err(defect.clone());
-        }
-        let first = *state.lane.get_or_insert(lane);
-        if first != lane {
-            let expected = format!("calls of {}() only, with which it was begun", first.function());
-            return Err(self.note(Error::invalid_argument("inference", expected, format!("{}()", lane.function()))));
-        }
-        let session = &mut state.session;
-        let outcome = caught(|| {
-            let outcome = call(session);
-            let cancelled = session.finish_reason() == Some(FinishReason::Cancelled);
-            let outcome = if cancelled { Err(Error::Cancelled.into()) } else { outcome.map_err(Failure::from) };
-            self.publish(session, &outcome);
-            outcome.map(|written| written.unwrap_or(lane.ended()))
-        });
-        if let Err(failure) = &outcome
-            && failure.status == Status::Internal
-        {
-            state.defect = Some(failure.clone());
-            let mut report = self.report();
-            report.finish_reason = FAILED;
-            report.last_failure = Some(failure.clone());
-        }
-        outcome
-    }
-
-    fn publish(&self, session: &Session, outcome: &std::result::Result<Option<i32>, Failure>) {
-        let mut report = self.report();
-        report.prompt_tokens = session.prompt_tokens() as u64;
-        report.generated_tokens = session.generated_tokens() as u64;
-        report.prompt_time = session.prompt_time();
-        report.generate_time = session.generate_time();
-        report.text_size = 0;
-        report.finish_reason = match outcome {
-            Ok(Some(_)) => RUNNING,
-            Ok(None) => session.finish_reason().map_or(FAILED, number),
-            Err(failure) => match failure.status {
-                Status::BufferTooSmall => RUNNING,
-                Status::Cancelled => number(FinishReason::Cancelled),
-                Status::ContextFull => number(FinishReason::ContextFull),
-                _ => FAILED,
-            },
-        };
-        if let Err(failure) = outcome {
-            report.text_size = failure.needed;
-            report.last_failure = Some(failure.clone());
-        }
-    }
-}
+static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
 
 /// Starts a generation from a text. Nothing is computed yet: the first call for text or a token does that.
 ///
@@ -257,7 +67,7 @@ pub unsafe extern "C" fn kigo_inference_start(
             PromptFormat::User => Prompt::User(text),
             PromptFormat::Chat => Prompt::Chat(text),
         };
-        out.write(pointer(INFERENCES.insert(Inference::start(&engine, prompt, &settings)?)?));
+        out.write(pointer(INFERENCES.insert(Generation::start(&engine, prompt, &settings)?)?));
         Ok(0)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
@@ -299,7 +109,7 @@ pub unsafe extern "C" fn kigo_inference_start_tokens(
         let engine = engine(model)?;
         let settings = snapshot(options)?;
         let tokens = checked_tokens(tokens, &engine)?;
-        let inference = Inference::start(&engine, Prompt::Tokens(&tokens), &settings)?;
+        let inference = Generation::start(&engine, Prompt::Tokens(&tokens), &settings)?;
         out.write(pointer(INFERENCES.insert(inference)?));
         Ok(0)
     };
@@ -307,23 +117,21 @@ pub unsafe extern "C" fn kigo_inference_start_tokens(
     unsafe { export(error, body) }
 }
 
-/// The ids as the library counts them.
+/// The ids as the library counts them; the session checks that the vocabulary has them.
 ///
 /// # Errors
-/// `PromptTooLong` before anything is read, `InvalidArgument` for an id outside the vocabulary.
+/// `PromptTooLong` before anything is read, `InvalidArgument` for a negative id.
 fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
     if tokens.len() >= engine.n_ctx() {
         return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
     }
     let mut ids = try_vec(tokens.len(), "the tokens of the prompt")?;
     for (index, token) in tokens.iter().enumerate() {
-        match u32::try_from(*token) {
-            Ok(id) if (id as usize) < engine.n_vocab() => ids.push(id),
-            _ => {
-                let expected = format!("an id from 0 to {}", engine.n_vocab().saturating_sub(1));
-                return Err(Error::invalid_argument(format!("tokens[{index}]"), expected, token));
-            }
-        }
+        let id = u32::try_from(*token).map_err(|_| {
+            let expected = format!("an id from 0 to {}", engine.n_vocab().saturating_sub(1));
+            Error::invalid_argument(format!("tokens[{index}]"), expected, token)
+        })?;
+        ids.push(id);
     }
     Ok(ids)
 }
@@ -342,6 +150,8 @@ fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
 ///   later call: kigo_inference_finish_reason() says why.
 ///   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a buffer of "text_size" bytes, which the message and
 ///     kigo_inference_get_i64() tell: the same piece comes.
+///   - KIGO_CONTEXT_FULL: there is no room for another token; all that was generated has been returned before. The
+///     same comes from every later call: free the inference.
 ///   - KIGO_CANCELLED: the inference was cancelled; free it.
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
 ///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
@@ -382,8 +192,8 @@ fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
 /// The next token and its bytes, for hosts that want every token by itself.
 ///
 /// The bytes of a token need not be UTF-8: a character may be spread over several tokens. A control token may have
-/// no bytes. Stop strings are not cut off here. Use either this function or kigo_next_text() on an inference, not
-/// both.
+/// no bytes. The tokens of a stop string come, except the one that completes it. Use either this function or
+/// kigo_next_text() on an inference, not both.
 ///
 /// @param inference  The inference.
 /// @param token      Where the id is written on success.
@@ -392,6 +202,8 @@ fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
 /// @returns How many bytes the token has, 0 or more.
 ///   - KIGO_FINISHED: the generation has ended, and nothing was written; the same comes from every later call.
 ///   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a larger buffer: the same token comes.
+///   - KIGO_CONTEXT_FULL: there is no room for another token; all that was generated has been returned before. The
+///     same comes from every later call: free the inference.
 ///   - KIGO_CANCELLED: the inference was cancelled; free it.
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
 ///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
@@ -463,11 +275,11 @@ pub unsafe extern "C" fn kigo_inference_last_error(
     unsafe { export(error, body) }
 }
 
-/// Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most one
-/// batch of the prompt or one token; so does every later call.
+/// Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
+/// "n_batch" tokens of the prompt or one new token; so does every later call.
 ///
 /// @param inference  The inference.
-/// @returns KIGO_OK, also if it was cancelled before or has ended.
+/// @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.
 ///   - KIGO_INVALID_HANDLE: the inference is not live.
 ///   - KIGO_FORKED: this is a forked child.
 ///
@@ -585,28 +397,19 @@ pub extern "C" fn kigo_inference_free(inference: *mut kigo_inference) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Status;
+    use crate::c_api::generation::{FAILED, RUNNING};
+    use crate::c_api::option_table::Settings;
+    use crate::c_api::{kigo_error_free, kigo_error_message};
     use crate::engine::LoadOptions;
     use std::path::Path;
     use std::ptr::null_mut;
 
-    fn inference() -> Inference {
+    fn inference() -> Generation {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
         let options = LoadOptions { device: "cpu".to_owned(), ..LoadOptions::default() };
         let engine = Engine::load(&path, &options).unwrap();
-        Inference::start(&engine, Prompt::Text("Once upon a time"), &Settings::default()).unwrap()
-    }
-
-    #[test]
-    fn numbers_of_reasons_are_those_of_the_header() {
-        for (reason, name) in [
-            (FinishReason::EndOfGeneration, "KIGO_FINISH_END_OF_GENERATION"),
-            (FinishReason::StopString, "KIGO_FINISH_STOP_STRING"),
-            (FinishReason::MaxTokens, "KIGO_FINISH_MAX_TOKENS"),
-            (FinishReason::ContextFull, "KIGO_FINISH_CONTEXT_FULL"),
-            (FinishReason::Cancelled, "KIGO_FINISH_CANCELLED"),
-        ] {
-            assert!(FINISH_REASONS.iter().any(|(known, value, _)| *known == name && *value == number(reason)));
-        }
+        Generation::start(&engine, Prompt::Text("Once upon a time"), &Settings::default()).unwrap()
     }
 
     #[test]
@@ -623,9 +426,9 @@ mod tests {
             let status = unsafe { kigo_next_text(hurt, text.as_mut_ptr().cast(), text.len(), &raw mut error) };
             assert_eq!(status, Status::Internal as i32);
             // SAFETY: the text lives until the error is freed, below.
-            let message = unsafe { std::ffi::CStr::from_ptr(super::super::kigo_error_message(error)) };
+            let message = unsafe { std::ffi::CStr::from_ptr(kigo_error_message(error)) };
             assert!(message.to_str().unwrap().starts_with("internal error: with the lock held (src/c_api/"));
-            assert_eq!(super::super::kigo_error_free(error), 0);
+            assert_eq!(kigo_error_free(error), 0);
         }
         assert_eq!(kigo_inference_finish_reason(hurt), FAILED);
         // SAFETY: NULL is allowed for the error.

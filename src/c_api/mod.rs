@@ -80,11 +80,13 @@
 
 mod boundary;
 mod error;
+mod generation;
 mod handle;
 pub mod header;
 mod inference;
 mod library;
 mod model;
+mod option_table;
 mod options;
 mod status;
 

@@ -93,7 +93,7 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
         ),
         Status::UnsupportedType => (
             c"KIGO_UNSUPPORTED_TYPE",
-            "A tensor type of the file is not supported.",
+            "The type of a tensor or of a metadata value of the file is not supported.",
             "Use a file quantised to one of the types that the message lists.",
         ),
         Status::UnsupportedTokenizer => (

@@ -105,20 +105,21 @@ static void limits(const kigo_model *model)
 static void messages(void)
 {
     static char path[5001];
+    kigo_options *options = cpu_options();
     kigo_model *model = NULL;
     kigo_error *error = NULL;
     const char *message, *c;
-    FAILS(KIGO_IO, kigo_model_load("", NULL, &model, &error));
-    FAILS(KIGO_IO, kigo_model_load("/no/such/\xFF\xFE", NULL, &model, &error));
-    CHECK(kigo_model_load("/no/%n%s/\x1b[31m\n\r\x7f.gguf", NULL, &model, &error) == KIGO_IO);
+    FAILS(KIGO_IO, kigo_model_load("", options, &model, &error));
+    FAILS(KIGO_IO, kigo_model_load("/no/such/\xFF\xFE", options, &model, &error));
+    CHECK(kigo_model_load("/no/%n%s/\x1b[31m\n\r\x7f.gguf", options, &model, &error) == KIGO_IO);
     message = kigo_error_message(error);
     for (c = message; *c != 0; c++)
         CHECK((unsigned char)*c >= 0x20 && *c != 0x7f);
     CHECK(strstr(message, "%n%s") != NULL && strstr(message, "[31m") != NULL);
     CHECK(kigo_error_free(error) == KIGO_OK);
     memset(path, 'p', 5000);
-    FAILS(KIGO_IO, kigo_model_load(path, NULL, &model, &error));
-    CHECK(model == NULL);
+    FAILS(KIGO_IO, kigo_model_load(path, options, &model, &error));
+    CHECK(model == NULL && kigo_options_free(options) == KIGO_OK);
 }
 
 int main(int argc, char **argv)

@@ -110,6 +110,22 @@ fn comments_name_only_what_exists() {
 }
 
 #[test]
+fn the_program_on_the_first_page_compiles() {
+    let header = committed();
+    let (_, rest) = header.split_once("```c\n").unwrap();
+    let (code, _) = rest.split_once(" * ```\n").unwrap();
+    let code = code.replace("\n * ", "\n    ").replacen(" * ", "    ", 1);
+    let source = scratch().join("first_page.c");
+    let program =
+        format!("#include \"kigo.h\"\n#include <stdio.h>\n\nint main(void)\n{{\n{code}    return n < 0;\n}}\n");
+    std::fs::write(&source, program).unwrap();
+    for (compiler, standard) in [("cc", "c99"), ("c++", "c++11")] {
+        let language = if compiler == "cc" { "c" } else { "c++" };
+        succeed(compile(compiler, standard).args(["-fsyntax-only", "-x", language]).arg(&source));
+    }
+}
+
+#[test]
 fn c23_every_standard_takes_the_header_twice() {
     let matrix = [("cc", "c", ["c99", "c11", "c17", "gnu17"]), ("c++", "cpp", ["c++11", "c++14", "c++17", "c++20"])];
     for (compiler, extension, standards) in matrix {

@@ -1,0 +1,226 @@
+//! One generation behind a handle: one caller at a time moves it on, everybody may ask how it stands.
+
+use super::boundary::{Outcome, caught};
+use super::error::Failure;
+use super::model::Fact;
+use super::option_table::Settings;
+use crate::engine::Engine;
+use crate::session::{FinishReason, Prompt, Session};
+use crate::{Error, Result, Status};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// Why a generation ended: name in C, number, meaning.
+pub(super) const FINISH_REASONS: [(&str, i32, &str); 7] = [
+    ("KIGO_FINISH_RUNNING", RUNNING, "It has not ended."),
+    ("KIGO_FINISH_END_OF_GENERATION", 1, "The model ended it."),
+    ("KIGO_FINISH_STOP_STRING", 2, "A stop string came; it is not part of the text."),
+    ("KIGO_FINISH_MAX_TOKENS", 3, "max_tokens were generated."),
+    ("KIGO_FINISH_CONTEXT_FULL", 4, "The context is full."),
+    ("KIGO_FINISH_CANCELLED", 5, "It was cancelled."),
+    ("KIGO_FINISH_ERROR", FAILED, "The last call failed; kigo_inference_last_error() says why."),
+];
+pub(super) const RUNNING: i32 = 0;
+pub(super) const FAILED: i32 = 6;
+
+fn number(reason: FinishReason) -> i32 {
+    match reason {
+        FinishReason::EndOfGeneration => 1,
+        FinishReason::StopString => 2,
+        FinishReason::MaxTokens => 3,
+        FinishReason::ContextFull => 4,
+        FinishReason::Cancelled => 5,
+    }
+}
+
+/// What may be asked while another thread is generating: the state after the last call that ended.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Report {
+    pub(super) finish_reason: i32,
+    prompt_tokens: u64,
+    generated_tokens: u64,
+    text_size: u64,
+    prompt_time: Duration,
+    generate_time: Duration,
+    pub(super) last_failure: Option<Failure>,
+}
+
+type CountOf = fn(&Report) -> u64;
+type TimeOf = fn(&Report) -> f64;
+
+/// What kigo_inference_get_i64() knows.
+pub(super) static COUNTS: &[Fact<CountOf>] = &[
+    Fact { key: "prompt_tokens", doc: "Tokens of the prompt.", get: |report| report.prompt_tokens },
+    Fact { key: "generated_tokens", doc: "Tokens generated so far.", get: |report| report.generated_tokens },
+    Fact {
+        key: "text_size",
+        doc: "After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.",
+        get: |report| report.text_size,
+    },
+];
+
+/// What kigo_inference_get_f64() knows.
+pub(super) static TIMES: &[Fact<TimeOf>] = &[
+    Fact {
+        key: "prompt_ms",
+        doc: "Milliseconds spent on the prompt and the first token.",
+        get: |report| report.prompt_time.as_secs_f64() * 1e3,
+    },
+    Fact {
+        key: "generate_ms",
+        doc: "Milliseconds spent on all tokens after the first.",
+        get: |report| report.generate_time.as_secs_f64() * 1e3,
+    },
+    Fact {
+        key: "tokens_per_second",
+        doc: "Tokens after the first per second of generate_ms; 0 before there is one.",
+        get: |report| {
+            let seconds = report.generate_time.as_secs_f64();
+            if seconds > 0.0 { report.generated_tokens.saturating_sub(1) as f64 / seconds } else { 0.0 }
+        },
+    },
+];
+
+/// Which of the two ways to read an inference its first call chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Text,
+    Tokens,
+}
+
+impl Lane {
+    fn function(self) -> &'static str {
+        match self {
+            Lane::Text => "kigo_next_text",
+            Lane::Tokens => "kigo_next_token",
+        }
+    }
+
+    /// What the function returns when the generation has ended.
+    fn ended(self) -> i32 {
+        match self {
+            Lane::Text => 0,
+            Lane::Tokens => Status::Finished as i32,
+        }
+    }
+}
+
+/// What a kigo_inference handle stands for.
+pub(super) struct Generation {
+    pub(super) cancel: Arc<AtomicBool>,
+    state: Mutex<State>,
+    report: Mutex<Report>,
+}
+
+struct State {
+    session: Session,
+    lane: Option<Lane>,
+    /// A defect that left the session in an unknown state; it is not touched again.
+    defect: Option<Failure>,
+}
+
+impl Generation {
+    /// Starts a session.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub(super) fn start(engine: &Arc<Engine>, prompt: Prompt, settings: &Settings) -> Result<Generation> {
+        let session = Session::start(engine, prompt, &settings.session)?;
+        let report = Report { prompt_tokens: session.prompt_tokens() as u64, ..Report::default() };
+        Ok(Generation {
+            cancel: session.cancel_flag(),
+            report: Mutex::new(report),
+            state: Mutex::new(State { session, lane: None, defect: None }),
+        })
+    }
+
+    /// The state after the last call that ended.
+    pub(super) fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a failure that concerns the arguments of a call, not the session.
+    pub(super) fn note(&self, error: Error) -> Failure {
+        let failure = Failure::from(error);
+        self.report().last_failure = Some(failure.clone());
+        failure
+    }
+
+    /// Runs one call on the session, unless another is running, and publishes what came of it; a `call` that gives
+    /// None says that the generation has ended.
+    pub(super) fn advance(&self, lane: Lane, call: impl FnOnce(&mut Session) -> Result<Option<i32>>) -> Outcome {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+        };
+        if let Some(defect) = &state.defect {
+            return Err(defect.clone());
+        }
+        let first = *state.lane.get_or_insert(lane);
+        if first != lane {
+            let expected = format!("calls of {}() only, with which it was begun", first.function());
+            return Err(self.note(Error::invalid_argument("inference", expected, format!("{}()", lane.function()))));
+        }
+        let session = &mut state.session;
+        let outcome = caught(|| {
+            // Text that was generated before the cancellation is not handed out after it.
+            let cancelled = session.finish_reason().is_none() && self.cancel.load(Ordering::Acquire);
+            let outcome = if cancelled { Err(Error::Cancelled) } else { call(session) };
+            let outcome = outcome.map_err(Failure::from);
+            self.publish(session, &outcome);
+            outcome.map(|written| written.unwrap_or(lane.ended()))
+        });
+        if let Err(failure) = &outcome
+            && failure.status == Status::Internal
+        {
+            state.defect = Some(failure.clone());
+            let mut report = self.report();
+            report.finish_reason = FAILED;
+            report.last_failure = Some(failure.clone());
+        }
+        outcome
+    }
+
+    fn publish(&self, session: &Session, outcome: &std::result::Result<Option<i32>, Failure>) {
+        let mut report = self.report();
+        report.prompt_tokens = session.prompt_tokens() as u64;
+        report.generated_tokens = session.generated_tokens() as u64;
+        report.prompt_time = session.prompt_time();
+        report.generate_time = session.generate_time();
+        report.text_size = 0;
+        report.finish_reason = match outcome {
+            Ok(Some(_)) => RUNNING,
+            Ok(None) => session.finish_reason().map_or(FAILED, number),
+            Err(failure) => match failure.status {
+                Status::BufferTooSmall => RUNNING,
+                Status::Cancelled => number(FinishReason::Cancelled),
+                Status::ContextFull => number(FinishReason::ContextFull),
+                _ => FAILED,
+            },
+        };
+        if let Err(failure) = outcome {
+            report.text_size = failure.needed;
+            report.last_failure = Some(failure.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_reasons_are_those_of_the_header() {
+        for (reason, name) in [
+            (FinishReason::EndOfGeneration, "KIGO_FINISH_END_OF_GENERATION"),
+            (FinishReason::StopString, "KIGO_FINISH_STOP_STRING"),
+            (FinishReason::MaxTokens, "KIGO_FINISH_MAX_TOKENS"),
+            (FinishReason::ContextFull, "KIGO_FINISH_CONTEXT_FULL"),
+            (FinishReason::Cancelled, "KIGO_FINISH_CANCELLED"),
+        ] {
+            assert!(FINISH_REASONS.iter().any(|(known, value, _)| *known == name && *value == number(reason)));
+        }
+    }
+}
