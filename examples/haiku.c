@@ -45,7 +45,7 @@ int main(int argc, char **argv) {
     time_t now = time(NULL);
     if (argc < 2) return fprintf(stderr, "usage: %s model.gguf [device]\n", argv[0]), 2;
     minute_in_words(localtime(&now)->tm_min, word, sizeof word);
-    snprintf(prompt, sizeof prompt, "Write a haiku about the time of day. The first line is: \"%s minutes past\"", word);
+    snprintf(prompt, sizeof prompt, "Write a haiku of three short lines that contains the word \"%s\".", word);
 
     if (kigo_options_new(&options, &error) || kigo_options_set_str(options, "device", argc > 2 ? argv[2] : "auto", &error) ||
         kigo_options_set_str(options, "prompt_format", "user", &error) ||

@@ -31,16 +31,26 @@
 //! | `attn_q`, `attn_k`, `attn_v`, `attn_output` | `q_proj`, `k_proj`, `v_proj`, `o_proj` | attention |
 //! | `ffn_gate`, `ffn_up`, `ffn_down` | `gate_proj`, `up_proj`, `down_proj` | feed-forward layer |
 
-pub mod backend;
 pub mod c_api;
-pub mod engine;
-pub mod error;
-pub mod gguf;
-pub mod model;
-pub mod panics;
-pub mod quant;
-pub mod sampler;
+
 pub mod session;
+
+pub mod engine;
+
+pub mod model;
+
+pub mod backend;
+
+pub mod sampler;
+
 pub mod tokenizer;
+
+pub mod gguf;
+
+pub mod quant;
+
+pub mod error;
+
+pub mod panics;
 
 pub use error::{Error, Result, Status};

@@ -1,5 +1,7 @@
 //! The decoder loop on the CPU backend, judged by Hugging Face transformers in f32 on the dequantised weights.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 #[path = "common/models.rs"]
 mod models;
 

@@ -1,5 +1,7 @@
 //! README.md says what the library has.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::process::Command;
 

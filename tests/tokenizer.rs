@@ -5,7 +5,9 @@
 #[path = "common/alloc.rs"]
 mod alloc;
 
-use std::path::PathBuf;
+#[path = "common/models.rs"]
+mod models;
+
 use std::time::{Duration, Instant};
 
 use kigo::Error;
@@ -27,20 +29,10 @@ const MODELS: &[(&str, &str)] = &[
     ("phi-3", "vocabs/ggml-vocab-phi-3.gguf"),
 ];
 
-/// The metadata of a real model; `None`, and a line that says so, when models are skipped on request.
+/// The metadata of a real model; `None` when models are skipped on request.
 fn metadata_of(name: &str) -> Option<Metadata> {
     let file = MODELS.iter().find(|model| model.0 == name).unwrap().1;
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("KIGO_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("kigo")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/kigo")))
-        .expect("KIGO_CACHE, XDG_CACHE_HOME or HOME is set");
-    let path = cache.join(file);
-    if !path.exists() && std::env::var("KIGO_SKIP_MODELS").as_deref() == Ok("1") {
-        println!("skipped: {} is missing", path.display());
-        return None;
-    }
-    assert!(path.exists(), "{} is missing: run `make fetch`, or set KIGO_SKIP_MODELS=1", path.display());
+    let path = models::cached(file)?;
     Some(Gguf::open(&path).unwrap().metadata().clone())
 }
 
@@ -49,7 +41,7 @@ fn real(name: &str) -> Option<Tokenizer> {
 }
 
 fn data(file: &str) -> Vec<u8> {
-    std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizer").join(file)).unwrap()
+    std::fs::read(models::data("tokenizer").join(file)).unwrap()
 }
 
 /// Reads one LEB128 number.
