@@ -1,0 +1,43 @@
+/* Prints the text of one generation: generate MODEL FORMAT PROMPT SEED MAX_TOKENS. Facts go first, a line each. */
+#include "kigo.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static int fail(kigo_error *error)
+{
+    fprintf(stderr, "%s: %s\n", kigo_status_name(kigo_error_status(error)), kigo_error_message(error));
+    kigo_error_free(error);
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    kigo_error *error = NULL;
+    kigo_options *options = NULL;
+    kigo_model *model = NULL;
+    kigo_inference *inference = NULL;
+    char text[512];
+    int64_t weight_bytes = 0;
+    int32_t n;
+    if (argc != 6)
+        return 2;
+    if (kigo_options_new(&options, &error) || kigo_options_set_str(options, "device", "auto", &error) ||
+        kigo_options_set_str(options, "prompt_format", argv[2], &error) ||
+        kigo_options_set_i64(options, "seed", strtoll(argv[4], NULL, 10), &error) ||
+        kigo_options_set_i64(options, "max_tokens", strtoll(argv[5], NULL, 10), &error) ||
+        kigo_model_load(argv[1], options, &model, &error) ||
+        kigo_model_get_str(model, "device", text, sizeof text, &error) < 0 ||
+        kigo_model_get_i64(model, "weight_bytes", &weight_bytes, &error) ||
+        kigo_inference_start(model, argv[3], KIGO_NUL_TERMINATED, options, &inference, &error))
+        return fail(error);
+    printf("device %s\nweight_bytes %lld\n", text, (long long)weight_bytes);
+    while ((n = kigo_next_text(inference, text, sizeof text, &error)) > 0)
+        fwrite(text, 1, (size_t)n, stdout);
+    if (n < 0)
+        return fail(error);
+    kigo_inference_free(inference);
+    kigo_model_free(model);
+    kigo_options_free(options);
+    return 0;
+}
