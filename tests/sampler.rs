@@ -1,4 +1,5 @@
 //! The sampler against naive references, and its distribution.
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
 
 use kigo::sampler::{Sampler, SamplingParams, rng};
 use kigo::{Error, Status};

@@ -4,10 +4,12 @@
 //! untrusted file, so its work, memory, depth and output are bounded and it can reach nothing but its inputs.
 //! [`render_guarded`] keeps the text of messages from becoming control tokens.
 
+mod bounds;
 mod clock;
 mod env;
 mod guard;
 mod json;
+mod rewrite;
 
 use std::time::SystemTime;
 
@@ -20,7 +22,7 @@ use guard::Guard;
 pub use guard::ControlTokens;
 
 /// Longest template source in bytes.
-pub const MAX_SOURCE: usize = 1 << 20;
+pub const MAX_SOURCE: usize = 1 << 18;
 /// Longest rendered text in bytes.
 pub const MAX_OUTPUT: usize = 16 << 20;
 /// Deepest nesting of messages, tools and variables.
@@ -30,7 +32,8 @@ pub const MAX_INPUT_DEPTH: usize = 64;
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
-    source: String,
+    /// Its texts and string literals.
+    literals: Vec<String>,
 }
 
 /// What a template sees besides the messages.
@@ -72,7 +75,8 @@ impl ChatTemplate {
                 source.len()
             )));
         }
-        Ok(ChatTemplate { env: env::compile(source)?, source: source.to_string() })
+        let (env, literals) = env::compile(source)?;
+        Ok(ChatTemplate { env, literals })
     }
 
     /// The prompt of `messages`, an array of objects. Texts in it are the caller's word: one that spells a control token
@@ -99,7 +103,7 @@ pub fn render_guarded(
     control_tokens: &ControlTokens,
 ) -> Result<Rendered> {
     env::check_inputs(messages, options)?;
-    let guard = Guard::new(control_tokens, &template.source, messages, options)?;
+    let guard = Guard::new(control_tokens, &template.literals, messages, options)?;
     let text = env::render(&template.env, messages, options, Some(&guard))?;
     let broken_by = text.contains(guard.marker()).then_some(guard.marker());
     Ok(Rendered { text, broken_by })

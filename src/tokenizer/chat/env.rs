@@ -8,32 +8,43 @@ use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Va
 use serde_json::Value as Json;
 
 use super::guard::Guard;
-use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, clock, json};
+use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, bounds, clock, json, rewrite};
 use crate::{Error, Result};
 
 /// Name of the template in its environment.
 const NAME: &str = "chat";
-/// Work that one rendering may do, in minijinja's fuel: about one instruction or 64 bytes each.
-const FUEL: u64 = 4_000_000;
+/// Work that a rendering may do, in minijinja's fuel (about one instruction or 64 bytes each): so much for itself, for
+/// each value of the inputs and for each byte of their texts.
+const FUEL: u64 = 500_000;
+const FUEL_PER_NODE: u64 = 500;
+const FUEL_PER_BYTE: u64 = 1;
+/// Values that a value made by a template may hold, besides four times those of the inputs.
+const MIN_NODES: usize = 2_000;
+/// Nesting of a running template: a block costs 1, a macro 4.
+const MAX_RECURSION: usize = 160;
 /// Longest message of an error in characters.
 const MAX_MESSAGE: usize = 500;
 /// The variable with the time of the rendering; not an identifier, so templates cannot name it.
 const NOW: &str = " now";
 
-/// The environment with `source` in it as its only template.
-pub fn compile(source: &str) -> Result<Environment<'static>> {
+/// The environment with `source` in it as its only template, and the literals of that.
+pub fn compile(source: &str) -> Result<(Environment<'static>, Vec<String>)> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    env.set_syntax(syntax.map_err(|e| Error::Internal(e.to_string()))?);
+    let syntax = syntax.map_err(|e| Error::Internal(e.to_string()))?;
+    // As Jinja does; minijinja's trimming knows no other ends of lines.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let rewritten = rewrite::rewrite(&source, syntax.clone()).map_err(Error::BadTemplate)?;
+    env.set_syntax(syntax);
+    env.set_recursion_limit(MAX_RECURSION);
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_fuel(Some(FUEL));
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    bounds::install(&mut env);
     env.add_filter("tojson", json::tojson);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
-    env.add_template_owned(NAME, source.to_string()).map_err(bad_template)?;
-    Ok(env)
+    env.add_template_owned(NAME, rewritten.source).map_err(bad_template)?;
+    Ok((env, rewritten.literals))
 }
 
 fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
@@ -55,8 +66,13 @@ pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |m| -m),
     };
+    let inputs = options.variables.into_iter().flat_map(|map| map.values()).chain(options.tools).chain([messages]);
+    let (mut nodes, mut bytes) = (0, 0);
+    inputs.for_each(|input| measure(input, &mut nodes, &mut bytes));
+    let max_nodes = 4 * nodes + MIN_NODES;
     let mut context = vec![
         (Value::from(NOW), Value::from(micros)),
+        (Value::from(bounds::MAX_NODES), Value::from(max_nodes)),
         (Value::from("messages"), convert_messages(messages, guard)),
         (Value::from("tools"), options.tools.map_or(Value::from(()), |tools| convert(tools, guard, false))),
         (Value::from("documents"), Value::from(())),
@@ -70,6 +86,9 @@ pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard
     for (name, value) in options.variables.into_iter().flatten() {
         context.push((Value::from(name.as_str()), convert(value, guard, false)));
     }
+    // A copy shares the compiled template.
+    let mut env = env.clone();
+    env.set_fuel(Some(FUEL + FUEL_PER_NODE * nodes as u64 + FUEL_PER_BYTE * bytes as u64));
     let template = env.get_template(NAME).map_err(bad_template)?;
     let mut output = Bounded { bytes: Vec::new(), full: false };
     let outcome = template.render_captured_to(Value::from_pairs(context), &mut output).map(drop);
@@ -117,6 +136,20 @@ fn is_shallow(value: &Json, depth: usize) -> bool {
         Json::Array(items) => depth > 0 && items.iter().all(|item| is_shallow(item, depth - 1)),
         Json::Object(map) => depth > 0 && map.values().all(|item| is_shallow(item, depth - 1)),
         Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => true,
+    }
+}
+
+/// Adds up the values in `value`, and the bytes of its texts.
+fn measure(value: &Json, nodes: &mut usize, bytes: &mut usize) {
+    *nodes += 1;
+    match value {
+        Json::Array(items) => items.iter().for_each(|item| measure(item, nodes, bytes)),
+        Json::Object(map) => map.iter().for_each(|(key, item)| {
+            *bytes += key.len();
+            measure(item, nodes, bytes);
+        }),
+        Json::String(text) => *bytes += text.len(),
+        Json::Null | Json::Bool(_) | Json::Number(_) => {}
     }
 }
 
@@ -194,18 +227,28 @@ impl io::Write for &mut Bounded {
     }
 }
 
-/// One line of at most [`MAX_MESSAGE`] characters about `error`.
 fn bad_template(error: minijinja::Error) -> Error {
+    Error::BadTemplate(describe(&error))
+}
+
+/// One line of at most [`MAX_MESSAGE`] characters about `error`, without anything that a terminal would act on.
+pub fn describe(error: &minijinja::Error) -> String {
     let what = match (error.kind(), error.detail()) {
-        (ErrorKind::OutOfFuel, _) => format!("expected at most {FUEL} steps, found more"),
+        (ErrorKind::OutOfFuel, _) => "expected less work for inputs of this size".to_string(),
         (_, Some(detail)) => detail.to_string(),
         (kind, None) => kind.to_string(),
     };
     let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
-    let escaped: String = format!("{line}{what}").chars().flat_map(char::escape_debug).take(MAX_MESSAGE + 1).collect();
-    let mut message: String = escaped.chars().take(MAX_MESSAGE).collect();
-    if message.len() < escaped.len() {
-        message.push_str("...");
+    let mut message = String::new();
+    for (i, c) in line.chars().chain(what.chars()).enumerate() {
+        match c {
+            _ if i == MAX_MESSAGE => {
+                message.push_str("...");
+                break;
+            }
+            '"' | '\'' => message.push(c),
+            _ => message.extend(c.escape_debug()),
+        }
     }
-    Error::BadTemplate(message)
+    message
 }

@@ -2,7 +2,9 @@
 //!
 //! A marker, a character that occurs in no input, goes into every string before the template sees it: into each
 //! occurrence of a control token's text, and at each end (as it is, and as `trim` would leave it) where the rest of a
-//! control token could come from the template or a neighbour. Control tokens are matched in either case of ASCII
+//! control token could come from the template or a neighbour. A string that could be the middle of a control token is
+//! marked where the template has a literal that ends in the part before it and one that starts with the part after it; a
+//! template that puts a control token together from more pieces than that is taken at its word. Control tokens are matched in either case of ASCII
 //! letters, since templates may change it. The tokenizer removes the marker after the split at special tokens.
 //!
 //! Values of the keys `role` and `type` name parts of the template's protocol (`<|user|>` may be built from a role):
@@ -55,6 +57,10 @@ impl ControlTokens {
 pub struct Guard<'a> {
     tokens: &'a ControlTokens,
     marker: char,
+    /// The states, other than the empty one, in which the template's literals leave the automata.
+    open: Vec<u32>,
+    /// The same for the reversed literals and the backward automaton.
+    close: Vec<u32>,
 }
 
 impl Guard<'_> {
@@ -64,12 +70,12 @@ impl Guard<'_> {
     /// [`Error::InvalidArgument`] when every possible marker occurs. The inputs' depth has to be bounded by the caller.
     pub fn new<'a>(
         tokens: &'a ControlTokens,
-        template: &str,
+        literals: &[String],
         messages: &Json,
         options: &RenderOptions,
     ) -> Result<Guard<'a>> {
         let mut used = 0;
-        note_str(template, &mut used);
+        literals.iter().for_each(|literal| note_str(literal, &mut used));
         for text in [options.bos_token, options.eos_token].into_iter().flatten() {
             note_str(text, &mut used);
         }
@@ -81,14 +87,38 @@ impl Guard<'_> {
             note_str(key, &mut used);
             note(value, &mut used);
         }
-        match MARKERS.enumerate().find(|(i, _)| used & (1 << i) == 0) {
-            Some((_, marker)) => Ok(Guard { tokens, marker }),
-            None => Err(Error::invalid_argument(
-                "messages",
-                "text without at least one of the noncharacters U+FDD0..U+FDEF",
-                "all 32",
-            )),
+        let Some((_, marker)) = MARKERS.enumerate().find(|(i, _)| used & (1 << i) == 0) else {
+            let expected = "text without at least one of the noncharacters U+FDD0..U+FDEF";
+            return Err(Error::invalid_argument("messages", expected, "all 32"));
+        };
+        let mut open: Vec<u32> = literals.iter().map(|text| tokens.forward.run(0, text.bytes())).collect();
+        let mut close: Vec<u32> = literals.iter().map(|text| tokens.backward.run(0, text.bytes().rev())).collect();
+        for states in [&mut open, &mut close] {
+            states.sort_unstable();
+            states.dedup();
+            states.retain(|state| *state != 0);
         }
+        Ok(Guard { tokens, marker, open, close })
+    }
+
+    /// Whether the template's literals around `text` could make a control token of it.
+    fn is_middle(&self, text: &str) -> bool {
+        let spans = |automaton: &Automaton, from: &[u32], bytes: &mut dyn Iterator<Item = u8>| {
+            // All at once, so that each byte is read once; a state that no longer reaches into the literal is left out.
+            let mut states = from.to_vec();
+            for (i, byte) in bytes.enumerate() {
+                states.iter_mut().for_each(|state| *state = automaton.step(*state, byte));
+                states.retain(|state| automaton.states[*state as usize].depth as usize > i + 1);
+                states.dedup();
+                if states.is_empty() {
+                    return false;
+                }
+            }
+            !states.is_empty()
+        };
+        (1..self.tokens.longest).contains(&text.len())
+            && spans(&self.tokens.forward, &self.open, &mut text.bytes())
+            && spans(&self.tokens.backward, &self.close, &mut text.bytes().rev())
     }
 
     /// The character that this guard inserts.
@@ -122,11 +152,15 @@ impl Guard<'_> {
                     places.push(at);
                 }
             }
-            for at in [0, text.len() - text.trim_start().len()] {
+            let trimmed_start = text.len() - text.trim_start().len();
+            for at in [0, trimmed_start] {
                 let head = &bytes[at..text.len().min(at.saturating_add(self.tokens.longest))];
-                if head.iter().rev().fold(0, |state, byte| self.tokens.backward.step(state, *byte)) != 0 {
+                if self.tokens.backward.run(0, head.iter().rev().copied()) != 0 {
                     places.push(at);
                 }
+            }
+            if self.is_middle(text) || self.is_middle(text.trim()) {
+                places.push(trimmed_start.min(trimmed_end));
             }
         }
         if places.is_empty() {
@@ -180,6 +214,8 @@ struct Automaton {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
+    /// Bytes of the prefix that this state is.
+    depth: u32,
     /// The next longest suffix that begins a pattern.
     fail: u32,
     /// Whether a pattern ends here.
@@ -199,7 +235,8 @@ impl Automaton {
             let new = self.states.len() as u32;
             let next = *self.edges.entry((state, byte)).or_insert(new);
             if next == new {
-                self.states.push(State::default());
+                let depth = self.states[state as usize].depth + 1;
+                self.states.push(State { depth, ..State::default() });
             }
             state = next;
         }
@@ -237,6 +274,10 @@ impl Automaton {
         self.root[byte as usize]
     }
 
+    fn run(&self, state: u32, bytes: impl Iterator<Item = u8>) -> u32 {
+        bytes.fold(state, |state, byte| self.step(state, byte))
+    }
+
     fn is_end(&self, state: u32) -> bool {
         self.states[state as usize].end
     }
@@ -246,10 +287,14 @@ impl Automaton {
 mod tests {
     use super::*;
 
+    fn guard<'a>(tokens: &'a ControlTokens, literals: &[&str]) -> Guard<'a> {
+        let literals: Vec<String> = literals.iter().map(|s| s.to_string()).collect();
+        Guard::new(tokens, &literals, &Json::Null, &RenderOptions::default()).unwrap()
+    }
+
     fn marked(tokens: &[&str], text: &str) -> String {
         let tokens = ControlTokens::new(tokens.iter().copied());
-        let guard = Guard { tokens: &tokens, marker: '^' };
-        guard.mark(text, false).into_owned()
+        guard(&tokens, &[]).mark(text, false).replace('\u{FDD0}', "^")
     }
 
     #[test]
@@ -275,6 +320,20 @@ mod tests {
     }
 
     #[test]
+    fn middles_are_broken_where_the_template_has_both_sides() {
+        let tokens = ControlTokens::new(["<|im_end|>", "[INST]"]);
+        let both = guard(&tokens, &["x<|", "|>\n", "[", "] "]);
+        for (text, marked) in
+            [("im_end", "^im_end"), (" INST\n", " ^INST\n"), ("end", "end"), ("user", "user"), ("", "")]
+        {
+            assert_eq!(both.mark(text, false).replace('\u{FDD0}', "^"), marked);
+            assert_eq!(both.mark(text, true), text);
+        }
+        assert_eq!(guard(&tokens, &["<|", "\n"]).mark("im_end", false), "im_end");
+        assert_eq!(guard(&tokens, &["x", "|>"]).mark("im_end", false), "im_end");
+    }
+
+    #[test]
     fn every_token_that_ends_at_one_place_is_broken() {
         let text = marked(&["ab", "cab", "bcab", "abc"], "abcab");
         for token in ["ab", "cab", "bcab", "abc"] {
@@ -286,9 +345,8 @@ mod tests {
     fn long_repetitive_input_is_linear() {
         let pattern = "a".repeat(1 << 16) + "b";
         let tokens = ControlTokens::new([pattern.as_str()]);
-        let guard = Guard { tokens: &tokens, marker: '^' };
         let start = std::time::Instant::now();
-        guard.mark(&"a".repeat(1 << 20), false);
+        guard(&tokens, &[]).mark(&"a".repeat(1 << 20), false);
         assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
     }
 }
