@@ -1,9 +1,13 @@
 //! Chat templates: texts of Hugging Face transformers, bounds, and the guard of control tokens.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may fail the test")]
 
+#[path = "common/models.rs"]
+mod models;
+
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use kigo::gguf::Gguf;
 use kigo::tokenizer::chat::{
     ChatTemplate, ControlTokens, MAX_INPUT_DEPTH, MAX_SOURCE, RenderOptions, messages, render_guarded,
 };
@@ -20,13 +24,13 @@ fn template(name: &str) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
-/// Every difference to Hugging Face, over the cases of the golden file.
-#[test]
-fn goldens_of_hugging_face() {
+/// Every difference to Hugging Face over one list of cases, whose templates `source_of` finds.
+fn differences(list: &str, source_of: impl Fn(&Value) -> String) -> Vec<String> {
     let goldens = goldens();
+    let cases = goldens[list].as_array().unwrap();
+    assert!(!cases.is_empty());
     let mut differences = Vec::new();
-    for (i, case) in goldens["cases"].as_array().unwrap().iter().enumerate() {
-        let name = case["template"].as_str().unwrap();
+    for (i, case) in cases.iter().enumerate() {
         let options = RenderOptions {
             add_generation_prompt: case["options"]["add_generation_prompt"].as_bool().unwrap_or(false),
             bos_token: goldens["bos_token"].as_str(),
@@ -35,13 +39,28 @@ fn goldens_of_hugging_face() {
             variables: case["options"]["variables"].as_object(),
             now: Some(UNIX_EPOCH + Duration::from_secs(goldens["now"].as_u64().unwrap())),
         };
-        let rendered = ChatTemplate::new(&template(name)).and_then(|t| t.render(&case["messages"], &options));
+        let rendered = ChatTemplate::new(&source_of(case)).and_then(|t| t.render(&case["messages"], &options));
         match (case.get("expected"), rendered) {
             (Some(expected), Ok(text)) if expected == &text => {}
             (None, Err(error)) if error.to_string().contains(case["error"].as_str().unwrap()) => {}
-            (expected, found) => differences.push(format!("case {i} ({name}): expected {expected:?}, found {found:?}")),
+            (expected, found) => differences.push(format!("case {i}: expected {expected:?}, found {found:?}")),
         }
     }
+    differences
+}
+
+#[test]
+fn goldens_of_hugging_face() {
+    let differences = differences("cases", |case| template(case["template"].as_str().unwrap()));
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn the_template_of_smollm2_renders_as_hugging_face_does() {
+    let Some(path) = models::cached(models::SMOLLM2) else { return };
+    let gguf = Gguf::open(&path).unwrap();
+    let source = gguf.metadata().str("tokenizer.chat_template").unwrap().unwrap().to_string();
+    let differences = differences("smollm2", |_| source.clone());
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
