@@ -16,6 +16,8 @@ CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)
 ARCHIVE := $(CARGO_OUT)/release/libkigo.a
 SHARED := build/lib/libkigo.so.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# Messages in the library name source files; these make the names the same on every machine.
+REMAP := --remap-path-prefix=$(CURDIR)=kigo --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 SYSTEM_LIBS := -lpthread -ldl -lm -lgcc_s -lc
 
 # $(call need,program,what to do): stops with one clear line where a program is missing.
@@ -83,7 +85,7 @@ help: ## list the commands
 
 # Cargo itself knows what has to be built; where nothing has, the archive keeps its time and nothing below runs.
 $(ARCHIVE): FORCE | need-cargo
-	@$(CARGO) rustc --release --lib --crate-type staticlib
+	@RUSTFLAGS='$(RUSTFLAGS) $(REMAP)' $(CARGO) rustc --release --lib --crate-type staticlib
 
 $(SHARED): $(ARCHIVE) kigo.map tools/link-shared.sh | need-cc
 	@CC='$(CC)' tools/link-shared.sh $(ARCHIVE) $(dir $@)

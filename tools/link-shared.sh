@@ -20,6 +20,6 @@ wanted=$(sed -n 's/^ *\(kigo_[a-z0-9_]*\);$/-Wl,-u,\1/p' "$map")
 mkdir -p "$output"
 # shellcheck disable=SC2086
 ${CC:-cc} -shared -o "$output/$soname" -Wl,-soname,$soname -Wl,--version-script="$map" $wanted \
-    -Wl,--gc-sections -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack \
+    -Wl,--gc-sections -Wl,--strip-debug -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack \
     "$archive" -lpthread -ldl -lm -lgcc_s -lc ${LDFLAGS:-}
 ln -sf $soname "$output/libkigo.so"
