@@ -220,6 +220,19 @@ fn chunks_of_the_prompt_do_not_matter_t19() {
 }
 
 #[test]
+fn threads_of_the_backend_do_not_matter() {
+    let run = |n_threads| {
+        let engine = engine_with(|o| o.n_threads = Some(n_threads));
+        let ask = |seed| answer(&engine, Prompt::User("Who are you?"), &seeded(seed));
+        (0..8).map(ask).collect::<Vec<_>>()
+    };
+    let expected = run(1);
+    for n_threads in [2, 3, 8] {
+        assert_eq!(run(n_threads), expected, "{n_threads} threads");
+    }
+}
+
+#[test]
 fn sixty_four_threads_get_what_each_would_get_alone_x01() {
     let engine = engine_with(|o| o.n_batch = 16);
     let questions = ["Write a haiku.", "Who are you?", "Schreibe es auf Japanisch.", "Something else entirely"];

@@ -238,6 +238,8 @@ fn dot_tile<S: Simd, const N: usize>(simd: S, weights: &[f32], x: &[f32]) -> [f3
 
 #[cfg(test)]
 mod tests {
+    use pulp::Scalar;
+
     use super::*;
 
     /// Blocks of one f32.
@@ -270,11 +272,16 @@ mod tests {
             let value = |i: usize| ((i * 7919 + cols) % 1000) as f32 / 500.0 - 1.0;
             let weights: Vec<f32> = (0..cols).map(value).collect();
             let x: Vec<f32> = (0..7 * cols).map(|i| value(i + 3)).collect();
-            let (one, many) = Arch::new().dispatch(Both(&weights, &x));
-            assert_eq!(one, many, "{cols} columns");
-            for (found, x) in one.iter().zip(x.chunks_exact(cols)) {
-                let exact: f64 = weights.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                assert!((f64::from(*found) - exact).abs() < 1e-4, "{cols} columns: {found} {exact}");
+            let mut outcomes =
+                vec![Arch::new().dispatch(Both(&weights, &x)), Both(&weights, &x).with_simd(Scalar::new())];
+            #[cfg(target_arch = "x86_64")]
+            outcomes.extend(pulp::x86::V3::try_new().map(|avx2| Simd::vectorize(avx2, Both(&weights, &x))));
+            for (one, many) in outcomes {
+                assert_eq!(one, many, "{cols} columns");
+                for (found, x) in one.iter().zip(x.chunks_exact(cols)) {
+                    let exact: f64 = weights.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    assert!((f64::from(*found) - exact).abs() < 1e-4, "{cols} columns: {found} {exact}");
+                }
             }
         }
     }
