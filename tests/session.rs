@@ -245,6 +245,22 @@ fn sixty_four_threads_get_what_each_would_get_alone_x01() {
     assert_eq!(alone, together);
 }
 
+/// A rayon worker that waits for another pool takes up other work of its own pool, which may be a second session.
+#[test]
+fn sessions_in_the_workers_of_a_host_that_uses_rayon() {
+    use rayon::prelude::*;
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let engine = engine();
+        let host = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let ask = |i: u64| answer(&engine, Prompt::User("Who are you?"), &seeded(i % 4));
+        let together: Vec<String> = host.install(|| (0..48u32).into_par_iter().with_max_len(1).map(|i| ask(i.into())).collect());
+        let alone: Vec<String> = (0..48).map(ask).collect();
+        done.send(alone == together).unwrap();
+    });
+    assert!(finished.recv_timeout(Duration::from_secs(60)).expect("the sessions wait for each other"));
+}
+
 #[test]
 fn cancel_from_another_thread_x03_x08() {
     let engine = engine_with(|o| o.n_batch = 1);

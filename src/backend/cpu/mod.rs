@@ -120,7 +120,20 @@ impl Backend for CpuBackend {
 
     fn forward(&mut self, rows: &[Row]) -> Result<()> {
         let pool = self.pool.clone();
-        pool.install(|| crate::model::forward(self, rows))
+        let mut run = || pool.install(|| crate::model::forward(self, rows));
+        if rayon::current_thread_index().is_none() {
+            return run();
+        }
+        // A worker of a pool of the host would take up other work while it waits, perhaps another session of this
+        // model, which then waits for the batch below it on the same stack. A thread of its own only waits.
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("kigo-cpu-wait".into()).spawn_scoped(scope, || {
+                crate::panics::own_thread();
+                run()
+            });
+            let thread = thread.map_err(|source| Error::Io { operation: "start a thread".into(), source })?;
+            thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+        })
     }
 
     fn logits(&self, index: usize) -> &[f32] {
