@@ -10,11 +10,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{self, Backend, Row, SequenceId};
+use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
-use crate::{Error, Result};
+use crate::{Error, Result, panics};
 
 /// How to load a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,6 +181,7 @@ impl Engine {
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         match &self.template {
             Some(Ok(template)) => Ok(template),
+            Some(Err(Error::BadTemplate(text))) => Err(Error::BadTemplate(text.clone())),
             Some(Err(error)) => Err(Error::BadTemplate(error.to_string())),
             None => Err(Error::BadTemplate(
                 "the model has none (tokenizer.chat_template); use the option prompt_format=text".into(),
@@ -198,18 +200,17 @@ impl Engine {
         self.free_retired();
     }
 
-    /// Runs `rows` of one sequence, at most [`Self::n_batch`], with rows of other callers. Writes the logits of
-    /// the last row that wants them to `logits` `[n_vocab]`.
+    /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers. Writes the logits of the
+    /// last row that wants them to `logits` `[n_vocab]`; nothing if none does.
     ///
     /// # Errors
-    /// Those of the backend; the sequence is as before then.
+    /// Those of the backend, its panics as [`Error::Internal`]; the sequence is as before then.
     pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>) -> Result<()> {
-        let request = Arc::new(Request {
-            rows,
-            outcome: Mutex::new(None),
-            logits: Mutex::new(std::mem::take(logits)),
-            wake: Condvar::new(),
-        });
+        logits.clear();
+        if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
+            *logits = try_vec(self.desc.n_vocab, "the logits")?;
+        }
+        let request = Request::new(rows, std::mem::take(logits));
         let mut queue = lock(&self.queue);
         queue.waiting.push_back(request.clone());
         loop {
@@ -238,7 +239,7 @@ impl Engine {
         }
         queue.led = true;
         drop(queue);
-        // Dropped on every way out, a panic of the backend included, so that nobody waits for ever.
+        // Dropped on every way out, so that nobody waits for ever.
         let lead = Lead { engine: self, batch };
         self.run_batch(&lead.batch);
         drop(lead);
@@ -250,11 +251,8 @@ impl Engine {
         let mut backend = lock(&self.backend);
         let mut ready = Vec::with_capacity(batch.len());
         for request in batch {
-            let reserved = request
-                .rows
-                .last()
-                .map_or(Ok(()), |last| backend.sequence_reserve(last.sequence, last.position as usize + 1));
-            match reserved {
+            let reserve = |last: &Row| backend.sequence_reserve(last.sequence, last.position as usize + 1);
+            match contained(|| request.rows.last().map_or(Ok(()), reserve)) {
                 Ok(()) => ready.push(&**request),
                 Err(error) => request.finish(Err(error)),
             }
@@ -292,8 +290,9 @@ impl Engine {
 
 /// Runs the rows of `requests` as one batch and finishes all of them, or none.
 fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
-    let rows: Vec<Row> = requests.iter().flat_map(|request| &request.rows).copied().collect();
-    backend.forward(&rows)?;
+    let mut rows = try_vec(requests.iter().map(|request| request.rows.len()).sum(), "the rows of a batch")?;
+    rows.extend(requests.iter().flat_map(|request| &request.rows));
+    contained(|| backend.forward(&rows))?;
     let mut index = 0;
     for request in requests {
         let mut logits = std::mem::take(&mut *lock(&request.logits));
@@ -308,7 +307,16 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
     Ok(())
 }
 
+/// A panic of the backend concerns the requests that ran, not the caller that happened to lead.
+fn contained(body: impl FnOnce() -> Result<()>) -> Result<()> {
+    panics::caught(body).unwrap_or_else(|text| Err(Error::Internal(text)))
+}
+
 impl Request {
+    fn new(rows: Vec<Row>, logits: Vec<f32>) -> Arc<Request> {
+        Arc::new(Request { rows, outcome: Mutex::new(None), logits: Mutex::new(logits), wake: Condvar::new() })
+    }
+
     fn finish(&self, outcome: Result<Vec<f32>>) {
         *lock(&self.outcome) = Some(outcome);
     }
@@ -360,4 +368,112 @@ fn check_options(options: &LoadOptions) -> Result<usize> {
 /// Locks, whatever a panic elsewhere has left: all that is behind these locks is valid at every moment.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panics when a batch has a row of token 13, and otherwise does nothing.
+    struct Faulty {
+        logits: Vec<f32>,
+    }
+
+    impl Backend for Faulty {
+        fn device(&self) -> &str {
+            "none"
+        }
+        fn weight_bytes(&self) -> u64 {
+            0
+        }
+        fn sequence_reserve(&mut self, sequence: SequenceId, _: usize) -> Result<()> {
+            assert_ne!(sequence, 13, "no room");
+            Ok(())
+        }
+        fn sequence_free(&mut self, _: SequenceId) {}
+        fn forward(&mut self, rows: &[Row]) -> Result<()> {
+            assert!(rows.iter().all(|row| row.token != 13), "unlucky");
+            Ok(())
+        }
+        fn logits(&self, _: usize) -> &[f32] {
+            &self.logits
+        }
+        fn n_layer(&self) -> usize {
+            0
+        }
+        fn begin(&mut self, _: &[Row]) -> Result<()> {
+            Ok(())
+        }
+        fn embed(&mut self) -> Result<()> {
+            Ok(())
+        }
+        fn attn_qkv(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn attn_mix(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn attn_output(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn ffn_up(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn ffn_down(&mut self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn output(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn engine(n_batch: usize) -> Arc<Engine> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
+        let options = LoadOptions { device: "cpu".into(), n_threads: Some(1), n_batch, ..LoadOptions::default() };
+        let engine = Engine::load(&path, &options).unwrap();
+        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()] });
+        engine
+    }
+
+    fn row(sequence: SequenceId, token: u32) -> Row {
+        Row { token, position: 0, sequence, logits: true }
+    }
+
+    /// One caller's batch is led by another, alone (`n_batch` of 1) or with the leader's own rows.
+    #[test]
+    fn a_panic_concerns_the_requests_that_ran_and_not_their_leader() {
+        for n_batch in [1, 8] {
+            let engine = engine(n_batch);
+            for (unlucky, text) in [(row(1, 13), "unlucky"), (row(13, 1), "no room")] {
+                let theirs = Request::new(vec![unlucky], Vec::new());
+                lock(&engine.queue).waiting.push_back(theirs.clone());
+                let mut logits = Vec::new();
+                engine.run(vec![row(2, 1)], &mut logits).unwrap();
+                assert_eq!(logits.len(), engine.n_vocab());
+                let outcome = lock(&theirs.outcome).take();
+                assert!(matches!(&outcome, Some(Err(Error::Internal(found))) if found.contains(text)), "{outcome:?}");
+                assert!(lock(&engine.queue).waiting.is_empty() && !lock(&engine.queue).led);
+            }
+        }
+    }
+
+    #[test]
+    fn many_callers_are_all_woken_whatever_panics() {
+        let engine = engine(4);
+        std::thread::scope(|scope| {
+            for caller in 100..108 {
+                let engine = &engine;
+                scope.spawn(move || {
+                    let mut logits = Vec::new();
+                    for turn in 0..2000 {
+                        let token = if (turn + caller) % 17 == 0 { 13 } else { 1 };
+                        let outcome = engine.run(vec![row(caller, token)], &mut logits);
+                        assert_eq!(outcome.is_err(), token == 13, "{outcome:?}");
+                        engine.sequence_free(caller);
+                    }
+                });
+            }
+        });
+        assert!(lock(&engine.retired).is_empty() && lock(&engine.queue).waiting.is_empty());
+    }
 }

@@ -1,6 +1,7 @@
 //! Panics that happen inside kigo stay silent and keep their text; all others go where they went before.
 //!
-//! A leaf: `c_api` catches with [`caught`], threads that belong to kigo declare themselves with [`own_thread`].
+//! A leaf: `c_api` and `engine` catch with [`caught`], threads that belong to kigo declare themselves with
+//! [`own_thread`].
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
