@@ -361,6 +361,9 @@ fn check_options(options: &LoadOptions) -> Result<usize> {
     }
     at_least_1("n_batch", options.n_batch)?;
     at_least_1("n_ctx", options.n_ctx.unwrap_or(1))?;
+    if let Some(n_ctx) = options.n_ctx.filter(|&n_ctx| u32::try_from(n_ctx).is_err()) {
+        return Err(Error::invalid_argument("n_ctx", "at most 4294967295, so that positions fit 32 bits", n_ctx));
+    }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     at_least_1("n_threads", options.n_threads.unwrap_or(cores))
 }

@@ -68,6 +68,28 @@ fn options_are_those_of_the_header() {
 }
 
 #[test]
+fn numbers_that_options_have_unasked_are_those_of_the_header() {
+    let header = std::fs::read_to_string(root().join("include/kigo.h")).unwrap();
+    let text = readme();
+    let (_, table) = text.split_once("| Key | Read by |").unwrap();
+    let mut compared = 0;
+    for line in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = line.split('|').collect();
+        let keys = cells[1].split('`').skip(1).step_by(2);
+        for (key, listed) in keys.zip(cells[3].split(',').map(str::trim)) {
+            let (_, option) = header.split_once(&format!(" *   \"{key}\": ")).unwrap();
+            let words = option.split("default:").nth(1).unwrap().trim_start_matches([' ', '*', '\n']);
+            let default = words.split_whitespace().next().unwrap();
+            if default.parse::<f64>().is_ok() {
+                assert_eq!(listed, default, "{key}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared >= 8, "{compared}");
+}
+
+#[test]
 fn program_compiles() {
     let text = readme();
     let program = text.split("```c\n").nth(1).unwrap().split("```").next().unwrap();

@@ -254,7 +254,8 @@ fn sessions_in_the_workers_of_a_host_that_uses_rayon() {
         let engine = engine();
         let host = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         let ask = |i: u64| answer(&engine, Prompt::User("Who are you?"), &seeded(i % 4));
-        let together: Vec<String> = host.install(|| (0..48u32).into_par_iter().with_max_len(1).map(|i| ask(i.into())).collect());
+        let together: Vec<String> =
+            host.install(|| (0..48u32).into_par_iter().with_max_len(1).map(|i| ask(i.into())).collect());
         let alone: Vec<String> = (0..48).map(ask).collect();
         done.send(alone == together).unwrap();
     });
@@ -315,6 +316,7 @@ fn bad_load_options_name_what_is_wrong() {
     assert_eq!(load(&|o| o.device = "cuda:1".into()).status(), Status::NoBackend);
     assert_eq!(load(&|o| o.device = "tpu".into()).status(), Status::InvalidArgument);
     assert_eq!(load(&|o| o.n_ctx = Some(0)).status(), Status::InvalidArgument);
+    assert_eq!(load(&|o| o.n_ctx = Some(1 << 32)).status(), Status::InvalidArgument);
     assert_eq!(load(&|o| o.n_batch = 0).status(), Status::InvalidArgument);
     assert_eq!(load(&|o| o.n_threads = Some(0)).status(), Status::InvalidArgument);
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::{Row, SequenceId};
 use crate::engine::Engine;
+use crate::error::try_vec;
 use crate::sampler::{Sampler, SamplingParams};
 use crate::{Error, Result};
 use prompt::tokenize;
@@ -157,7 +158,7 @@ impl Session {
         self.n_prompt
     }
 
-    /// Tokens generated so far, the one that ended the generation not counted.
+    /// Tokens generated so far; a token that completes a stop string counts, an end-of-generation token does not.
     pub fn generated_tokens(&self) -> usize {
         self.tokens.len() - self.n_prompt
     }
@@ -191,6 +192,10 @@ impl Session {
             self.finish(FinishReason::ContextFull);
             return Ok(());
         }
+        self.tokens.try_reserve(1).map_err(|_| Error::OutOfMemory {
+            what: "the tokens of the inference".into(),
+            bytes: size_of_val(&*self.tokens) as u64,
+        })?;
         let started = Instant::now();
         let is_prompt = self.generated_tokens() == 0;
         let token = self.run_pending_tokens().and_then(|()| self.sampler.sample(&self.logits, &self.tokens));
@@ -213,7 +218,8 @@ impl Session {
                 sequence: self.sequence,
                 logits: position + 1 == self.tokens.len(),
             };
-            let rows = (self.n_past..end).map(row).collect();
+            let mut rows = try_vec(end - self.n_past, "the rows of a batch")?;
+            rows.extend((self.n_past..end).map(row));
             self.engine.run(rows, &mut self.logits)?;
             self.n_past = end;
         }

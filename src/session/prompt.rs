@@ -8,7 +8,7 @@ use crate::tokenizer::EncodeOptions;
 use crate::tokenizer::chat::{self, RenderOptions};
 use crate::{Error, Result};
 
-/// Longest prompt that is looked at, in bytes per token of context: no known vocabulary packs more.
+/// Longest prompt that is looked at, in bytes per token of context; more where the vocabulary has longer tokens.
 const MAX_BYTES_PER_TOKEN: usize = 256;
 
 /// The token ids of a prompt.
@@ -46,9 +46,10 @@ pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
 
 /// Texts that are too long for any tokenizer are refused before anything is computed or allocated.
 fn check_len(engine: &Engine, text: &str) -> Result<()> {
-    let max = engine.n_ctx().saturating_mul(MAX_BYTES_PER_TOKEN.max(engine.max_token_bytes()));
-    if text.len() > max {
-        return Err(Error::PromptTooLong { found: text.len() / MAX_BYTES_PER_TOKEN, n_ctx: engine.n_ctx() });
+    let most = MAX_BYTES_PER_TOKEN.max(engine.max_token_bytes());
+    let at_least = text.len().div_ceil(most);
+    if at_least > engine.n_ctx() {
+        return Err(Error::PromptTooLong { found: at_least, n_ctx: engine.n_ctx() });
     }
     Ok(())
 }
