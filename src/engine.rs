@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{self, Backend, Row, SequenceId};
@@ -39,6 +40,9 @@ impl Default for LoadOptions {
 /// Longest context that is used unasked, in tokens.
 const MAX_DEFAULT_CTX: usize = 1 << 17;
 
+/// How often a caller whose rows wait for their turn looks whether it is cancelled: nothing wakes it for that.
+const CANCEL_CHECK: Duration = Duration::from_millis(10);
+
 /// A loaded model that any number of sessions share.
 pub struct Engine {
     desc: ModelDesc,
@@ -61,6 +65,26 @@ struct Queue {
     waiting: VecDeque<Arc<Request>>,
     /// Whether some caller is running a batch.
     led: bool,
+}
+
+impl Queue {
+    /// Takes a request that no batch has taken out of the queue; false if one has.
+    fn leave(&mut self, request: &Arc<Request>) -> bool {
+        let Some(at) = self.waiting.iter().position(|waiting| Arc::ptr_eq(waiting, request)) else { return false };
+        self.waiting.remove(at);
+        if !self.led {
+            // The lead may have been offered to the request that goes.
+            self.wake_next();
+        }
+        true
+    }
+
+    /// Wakes who may lead the next batch.
+    fn wake_next(&self) {
+        if let Some(next) = self.waiting.front() {
+            next.wake.notify_one();
+        }
+    }
 }
 
 /// Rows of one session that must run in one batch.
@@ -204,8 +228,9 @@ impl Engine {
     /// last row that wants them to `logits` `[n_vocab]`; nothing if none does.
     ///
     /// # Errors
-    /// Those of the backend, its panics as [`Error::Internal`]; the sequence is as before then.
-    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>) -> Result<()> {
+    /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
+    /// rows had their turn. The sequence is as before then.
+    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<()> {
         logits.clear();
         if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
             *logits = try_vec(self.desc.n_vocab, "the logits")?;
@@ -218,8 +243,11 @@ impl Engine {
                 *logits = outcome?;
                 return Ok(());
             }
+            if cancel.load(Ordering::Relaxed) && queue.leave(&request) {
+                return Err(Error::Cancelled);
+            }
             queue = if queue.led {
-                request.wake.wait(queue).unwrap_or_else(PoisonError::into_inner)
+                request.wake.wait_timeout(queue, CANCEL_CHECK).unwrap_or_else(PoisonError::into_inner).0
             } else {
                 self.lead(queue)
             };
@@ -337,9 +365,7 @@ impl Drop for Lead<'_> {
             outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));
             request.wake.notify_one();
         }
-        if let Some(next) = queue.waiting.front() {
-            next.wake.notify_one();
-        }
+        queue.wake_next();
     }
 }
 
@@ -451,13 +477,36 @@ mod tests {
                 let theirs = Request::new(vec![unlucky], Vec::new());
                 lock(&engine.queue).waiting.push_back(theirs.clone());
                 let mut logits = Vec::new();
-                engine.run(vec![row(2, 1)], &mut logits).unwrap();
+                engine.run(vec![row(2, 1)], &mut logits, &AtomicBool::new(false)).unwrap();
                 assert_eq!(logits.len(), engine.n_vocab());
                 let outcome = lock(&theirs.outcome).take();
                 assert!(matches!(&outcome, Some(Err(Error::Internal(found))) if found.contains(text)), "{outcome:?}");
                 assert!(lock(&engine.queue).waiting.is_empty() && !lock(&engine.queue).led);
             }
         }
+    }
+
+    #[test]
+    fn a_cancelled_caller_does_not_wait_for_its_turn() {
+        let engine = engine(1);
+        let batch = lock(&engine.backend);
+        let cancel = AtomicBool::new(false);
+        let run = |cancel: &AtomicBool| engine.run(vec![row(1, 1)], &mut Vec::new(), cancel);
+        std::thread::scope(|scope| {
+            let leader = scope.spawn(|| run(&AtomicBool::new(false)));
+            while !lock(&engine.queue).led {
+                std::thread::yield_now();
+            }
+            let waiting = scope.spawn(|| run(&cancel));
+            while lock(&engine.queue).waiting.is_empty() {
+                std::thread::yield_now();
+            }
+            cancel.store(true, Ordering::Relaxed);
+            assert!(matches!(waiting.join().unwrap(), Err(Error::Cancelled)), "while the batch of another runs");
+            drop(batch);
+            leader.join().unwrap().unwrap();
+        });
+        assert!(lock(&engine.queue).waiting.is_empty());
     }
 
     #[test]
@@ -470,8 +519,13 @@ mod tests {
                     let mut logits = Vec::new();
                     for turn in 0..2000 {
                         let token = if (turn + caller) % 17 == 0 { 13 } else { 1 };
-                        let outcome = engine.run(vec![row(caller, token)], &mut logits);
-                        assert_eq!(outcome.is_err(), token == 13, "{outcome:?}");
+                        let cancel = AtomicBool::new((turn + caller) % 5 == 0);
+                        let outcome = engine.run(vec![row(caller, token)], &mut logits, &cancel);
+                        match outcome {
+                            Ok(()) => assert_ne!(token, 13),
+                            Err(Error::Cancelled) => assert!(cancel.into_inner()),
+                            Err(_) => assert_eq!(token, 13),
+                        }
                         engine.sequence_free(caller);
                     }
                 });

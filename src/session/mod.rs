@@ -107,7 +107,7 @@ impl Session {
         })
     }
 
-    /// Set it from any thread to end the generation: at the latest after the batch that is running.
+    /// Set it from any thread to end the generation: at once while it waits for others, else after its batch.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         self.cancel.clone()
     }
@@ -220,7 +220,11 @@ impl Session {
             };
             let mut rows = try_vec(end - self.n_past, "the rows of a batch")?;
             rows.extend((self.n_past..end).map(row));
-            self.engine.run(rows, &mut self.logits)?;
+            let outcome = self.engine.run(rows, &mut self.logits, &self.cancel);
+            if matches!(outcome, Err(Error::Cancelled)) {
+                self.finish(FinishReason::Cancelled);
+            }
+            outcome?;
             self.n_past = end;
         }
         Ok(())
