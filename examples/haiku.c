@@ -60,7 +60,7 @@ int main(int argc, char **argv) {
         int32_t n;
         int64_t tokens = 0;
         double speed = 0;
-        if (kigo_options_set_i64(options, "seed", (int64_t)now + attempt, &error) ||
+        if (kigo_options_set_i64(options, "seed", (int64_t)now * MAX_ATTEMPTS + attempt, &error) ||
             kigo_inference_start(model, prompt, KIGO_NUL_TERMINATED, options, &inference, &error)) return fail(error);
         printf("\n");
         while ((n = kigo_next_text(inference, text, sizeof text, &error)) > 0) {

@@ -278,7 +278,8 @@
  *
  *   "n_ctx": an integer from 1 to 2147483647; kigo_options_set_i64(); default: what the model was trained for, or
  *   less if that is very long
- *       Size of the context of an inference in tokens: prompt and generated tokens together.
+ *       Size of the context of an inference in tokens: prompt and generated tokens together. Texts that are longer
+ *       than the model was trained for ("n_ctx_train") are possible, but get worse.
  *
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.
@@ -344,7 +345,7 @@
  *
  * Keys of kigo_inference_get_i64():
  *   "prompt_tokens": Tokens of the prompt.
- *   "generated_tokens": Tokens generated so far.
+ *   "generated_tokens": Tokens generated so far, one that completes a stop string included.
  *   "text_size": After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.
  *
  * Keys of kigo_inference_get_f64():
@@ -562,7 +563,7 @@ int32_t kigo_options_free(kigo_options *options);
  *     that this version does not have; the message lists what it has.
  *   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
  *   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
- *   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL, or an option does not fit the model.
+ *   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
  *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
  *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -643,7 +644,7 @@ int32_t kigo_model_get_i64(const kigo_model *model, const char *key, int64_t *va
  *   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
  *   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
  *   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
- *   - KIGO_OUT_OF_MEMORY: there is no room for another context; free an inference and try again.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the prompt. The context itself takes memory as it grows, in later calls.
  *   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
  *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -706,7 +707,8 @@ int32_t kigo_inference_start_tokens(const kigo_model *model,
  *     same comes from every later call: free the inference.
  *   - KIGO_CANCELLED: the inference was cancelled; free it.
  *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
- *   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+ *   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
+ *   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
  *   - KIGO_INVALID_ARGUMENT: `text` is NULL though `size` is not 0, or kigo_next_token() was used before.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -736,7 +738,8 @@ int32_t kigo_next_text(kigo_inference *inference, char *text, size_t size, kigo_
  *     same comes from every later call: free the inference.
  *   - KIGO_CANCELLED: the inference was cancelled; free it.
  *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
- *   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+ *   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
+ *   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
  *   - KIGO_INVALID_ARGUMENT: `token` is NULL, `bytes` is NULL though `size` is not 0, or kigo_next_text() was used
  *     before.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".

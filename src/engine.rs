@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{self, Backend, Row, SequenceId};
+use crate::backend::{Backend, Device, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
@@ -35,6 +35,15 @@ impl Default for LoadOptions {
     fn default() -> Self {
         LoadOptions { device: "cuda".into(), n_ctx: None, n_threads: None, n_batch: 128 }
     }
+}
+
+impl LoadOptions {
+    /// Largest `n_ctx`.
+    pub const MAX_CTX: usize = i32::MAX as usize;
+    /// Largest `n_threads`.
+    pub const MAX_THREADS: usize = 1024;
+    /// Largest `n_batch`.
+    pub const MAX_BATCH: usize = 65536;
 }
 
 /// Longest context that is used unasked, in tokens.
@@ -231,6 +240,13 @@ impl Engine {
     /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
     /// rows had their turn. The sequence is as before then.
     pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<()> {
+        if rows.is_empty() || rows.len() > self.n_batch || rows.iter().any(|row| row.token as usize >= self.n_vocab()) {
+            return Err(Error::Internal(format!(
+                "{} rows, expected 1 to {} of known tokens",
+                rows.len(),
+                self.n_batch
+            )));
+        }
         logits.clear();
         if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
             *logits = try_vec(self.desc.n_vocab, "the logits")?;
@@ -369,29 +385,26 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// Checks what the table of options cannot, and returns the number of threads.
+/// Checks the options and returns the number of threads.
 fn check_options(options: &LoadOptions) -> Result<usize> {
-    let at_least_1 = |name: &str, n: usize| match n {
-        0 => Err(Error::invalid_argument(name, "at least 1", 0)),
-        n => Ok(n),
+    match Device::parse(&options.device) {
+        Some(Device::Cpu | Device::Auto) => {}
+        Some(Device::Cuda(_)) => {
+            return Err(Error::NoBackend { device: options.device.clone(), backend: "CUDA", known: Device::BUILT });
+        }
+        None => {
+            let found = crate::error::quoted(options.device.as_bytes());
+            return Err(Error::invalid_argument("device", Device::EXPECTED, found));
+        }
+    }
+    let in_range = |name: &str, n: usize, most: usize| match n {
+        n if (1..=most).contains(&n) => Ok(n),
+        n => Err(Error::invalid_argument(name, format!("1 to {most}"), n)),
     };
-    match options.device.as_str() {
-        "cpu" | "auto" => {}
-        device if device == "cuda" || device.starts_with("cuda:") => {
-            return Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: backend::DEVICES });
-        }
-        device => {
-            let found = crate::error::quoted(device.as_bytes());
-            return Err(Error::invalid_argument("device", "cuda, cuda:N, cpu or auto", found));
-        }
-    }
-    at_least_1("n_batch", options.n_batch)?;
-    at_least_1("n_ctx", options.n_ctx.unwrap_or(1))?;
-    if let Some(n_ctx) = options.n_ctx.filter(|&n_ctx| u32::try_from(n_ctx).is_err()) {
-        return Err(Error::invalid_argument("n_ctx", "at most 4294967295, so that positions fit 32 bits", n_ctx));
-    }
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    at_least_1("n_threads", options.n_threads.unwrap_or(cores))
+    in_range("n_batch", options.n_batch, LoadOptions::MAX_BATCH)?;
+    in_range("n_ctx", options.n_ctx.unwrap_or(1), LoadOptions::MAX_CTX)?;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get().min(LoadOptions::MAX_THREADS));
+    in_range("n_threads", options.n_threads.unwrap_or(cores), LoadOptions::MAX_THREADS)
 }
 
 /// Locks, whatever a panic elsewhere has left: all that is behind these locks is valid at every moment.

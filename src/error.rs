@@ -262,6 +262,14 @@ pub enum Error {
         /// Size of the context in tokens.
         n_ctx: usize,
     },
+    /// The text of the prompt is longer than any that fits into the context.
+    #[error("prompt of {bytes} bytes cannot fit into a context of {n_ctx} tokens; raise n_ctx or shorten the prompt")]
+    PromptTextTooLong {
+        /// Length of the text in bytes.
+        bytes: usize,
+        /// Size of the context in tokens.
+        n_ctx: usize,
+    },
     /// The prompt is empty and the model has no BOS token.
     #[error("the prompt is empty and the model adds no BOS token; give at least one token")]
     EmptyPrompt,
@@ -322,7 +330,7 @@ impl Error {
             Error::Limit { .. } => Status::Limit,
             Error::Internal(_) => Status::Internal,
             Error::Forked { .. } => Status::Forked,
-            Error::PromptTooLong { .. } => Status::PromptTooLong,
+            Error::PromptTooLong { .. } | Error::PromptTextTooLong { .. } => Status::PromptTooLong,
             Error::EmptyPrompt => Status::EmptyPrompt,
             Error::ContextFull { .. } => Status::ContextFull,
             Error::Numeric { .. } => Status::Numeric,

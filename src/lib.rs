@@ -51,6 +51,6 @@ pub mod quant;
 
 pub mod error;
 
-pub mod panics;
+mod panics;
 
 pub use error::{Error, Result, Status};

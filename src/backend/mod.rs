@@ -9,8 +9,39 @@ pub mod cpu;
 
 use crate::Result;
 
-/// The device names that this build can run on, for messages.
-pub const DEVICES: &str = "cpu, auto";
+/// Where a model is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The GPU with this number.
+    Cuda(u32),
+    /// The host.
+    Cpu,
+    /// The first GPU, or the host if there is none.
+    Auto,
+}
+
+impl Device {
+    /// What [`Device::parse`] takes, for messages.
+    pub const EXPECTED: &str = "\"cuda\", \"cuda:N\" with N from 0 to 999, \"cpu\" or \"auto\"";
+    /// The names of devices that this build can run on, for messages.
+    pub const BUILT: &str = "cpu, auto";
+
+    /// The device with this name; `cuda` is `cuda:0`.
+    pub fn parse(name: &str) -> Option<Device> {
+        match name.strip_prefix("cuda:") {
+            Some(n) if matches!(n.len(), 1..=3) && n.bytes().all(|b| b.is_ascii_digit()) => {
+                n.parse().ok().map(Device::Cuda)
+            }
+            Some(_) => None,
+            None => match name {
+                "cuda" => Some(Device::Cuda(0)),
+                "cpu" => Some(Device::Cpu),
+                "auto" => Some(Device::Auto),
+                _ => None,
+            },
+        }
+    }
+}
 
 /// Names one sequence in a backend's KV cache; never used twice.
 pub type SequenceId = u64;

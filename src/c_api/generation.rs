@@ -52,7 +52,11 @@ type TimeOf = fn(&Report) -> f64;
 /// What kigo_inference_get_i64() knows.
 pub(super) static COUNTS: &[Fact<CountOf>] = &[
     Fact { key: "prompt_tokens", doc: "Tokens of the prompt.", get: |report| report.prompt_tokens },
-    Fact { key: "generated_tokens", doc: "Tokens generated so far.", get: |report| report.generated_tokens },
+    Fact {
+        key: "generated_tokens",
+        doc: "Tokens generated so far, one that completes a stop string included.",
+        get: |report| report.generated_tokens,
+    },
     Fact {
         key: "text_size",
         doc: "After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.",
@@ -194,7 +198,7 @@ impl Generation {
             Ok(Some(_)) => RUNNING,
             Ok(None) => session.finish_reason().map_or(FAILED, number),
             Err(failure) => match failure.status {
-                Status::BufferTooSmall => RUNNING,
+                Status::BufferTooSmall | Status::OutOfMemory => RUNNING,
                 Status::Cancelled => number(FinishReason::Cancelled),
                 Status::ContextFull => number(FinishReason::ContextFull),
                 _ => FAILED,

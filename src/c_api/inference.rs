@@ -37,7 +37,7 @@ static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
 ///   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
 ///   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
 ///   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
-///   - KIGO_OUT_OF_MEMORY: there is no room for another context; free an inference and try again.
+///   - KIGO_OUT_OF_MEMORY: there is no room for the prompt. The context itself takes memory as it grows, in later calls.
 ///   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
 ///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
 ///
@@ -154,7 +154,8 @@ fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
 ///     same comes from every later call: free the inference.
 ///   - KIGO_CANCELLED: the inference was cancelled; free it.
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
-///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+///   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
+///   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
 ///   - KIGO_INVALID_ARGUMENT: `text` is NULL though `size` is not 0, or kigo_next_token() was used before.
 ///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
 ///
@@ -206,7 +207,8 @@ fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
 ///     same comes from every later call: free the inference.
 ///   - KIGO_CANCELLED: the inference was cancelled; free it.
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
-///   - KIGO_NUMERIC, KIGO_OUT_OF_MEMORY: the model could not compute the next token; free the inference.
+///   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
+///   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
 ///   - KIGO_INVALID_ARGUMENT: `token` is NULL, `bytes` is NULL though `size` is not 0, or kigo_next_text() was used
 ///     before.
 ///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".

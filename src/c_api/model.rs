@@ -98,7 +98,7 @@ pub(super) fn engine(model: *const kigo_model) -> Result<Arc<Engine>> {
 ///     that this version does not have; the message lists what it has.
 ///   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
 ///   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
-///   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL, or an option does not fit the model.
+///   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
 ///   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
 ///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
 ///

@@ -1,5 +1,6 @@
 //! The options. One table says which there are, what they accept and what they do.
 
+use crate::backend::Device;
 use crate::engine::LoadOptions;
 use crate::error::quoted;
 use crate::session::SessionOptions;
@@ -74,13 +75,9 @@ pub(super) static ROWS: &[Row] = &[
         key: "device",
         reader: Reader::ModelLoad,
         values: Values::Text {
-            expected: "\"cuda\", \"cuda:N\" with N from 0 to 999, \"cpu\" or \"auto\"",
+            expected: Device::EXPECTED,
             set: |settings, value, row| {
-                let index = value.strip_prefix("cuda:");
-                let is_index = index.is_some_and(|n| matches!(n.len(), 1..=3) && n.bytes().all(|b| b.is_ascii_digit()));
-                if !is_index && !["cuda", "cpu", "auto"].contains(&value) {
-                    return Err(row.refuse(quoted(value.as_bytes())));
-                }
+                Device::parse(value).ok_or_else(|| row.refuse(quoted(value.as_bytes())))?;
                 settings.load.device = value.to_owned();
                 Ok(())
             },
@@ -94,10 +91,11 @@ pub(super) static ROWS: &[Row] = &[
         reader: Reader::ModelLoad,
         values: Values::Integer {
             lowest: 1,
-            highest: I32_MAX,
+            highest: LoadOptions::MAX_CTX as i64,
             set: |settings, value| settings.load.n_ctx = Some(value as usize),
         },
-        doc: "Size of the context of an inference in tokens: prompt and generated tokens together.",
+        doc: "Size of the context of an inference in tokens: prompt and generated tokens together. Texts that are longer \
+              than the model was trained for (\"n_ctx_train\") are possible, but get worse.",
         show: |settings| {
             settings
                 .load
@@ -110,7 +108,7 @@ pub(super) static ROWS: &[Row] = &[
         reader: Reader::ModelLoad,
         values: Values::Integer {
             lowest: 1,
-            highest: 1024,
+            highest: LoadOptions::MAX_THREADS as i64,
             set: |settings, value| settings.load.n_threads = Some(value as usize),
         },
         doc: "Threads that compute on the CPU.",
@@ -121,7 +119,7 @@ pub(super) static ROWS: &[Row] = &[
         reader: Reader::ModelLoad,
         values: Values::Integer {
             lowest: 1,
-            highest: 65536,
+            highest: LoadOptions::MAX_BATCH as i64,
             set: |settings, value| settings.load.n_batch = value as usize,
         },
         doc: "Most tokens of a prompt that are computed at once; a cancellation waits for one such step.",

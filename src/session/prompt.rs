@@ -21,10 +21,12 @@ pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
         }
         Prompt::User(text) => {
             check_len(engine, text)?;
+            check_room(text)?;
             encode_chat(engine, &chat::messages([("user", text)]))
         }
         Prompt::Chat(json) => {
             check_len(engine, json)?;
+            check_room(json)?;
             let messages: Value = serde_json::from_str(json)
                 .map_err(|e| Error::invalid_argument("prompt", "a JSON array of messages", e))?;
             encode_chat(engine, &messages)
@@ -46,12 +48,20 @@ pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
 
 /// Texts that are too long for any tokenizer are refused before anything is computed or allocated.
 fn check_len(engine: &Engine, text: &str) -> Result<()> {
-    let most = MAX_BYTES_PER_TOKEN.max(engine.max_token_bytes());
-    let at_least = text.len().div_ceil(most);
-    if at_least > engine.n_ctx() {
-        return Err(Error::PromptTooLong { found: at_least, n_ctx: engine.n_ctx() });
+    let most_per_token = MAX_BYTES_PER_TOKEN.max(engine.max_token_bytes());
+    if text.len().div_ceil(most_per_token) > engine.n_ctx() {
+        return Err(Error::PromptTextTooLong { bytes: text.len(), n_ctx: engine.n_ctx() });
     }
     Ok(())
+}
+
+/// Messages are copied by code whose allocations cannot fail: asks for their memory first, and gives it back.
+fn check_room(text: &str) -> Result<()> {
+    const BYTES_PER_VALUE: usize = 128;
+    const COPIES: usize = 8;
+    let n_values = text.bytes().filter(|b| matches!(b, b',' | b':' | b'[' | b'{')).count();
+    let bytes = n_values.saturating_mul(BYTES_PER_VALUE).saturating_add(text.len().saturating_mul(COPIES));
+    crate::error::try_vec::<u8>(bytes, "the messages").map(drop)
 }
 
 /// Renders messages with the model's template. What they say stays text; only the template makes control tokens.

@@ -167,8 +167,8 @@ impl Tokenizer {
         Ok(bytes)
     }
 
-    /// Whether [`Tokenizer::encode`] puts a space before a text: then that of the first piece of an answer is no
-    /// part of it.
+    /// Whether [`Tokenizer::encode`] puts a space before a text. An answer is no text of its own but goes on from
+    /// the prompt, so a space that it begins with belongs to it.
     pub fn adds_space_prefix(&self) -> bool {
         match &self.model {
             Model::Bpe(_) => false,

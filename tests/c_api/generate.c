@@ -1,8 +1,23 @@
-/* Prints the text of one generation: generate MODEL FORMAT PROMPT SEED MAX_TOKENS. Facts go first, a line each. */
+/* Prints facts, a line each, and the text of one generation: generate MODEL FORMAT PROMPT SEED MAX_TOKENS */
 #include "kigo.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+/* Most memory that this process ever had at a time. */
+static long long peak_bytes(void)
+{
+    char line[256];
+    long long kilobytes = -1;
+    FILE *status = fopen("/proc/self/status", "r");
+    while (status != NULL && fgets(line, sizeof line, status) != NULL)
+        if (sscanf(line, "VmHWM: %lld", &kilobytes) == 1)
+            break;
+    if (status != NULL)
+        fclose(status);
+    return kilobytes * 1024;
+}
 
 static int fail(kigo_error *error)
 {
@@ -17,7 +32,7 @@ int main(int argc, char **argv)
     kigo_options *options = NULL;
     kigo_model *model = NULL;
     kigo_inference *inference = NULL;
-    char text[512];
+    char text[512], all[65536] = "";
     int64_t weight_bytes = 0;
     int32_t n;
     if (argc != 6)
@@ -33,9 +48,10 @@ int main(int argc, char **argv)
         return fail(error);
     printf("device %s\nweight_bytes %lld\n", text, (long long)weight_bytes);
     while ((n = kigo_next_text(inference, text, sizeof text, &error)) > 0)
-        fwrite(text, 1, (size_t)n, stdout);
+        strncat(all, text, sizeof all - strlen(all) - 1);
     if (n < 0)
         return fail(error);
+    printf("peak_bytes %lld\n%s", peak_bytes(), all);
     kigo_inference_free(inference);
     kigo_model_free(model);
     kigo_options_free(options);

@@ -84,10 +84,7 @@ impl CpuBackend {
             .thread_name(|i| format!("kigo-cpu-{i}"))
             .start_handler(|_| crate::panics::own_thread())
             .build()
-            .map_err(|e| Error::Io {
-                operation: format!("start {n_threads} threads"),
-                source: std::io::Error::other(e),
-            })?;
+            .map_err(|_| no_threads(n_threads))?;
         Ok(CpuBackend {
             matmul: MatMul::new(n_threads, desc.n_embd.max(desc.n_ff).max(desc.n_embd_q()))?,
             cache: KvCache::new(desc.n_layer, desc.n_embd_kv()),
@@ -131,7 +128,7 @@ impl Backend for CpuBackend {
                 crate::panics::own_thread();
                 run()
             });
-            let thread = thread.map_err(|source| Error::Io { operation: "start a thread".into(), source })?;
+            let thread = thread.map_err(|_| no_threads(1))?;
             thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
         })
     }
@@ -303,6 +300,12 @@ fn resize(buffer: &mut Vec<f32>, n: usize, width: usize) -> Result<()> {
     }
     buffer.resize(len, 0.0);
     Ok(())
+}
+
+/// The system refuses threads when it has no memory for them, or too many already.
+fn no_threads(n: usize) -> Error {
+    const STACK: u64 = 2 << 20;
+    Error::OutOfMemory { what: format!("starting {n} more threads (n_threads)"), bytes: n as u64 * STACK }
 }
 
 fn workspace_error(bytes: usize) -> Error {
