@@ -26,45 +26,52 @@ use tiny::Draft;
 /// What a process can run out of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
-    memory: alloc::Live,
-    open_files: usize,
     threads: usize,
+    open_files: usize,
+    bytes: isize,
+    blocks: isize,
 }
 
 fn held() -> Held {
-    // Counting allocates and opens a file, so memory comes last.
     let entries = |folder: &str| std::fs::read_dir(folder).unwrap().count();
     let (open_files, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
-    Held { memory: alloc::process(), open_files, threads }
+    let alloc::Live { bytes, blocks } = alloc::process();
+    Held { bytes, blocks, open_files, threads }
+}
+
+/// What is held once what ended threads have left to others is freed.
+///
+/// All thread pools of the process share a list of memory that some thread may still be looking at
+/// (crossbeam-epoch's), from which threads that look for work now and then free the oldest. This frees all of it.
+fn swept() -> Held {
+    std::thread::sleep(Duration::from_millis(1));
+    (0..16).for_each(|_| crossbeam_epoch::pin().flush());
+    held()
+}
+
+/// What is held once threads that start and end are done with it.
+fn settled() -> Held {
+    let (mut held, mut rounds) = (swept(), 0);
+    let started = Instant::now();
+    while rounds < 30 && started.elapsed() < Duration::from_secs(5) {
+        let now = swept();
+        rounds = if now == held { rounds + 1 } else { 0 };
+        held = now;
+    }
+    held
 }
 
 /// Runs `body` once, so that it prepares what it keeps for ever, and then checks that it leaves nothing.
-///
-/// Threads that end free what is theirs a moment later, so there is some time to come back to the number.
 fn leaves_nothing(name: &str, body: &dyn Fn()) {
     body();
-    let before = settled(None);
+    let before = settled();
     body();
-    assert_eq!(settled(Some(before)), before, "left by {name}");
-}
-
-/// What is held when it is `wanted`, or has not changed for a while.
-fn settled(wanted: Option<Held>) -> Held {
     let started = Instant::now();
-    let (mut last, mut since) = (held(), Instant::now());
-    loop {
-        if Some(last) == wanted || wanted.is_none() && since.elapsed() > Duration::from_millis(50) {
-            return last;
-        }
-        if started.elapsed() > Duration::from_secs(5) {
-            return last;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-        let now = held();
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
+    let mut after = swept();
+    while after != before && started.elapsed() < Duration::from_secs(5) {
+        after = swept();
     }
+    assert_eq!(after, before, "left by {name}");
 }
 
 fn fails<T: std::fmt::Debug + PartialEq>(answer: Answer<T>, status: Status) {
