@@ -9,70 +9,22 @@ mod alloc;
 mod c_api;
 #[path = "common/folder.rs"]
 mod folder;
+#[path = "common/held.rs"]
+mod held;
 #[path = "common/models.rs"]
 mod models;
 #[path = "common/tiny.rs"]
 mod tiny;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use c_api::{Answer, Handle, Setting};
 use folder::Folder;
+use held::leaves_nothing;
 use kigo::Status;
 use kigo::gguf::{Array, Value};
 use tiny::Draft;
-
-/// What a process can run out of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Held {
-    threads: usize,
-    open_files: usize,
-    bytes: isize,
-    blocks: isize,
-}
-
-fn held() -> Held {
-    let entries = |folder: &str| std::fs::read_dir(folder).unwrap().count();
-    let (open_files, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
-    let alloc::Live { bytes, blocks } = alloc::process();
-    Held { bytes, blocks, open_files, threads }
-}
-
-/// What is held once what ended threads have left to others is freed.
-///
-/// All thread pools of the process share a list of memory that some thread may still be looking at
-/// (crossbeam-epoch's), from which threads that look for work now and then free the oldest. This frees all of it.
-fn swept() -> Held {
-    std::thread::sleep(Duration::from_millis(1));
-    (0..16).for_each(|_| crossbeam_epoch::pin().flush());
-    held()
-}
-
-/// What is held once threads that start and end are done with it.
-fn settled() -> Held {
-    let (mut held, mut rounds) = (swept(), 0);
-    let started = Instant::now();
-    while rounds < 30 && started.elapsed() < Duration::from_secs(5) {
-        let now = swept();
-        rounds = if now == held { rounds + 1 } else { 0 };
-        held = now;
-    }
-    held
-}
-
-/// Runs `body` once, so that it prepares what it keeps for ever, and then checks that it leaves nothing.
-fn leaves_nothing(name: &str, body: &dyn Fn()) {
-    body();
-    let before = settled();
-    body();
-    let started = Instant::now();
-    let mut after = swept();
-    while after != before && started.elapsed() < Duration::from_secs(5) {
-        after = swept();
-    }
-    assert_eq!(after, before, "left by {name}");
-}
 
 fn fails<T: std::fmt::Debug + PartialEq>(answer: Answer<T>, status: Status) {
     assert_eq!(answer, Err(status));
@@ -293,9 +245,19 @@ fn twenty_generations() {
     c_api::options_free(options).unwrap();
 }
 
-/// One test, because others would allocate while it counts.
+/// A leak of one byte, once, is found.
+fn control() {
+    let (before, after) =
+        held::around(Duration::from_millis(100), &|| std::mem::forget(std::hint::black_box(Box::new(7_u8))));
+    assert_eq!((after.bytes, after.blocks), (before.bytes + 1, before.blocks + 1));
+    let open = || std::mem::forget(std::fs::File::open("/dev/null").unwrap());
+    let (before, after) = held::around(Duration::from_millis(100), &open);
+    assert_eq!(after.open_files, before.open_files + 1);
+}
+
 #[test]
 fn everything_is_given_back() {
+    control();
     failed_loads();
     options();
     failed_starts();

@@ -194,3 +194,15 @@ pub fn null_arguments(model: Handle, inference: Handle) {
     };
     assert_eq!(answers, [invalid; 8]);
 }
+
+/// Has `n` error objects live at once.
+pub fn live_errors(n: usize) {
+    let failed = |_| {
+        let mut error = null_mut();
+        // SAFETY: NULL is answered with an error, whose place is a local.
+        unsafe { kigo_options_new(null_mut(), &raw mut error) };
+        error
+    };
+    let errors: Vec<*mut kigo_error> = (0..n).map(failed).collect();
+    errors.into_iter().for_each(|error| assert_eq!(kigo_error_free(error), 0));
+}
