@@ -173,14 +173,16 @@ fn in_range(metadata: &Metadata, key: &str, default: Option<f32>, low: f32, high
     Ok(value)
 }
 
-/// The factor on positions: linear scaling only.
+/// The factor on positions: linear scaling only, which is meant where a file gives a factor and no type.
 fn rope_freq_scale(metadata: &Metadata, prefix: &str) -> Result<f32> {
-    let type_key = format!("{prefix}.rope.scaling.type");
-    let factor_key = format!("{prefix}.rope.scaling.factor");
-    let factor = in_range(metadata, &factor_key, Some(1.0), 1e-3, 1e6)?;
+    let key = |name: &str| format!("{prefix}.rope.{name}");
+    let range = |key: &str, default: f32| in_range(metadata, key, Some(default), 1e-3, 1e6);
+    // Older files have the factor under the second name.
+    let factor = range(&key("scaling.factor"), range(&key("scale_linear"), 1.0)?)?;
+    let type_key = key("scaling.type");
     match metadata.str(&type_key)? {
-        None | Some("none") => Ok(1.0),
-        Some("linear") => Ok(1.0 / factor),
+        Some("none") => Ok(1.0),
+        None | Some("linear") => Ok(1.0 / factor),
         Some(other) => Err(Error::bad_file(type_key, "none or linear", crate::error::quoted(other.as_bytes()))),
     }
 }

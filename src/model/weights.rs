@@ -1,7 +1,7 @@
 //! Which tensor plays which role: the names and shapes a model must have, checked once for all backends.
 
 use super::ModelDesc;
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::{Gguf, MAX_DIMS, TensorInfo};
 use crate::{Error, Result};
 
 /// The weights of a model, each a `T`: a [`TensorInfo`] in a plan, a buffer in a backend.
@@ -103,7 +103,8 @@ impl Weights<TensorInfo> {
             let Some(tensor) = gguf.tensor(&name) else { return Ok(None) };
             used += 1;
             let expected: Vec<u64> = shape.iter().rev().map(|&n| n as u64).collect();
-            if tensor.dims() != expected {
+            // Dimensions beyond those expected may be there if they are 1.
+            if !tensor.dims.iter().eq(expected.iter().chain(&[1; MAX_DIMS]).take(MAX_DIMS)) {
                 return Err(Error::bad_file(
                     format!("tensor {name}"),
                     format!("dimensions {expected:?}"),
@@ -148,9 +149,9 @@ impl Weights<TensorInfo> {
     fn unused(&self, gguf: &Gguf) -> Error {
         let mut known = std::collections::HashSet::new();
         let _ = self.try_map(|_, tensor| Ok(known.insert(tensor.name.clone())));
-        let name = gguf.tensors().iter().map(|t| t.name.as_str()).find(|name| !known.contains(*name));
+        let unknown = gguf.tensors().iter().find(|tensor| !known.contains(&tensor.name));
         Error::bad_file(
-            format!("tensor {}", name.unwrap_or_default()),
+            format!("tensor {}", unknown.map_or(&[][..], |tensor| tensor.name.as_bytes()).escape_ascii()),
             "only tensors that this architecture uses",
             "one that it does not",
         )

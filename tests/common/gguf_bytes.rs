@@ -1,5 +1,7 @@
 //! One body for the fuzz target, its corpus and the sweeps over damaged files.
 
+#![allow(dead_code, reason = "each test binary uses what it needs")]
+
 use std::io::Cursor;
 
 use kigo::gguf::{Gguf, Metadata, Writer};

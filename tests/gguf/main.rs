@@ -4,6 +4,8 @@
 
 #[path = "../common/alloc.rs"]
 mod alloc;
+#[path = "../common/folder.rs"]
+mod folder;
 #[path = "../common/gguf_bytes.rs"]
 mod gguf_bytes;
 #[path = "../common/models.rs"]

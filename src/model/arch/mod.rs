@@ -27,7 +27,7 @@ pub fn describe(metadata: &Metadata) -> Result<ModelDesc> {
     match ARCHITECTURES.iter().find(|a| a.name == name) {
         Some(architecture) => (architecture.describe)(metadata),
         None => Err(Error::UnsupportedArchitecture {
-            found: name.escape_debug().take(64).collect(),
+            found: name.bytes().take(64).flat_map(std::ascii::escape_default).map(char::from).collect(),
             known: ARCHITECTURES.iter().map(|a| a.name).collect::<Vec<_>>().join(", "),
         }),
     }
