@@ -173,13 +173,13 @@ fn nothing_is_lost_in_five_seconds_of_anything_x10() {
     for status in statuses {
         assert!(answers.contains_key(&(status as i32)), "{status:?} never came: {answers:?}");
     }
-    println!("answers: {answers:?}");
-    drop(answers);
+    let n_answers: usize = answers.into_values().sum();
     let begun = Instant::now();
     let mut after = held::settled();
     while after != before && begun.elapsed() < Duration::from_secs(5) {
         after = held::settled();
     }
     assert_eq!(after, before);
+    println!("{n_answers} answers");
     c_api::options_free(options).unwrap();
 }

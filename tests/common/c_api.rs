@@ -179,6 +179,7 @@ pub fn inference_free(inference: Handle) -> Answer<i32> {
 /// Checks what each function says to NULL where it takes none.
 pub fn null_arguments(model: Handle, inference: Handle) {
     let invalid = Err(Status::InvalidArgument);
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "one reason holds for all")]
     // SAFETY: NULL is allowed everywhere, and answered.
     let answers = unsafe {
         [
