@@ -8,7 +8,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at};
+use super::bits::{array, array_mut, scale_at};
 
 /// The 16 levels of IQ4_NL and IQ4_XS, denser around zero (`kvalues_iq4nl` of ggml).
 const CODEBOOK: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -38,7 +38,7 @@ impl Block for Iq4Nl {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 18] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
-        let d = f16_at(block, 0);
+        let d = scale_at(block, 0);
         let qs: &[u8; 16] = array(&block[2..]);
         let mut q = [0; 32];
         for i in 0..16 {

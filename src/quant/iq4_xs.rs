@@ -11,7 +11,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, split_nibbles};
+use super::bits::{array, array_mut, scale_at, split_nibbles};
 use super::iq4_nl::level;
 
 /// `IQ4_XS`: 136 bytes, 256 weights.
@@ -25,7 +25,7 @@ impl Block for Iq4Xs {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 136] = array(block);
         let out: &mut [f32; 256] = array_mut(out);
-        let d = f16_at(block, 0);
+        let d = scale_at(block, 0);
         let scales_h = u16::from_le_bytes(*array(&block[2..]));
         let scales_l: &[u8; 4] = array(&block[4..]);
         let qs: &[u8; 128] = array(&block[8..]);

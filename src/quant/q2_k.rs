@@ -10,7 +10,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, put_word, splat, word_at};
+use super::bits::{array, array_mut, put_word, scale_at, splat, word_at};
 
 /// `Q2_K`: 84 bytes, 256 weights.
 pub struct Q2K;
@@ -25,8 +25,8 @@ impl Block for Q2K {
         let out: &mut [f32; 256] = array_mut(out);
         let scales: &[u8; 16] = array(block);
         let qs: &[u8; 64] = array(&block[16..]);
-        let d = f16_at(block, 80);
-        let dmin = f16_at(block, 82);
+        let d = scale_at(block, 80);
+        let dmin = scale_at(block, 82);
         let mut q = [0; 256];
         for h in 0..2 {
             for i in (0..32).step_by(8) {

@@ -11,7 +11,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, put_word, splat, word_at};
+use super::bits::{array, array_mut, put_word, scale_at, splat, word_at};
 
 /// `Q3_K`: 110 bytes, 256 weights.
 pub struct Q3K;
@@ -27,7 +27,7 @@ impl Block for Q3K {
         let hmask: &[u8; 32] = array(block);
         let qs: &[u8; 64] = array(&block[32..]);
         let scales: &[u8; 12] = array(&block[96..]);
-        let d = f16_at(block, 108);
+        let d = scale_at(block, 108);
         let mut q = [0; 256];
         for h in 0..2 {
             for i in (0..32).step_by(8) {

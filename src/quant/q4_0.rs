@@ -8,7 +8,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at};
+use super::bits::{array, array_mut, scale_at};
 
 /// `Q4_0`: 18 bytes, 32 weights.
 pub struct Q4_0;
@@ -21,7 +21,7 @@ impl Block for Q4_0 {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 18] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
-        let d = f16_at(block, 0);
+        let d = scale_at(block, 0);
         let qs: &[u8; 16] = array(&block[2..]);
         for i in 0..16 {
             out[i] = d * ((qs[i] & 15) as i8 - 8) as f32;

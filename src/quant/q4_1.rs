@@ -9,7 +9,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at};
+use super::bits::{array, array_mut, scale_at};
 
 /// `Q4_1`: 20 bytes, 32 weights.
 pub struct Q4_1;
@@ -22,8 +22,8 @@ impl Block for Q4_1 {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 20] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
-        let d = f16_at(block, 0);
-        let m = f16_at(block, 2);
+        let d = scale_at(block, 0);
+        let m = scale_at(block, 2);
         let qs: &[u8; 16] = array(&block[4..]);
         for i in 0..16 {
             out[i] = d * (qs[i] & 15) as f32 + m;

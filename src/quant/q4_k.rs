@@ -10,7 +10,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, split_nibbles};
+use super::bits::{array, array_mut, scale_at, split_nibbles};
 
 /// `Q4_K`: 144 bytes, 256 weights.
 pub struct Q4K;
@@ -23,8 +23,8 @@ impl Block for Q4K {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 144] = array(block);
         let out: &mut [f32; 256] = array_mut(out);
-        let d = f16_at(block, 0);
-        let dmin = f16_at(block, 2);
+        let d = scale_at(block, 0);
+        let dmin = scale_at(block, 2);
         let scales: &[u8; 12] = array(&block[4..]);
         let qs: &[u8; 128] = array(&block[16..]);
         let mut q = [0; 256];

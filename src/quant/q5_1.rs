@@ -10,7 +10,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, spread_bits};
+use super::bits::{array, array_mut, scale_at, spread_bits};
 
 /// `Q5_1`: 24 bytes, 32 weights.
 pub struct Q5_1;
@@ -23,8 +23,8 @@ impl Block for Q5_1 {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 24] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
-        let d = f16_at(block, 0);
-        let m = f16_at(block, 2);
+        let d = scale_at(block, 0);
+        let m = scale_at(block, 2);
         let qh: [u64; 4] = array::<u8, 4>(&block[4..]).map(spread_bits);
         let qh = qh.map(u64::to_le_bytes);
         let qh: &[u8; 32] = array(qh.as_flattened());

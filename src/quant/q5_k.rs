@@ -12,7 +12,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, put_word, splat, split_nibbles, word_at};
+use super::bits::{array, array_mut, put_word, scale_at, splat, split_nibbles, word_at};
 use super::q4_k::scale_min;
 
 /// `Q5_K`: 176 bytes, 256 weights.
@@ -26,8 +26,8 @@ impl Block for Q5K {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 176] = array(block);
         let out: &mut [f32; 256] = array_mut(out);
-        let d = f16_at(block, 0);
-        let dmin = f16_at(block, 2);
+        let d = scale_at(block, 0);
+        let dmin = scale_at(block, 2);
         let scales: &[u8; 12] = array(&block[4..]);
         let qh: &[u8; 32] = array(&block[16..]);
         let qs: &[u8; 128] = array(&block[48..]);

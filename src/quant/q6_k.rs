@@ -11,7 +11,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at, put_word, splat, word_at};
+use super::bits::{array, array_mut, put_word, scale_at, splat, word_at};
 
 /// `Q6_K`: 210 bytes, 256 weights.
 pub struct Q6K;
@@ -27,7 +27,7 @@ impl Block for Q6K {
         let ql: &[u8; 128] = array(block);
         let qh: &[u8; 64] = array(&block[128..]);
         let scales: &[u8; 16] = array(&block[192..]);
-        let d = f16_at(block, 208);
+        let d = scale_at(block, 208);
         let mut q = [0; 256];
         for h in 0..2 {
             for i in (0..32).step_by(8) {

@@ -8,7 +8,7 @@
 //! ```
 
 use super::Block;
-use super::bits::{array, array_mut, f16_at};
+use super::bits::{array, array_mut, scale_at};
 
 /// `Q8_0`: 34 bytes, 32 weights.
 pub struct Q8_0;
@@ -21,7 +21,7 @@ impl Block for Q8_0 {
     fn dequantize(block: &[u8], out: &mut [f32]) {
         let block: &[u8; 34] = array(block);
         let out: &mut [f32; 32] = array_mut(out);
-        let d = f16_at(block, 0);
+        let d = scale_at(block, 0);
         let qs: &[u8; 32] = array(&block[2..]);
         for i in 0..32 {
             out[i] = qs[i] as i8 as f32 * d;

@@ -19,7 +19,7 @@ use crate::quant::{Block, BlockVisitor};
 /// Rows of x that share one pass over a matrix row when there are many.
 const TILE: usize = 4;
 /// Parts of a product per thread: enough to even out threads that start late.
-const JOBS_PER_THREAD: usize = 4;
+const JOBS_PER_THREAD: usize = 2;
 /// Longest block.
 const MAX_BLOCK: usize = 256;
 
