@@ -8,6 +8,8 @@ mod alloc;
 mod folder;
 #[path = "../common/gguf_bytes.rs"]
 mod gguf_bytes;
+#[path = "../common/model_bytes.rs"]
+mod model_bytes;
 #[path = "../common/models.rs"]
 mod models;
 #[path = "../common/time.rs"]
@@ -18,6 +20,7 @@ mod tiny;
 mod files;
 mod hparams;
 mod quant_types;
+mod sweeps;
 mod tensors;
 mod variations;
 
