@@ -42,10 +42,11 @@ int main(int argc, char **argv) {
     kigo_options *options = NULL;
     kigo_model *model = NULL;
     char word[32], prompt[256], device[64];
-    time_t now = time(NULL);
+    const time_t now = time(NULL);
     if (argc < 2) return fprintf(stderr, "usage: %s model.gguf [device]\n", argv[0]), 2;
     minute_in_words(localtime(&now)->tm_min, word, sizeof word);
-    snprintf(prompt, sizeof prompt, "Write a haiku of three short lines that contains the word \"%s\".", word);
+    snprintf(prompt, sizeof prompt, "Write a haiku of three short lines about the number %s. "
+             "Each line contains the word \"%s\".", word, word);
 
     if (kigo_options_new(&options, &error) || kigo_options_set_str(options, "device", argc > 2 ? argv[2] : "auto", &error) ||
         kigo_options_set_str(options, "prompt_format", "user", &error) ||
@@ -74,7 +75,6 @@ int main(int argc, char **argv) {
         found = contains(haiku, word);
         printf("\n\n[attempt %d: %lld tokens, %.1f tok/s, %s]\n", attempt, (long long)tokens, speed, found ? "yes" : "no");
     }
-    kigo_model_free(model);
-    kigo_options_free(options);
+    kigo_model_free(model), kigo_options_free(options);
     return found ? 0 : (fprintf(stderr, "haiku: none of %d attempts contains \"%s\"\n", MAX_ATTEMPTS, word), 1);
 }

@@ -117,8 +117,10 @@ fn haiku_generation_anti_cheat() {
     let mut nonce = [0; 8];
     std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut nonce).unwrap();
     let nonce = u64::from_le_bytes(nonce) >> 16;
-    let prompt =
-        format!("Write a haiku of three short lines that contains the word \"{word}\". Its number is {nonce:x}.");
+    let prompt = format!(
+        "Write a haiku of three short lines about the number {word}. Each line contains the word \"{word}\". \
+         Its title is {nonce:x}."
+    );
 
     let mut found = None;
     for seed in nonce..nonce + MAX_ATTEMPTS {
