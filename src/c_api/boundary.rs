@@ -57,6 +57,28 @@ pub(super) unsafe fn export(error: *mut *mut kigo_error, body: impl FnOnce() -> 
     }
 }
 
+/// Runs an export that writes the value which `get` finds for `key`.
+///
+/// # Safety
+/// `key` is as for [`c_str`]; `value` and `error` are NULL or valid for writing.
+pub(super) unsafe fn export_fact<T: Copy>(
+    key: *const c_char,
+    value: *mut T,
+    error: *mut *mut kigo_error,
+    get: impl FnOnce(&str) -> Result<T>,
+) -> i32 {
+    let body = || {
+        // SAFETY: the caller keeps the contract, which is the same for `key`.
+        let key = unsafe { text(key, "key") }?;
+        // SAFETY: `value` is NULL or valid for writing by this function's contract.
+        let out = unsafe { Out::new(value, "value") }?;
+        out.write(get(key)?);
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
 /// Runs an export that frees `handle`; `end` is told what dies. NULL is freed by doing nothing.
 pub(super) fn free<T>(table: &Table<T>, handle: u64, argument: &'static str, end: impl FnOnce(&T)) -> i32 {
     if handle == 0 {

@@ -1,6 +1,6 @@
 //! Inferences: start, take text or tokens, cancel, ask, free. What they do is in [`super::generation`].
 
-use super::boundary::{Buffer, Out, array, export, free, guarded, handle, pointer, prompt, text};
+use super::boundary::{Buffer, Out, array, export, export_fact, free, guarded, handle, pointer, prompt};
 use super::error::kigo_error;
 use super::generation::{COUNTS, Generation, Lane, TIMES};
 use super::handle::{Kind, MAX_HANDLES, Table};
@@ -332,18 +332,13 @@ pub unsafe extern "C" fn kigo_inference_get_i64(
     value: *mut i64,
     error: *mut *mut kigo_error,
 ) -> i32 {
-    let body = || {
-        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
-        let key = unsafe { text(key, "key") }?;
-        // SAFETY: `value` is NULL or valid for writing by this function's contract.
-        let out = unsafe { Out::new(value, "value") }?;
+    let get = |key: &str| {
         let inference = INFERENCES.get(handle(inference), "inference")?;
         let get = find(COUNTS, key, &keys(TIMES), "kigo_inference_get_f64")?;
-        out.write(i64::try_from(get(&inference.report())).unwrap_or(i64::MAX));
-        Ok(0)
+        Ok(i64::try_from(get(&inference.report())).unwrap_or(i64::MAX))
     };
-    // SAFETY: `error` is NULL or valid for writing by this function's contract.
-    unsafe { export(error, body) }
+    // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
+    unsafe { export_fact(key, value, error, get) }
 }
 
 /// A fact about an inference that is a number, as of the last call for text or a token that returned.
@@ -368,18 +363,13 @@ pub unsafe extern "C" fn kigo_inference_get_f64(
     value: *mut f64,
     error: *mut *mut kigo_error,
 ) -> i32 {
-    let body = || {
-        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
-        let key = unsafe { text(key, "key") }?;
-        // SAFETY: `value` is NULL or valid for writing by this function's contract.
-        let out = unsafe { Out::new(value, "value") }?;
+    let get = |key: &str| {
         let inference = INFERENCES.get(handle(inference), "inference")?;
         let get = find(TIMES, key, &keys(COUNTS), "kigo_inference_get_i64")?;
-        out.write(get(&inference.report()));
-        Ok(0)
+        Ok(get(&inference.report()))
     };
-    // SAFETY: `error` is NULL or valid for writing by this function's contract.
-    unsafe { export(error, body) }
+    // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
+    unsafe { export_fact(key, value, error, get) }
 }
 
 /// Frees an inference. The handle is dead at once; a call that is running in another thread is cancelled, and gives

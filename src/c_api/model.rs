@@ -1,6 +1,6 @@
 //! Models: load, ask, free.
 
-use super::boundary::{Buffer, Out, export, free, handle, path, pointer, text};
+use super::boundary::{Buffer, Out, export, export_fact, free, handle, path, pointer, text};
 use super::error::kigo_error;
 use super::handle::{Kind, MAX_HANDLES, Table};
 use super::options::{kigo_options, snapshot};
@@ -200,16 +200,11 @@ pub unsafe extern "C" fn kigo_model_get_i64(
     value: *mut i64,
     error: *mut *mut kigo_error,
 ) -> i32 {
-    let body = || {
-        // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
-        let key = unsafe { text(key, "key") }?;
-        // SAFETY: `value` is NULL or valid for writing by this function's contract.
-        let out = unsafe { Out::new(value, "value") }?;
+    let get = |key: &str| {
         let model = engine(model)?;
-        let value = find(NUMBERS, key, &keys(TEXTS), "kigo_model_get_str")?(&model);
-        out.write(i64::try_from(value).unwrap_or(i64::MAX));
-        Ok(0)
+        let number = find(NUMBERS, key, &keys(TEXTS), "kigo_model_get_str")?(&model);
+        Ok(i64::try_from(number).unwrap_or(i64::MAX))
     };
-    // SAFETY: `error` is NULL or valid for writing by this function's contract.
-    unsafe { export(error, body) }
+    // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
+    unsafe { export_fact(key, value, error, get) }
 }
