@@ -1,0 +1,307 @@
+// How a matrix stands in device memory, whatever its type.
+//
+// A tile is 16 rows. The weights of a tile are cut along k into records of kRecordK weights a row (64, or 256 for the types
+// whose scales belong to 256 weights). Records follow each other along k, tiles along the rows, so that a warp that works on
+// a piece of a tile reads one contiguous stream. Rows and columns beyond the matrix are zero.
+//
+// A record has, each part aligned to 16 bytes:
+//   low planes    for every unit of 64 columns, the low bits of each lane's 32 weights
+//   high planes   the same for the bits above, where a type has them
+//   scales        in an order of the type's own
+//
+// Within a unit, lane (g = lane / 4, t = lane % 4) owns the weights that mma.m16n8k16 wants from it. Product j (0..3) covers
+// columns 16 j .. 16 j + 15, and its register r (0..3), half h (0, 1) is
+//   row g + 8 (r & 1), column 16 j + 4 t + 2 (r >> 1) + h
+// so that the four activations that a lane multiplies them with are neighbours. Any order of k would do, as long as
+// weights and activations agree.
+//
+// A type (one file each) is a struct with
+//   kBlockLen, kBlockBytes        the block of the file
+//   kRecordK                      columns in a record
+//   kScaleBytes                   bytes of a record's scales, a multiple of 16
+//   kGroupK                       columns that share a scale: 16 or 32; 0 for types without scales
+//   kHasMin                       whether a weight is scale * code - min rather than scale * code
+//   Planes                        one of the templates below
+//   code(block, i)                weight i of a block as an unsigned code (for types without scales: its bits)
+//   kZero                         the code of a weight that does not exist; irrelevant where the scale is zero
+//   operand(pair)                 two codes of the planes as two halves: what is multiplied
+//   pack_scales(out, lane, rows)  writes the scales of a record; rows(r) is row r's blocks, or null
+//   Scales, load_scales(in, g), scale(scales, group), min(scales, group)   of rows g (.x) and g + 8 (.y)
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#define KIGO_FN __host__ __device__ __forceinline__
+#else
+#define KIGO_FN inline
+#endif
+
+constexpr int kTileRows = 16;
+constexpr int kUnitK = 64;
+
+struct Float2 {
+    float x, y;
+};
+
+// What a type's products are made of.
+enum class Operand {
+    kF16,   // halves
+    kBf16,  // bfloat16, the activations as the sum of two
+    kF32,   // weights too as the sum of two
+};
+
+// Of two numbers of 16 bits, packed with the first in the low half.
+KIGO_FN uint32_t pack16(uint32_t low, uint32_t high) { return low | high << 16; }
+
+KIGO_FN uint32_t load16(const uint8_t* at) { return at[0] | uint32_t(at[1]) << 8; }
+
+KIGO_FN uint32_t load32(const uint8_t* at) { return load16(at) | load16(at + 2) << 16; }
+
+KIGO_FN float bits_to_float(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(bits);
+#else
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+#endif
+}
+
+KIGO_FN uint32_t float_to_bits(float value) {
+#ifdef __CUDA_ARCH__
+    return __float_as_uint(value);
+#else
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
+#endif
+}
+
+// A half, given by its bits, widened exactly.
+KIGO_FN float half_to_float(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+#else
+    const uint32_t sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    if (magnitude >= 0x7c00) return bits_to_float(sign | magnitude << 13 | 0x7f800000);
+    if (magnitude >= 0x0400) return bits_to_float(sign | ((magnitude << 13) + (112u << 23)));
+    const float subnormal = float(magnitude) * bits_to_float(103u << 23);
+    return sign ? -subnormal : subnormal;
+#endif
+}
+
+// Two small integers 0..1023 in the low bits of two 16-bit fields, minus kOffset, as two halves, exactly: 0x6400 is the
+// half 1024, whose last place is 1.
+template <int kOffset>
+KIGO_FN uint32_t small_integers(uint32_t pair) {
+#ifdef __CUDA_ARCH__
+    const uint32_t biased = pair | 0x64006400u;
+    constexpr uint32_t bias = 0x6400u + kOffset;
+    uint32_t out;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(biased), "r"(bias | bias << 16));
+    return out;
+#else
+    uint32_t out = 0;
+    for (int h = 0; h < 2; h++) {
+        const int value = int(pair >> 16 * h & 0xffff) - kOffset, magnitude = value < 0 ? -value : value;
+        uint32_t bits = value < 0 ? 0x8000 : 0;
+        if (magnitude != 0) {
+            const int log = 31 - __builtin_clz(magnitude);
+            bits |= (log + 15) << 10 | ((magnitude << (10 - log)) & 0x3ff);
+        }
+        out |= bits << 16 * h;
+    }
+    return out;
+#endif
+}
+
+// The bits of 32 weights of a lane, `kBits` each (1, 2 or 4): `words` of 32 bits. The pair of halves (j, r) is taken out
+// with one shift and one mask.
+template <int kBits>
+struct Plane {
+    static constexpr int kWords = kBits;
+    static constexpr int kPairsPerWord = 16 / kBits;
+    static constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x00010001u;
+
+    // Adds the code of half h of register r of product j to the words.
+    KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) {
+        const int pair = 4 * j + r;
+        words[pair / kPairsPerWord] |= code << (kBits * (pair % kPairsPerWord) + 16 * h);
+    }
+
+    KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) {
+        const int pair = 4 * j + r;
+        return words[pair / kPairsPerWord] >> (kBits * (pair % kPairsPerWord)) & kMask;
+    }
+};
+
+// Eight bits: a pair is two neighbouring bytes.
+template <>
+struct Plane<8> {
+    static constexpr int kWords = 8;
+
+    KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) {
+        words[2 * j + r / 2] |= code << (16 * (r % 2) + 8 * h);
+    }
+
+    KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) {
+        const uint32_t word = words[2 * j + r / 2];
+#ifdef __CUDA_ARCH__
+        return __byte_perm(word, 0, r % 2 ? 0x4342 : 0x4140);
+#else
+        const uint32_t two = word >> 16 * (r % 2);
+        return (two & 0xff) | (two & 0xff00) << 8;
+#endif
+    }
+};
+
+// Sixteen bits: a pair is a word.
+template <>
+struct Plane<16> {
+    static constexpr int kWords = 16;
+
+    KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) { words[4 * j + r] |= code << 16 * h; }
+
+    KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) { return words[4 * j + r]; }
+};
+
+// Thirty-two bits: words 8 j + 4 (r & 1) + 2 (r >> 1) + h, that is four neighbours of one row after the other.
+template <>
+struct Plane<32> {
+    static constexpr int kWords = 32;
+
+    KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) {
+        words[8 * j + 4 * (r % 2) + 2 * (r / 2) + h] = code;
+    }
+};
+
+template <>
+struct Plane<0> {
+    static constexpr int kWords = 0;
+
+    KIGO_FN static void put(uint32_t*, int, int, int, uint32_t) {}
+
+    KIGO_FN static uint32_t pair(const uint32_t*, int, int) { return 0; }
+};
+
+// Codes of kLow + kHigh bits, split into two planes.
+template <int kLow, int kHigh>
+struct PlanesOf {
+    using Low = Plane<kLow>;
+    using High = Plane<kHigh>;
+    static constexpr int kLowBits = kLow;
+    static constexpr int kHighBits = kHigh;
+    static constexpr int kBytesPerLane = 4 * (Low::kWords + High::kWords);
+
+    // A lane's weights of one unit.
+    struct Unit {
+        alignas(16) uint32_t low[Low::kWords];
+        alignas(16) uint32_t high[High::kWords ? High::kWords : 1];
+    };
+
+    KIGO_FN static void put(Unit& unit, int j, int r, int h, uint32_t code) {
+        if constexpr (kLow == 32) {
+            Low::put(unit.low, j, r, h, code);
+        } else {
+            Low::put(unit.low, j, r, h, code & ((1u << kLow) - 1));
+            High::put(unit.high, j, r, h, code >> kLow);
+        }
+    }
+
+    // Codes of halves 0 and 1 of register r of product j, in two fields of 16 bits.
+    KIGO_FN static uint32_t pair(const Unit& unit, int j, int r) {
+        return Low::pair(unit.low, j, r) | High::pair(unit.high, j, r) << kLow % 16;
+    }
+};
+
+// Where the parts of a record of `kUnits` units stand, in bytes. A plane whose lanes have more than 16 bytes is cut into
+// parts of 16 bytes a lane, so that a warp reads 512 neighbouring bytes at a time.
+template <class Type, int kUnits = Type::kRecordK / kUnitK>
+struct Record {
+    using Planes = typename Type::Planes;
+    static constexpr int kLowBytes = 32 * 4 * Planes::Low::kWords;
+    static constexpr int kHighBytes = 32 * 4 * Planes::High::kWords;
+    static constexpr int kHigh = kUnits * kLowBytes;
+    static constexpr int kScales = kHigh + kUnits * kHighBytes;
+    static constexpr int kBytes = kScales + Type::kScaleBytes;
+    static_assert(kBytes % 16 == 0 && Type::kScaleBytes % 16 == 0);
+};
+
+// Applies `move(words in the lane's registers, byte offset in the plane, number of words)` to every part of a plane.
+template <int kWords, class Move>
+KIGO_FN void for_parts(int lane, Move move) {
+    constexpr int kPart = kWords > 4 ? 4 : kWords;
+    for (int part = 0; part * kPart < kWords; part++) move(part * kPart, part * 512 + lane * 4 * kPart, kPart);
+}
+
+template <class Type, int kUnits = Type::kRecordK / kUnitK>
+KIGO_FN typename Type::Planes::Unit load_unit(const uint8_t* record, int unit, int lane) {
+    using R = Record<Type, kUnits>;
+    typename Type::Planes::Unit out;
+    auto load = [&](uint32_t* words, const uint8_t* plane) {
+        return [words, plane](int first, int offset, int n) {
+#ifdef __CUDA_ARCH__
+            if (n == 4) *reinterpret_cast<uint4*>(words + first) = *reinterpret_cast<const uint4*>(plane + offset);
+            if (n == 2) *reinterpret_cast<uint2*>(words + first) = *reinterpret_cast<const uint2*>(plane + offset);
+            if (n == 1) words[first] = *reinterpret_cast<const uint32_t*>(plane + offset);
+#else
+            __builtin_memcpy(words + first, plane + offset, 4 * n);
+#endif
+        };
+    };
+    for_parts<R::Planes::Low::kWords>(lane, load(out.low, record + unit * R::kLowBytes));
+    if constexpr (R::Planes::High::kWords > 0) {
+        for_parts<R::Planes::High::kWords>(lane, load(out.high, record + R::kHigh + unit * R::kHighBytes));
+    }
+    return out;
+}
+
+template <class Type, int kUnits = Type::kRecordK / kUnitK>
+KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type::Planes::Unit& in) {
+    using R = Record<Type, kUnits>;
+    auto store = [&](const uint32_t* words, uint8_t* plane) {
+        return [words, plane](int first, int offset, int n) {
+#ifdef __CUDA_ARCH__
+            if (n == 4) *reinterpret_cast<uint4*>(plane + offset) = *reinterpret_cast<const uint4*>(words + first);
+            if (n == 2) *reinterpret_cast<uint2*>(plane + offset) = *reinterpret_cast<const uint2*>(words + first);
+            if (n == 1) *reinterpret_cast<uint32_t*>(plane + offset) = words[first];
+#else
+            __builtin_memcpy(plane + offset, words + first, 4 * n);
+#endif
+        };
+    };
+    for_parts<R::Planes::Low::kWords>(lane, store(in.low, record + unit * R::kLowBytes));
+    if constexpr (R::Planes::High::kWords > 0) {
+        for_parts<R::Planes::High::kWords>(lane, store(in.high, record + R::kHigh + unit * R::kHighBytes));
+    }
+}
+
+// Writes one record, as one of 32 lanes. `rows(r)` is the first block of row r in this record, or null where the tile has no
+// such row; `n_columns` of the record's columns exist.
+template <class Type, class Rows>
+KIGO_FN void pack_record(uint8_t* record, int lane, int n_columns, Rows rows) {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int unit = 0; unit < Type::kRecordK / kUnitK; unit++) {
+        typename Type::Planes::Unit out = {};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const uint8_t* row = rows(g + 8 * (r & 1));
+                for (int h = 0; h < 2; h++) {
+                    const int k = kUnitK * unit + 16 * j + 4 * t + 2 * (r >> 1) + h;
+                    const uint8_t* block = row + k / Type::kBlockLen * Type::kBlockBytes;
+                    const bool exists = row != nullptr && k < n_columns;
+                    Type::Planes::put(out, j, r, h, exists ? Type::code(block, k % Type::kBlockLen) : Type::kZero);
+                }
+            }
+        }
+        store_unit<Type>(record, unit, lane, out);
+    }
+    if constexpr (Type::kScaleBytes > 0) {
+        Type::pack_scales(record + Record<Type>::kScales, lane, n_columns, rows);
+    }
+}
