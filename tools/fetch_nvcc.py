@@ -2,7 +2,7 @@
 """Make sure that there is a compiler for the kernels: install NVIDIA's into build/cuda if there is no other, once.
 
 Looks where build.rs looks (NVCC, CUDA_HOME, PATH, /usr/local/cuda, build/cuda) and does nothing if one of them has an
-nvcc that is new enough. The compiler comes from the Python packages of the CUDA toolkit, 110 MB to download and 280 MB on
+nvcc that is new enough. The compiler comes from the Python packages of the CUDA toolkit, 105 MB to download and 270 MB on
 disk, from the index that pip is configured for. Needs Python 3.9 and pip or venv, nothing else.
 """
 
