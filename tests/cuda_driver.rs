@@ -19,6 +19,7 @@ use kigo::engine::{Engine, LoadOptions};
 use kigo::{Result, Status};
 use std::ffi::CStr;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What `test_kernel` of the fake driver takes.
 #[derive(Clone, Copy)]
@@ -41,7 +42,7 @@ fn outcome(result: Result<String>) -> String {
     }
 }
 
-/// Opens device `FIRST` and says what it is.
+/// Lists the devices, then opens the device `ORDINAL`, loads kernels into it and says what it is.
 #[test]
 #[ignore = "run by others, under a fake driver"]
 fn child_open() {
@@ -57,12 +58,17 @@ fn child_open() {
     say(outcome(open()));
 }
 
-/// Uses all there is in the driver layer once; twice in all.
+/// Uses all there is in the driver layer once, and once more with the context bound all the time.
 #[test]
 #[ignore = "run by others, under a fake driver"]
 fn child_everything() {
-    say(outcome(everything()));
-    say(outcome(everything()));
+    say(outcome(Context::open(0).and_then(|context| everything(&context))));
+    let bound = || {
+        let context = Context::open(0)?;
+        let _bound = context.bind()?;
+        everything(&context)
+    };
+    say(outcome(bound()));
 }
 
 /// Loads the tiny model on the device `DEVICE`, then on the CPU.
@@ -98,14 +104,13 @@ fn child_facts() {
     }
 }
 
-fn everything() -> Result<String> {
-    let context = Context::open(0)?;
-    let weights = DeviceBuffer::new(&context, Purpose::Weights, 1000, "weights")?;
-    let cache = DeviceBuffer::new(&context, Purpose::Cache, 4096, "pages")?;
-    let mut pinned = PinnedBuffer::new(&context, 1000, "a ring")?;
+fn everything(context: &Arc<Context>) -> Result<String> {
+    let weights = DeviceBuffer::new(context, Purpose::Weights, 1000, "weights")?;
+    let cache = DeviceBuffer::new(context, Purpose::Cache, 4096, "pages")?;
+    let mut pinned = PinnedBuffer::new(context, 1000, "a ring")?;
     assert!(pinned.as_slice().iter().all(|byte| *byte == 0));
-    let stream = Stream::new(&context)?;
-    let (start, end) = (Event::new(&context)?, Event::new(&context)?);
+    let stream = Stream::new(context)?;
+    let (start, end) = (Event::new(context)?, Event::new(context)?);
     start.record(&stream)?;
 
     let bytes: Vec<u8> = (0..250).collect();
@@ -123,7 +128,7 @@ fn everything() -> Result<String> {
     pinned.write_u32(4, 77)?;
     assert_eq!(pinned.read_u32(4)?, 77);
 
-    let module = Module::load(&context, b"any")?;
+    let module = Module::load(context, b"any")?;
     let function = module.function("test_kernel")?;
     function.set_max_shared_bytes(100 << 10)?;
     let launch = Launch { grid: [2, 1, 1], block: [128, 1, 1], shared_bytes: 100 << 10, dependent: true };

@@ -1,6 +1,8 @@
 //! Devices, and the context that all of kigo's work on one happens in: the primary one, which the host may use too.
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::driver::{Code, CuContext, Driver, Functions, Loss, code, no_device};
@@ -95,16 +97,20 @@ impl Context {
     }
 
     /// Makes the context current in this thread until the guard is dropped, then the host's is again. Calls of this
-    /// module do so by themselves; it nests.
+    /// module do so by themselves; one guard around many calls spares each of them two calls of the driver.
     ///
     /// # Errors
     /// `DeviceLost`, `DeviceError`.
     pub fn bind(&self) -> Result<Bound<'_>> {
         check_lost(self.driver, self.info.ordinal)?;
-        // SAFETY: `raw` is a context that this value keeps alive.
-        let code = unsafe { (self.driver.functions.cuCtxPushCurrent)(self.raw) };
-        self.checked("cuCtxPushCurrent", code)?;
-        Ok(Bound { context: self, thread: std::marker::PhantomData })
+        let before = BOUND.get();
+        if before != self.raw {
+            // SAFETY: `raw` is a context that this value keeps alive.
+            let code = unsafe { (self.driver.functions.cuCtxPushCurrent)(self.raw) };
+            self.checked("cuCtxPushCurrent", code)?;
+            BOUND.set(self.raw);
+        }
+        Ok(Bound { context: self, before, thread: PhantomData })
     }
 
     /// Free memory of the device in bytes, as the driver sees it now.
@@ -171,16 +177,27 @@ impl Drop for Context {
     }
 }
 
+thread_local! {
+    /// The context that the innermost [`Bound`] of this thread made current. Nothing of the host runs while there is one.
+    static BOUND: Cell<CuContext> = const { Cell::new(CuContext::NULL) };
+}
+
 /// A context that is current in this thread.
 pub struct Bound<'a> {
     context: &'a Context,
+    /// What the guard outside this one made current; this one pushed nothing if it is the same context.
+    before: CuContext,
     /// The guard must be dropped in the thread that made it.
-    thread: std::marker::PhantomData<*const ()>,
+    thread: PhantomData<*const ()>,
 }
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
         let _ = self.thread;
+        if self.before == self.context.raw {
+            return;
+        }
+        BOUND.set(self.before);
         let mut popped = CuContext::NULL;
         // Also on a lost device: it only restores what the host had.
         let mut pop = || {
