@@ -1,0 +1,567 @@
+// Attention over the paged KV cache: attn_decode_<dp> for single rows, attn_prefill_<dp> for tiles of rows.
+//
+// A row's result has the same bits from both kernels, whatever runs beside it. Both therefore call the functions of the
+// first part, which fix the order of every sum: a page (64 keys) gives a fresh partial (largest score, sum of weights,
+// mix of values), the pages of a chunk (8 pages, 512 positions) are folded in ascending order into the partial of the
+// chunk, and the chunks in ascending order into the result. The chunks bound what a decode block must fold at its end.
+// Byte counts, times and what was tried: attention.md.
+
+#include "attention_tile.cuh"
+#include "launch.h"
+
+namespace {
+
+constexpr uint32_t CHUNK = 8;  // pages
+constexpr uint32_t THREADS = 128;
+constexpr uint32_t ONES = 0x3c003c00;  // two f16
+
+// ---- what both kernels compute --------------------------------------------------------------------------------------
+// Lane (g, t) of a warp has, of 16 q vectors, numbers g and g+8. The order of k inside a product is free as long as both
+// operands agree, and is chosen so that a lane reads 16 contiguous bytes: of a q vector or key, elements 32j + 8t ..+7 are
+// steps 2j and 2j+1 of the dot product; of the 64 keys, those in [32h + 8t, +8) are steps 2h and 2h+1 of the mix.
+
+// The key that is column c of score tile i.
+__device__ __forceinline__ uint32_t key_of(uint32_t i, uint32_t c) {
+    return (i >> 2) * 32 + (c >> 1) * 8 + (i & 3) * 2 + (c & 1);
+}
+
+// Scores of N tiles of 8 keys. query(j, r): 16 bytes of q vector g + 8r; key(i, j): 16 bytes of the tile's key of column g.
+template <int DP, int N, class Query, class Key>
+__device__ __forceinline__ void scores(float (&s)[N][4], Query query, Key key) {
+#pragma unroll
+    for (int i = 0; i < N; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < DP / 32; j++) {
+        uint4 q0 = query(j, 0), q1 = query(j, 1);
+        uint4 k[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) k[i] = key(i, j);
+        uint32_t a[4] = {q0.x, q1.x, q0.y, q1.y}, b[4] = {q0.z, q1.z, q0.w, q1.w};
+#pragma unroll
+        for (int i = 0; i < N; i++) mma_f16(s[i], a, &k[i].x);
+#pragma unroll
+        for (int i = 0; i < N; i++) mma_f16(s[i], b, &k[i].z);
+    }
+}
+
+// Takes away the keys beyond the last one of each of the two rows; tile i of s is score tile first + i.
+template <int N>
+__device__ __forceinline__ void mask(float (&s)[N][4], uint32_t first, uint32_t t, int32_t last0, int32_t last1) {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int32_t key = static_cast<int32_t>(key_of(first + i, 2 * t + c));
+            if (key > last0) s[i][c] = -INFINITY;
+            if (key > last1) s[i][2 + c] = -INFINITY;
+        }
+    }
+}
+
+// Largest score of each of the two rows over N tiles.
+template <int N>
+__device__ __forceinline__ void largest(const float (&s)[N][4], float (&m)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        m[r] = fmaxf(s[0][2 * r], s[0][2 * r + 1]);
+#pragma unroll
+        for (int i = 1; i < N; i++) m[r] = fmaxf(m[r], fmaxf(s[i][2 * r], s[i][2 * r + 1]));
+        m[r] = fmaxf(m[r], __shfl_xor_sync(~0u, m[r], 1));
+        m[r] = fmaxf(m[r], __shfl_xor_sync(~0u, m[r], 2));
+    }
+}
+
+// Weights 2^(s - m) of score tiles 2j and 2j+1, as the left operand of step j of the mix. A row without a key weighs 0.
+__device__ __forceinline__ void weigh(uint32_t w[4], const float (*s)[4], const float (&m)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float base = m[r] == -INFINITY ? 0.0f : m[r];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            __half2 pair = __floats2half2_rn(exp2_approx(__fsub_rn(s[i][2 * r], base)),
+                                             exp2_approx(__fsub_rn(s[i][2 * r + 1], base)));
+            w[2 * i + r] = *reinterpret_cast<uint32_t *>(&pair);
+        }
+    }
+}
+
+// Sums of the rounded weights of each of the two rows: the mix of ones.
+__device__ __forceinline__ void sum_weights(float (&l)[2], const uint32_t (&w)[4][4]) {
+    const uint32_t ones[2] = {ONES, ONES};
+    float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < 4; j++) mma_f16(d, w[j], ones);
+    l[0] = d[0];
+    l[1] = d[2];
+}
+
+// Mix of N tiles of 8 dimensions. value(n, h): 16 bytes, keys 32h + 8t ..+7 of the tile's dimension g.
+template <int N, class Value>
+__device__ __forceinline__ void mix(float (&o)[N][4], const uint32_t (&w)[4][4], Value value) {
+#pragma unroll
+    for (int n = 0; n < N; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint4 v[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) v[n] = value(n, h);
+#pragma unroll
+        for (int n = 0; n < N; n++) mma_f16(o[n], w[2 * h], &v[n].x);
+#pragma unroll
+        for (int n = 0; n < N; n++) mma_f16(o[n], w[2 * h + 1], &v[n].z);
+    }
+}
+
+// Folding a partial (m, l, o) into a state (M, L, O): rescale(M, m), then L = fold(L, l, f), O = fold(O, o, f).
+// The empty state is (-inf, -0, -0), to which folding adds exactly. A page partial without a key (m = -inf, l = o = +0)
+// changes no bit of the state.
+struct Factors {
+    float state, partial;
+};
+
+__device__ __forceinline__ Factors rescale(float &M, float m) {
+    float before = M;
+    M = fmaxf(before, m);
+    if (m == -INFINITY) return {1.0f, -0.0f};
+    return {exp2_approx(__fsub_rn(before, M)), exp2_approx(__fsub_rn(m, M))};
+}
+
+__device__ __forceinline__ float fold(float state, float partial, Factors f) {
+    return __fmaf_rn(state, f.state, __fmul_rn(partial, f.partial));
+}
+
+__device__ __forceinline__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
+
+// Bytes from the start of a page to K of this layer and kv head; V follows after 64 * dp f16.
+__device__ __forceinline__ uint64_t page_offset(const KigoAttention &p, uint32_t dp, uint32_t head_kv) {
+    return (static_cast<uint64_t>(p.layer) * p.n_head_kv + head_kv) * 2 * KIGO_PAGE * dp * sizeof(__half);
+}
+
+template <class T>
+__device__ __forceinline__ T *at(uint64_t address) {
+    return reinterpret_cast<T *>(address);
+}
+
+// ---- decode ---------------------------------------------------------------------------------------------------------
+// The four warps of a block share a page: warp w scores tiles 2w and 2w+1, whose weights are the operand of step w of the
+// mix, and mixes a quarter of the dimensions. A block's unit of work is a page, or a chunk when there are many.
+
+// Zeroes the keys from `valid` on in 8 values: unwritten cache may hold NaN, which a weight of 0 does not silence.
+__device__ __forceinline__ void trim(uint4 &v, int32_t valid) {
+    uint32_t *word = &v.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) word[i] &= valid >= 2 * i + 2 ? ~0u : valid == 2 * i + 1 ? 0xffffu : 0u;
+}
+
+template <int DP>
+__device__ __forceinline__ void decode(const KigoAttention &p) {
+    constexpr int J = DP / 32;  // 16-byte pieces of a vector a lane holds; tiles of dimensions a warp mixes
+    constexpr bool Q_SHARED = DP > 128;
+    __shared__ float page_largest[4][16];
+    __shared__ uint4 page_weights[4][32];
+    __shared__ uint4 q_shared[Q_SHARED ? 2 * J : 1][32];
+    __shared__ bool is_last;
+
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const uint32_t group = p.n_head / p.n_head_kv, m_tiles = (group + 15) / 16;
+    const uint32_t head_kv = blockIdx.x / m_tiles, m_first = blockIdx.x % m_tiles * 16;
+    const uint32_t head = head_kv * group + m_first, heads = min(16u, group - m_first);
+    const uint32_t row = blockIdx.y, split = blockIdx.z;
+
+    pdl_launch();
+    pdl_wait();
+    const KigoRow *source = at<KigoRow>(p.rows) + row;
+    const uint32_t position = __ldcg(&source->position);
+    const uint64_t *pages = at<uint64_t>(__ldcg(&source->pages));
+
+    const uint4 *q = at<uint4>(p.q) + (static_cast<uint64_t>(row) * p.n_head + head) * (DP / 8);
+    auto q_piece = [&](int j, int r) {
+        return g + 8 * r < heads ? __ldcg(q + (g + 8 * r) * (DP / 8) + j * 4 + t) : make_uint4(0, 0, 0, 0);
+    };
+    uint4 q_lane[Q_SHARED ? 1 : 2 * J];
+    if constexpr (Q_SHARED) {
+        for (int i = warp; i < 2 * J; i += 4) q_shared[i][lane] = q_piece(i / 2, i % 2);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2 * J; i++) q_lane[i] = q_piece(i / 2, i % 2);
+    }
+
+    // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end.
+    const uint32_t n_pages = position / KIGO_PAGE + 1;
+    const uint32_t span = n_pages <= 4 * (p.splits - 1) ? 1 : CHUNK;
+    const uint32_t units = (n_pages + span - 1) / span, blocks = min(units, p.splits);
+    if (split >= blocks) return;
+
+    const uint64_t partials = page_offset(p, DP, 0) + (p.n_layer - p.layer) * static_cast<uint64_t>(p.n_head_kv) * DP * 256;
+    const uint64_t here = page_offset(p, DP, head_kv);
+    uint64_t last_pages = __ldcg(pages + min(lane, units - 1) * span);  // for the block that combines
+
+    uint4 k[2][J], v[J][2];
+    auto load_k = [&](uint64_t address) {
+        const uint4 *from = at<uint4>(address + here);
+#pragma unroll
+        for (int j = 0; j < J; j++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) k[i][j] = __ldcg(from + key_of(2 * warp + i, g) * (DP / 8) + j * 4 + t);
+        }
+    };
+    auto load_v = [&](uint64_t address) {
+        const uint4 *from = at<uint4>(address + here) + KIGO_PAGE * (DP / 8);
+#pragma unroll
+        for (int n = 0; n < J; n++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + ((warp * J + n) * 8 + g) * 8 + h * 4 + t);
+        }
+    };
+
+    uint32_t page = split * span;
+    uint64_t address = __ldcg(pages + page), unit_address = address;
+    load_k(address);
+    load_v(address);
+    if constexpr (Q_SHARED) __syncthreads();
+
+    float M[2] = {-INFINITY, -INFINITY}, L[2] = {-0.0f, -0.0f}, O[J][4];
+#pragma unroll
+    for (int n = 0; n < J; n++) O[n][0] = O[n][1] = O[n][2] = O[n][3] = -0.0f;
+
+    while (true) {
+        const bool unit_ends = (page + 1) % span == 0 || page + 1 == n_pages;
+        const uint32_t next = unit_ends ? (page / span + p.splits) * span : page + 1;
+        const bool more = next < n_pages;
+        uint64_t next_address = more ? __ldcg(pages + next) : 0;
+
+        float s[2][4], m[2], l[2];
+        scores<DP, 2>(s, [&](int j, int r) { return Q_SHARED ? q_shared[2 * j + r][lane] : q_lane[Q_SHARED ? 0 : 2 * j + r]; },
+                      [&](int i, int j) { return k[i][j]; });
+        if (more) load_k(next_address);
+
+        const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
+        if (last_key < KIGO_PAGE - 1) {
+            mask<2>(s, 2 * warp, t, last_key, last_key);
+#pragma unroll
+            for (int n = 0; n < J; n++) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
+            }
+        }
+        largest<2>(s, m);
+        if (t == 0) {
+            page_largest[warp][g] = m[0];
+            page_largest[warp][g + 8] = m[1];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int i = g + 8 * r;
+            m[r] = fmaxf(fmaxf(page_largest[0][i], page_largest[1][i]), fmaxf(page_largest[2][i], page_largest[3][i]));
+        }
+        uint32_t w[4][4];
+        weigh(w[0], s, m);
+        page_weights[warp][lane] = make_uint4(w[0][0], w[0][1], w[0][2], w[0][3]);
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint4 x = page_weights[j][lane];
+            w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
+        }
+        sum_weights(l, w);
+        float o[J][4];
+        mix<J>(o, w, [&](int n, int h) { return v[n][h]; });
+        if (more) load_v(next_address);
+
+        Factors f[2] = {rescale(M[0], m[0]), rescale(M[1], m[1])};
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            L[r] = fold(L[r], l[r], f[r]);
+#pragma unroll
+            for (int n = 0; n < J; n++) {
+                O[n][2 * r] = fold(O[n][2 * r], o[n][2 * r], f[r]);
+                O[n][2 * r + 1] = fold(O[n][2 * r + 1], o[n][2 * r + 1], f[r]);
+            }
+        }
+        if (unit_ends) {
+            if (units == 1) break;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                if (g + 8 * r < heads) {
+                    float2 *to = at<float2>(unit_address + partials) + (head + g + 8 * r) * (DP / 2 + 1);
+                    if (warp == 0 && t == 0) __stcg(to, make_float2(M[r], L[r]));
+#pragma unroll
+                    for (int n = 0; n < J; n++)
+                        __stcg(to + 1 + (warp * J + n) * 4 + t, make_float2(O[n][2 * r], O[n][2 * r + 1]));
+                }
+                M[r] = -INFINITY, L[r] = -0.0f;
+#pragma unroll
+                for (int n = 0; n < J; n++) O[n][2 * r] = O[n][2 * r + 1] = -0.0f;
+            }
+            if (!more) break;
+            unit_address = next_address;
+        }
+        page = next;
+    }
+
+    float *out = at<float>(p.out) + (static_cast<uint64_t>(row) * p.n_head + head) * p.head_dim;
+    uint32_t *amax = at<uint32_t>(p.amax) + row;
+    uint32_t top = 0;
+    if (units == 1) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float inverse = __frcp_rn(L[r]);
+#pragma unroll
+            for (int n = 0; n < J; n++) {
+                const uint32_t d = (warp * J + n) * 8 + 2 * t;
+                if (g + 8 * r < heads && d < p.head_dim) {
+                    float2 x = make_float2(__fmul_rn(O[n][2 * r], inverse), __fmul_rn(O[n][2 * r + 1], inverse));
+                    *reinterpret_cast<float2 *>(out + (g + 8 * r) * p.head_dim + d) = x;
+                    top = max(top, max(magnitude(x.x), magnitude(x.y)));
+                }
+            }
+        }
+        top = __reduce_max_sync(~0u, top);
+        if (lane == 0) atomicMax(amax, top);
+        return;
+    }
+
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        uint32_t *counter = at<uint32_t>(p.counters) + row * gridDim.x + blockIdx.x;
+        is_last = atomicInc(counter, blocks - 1) == blocks - 1;  // wraps to 0 for the next use
+        __threadfence();
+    }
+    __syncthreads();
+    if (!is_last) return;
+
+    // The last block folds the units: a warp has a head, a lane two dimensions in every 64.
+    constexpr int NV = (DP + 63) / 64, BATCH = DP <= 128 ? 16 : 8;
+    const uint32_t units_in_chunk = CHUNK / span;
+    for (uint32_t h = warp; h < heads; h += 4) {
+        float M1 = -INFINITY, L1 = -0.0f, Mc = -INFINITY, Lc = -0.0f;
+        float2 O1[NV], Oc[NV];
+#pragma unroll
+        for (int n = 0; n < NV; n++) O1[n] = Oc[n] = make_float2(-0.0f, -0.0f);
+        uint64_t page_of_lane = last_pages;
+        for (uint32_t first = 0; first < units; first += 32) {
+            if (first > 0) page_of_lane = __ldcg(pages + min(first + lane, units - 1) * span);
+            const uint64_t area = partials + (head + h) * (DP + 2) * sizeof(float);
+            const float2 ml_of_lane = __ldcg(at<float2>(page_of_lane + area));
+            for (uint32_t batch = first; batch < min(first + 32, units); batch += BATCH) {
+                float2 o[BATCH][NV];
+#pragma unroll
+                for (int i = 0; i < BATCH; i++) {
+                    const float2 *from = at<float2>(__shfl_sync(~0u, page_of_lane, batch - first + i) + area) + 1;
+#pragma unroll
+                    for (int n = 0; n < NV; n++)
+                        if (DP % 64 == 0 || n * 64 + lane * 2 < DP) o[i][n] = __ldcg(from + n * 32 + lane);
+                }
+#pragma unroll
+                for (int i = 0; i < BATCH; i++) {
+                    if (batch + i < units) {
+                        const float m = __shfl_sync(~0u, ml_of_lane.x, batch - first + i);
+                        const float l = __shfl_sync(~0u, ml_of_lane.y, batch - first + i);
+                        Factors f = rescale(Mc, m);
+                        Lc = fold(Lc, l, f);
+#pragma unroll
+                        for (int n = 0; n < NV; n++) {
+                            Oc[n].x = fold(Oc[n].x, o[i][n].x, f);
+                            Oc[n].y = fold(Oc[n].y, o[i][n].y, f);
+                        }
+                        if ((batch + i + 1) % units_in_chunk == 0 || batch + i + 1 == units) {
+                            f = rescale(M1, Mc);
+                            L1 = fold(L1, Lc, f);
+                            Mc = -INFINITY, Lc = -0.0f;
+#pragma unroll
+                            for (int n = 0; n < NV; n++) {
+                                O1[n].x = fold(O1[n].x, Oc[n].x, f);
+                                O1[n].y = fold(O1[n].y, Oc[n].y, f);
+                                Oc[n] = make_float2(-0.0f, -0.0f);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        const float inverse = __frcp_rn(L1);
+#pragma unroll
+        for (int n = 0; n < NV; n++) {
+            const uint32_t d = n * 64 + lane * 2;
+            if (d < p.head_dim) {
+                float2 x = make_float2(__fmul_rn(O1[n].x, inverse), __fmul_rn(O1[n].y, inverse));
+                *reinterpret_cast<float2 *>(out + h * p.head_dim + d) = x;
+                top = max(top, max(magnitude(x.x), magnitude(x.y)));
+            }
+        }
+    }
+    top = __reduce_max_sync(~0u, top);
+    if (lane == 0) atomicMax(amax, top);
+}
+
+// ---- prefill --------------------------------------------------------------------------------------------------------
+// A warp has 16 rows of the tile and runs through the pages in order, its state in registers; the block copies K and V to
+// shared memory, one page ahead where two fit. The state of the chunks before the current one waits in `out`.
+
+// Where 16-byte piece `piece` of row `row` lies in shared memory, for rows of `pieces`: rows next to each other must not
+// put the same piece into the same banks.
+__device__ __forceinline__ uint32_t swizzle(uint32_t row, uint32_t piece, uint32_t pieces) {
+    return row * pieces + (pieces % 8 == 0 ? piece ^ (row & 1) << 2 : piece);
+}
+
+template <int DP>
+__device__ __forceinline__ void prefill(const KigoAttention &p) {
+    constexpr int J = DP / 32, PIECES = KIGO_PAGE * DP / 8;  // PIECES: 16-byte pieces of K of a page, and of V
+    constexpr int STAGES = DP <= 128 ? 2 : 1;
+    constexpr bool Q_SHARED = DP > 128;
+    extern __shared__ uint4 shared[];  // K, V of each stage; then q of each warp if Q_SHARED
+
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const uint32_t head = blockIdx.y, head_kv = head / (p.n_head / p.n_head_kv);
+
+    pdl_launch();
+    pdl_wait();
+    // Later tiles see more pages: they go first, so that the short ones fill the end.
+    const KigoTile *tile = at<KigoTile>(p.tiles) + (gridDim.x - 1 - blockIdx.x);
+    const uint32_t first_row = __ldcg(&tile->first_row), n_rows = __ldcg(&tile->n_rows);
+    const KigoRow *source = at<KigoRow>(p.rows) + first_row;
+    const uint32_t first_position = __ldcg(&source->position), n_keys = first_position + n_rows;
+    const uint64_t *pages = at<uint64_t>(__ldcg(&source->pages));
+    const uint32_t n_pages = (n_keys - 1) / KIGO_PAGE + 1;
+    const uint64_t here = page_offset(p, DP, head_kv);
+
+    auto load = [&](uint32_t page, uint64_t address) {
+        const uint4 *from = at<uint4>(address + here);
+        uint4 *to = shared + (page % STAGES) * 2 * PIECES;
+#pragma unroll
+        for (int i = 0; i < PIECES / THREADS; i++) {
+            const uint32_t x = i * THREADS + threadIdx.x;
+            copy_async(to + swizzle(x / (DP / 8), x % (DP / 8), DP / 8), from + x, 16);
+        }
+        // Unwritten values may hold NaN, which a weight of 0 does not silence: they become zeros.
+        const int32_t valid = static_cast<int32_t>(n_keys - page * KIGO_PAGE);
+#pragma unroll
+        for (int i = 0; i < PIECES / THREADS; i++) {
+            const uint32_t x = i * THREADS + threadIdx.x;
+            const int32_t keys = max(0, min(8, valid - static_cast<int32_t>(x % 8 * 8)));
+            copy_async(to + PIECES + swizzle(x / 8, x % 8, 8), from + PIECES + x, keys * 2);
+        }
+    };
+    load(0, __ldcg(pages));
+    uint64_t next_address = n_pages > 1 ? __ldcg(pages + 1) : 0;
+
+    const uint32_t row0 = warp * 16 + g;  // of the tile; the other is row0 + 8
+    const uint4 *q = at<uint4>(p.q) + (static_cast<uint64_t>(first_row) * p.n_head + head) * (DP / 8);
+    auto q_piece = [&](int j, int r) {
+        const uint32_t row = row0 + 8 * r;
+        return row < n_rows ? __ldcg(q + static_cast<uint64_t>(row) * p.n_head * (DP / 8) + j * 4 + t) : make_uint4(0, 0, 0, 0);
+    };
+    uint4 *q_shared = shared + STAGES * 2 * PIECES + warp * 2 * J * 32 + lane;
+    uint4 q_lane[Q_SHARED ? 1 : 2 * J];
+#pragma unroll
+    for (int i = 0; i < 2 * J; i++) (Q_SHARED ? q_shared[i * 32] : q_lane[Q_SHARED ? 0 : i]) = q_piece(i / 2, i % 2);
+
+    float *out = at<float>(p.out) + (static_cast<uint64_t>(first_row) * p.n_head + head) * p.head_dim;
+    float M[2], L[2], O[DP / 8][4];
+    float M1[2] = {-INFINITY, -INFINITY}, L1[2] = {-0.0f, -0.0f};
+    auto clear = [&] {
+        M[0] = M[1] = -INFINITY;
+        L[0] = L[1] = -0.0f;
+#pragma unroll
+        for (int n = 0; n < DP / 8; n++) O[n][0] = O[n][1] = O[n][2] = O[n][3] = -0.0f;
+    };
+    clear();
+
+    for (uint32_t page = 0; page < n_pages; page++) {
+        copy_async_wait();
+        __syncthreads();
+        auto load_next = [&] {
+            if (page + 1 == n_pages) return;
+            load(page + 1, next_address);
+            if (page + 2 < n_pages) next_address = __ldcg(pages + page + 2);
+        };
+        if (STAGES == 2) load_next();
+
+        // Last key of this page for rows row0 and row0 + 8; negative when they see none.
+        const int32_t last_key = static_cast<int32_t>(first_position + row0) - static_cast<int32_t>(page * KIGO_PAGE);
+        const int32_t warp_first = last_key - static_cast<int32_t>(g);
+        if (warp * 16 < n_rows && warp_first + 15 >= 0) {
+            const uint4 *k = shared + (page % STAGES) * 2 * PIECES, *v = k + PIECES;
+            float s[8][4], m[2], l[2];
+            scores<DP, 8>(s, [&](int j, int r) { return Q_SHARED ? q_shared[(2 * j + r) * 32] : q_lane[Q_SHARED ? 0 : 2 * j + r]; },
+                          [&](int i, int j) { return k[swizzle(key_of(i, g), j * 4 + t, DP / 8)]; });
+            if (warp_first < KIGO_PAGE - 1) mask<8>(s, 0, t, last_key, last_key + 8);
+            largest<8>(s, m);
+            uint32_t w[4][4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) weigh(w[j], s + 2 * j, m);
+            sum_weights(l, w);
+            Factors f[2] = {rescale(M[0], m[0]), rescale(M[1], m[1])};
+            L[0] = fold(L[0], l[0], f[0]);
+            L[1] = fold(L[1], l[1], f[1]);
+#pragma unroll
+            for (int first = 0; first < DP / 8; first += 4) {
+                float o[4][4];
+                mix<4>(o, w, [&](int n, int h) { return v[swizzle((first + n) * 8 + g, h * 4 + t, 8)]; });
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+#pragma unroll
+                    for (int c = 0; c < 4; c++) O[first + n][c] = fold(O[first + n][c], o[n][c], f[c / 2]);
+                }
+            }
+        }
+        if (STAGES == 1) {
+            __syncthreads();
+            load_next();
+        }
+
+        const bool ends = page + 1 == n_pages;
+        if (page % CHUNK == CHUNK - 1 || ends) {
+            uint32_t top[2] = {0, 0};
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const bool seen = M[r] > -INFINITY || M[r] != M[r];  // a row of the tile may end in an earlier chunk
+                const Factors f = rescale(M1[r], M[r]);
+                if (seen) L1[r] = fold(L1[r], L[r], f);
+                const float inverse = __frcp_rn(L1[r]);
+                if (row0 + 8 * r >= n_rows) continue;
+                float *to = out + static_cast<uint64_t>(row0 + 8 * r) * p.n_head * p.head_dim + 2 * t;
+#pragma unroll
+                for (int n = 0; n < DP / 8; n++) {
+                    if (n * 8 + 2 * t >= p.head_dim) continue;
+                    float2 *cell = reinterpret_cast<float2 *>(to + n * 8);
+                    float2 x = page < CHUNK ? make_float2(-0.0f, -0.0f) : *cell;
+                    if (seen) x = make_float2(fold(x.x, O[n][2 * r], f), fold(x.y, O[n][2 * r + 1], f));
+                    if (ends) {
+                        x = make_float2(__fmul_rn(x.x, inverse), __fmul_rn(x.y, inverse));
+                        top[r] = max(top[r], max(magnitude(x.x), magnitude(x.y)));
+                    }
+                    *cell = x;
+                }
+            }
+            if (ends) {
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    top[r] = max(top[r], __shfl_xor_sync(~0u, top[r], 1));
+                    top[r] = max(top[r], __shfl_xor_sync(~0u, top[r], 2));
+                    if (t == 0 && row0 + 8 * r < n_rows) atomicMax(at<uint32_t>(p.amax) + first_row + row0 + 8 * r, top[r]);
+                }
+            }
+            clear();
+        }
+    }
+}
+
+}  // namespace
+
+#define KIGO_ATTENTION(dp)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS) attn_decode_##dp(const __grid_constant__ KigoAttention p) {        \
+        decode<dp>(p);                                                                                                      \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS) attn_prefill_##dp(const __grid_constant__ KigoAttention p) {       \
+        prefill<dp>(p);                                                                                                     \
+    }
+
+KIGO_ATTENTION(32)
+KIGO_ATTENTION(64)
+KIGO_ATTENTION(96)
+KIGO_ATTENTION(128)
+KIGO_ATTENTION(192)
+KIGO_ATTENTION(256)
