@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32_t key_of(uint32_t i, uint32_t c) {
 
 // Scores of N tiles of 8 keys. query(j, r): 16 bytes of q vector g + 8r; key(i, j): 16 bytes of the tile's key of column g.
 template <int DP, int N, class Query, class Key>
-__device__ __forceinline__ void scores(float (&s)[N][4], Query query, Key key) {
+__device__ __forceinline__ void scores(float (*s)[4], Query query, Key key) {
 #pragma unroll
     for (int i = 0; i < N; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.0f;
 #pragma unroll
@@ -192,7 +192,7 @@ __device__ __forceinline__ void decode(const KigoAttention &p) {
     const uint32_t units = (n_pages + span - 1) / span, blocks = min(units, p.splits);
     if (split >= blocks) return;
 
-    const uint64_t partials = page_offset(p, DP, 0) + (p.n_layer - p.layer) * static_cast<uint64_t>(p.n_head_kv) * DP * 256;
+    const uint64_t partials = static_cast<uint64_t>(p.n_layer) * p.n_head_kv * 2 * KIGO_PAGE * DP * sizeof(__half);
     const uint64_t here = page_offset(p, DP, head_kv);
     uint64_t last_pages = __ldcg(pages + min(lane, units - 1) * span);  // for the block that combines
 
@@ -400,17 +400,31 @@ __device__ __forceinline__ void decode(const KigoAttention &p) {
 // A warp has 16 rows of the tile and runs through the pages in order, its state in registers; the block copies K and V to
 // shared memory, one page ahead where two fit. The state of the chunks before the current one waits in `out`.
 
-// Where 16-byte piece `piece` of row `row` lies in shared memory, for rows of `pieces`: rows next to each other must not
-// put the same piece into the same banks.
-__device__ __forceinline__ uint32_t swizzle(uint32_t row, uint32_t piece, uint32_t pieces) {
-    return row * pieces + (pieces % 8 == 0 ? piece ^ (row & 1) << 2 : piece);
+// A row of ROW 16-byte pieces lies in shared memory as it is, or, where neighbouring rows would put the same piece into the
+// same banks, with pieces 4 apart exchanged in odd rows.
+template <int ROW>
+__device__ __forceinline__ uint32_t swizzle(uint32_t row, uint32_t piece) {
+    return row * ROW + (ROW % 8 == 0 ? piece ^ (row & 1) << 2 : piece);
 }
+
+// This thread's piece i of the 64 * ROW pieces that a block copies, as (row, piece) of piece 0 and a distance from it that
+// holds in both memories.
+template <int ROW>
+struct Copy {
+    static constexpr uint32_t WIDTH = ROW % 8 == 0 ? 8 : ROW, COLUMNS = ROW / WIDTH, COUNT = KIGO_PAGE * ROW / THREADS;
+    static __device__ __forceinline__ uint32_t row() { return threadIdx.x / WIDTH; }
+    static __device__ __forceinline__ uint32_t piece() { return threadIdx.x % WIDTH; }
+    static __device__ __forceinline__ uint32_t distance(uint32_t i) {
+        return ROW % 8 == 0 ? i / COLUMNS * (THREADS / 8) * ROW + i % COLUMNS * 8 : i * THREADS;
+    }
+};
 
 template <int DP>
 __device__ __forceinline__ void prefill(const KigoAttention &p) {
-    constexpr int J = DP / 32, PIECES = KIGO_PAGE * DP / 8;  // PIECES: 16-byte pieces of K of a page, and of V
+    constexpr int J = DP / 32, ROW = DP / 8, PIECES = KIGO_PAGE * ROW;  // 16-byte pieces: of a key, of K of a page, and of V
     constexpr int STAGES = DP <= 128 ? 2 : 1;
     constexpr bool Q_SHARED = DP > 128;
+    constexpr int SCORED = 8, MIXED = 4;  // tiles at a time
     extern __shared__ uint4 shared[];  // K, V of each stage; then q of each warp if Q_SHARED
 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -428,21 +442,19 @@ __device__ __forceinline__ void prefill(const KigoAttention &p) {
     const uint64_t here = page_offset(p, DP, head_kv);
 
     auto load = [&](uint32_t page, uint64_t address) {
+        using K = Copy<ROW>;
+        using V = Copy<8>;
         const uint4 *from = at<uint4>(address + here);
         uint4 *to = shared + (page % STAGES) * 2 * PIECES;
+        const uint32_t k_from = K::row() * ROW + K::piece(), k_to = swizzle<ROW>(K::row(), K::piece());
 #pragma unroll
-        for (int i = 0; i < PIECES / THREADS; i++) {
-            const uint32_t x = i * THREADS + threadIdx.x;
-            copy_async(to + swizzle(x / (DP / 8), x % (DP / 8), DP / 8), from + x, 16);
-        }
+        for (uint32_t i = 0; i < K::COUNT; i++) copy_async(to + k_to + K::distance(i), from + k_from + K::distance(i), 16);
         // Unwritten values may hold NaN, which a weight of 0 does not silence: they become zeros.
-        const int32_t valid = static_cast<int32_t>(n_keys - page * KIGO_PAGE);
+        const int32_t valid = static_cast<int32_t>(n_keys - page * KIGO_PAGE - V::piece() * 8);
+        const uint32_t bytes = 2 * max(0, min(8, valid));
+        from += PIECES + threadIdx.x, to += PIECES + swizzle<8>(V::row(), V::piece());
 #pragma unroll
-        for (int i = 0; i < PIECES / THREADS; i++) {
-            const uint32_t x = i * THREADS + threadIdx.x;
-            const int32_t keys = max(0, min(8, valid - static_cast<int32_t>(x % 8 * 8)));
-            copy_async(to + PIECES + swizzle(x / 8, x % 8, 8), from + PIECES + x, keys * 2);
-        }
+        for (uint32_t i = 0; i < PIECES / THREADS; i++) copy_async(to + V::distance(i), from + V::distance(i), bytes);
     };
     load(0, __ldcg(pages));
     uint64_t next_address = n_pages > 1 ? __ldcg(pages + 1) : 0;
@@ -461,6 +473,9 @@ __device__ __forceinline__ void prefill(const KigoAttention &p) {
     float *out = at<float>(p.out) + (static_cast<uint64_t>(first_row) * p.n_head + head) * p.head_dim;
     float M[2], L[2], O[DP / 8][4];
     float M1[2] = {-INFINITY, -INFINITY}, L1[2] = {-0.0f, -0.0f};
+    // Where piece 4j + t is in the rows this lane reads, which are odd where g is.
+    const uint32_t even = t + (g & 1) * 4, odd = t + 4 - (g & 1) * 4;
+    auto piece = [&](int j, bool exchanged) { return exchanged ? j / 2 * 8 + (j % 2 ? odd : even) : j * 4 + t; };
     auto clear = [&] {
         M[0] = M[1] = -INFINITY;
         L[0] = L[1] = -0.0f;
@@ -485,8 +500,11 @@ __device__ __forceinline__ void prefill(const KigoAttention &p) {
         if (warp * 16 < n_rows && warp_first + 15 >= 0) {
             const uint4 *k = shared + (page % STAGES) * 2 * PIECES, *v = k + PIECES;
             float s[8][4], m[2], l[2];
-            scores<DP, 8>(s, [&](int j, int r) { return Q_SHARED ? q_shared[(2 * j + r) * 32] : q_lane[Q_SHARED ? 0 : 2 * j + r]; },
-                          [&](int i, int j) { return k[swizzle(key_of(i, g), j * 4 + t, DP / 8)]; });
+#pragma unroll
+            for (int first = 0; first < 8; first += SCORED)
+                scores<DP, SCORED>(
+                    s + first, [&](int j, int r) { return Q_SHARED ? q_shared[(2 * j + r) * 32] : q_lane[Q_SHARED ? 0 : 2 * j + r]; },
+                    [&](int i, int j) { return k[key_of(first + i, g) * ROW + piece(j, ROW % 8 == 0)]; });
             if (warp_first < KIGO_PAGE - 1) mask<8>(s, 0, t, last_key, last_key + 8);
             largest<8>(s, m);
             uint32_t w[4][4];
@@ -497,11 +515,11 @@ __device__ __forceinline__ void prefill(const KigoAttention &p) {
             L[0] = fold(L[0], l[0], f[0]);
             L[1] = fold(L[1], l[1], f[1]);
 #pragma unroll
-            for (int first = 0; first < DP / 8; first += 4) {
-                float o[4][4];
-                mix<4>(o, w, [&](int n, int h) { return v[swizzle((first + n) * 8 + g, h * 4 + t, 8)]; });
+            for (int first = 0; first < DP / 8; first += MIXED) {
+                float o[MIXED][4];
+                mix<MIXED>(o, w, [&](int n, int h) { return v[(first + n) * 64 + g * 8 + piece(h, true)]; });
 #pragma unroll
-                for (int n = 0; n < 4; n++) {
+                for (int n = 0; n < MIXED; n++) {
 #pragma unroll
                     for (int c = 0; c < 4; c++) O[first + n][c] = fold(O[first + n][c], o[n][c], f[c / 2]);
                 }
@@ -552,10 +570,10 @@ __device__ __forceinline__ void prefill(const KigoAttention &p) {
 }  // namespace
 
 #define KIGO_ATTENTION(dp)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS) attn_decode_##dp(const __grid_constant__ KigoAttention p) {        \
+    extern "C" __global__ void __launch_bounds__(THREADS, (dp) <= 64 ? 4 : 2) attn_decode_##dp(const __grid_constant__ KigoAttention p) {        \
         decode<dp>(p);                                                                                                      \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS) attn_prefill_##dp(const __grid_constant__ KigoAttention p) {       \
+    extern "C" __global__ void __launch_bounds__(THREADS, (dp) <= 64 ? 3 : 2) attn_prefill_##dp(const __grid_constant__ KigoAttention p) {       \
         prefill<dp>(p);                                                                                                     \
     }
 
