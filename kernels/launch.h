@@ -1,7 +1,5 @@
-/* Parameters of the kernels: one struct for each kernel, passed by value, plus the records that kernels share.
- *
- * Plain C with fixed-size fields, naturally aligned and without implicit padding, so that the Rust mirrors in
- * src/backend/cuda/params.rs have the same bytes; a test ties the two. Device addresses are u64. */
+/* Parameters of the kernels: one struct per kernel, by value. C compatible, without implicit padding, so that a test can hold
+ * them against their Rust mirrors (src/backend/cuda/params.rs). Addresses are of device memory unless they say otherwise. */
 #ifndef KIGO_LAUNCH_H
 #define KIGO_LAUNCH_H
 
@@ -10,42 +8,196 @@
 /* Positions in a page of the KV cache. */
 #define KIGO_PAGE 64
 
-/* A row of the batch: one token at one position of one sequence. */
+/* One token of a batch. */
 typedef struct {
     uint32_t token;
-    uint32_t position; /* 0-based */
-    uint64_t pages;    /* u64 [ceil(n_ctx/64)]: device addresses of the pages of the sequence */
-    uint32_t slot;     /* number of the sequence's sampler state */
+    uint32_t position;
+    /* The sequence's page table: u64 per page, the address of the page. */
+    uint64_t pages;
+    /* The sequence's sampler state. */
+    uint32_t slot;
     uint32_t pad;
 } KigoRow;
 
-/* Up to 64 rows of one sequence at consecutive positions, in ascending order: the unit of attn_prefill. */
+/* Where the activations of a product come from. */
 typedef struct {
-    uint32_t first_row; /* index into rows */
-    uint32_t n_rows;    /* 1..64 */
-} KigoTile;
+    /* f32 [rows][stride]; columns k..stride are zero. */
+    uint64_t x;
+    /* f32 [stride]: weight of the norm, and its bias or 0. */
+    uint64_t norm_weight;
+    uint64_t norm_bias;
+    /* u32 [n]: bits of the largest magnitude in each row of x; read where there is no norm. */
+    uint64_t magnitudes;
+    /* u32 [n]: which row of x each row of the product takes; 0: rows in order. */
+    uint64_t select;
+    /* Rows, columns, columns rounded up to 64. */
+    uint32_t n;
+    uint32_t k;
+    uint32_t stride;
+    /* KIGO_NORM_... */
+    uint32_t norm;
+    float eps;
+    uint32_t pad;
+} KigoInput;
 
-/* attn_decode_<dp>, attn_prefill_<dp>: attention over the KV cache. dp: head_dim rounded up to 32, 64, 96, 128, 192 or
- * 256; a group is the n_head / n_head_kv heads that share a kv head, m_tiles = ceil(group / 16).
- *
- * attn_decode:  grid (n_head_kv * m_tiles, n, splits), 128 threads, no dynamic shared memory; rows of distinct sequences.
- *               The pages of a row are spread over `splits` blocks; results do not depend on it.
- * attn_prefill: grid (n_tiles, n_head), 128 threads, KIGO_ATTN_PREFILL_SHARED(dp) bytes of dynamic shared memory. */
+enum { KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_NORM_LAYER };
+
+/* prep: activations of many rows in the order of fragments. */
 typedef struct {
-    uint64_t rows;     /* KigoRow [n] */
-    uint64_t tiles;    /* KigoTile [n_tiles]; attn_prefill only */
-    uint64_t q;        /* f16 [n][n_head][dp], times attention scale and log2(e), zero beyond head_dim; 16-byte aligned */
-    uint64_t out;      /* f32 [n][n_head][head_dim] */
-    uint64_t amax;     /* u32 [n]: raised to the bits of the largest |out| of the row */
-    uint64_t counters; /* u32 [n][n_head_kv * m_tiles]: zero before and after; attn_decode only */
+    KigoInput in;
+    /* [ceil(n / 8)][stride / 64] records; see kernels/activations.cuh. */
+    uint64_t records;
+    /* f32 [ceil(n / 8) * 8]: what a row's products are multiplied with. */
+    uint64_t factors;
+    /* Whether the records are of pairs of bfloat16 rather than of halves. */
+    uint32_t bf16;
+    uint32_t pad;
+} KigoPrep;
+
+/* What becomes of a product. */
+enum {
+    /* out[row] = product + bias */
+    KIGO_STORE,
+    /* out[row] += product + bias */
+    KIGO_ADD,
+    /* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
+    KIGO_GATED,
+    /* out[row] = activation(out[row]) * product */
+    KIGO_GATE,
+    /* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
+    KIGO_QKV,
+};
+
+enum { KIGO_SILU, KIGO_GELU };
+
+/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
+typedef struct {
+    /* Read by matmul_one. */
+    KigoInput in;
+    /* Read by the others, written by prep. */
+    uint64_t records;
+    uint64_t factors;
+    /* The matrix: tiles of records. */
+    uint64_t weights;
+    /* f32 [n][out_stride]. */
+    uint64_t out;
+    /* f32 [n_rows], or 0; for KIGO_QKV one for each of q, k and v. */
+    uint64_t bias[3];
+    /* u32 [n]: raised to the largest magnitude of out; 0: not wanted. */
+    uint64_t magnitudes;
+    uint32_t n;
+    uint32_t n_rows;
+    uint32_t n_tiles;
+    /* Records in a tile. */
+    uint32_t n_records;
+    uint32_t out_stride;
+    /* KIGO_STORE ... and KIGO_SILU ... */
+    uint32_t kind;
+    uint32_t activation;
+    /* KIGO_QKV: place of tile 0 among all tiles of q, k and v. */
+    uint32_t first_tile;
+    /* KIGO_QKV: KigoRow [n]; q, halves [n][n_head][dp]; float2 [n][n_rot / 2] cosine and sine of every pair. */
+    uint64_t rows;
+    uint64_t q;
+    uint64_t turns;
     uint32_t n_head;
     uint32_t n_head_kv;
-    uint32_t head_dim; /* even */
-    uint32_t layer;    /* 0-based */
+    uint32_t head_dim;
+    /* head_dim as it stands in q and the cache. */
+    uint32_t dp;
+    uint32_t n_rot;
+    /* Whether pairs are (i, i + n_rot / 2) rather than (2 i, 2 i + 1). */
+    uint32_t halves;
+    uint32_t layer;
+    /* Factor on q. */
+    float q_scale;
+} KigoMatmul;
+
+/* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */
+typedef struct {
+    uint32_t first_row;
+    /* 1..64 */
+    uint32_t n_rows;
+} KigoTile;
+
+/* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
+ * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
+ * attn_decode: rows of distinct sequences; grid (n_head_kv * m_tiles, n, splits).
+ * attn_prefill: grid (n_tiles, n_head), KIGO_ATTENTION_SHARED(dp) bytes of dynamic shared memory. */
+typedef struct {
+    /* KigoRow [n] */
+    uint64_t rows;
+    /* attn_prefill: KigoTile [n_tiles] */
+    uint64_t tiles;
+    /* halves [n][n_head][dp]: q times the scale of attention and log2(e), zero from head_dim on; aligned to 16 bytes. */
+    uint64_t q;
+    /* f32 [n][n_head][head_dim] */
+    uint64_t out;
+    /* u32 [n]: raised to the largest magnitude of out. */
+    uint64_t magnitudes;
+    /* attn_decode: u32 [n][n_head_kv * m_tiles], zero before and after. */
+    uint64_t counters;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    /* Even. */
+    uint32_t head_dim;
+    uint32_t layer;
     uint32_t n_layer;
-    uint32_t splits;   /* >= 1; attn_decode only */
+    /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
+    uint32_t splits;
 } KigoAttention;
 
-#define KIGO_ATTN_PREFILL_SHARED(dp) ((dp) * ((dp) <= 128 ? 512 : 384))
+#define KIGO_ATTENTION_SHARED(dp) ((dp) * ((dp) <= 128 ? 512 : 384))
+
+/* embed: rows of the token table, and what the step computes from positions alone. */
+typedef struct {
+    uint64_t rows;
+    /* The table: tiles of records. */
+    uint64_t weights;
+    /* f32 [n][stride] */
+    uint64_t x;
+    /* f64 [n_pairs]: turn of every rope pair per position, in half turns; float2 [n][n_pairs] cosine and sine. */
+    uint64_t angles;
+    uint64_t turns;
+    /* u32 [n_magnitudes][magnitudes_stride]: set to zero for the batch's rows. */
+    uint64_t magnitudes;
+    uint32_t n_magnitudes;
+    uint32_t magnitudes_stride;
+    uint32_t n_pairs;
+    uint32_t n_records;
+    uint32_t k;
+    uint32_t stride;
+} KigoEmbed;
+
+/* Which row of the file stands where in a matrix. */
+enum {
+    /* As in the file. */
+    KIGO_ROWS_PLAIN,
+    /* Heads start a tile of their own. */
+    KIGO_ROWS_HEADS,
+    /* The same, and rope pairs stand 8 rows apart. */
+    KIGO_ROWS_ROPE,
+};
+
+/* repack: some rows of a matrix, as blocks of the file, into records. */
+typedef struct {
+    /* Rows first_row .. first_row + n_source_rows of the matrix. */
+    uint64_t source;
+    uint64_t row_bytes;
+    uint64_t out;
+    uint32_t first_row;
+    uint32_t n_source_rows;
+    uint32_t k;
+    uint32_t n_records;
+    /* The tiles to write, counted as if the matrix stood alone; tile i is written as tile i * tile_step + tile_offset. */
+    uint32_t first_tile;
+    uint32_t n_tiles;
+    uint32_t tile_step;
+    uint32_t tile_offset;
+    uint32_t order;
+    uint32_t head_dim;
+    uint32_t n_rot;
+    uint32_t halves;
+} KigoRepack;
 
 #endif
