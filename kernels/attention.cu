@@ -487,7 +487,6 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
 #pragma unroll
     for (int i = 0; i < 2 * kPieces; i++) (kQShared ? q_shared[i * 32] : q_lane[kQShared ? 0 : i]) = q_piece(i / 2, i % 2);
 
-    float* out = at<float>(p.out) + (static_cast<uint64_t>(first_row) * p.n_head + head) * p.head_dim;
     float M[2], L[2], O[kDp / 8][4];
     float M1[2] = {-INFINITY, -INFINITY}, L1[2] = {-0.0f, -0.0f};
     // Where piece 4j + t is in the rows this lane reads, which are odd where g is.
@@ -506,8 +505,8 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
         __syncthreads();
         auto load_next = [&] {
             if (page + 1 == n_pages) return;
-            load(page + 1, next_address);
-            if (page + 2 < n_pages) next_address = __ldcg(pages + page + 2);
+            load(page + 1, kStages == 2 ? next_address : __ldcg(pages + page + 1));
+            if (kStages == 2 && page + 2 < n_pages) next_address = __ldcg(pages + page + 2);
         };
         if (kStages == 2) load_next();
 
@@ -557,7 +556,8 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                 if (seen) L1[r] = fold(L1[r], L[r], f);
                 const float inverse = __frcp_rn(L1[r]);
                 if (row0 + 8 * r >= n_rows) continue;
-                float* to = out + static_cast<uint64_t>(row0 + 8 * r) * p.n_head * p.head_dim + 2 * t;
+                const uint64_t vector = static_cast<uint64_t>(first_row + row0 + 8 * r) * p.n_head + head;
+                float* to = at<float>(p.out) + vector * p.head_dim + 2 * t;
 #pragma unroll
                 for (int n = 0; n < kDp / 8; n++) {
                     if (n * 8 + 2 * t >= p.head_dim) continue;
