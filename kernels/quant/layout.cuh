@@ -275,6 +275,12 @@ struct Record {
     static_assert(kBytes % 16 == 0 && Type::kScaleBytes % 16 == 0);
 };
 
+// words[i] by selection, so that an index that is known only at run time does not put the array into memory.
+KIGO_FN uint32_t select_word(const uint32_t (&words)[4], int i) {
+    const uint32_t even = i & 2 ? words[2] : words[0], odd = i & 2 ? words[3] : words[1];
+    return i & 1 ? odd : even;
+}
+
 // Loads 1, 2 or 4 words from an address that is a multiple of their size.
 template <int kWords>
 KIGO_FN void load_words(uint32_t* words, const uint8_t* from) {

@@ -43,7 +43,7 @@ struct Q2_K {
 
     KIGO_FN static Float2 scale(const Scales& scales, int group) {
         const auto of = [&](int row) {
-            const uint32_t sc = scales.sc_m[row][group / 4] >> 8 * (group % 4) & 15;
+            const uint32_t sc = select_word(scales.sc_m[row], group / 4) >> 8 * (group % 4) & 15;
             return half_to_float(scales.d_dmin[row] & 0xffff) * float(sc);
         };
         return {of(0), of(1)};
@@ -51,7 +51,7 @@ struct Q2_K {
 
     KIGO_FN static Float2 min(const Scales& scales, int group) {
         const auto of = [&](int row) {
-            const uint32_t m = scales.sc_m[row][group / 4] >> (8 * (group % 4) + 4) & 15;
+            const uint32_t m = select_word(scales.sc_m[row], group / 4) >> (8 * (group % 4) + 4) & 15;
             return half_to_float(scales.d_dmin[row] >> 16) * float(m);
         };
         return {of(0), of(1)};

@@ -49,7 +49,7 @@ struct Q3_K {
 
     KIGO_FN static Float2 scale(const Scales& scales, int group) {
         const auto sc = [&](int row) {
-            const uint32_t low = scales.low[2 * row + group / 4 % 2] >> (8 * (group % 4) + group / 8 * 4) & 15;
+            const uint32_t low = (group & 4 ? scales.low[2 * row + 1] : scales.low[2 * row]) >> (8 * (group % 4) + group / 8 * 4) & 15;
             const uint32_t high = scales.high[row] >> (8 * (group % 4) + group / 4 * 2) & 3;
             return float(int(low | high << 4) - 32);
         };

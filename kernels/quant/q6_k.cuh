@@ -44,7 +44,7 @@ struct Q6_K {
     }
 
     KIGO_FN static Float2 scale(const Scales& scales, int group) {
-        const auto sc = [&](int row) { return float(int8_t(scales.sc[row][group / 4] >> 8 * (group % 4))); };
+        const auto sc = [&](int row) { return float(int8_t(select_word(scales.sc[row], group / 4) >> 8 * (group % 4))); };
         return {half_to_float(scales.d & 0xffff) * sc(0), half_to_float(scales.d >> 16) * sc(1)};
     }
 };
