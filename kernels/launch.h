@@ -78,9 +78,8 @@ typedef struct {
     uint32_t scanned;
     uint32_t weighed;
     uint32_t pad[3];
-    /* Weights at temperature 1 and at the sequence's. */
-    uint64_t sums[2][KIGO_SAMPLE_BINS];
-    uint32_t counts[KIGO_SAMPLE_BINS];
+    /* Of the candidates in each bin: their number, their weights for top_p, their weights for the draw. */
+    uint64_t sums[3][KIGO_SAMPLE_BINS];
 } KigoSampleWork;
 
 /* sample_scan, sample_weigh: grid (ceil(n_vocab / KIGO_SAMPLE_SLICE), n). */
