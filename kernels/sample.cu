@@ -267,12 +267,15 @@ __device__ __forceinline__ void visit_chunks(Wanted wanted, Visit visit) {
         uint32_t todo = __ballot_sync(~0u, mine < n_chunks && wanted(__ldcg(&s.task.chunks[mine].best)));
         while (todo) {
             // Past the last one all ids are outside.
-            uint32_t chunk[kAhead];
+            uint32_t chunk[kAhead], words[kAhead];
             float logits[kAhead][kParts];
 #pragma unroll
             for (int a = 0; a < kAhead; a++) {
                 chunk[a] = todo ? first + __ffs(todo) - 1 : n_chunks;
                 todo &= todo - 1;
+                // Lane i has word i.
+                const bool has_word = s.task.n_window > 0 && lane < kParts && chunk[a] < n_chunks;
+                words[a] = has_word ? __ldcg(&s.task.chunks[chunk[a]].window[lane]) : 0;
 #pragma unroll
                 for (int i = 0; i < kParts; i++)
                     logits[a][i] = load_logit(s.task.logits, s.task.n_vocab, chunk[a] * kChunk + i * kWarp + lane);
@@ -284,7 +287,7 @@ __device__ __forceinline__ void visit_chunks(Wanted wanted, Visit visit) {
                 for (int i = 0; i < kParts; i++) {
                     const uint32_t id = chunk[a] * kChunk + i * kWarp + lane;
                     const float logit = i == 0 ? logits[a][0] : i == 1 ? logits[a][1] : i == 2 ? logits[a][2] : logits[a][3];
-                    visit(candidate(id, logit, s.task.n_window ? __ldcg(&s.task.chunks[chunk[a]].window[i]) : 0));
+                    visit(candidate(id, logit, __shfl_sync(~0u, words[a], i)));
                 }
             }
         }

@@ -43,6 +43,7 @@ pub(super) fn exp(x: f64) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -57,5 +58,19 @@ mod tests {
         assert!(worst < 4e-16 + 1.2e-16, "{worst:e}");
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(-0.0), 1.0);
+    }
+
+    /// The copy of these constants in the kernel.
+    #[test]
+    fn the_kernel_has_the_same_constants() {
+        let text = include_str!("../../kernels/sample.cu");
+        let after = |name: &str| text.split_once(&format!(" {name} = ")).unwrap().1;
+        let number = |name: &str| after(name).split_once(';').unwrap().0.parse::<f64>().unwrap();
+        let found = ["kLog2E", "kLn2High", "kLn2Low", "kWhole"].map(number);
+        assert_eq!(found, [LOG2_E, LN_2_HIGH, LN_2_LOW, WHOLE]);
+        let taylor = after("c[12]").split_once('}').unwrap().0.trim_start_matches('{');
+        let taylor: Vec<f64> =
+            taylor.split(',').map(|c| 1.0 / c.trim().strip_prefix("1.0 / ").unwrap().parse::<f64>().unwrap()).collect();
+        assert_eq!(taylor, TAYLOR);
     }
 }

@@ -32,7 +32,7 @@ const ONE: f64 = (1u64 << 40) as f64;
 /// Exponents below this give a weight of 0: `exp(-28) < 2^-40`.
 const LEAST_EXPONENT: f64 = -28.0;
 /// Largest vocabulary: the sum of its weights fits into 64 bits.
-const MAX_VOCAB: usize = 1 << 23;
+pub(crate) const MAX_VOCAB: usize = 1 << 23;
 /// How many candidates are sorted first; more follow only as far as they are needed.
 const FIRST_SORTED: usize = 256;
 
