@@ -74,7 +74,7 @@ __device__ __forceinline__ uint32_t rank_of(Key key) { return static_cast<uint32
 __device__ __forceinline__ uint32_t id_of(Key key) { return static_cast<uint32_t>(key); }
 __device__ __forceinline__ float logit_of(Key key) { return logit_of(rank_of(key)); }
 
-// A row's logits, its state, and what the parameters say.
+// A row's logits and its state.
 struct Task {
     const float* logits;
     KigoRow* row;
@@ -84,17 +84,16 @@ struct Task {
     KigoSampleChunk* chunks;
     uint32_t n_vocab;
     uint32_t n_chunks;
-    uint32_t top_k;
-    float temperature;
-    float top_p;
-    float penalty;
+    uint32_t position;
     // Tokens of the window; none when the penalty is off.
     uint32_t n_window;
-    // Whether sample_weigh finishes it.
-    bool weigh;
     bool is_sampled;
+    // Of the sequence, before this token.
+    alignas(uint4) KigoSampler state;
 
-    __device__ bool takes(int step) const { return step == kTopK ? top_k > 0 && top_k < n_vocab : step == kDraw || top_p < 1.0f; }
+    __device__ bool takes(int step) const {
+        return step == kTopK ? state.top_k > 0 && state.top_k < n_vocab : step == kDraw || state.top_p < 1.0f;
+    }
 };
 
 // A histogram of 64-bit sums: shared memory adds 32 bits at a time.
@@ -129,6 +128,7 @@ struct Sums {
 
 // Shared memory of a block.
 struct Shared {
+    Task task;
     union {
         // While a slice is scanned: which of its ids are in the window.
         uint32_t window[KIGO_SAMPLE_SLICE / 32];
@@ -141,7 +141,6 @@ struct Shared {
         } row;
         Sums<kDigits> digits;
     };
-    Task task;
     // Of the block's functions.
     Key warps[kWarps];
     uint64_t found_sum;
@@ -167,24 +166,20 @@ __device__ void load_task(const KigoSample& p) {
         Task& task = s.task;
         KigoRow* rows = reinterpret_cast<KigoRow*>(p.rows);
         task.row = rows + (p.row_of ? __ldcg(reinterpret_cast<const uint32_t*>(p.row_of) + at) : at);
+        task.position = __ldcg(&task.row->position);
         const uint32_t slot = __ldcg(&task.row->slot);
         task.is_sampled = slot != KIGO_NO_SLOT;
         if (task.is_sampled) {
-            KigoSampler* sampler = reinterpret_cast<KigoSampler*>(p.samplers) + slot;
-            const uint32_t n_tokens = __ldcg(&sampler->n_tokens), window_len = __ldcg(&sampler->window_len);
+            task.sampler = reinterpret_cast<KigoSampler*>(p.samplers) + slot;
+            for (int i = 0; i < static_cast<int>(sizeof(KigoSampler) / sizeof(uint4)); i++)
+                reinterpret_cast<uint4*>(&task.state)[i] = __ldcg(reinterpret_cast<const uint4*>(task.sampler) + i);
+            task.n_window = task.state.window ? min(task.state.n_tokens, task.state.window_len) : 0;
             task.logits = row_logits(p);
-            task.sampler = sampler;
             task.outcomes = reinterpret_cast<KigoSampled*>(p.outcomes) + static_cast<size_t>(slot) * KIGO_SAMPLE_OUTCOMES;
             task.work = reinterpret_cast<KigoSampleWork*>(p.work + at * p.work_bytes);
             task.chunks = reinterpret_cast<KigoSampleChunk*>(task.work + 1);
             task.n_vocab = p.n_vocab;
             task.n_chunks = (p.n_vocab + kChunk - 1) / kChunk;
-            task.top_k = __ldcg(&sampler->top_k);
-            task.temperature = __ldcg(&sampler->temperature);
-            task.top_p = __ldcg(&sampler->top_p);
-            task.penalty = __ldcg(&sampler->repeat_penalty);
-            task.n_window = __ldcg(&sampler->window) ? min(n_tokens, window_len) : 0;
-            task.weigh = __ldcg(&sampler->weigh);
         }
     }
     __syncthreads();
@@ -243,7 +238,7 @@ __device__ __forceinline__ Key candidate(uint32_t id, float logit, uint32_t wind
     if (id >= s.task.n_vocab) return kOutside;
     if ((__float_as_uint(logit) & 0x7F800000u) == 0x7F800000u) return id;
     if (window >> id % 32 & 1) {
-        logit = logit > 0.0f ? __fdiv_rn(logit, s.task.penalty) : __fmul_rn(logit, s.task.penalty);
+        logit = logit > 0.0f ? __fdiv_rn(logit, s.task.state.repeat_penalty) : __fmul_rn(logit, s.task.state.repeat_penalty);
         // A tiny or large penalty may leave the range of f32.
         logit = fminf(fmaxf(logit, -kLargest), kLargest);
     }
@@ -253,7 +248,7 @@ __device__ __forceinline__ Key candidate(uint32_t id, float logit, uint32_t wind
 __device__ __forceinline__ uint64_t weight(Step step, Key key, float largest) {
     if (step == kTopK) return 1;
     double x = add(logit_of(key), -static_cast<double>(largest));
-    if (step == kDraw && s.task.temperature != 1.0f) x = __ddiv_rn(x, s.task.temperature);
+    if (step == kDraw && s.task.state.temperature != 1.0f) x = __ddiv_rn(x, s.task.state.temperature);
     return x < -28.0 ? 0 : __double2ull_rz(mul(1099511627776.0, exp_exact(x)));
 }
 
@@ -314,8 +309,8 @@ struct Goal {
     uint64_t passed;
 
     // `total` is the sum over all that the step before left.
-    __device__ Goal(Step step, uint64_t total) : is_share(step == kTopP), share(0.0), passed(s.task.top_k - 1) {
-        if (step == kTopP) share = mul(s.task.top_p, __ull2double_rn(total));
+    __device__ Goal(Step step, uint64_t total) : is_share(step == kTopP), share(0.0), passed(s.task.state.top_k - 1) {
+        if (step == kTopP) share = mul(s.task.state.top_p, __ull2double_rn(total));
         if (step == kDraw) passed = __umul64hi(total, random());
     }
 
@@ -324,8 +319,8 @@ struct Goal {
     // The generator of src/sampler/rng.rs.
     static __device__ uint64_t random() {
         constexpr uint64_t kGamma = 0x9E3779B97F4A7C15u;
-        const uint64_t start = mix(__ldcg(&s.task.sampler->seed) + kGamma);
-        return mix(start + (__ldcg(&s.task.sampler->drawn) + 1) * kGamma);
+        const uint64_t start = mix(s.task.state.seed + kGamma);
+        return mix(start + (s.task.state.drawn + 1) * kGamma);
     }
 
     static __device__ uint64_t mix(uint64_t z) {
@@ -426,7 +421,7 @@ __device__ __noinline__ uint32_t first_sorted(Step step, float largest, uint32_t
 
 // The largest rank that min_p keeps.
 __device__ uint32_t last_rank(float largest) {
-    return rank_of(__double2float_ru(add(largest, __ldcg(&s.task.sampler->ln_min_p))));
+    return rank_of(__double2float_ru(add(largest, s.task.state.ln_min_p)));
 }
 
 // How many of the first `n` sorted candidates are up to `rank`.
@@ -440,28 +435,26 @@ __device__ uint32_t count_up_to(uint32_t rank, uint32_t n) {
 }
 
 __device__ void report(uint32_t outcome, uint32_t found) {
-    const uint32_t serial = __ldcg(&s.task.sampler->serial) + 1;
-    s.task.sampler->serial = serial;
+    const uint32_t serial = s.task.state.serial + 1;
     KigoSampled* place = s.task.outcomes + serial % KIGO_SAMPLE_OUTCOMES;
     if (outcome & KIGO_SAMPLE_FAILED) {
         place->found = found;
         __threadfence_system();
     }
     *reinterpret_cast<volatile uint64_t*>(&place->outcome) = static_cast<uint64_t>(serial) << 32 | outcome;
+    s.task.sampler->serial = serial;
 }
 
 // Makes `token` the sequence's next.
 __device__ void accept(uint32_t token) {
     if (threadIdx.x != 0) return;
-    KigoSampler* sampler = s.task.sampler;
-    const uint32_t position = __ldcg(&s.task.row->position), n_tokens = __ldcg(&sampler->n_tokens);
-    const uint64_t window = __ldcg(&sampler->window), drawn = __ldcg(&sampler->drawn);
-    s.task.row->token = token;
-    s.task.row->position = position + 1;
-    if (s.task.temperature != 0.0f) sampler->drawn = drawn + 1;
-    sampler->n_tokens = n_tokens + 1;
-    if (window) reinterpret_cast<uint32_t*>(window)[n_tokens % __ldcg(&sampler->window_len)] = token;
+    const KigoSampler& state = s.task.state;
     report(token, 0);
+    s.task.row->token = token;
+    s.task.row->position = s.task.position + 1;
+    if (state.temperature != 0.0f) s.task.sampler->drawn = state.drawn + 1;
+    s.task.sampler->n_tokens = state.n_tokens + 1;
+    if (state.window) reinterpret_cast<uint32_t*>(state.window)[state.n_tokens % state.window_len] = token;
 }
 
 __device__ void fail(uint32_t index) {
@@ -527,7 +520,7 @@ __device__ __noinline__ void finish_by_digits(float largest) {
 __device__ void finish_top_k(Key best, uint32_t worst_best) {
     const float largest = logit_of(best);
     const Bins bins(largest, __fadd_rn(largest, -logit_of(worst_best)));
-    const uint32_t k = s.task.takes(kTopK) ? s.task.top_k : s.task.n_vocab;
+    const uint32_t k = s.task.takes(kTopK) ? s.task.state.top_k : s.task.n_vocab;
     int to = kBins - 1;
     if (k < s.task.n_chunks) {
         // The best k candidates are no worse than the k-th best of the chunks.
@@ -619,7 +612,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __gr
     const uint32_t n_window = s.task.n_window, n_chunks = s.task.n_chunks;
     uint32_t window[kParts] = {};
     if (n_window) {
-        const uint32_t* tokens = reinterpret_cast<const uint32_t*>(__ldcg(&s.task.sampler->window));
+        const uint32_t* tokens = reinterpret_cast<const uint32_t*>(s.task.state.window);
         if (threadIdx.x < KIGO_SAMPLE_SLICE / 32) s.window[threadIdx.x] = 0;
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < n_window; i += kThreads) {
@@ -661,9 +654,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __gr
     best = block_min(best);
     if (rank_of(best) == 0) {
         fail(id_of(best));
-    } else if (s.task.temperature == 0.0f) {
+    } else if (s.task.state.temperature == 0.0f) {
         accept(id_of(best));
-    } else if (!s.task.weigh) {
+    } else if (!s.task.state.weigh) {
         finish_top_k(best, block_max(worst_best));
     } else {
         worst = block_max(worst);
@@ -681,12 +674,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_weigh(const __g
 #pragma unroll
     for (int i = 0; i < kParts; i++) logits[i] = load_logit(row_logits(p), p.n_vocab, chunk * kChunk + i * kWarp + lane);
     load_task(p);
-    if (!s.task.is_sampled || !s.task.weigh) return;
+    if (!s.task.is_sampled || !s.task.state.weigh) return;
     const Key best = __ldcg(&s.task.work->best);
     if (rank_of(best) == 0) return;
     // No weight reaches further down than e^-28.
     const float largest = logit_of(best), range = __fadd_rn(largest, -logit_of(__ldcg(&s.task.work->worst)));
-    const Bins bins(largest, fminf(range, 28.0f * fmaxf(s.task.temperature, 1.0f)));
+    const Bins bins(largest, fminf(range, 28.0f * fmaxf(s.task.state.temperature, 1.0f)));
     uint4 window = make_uint4(0, 0, 0, 0);
     if (s.task.n_window && chunk < s.task.n_chunks) window = __ldcg(reinterpret_cast<const uint4*>(s.task.chunks[chunk].window));
     const uint32_t words[kParts] = {window.x, window.y, window.z, window.w};
