@@ -9,4 +9,6 @@ pub mod context;
 pub mod driver;
 pub mod memory;
 pub mod module;
+pub mod params;
+pub mod sample;
 pub mod stream;
