@@ -124,13 +124,10 @@ impl Weights<TensorInfo> {
         };
         let (n_embd, n_q, n_kv, n_ff) = (desc.n_embd, desc.n_embd_q(), desc.n_embd_kv(), desc.n_ff);
         let head = [desc.n_vocab, n_embd];
-        let norm_bias = |find: &mut dyn FnMut(String, &[usize]) -> Result<Option<TensorInfo>>, name| match desc.norm {
-            Norm::Layer => find(name, &[n_embd]),
-            Norm::Rms => Ok(None),
-        };
+        let has_norm_bias = desc.norm == Norm::Layer;
         let token_embd = require(&mut find, "token_embd.weight".into(), &head)?;
         let output_norm = require(&mut find, "output_norm.weight".into(), &[n_embd])?;
-        let output_norm_bias = norm_bias(&mut find, "output_norm.bias".into())?;
+        let output_norm_bias = if has_norm_bias { find("output_norm.bias".into(), &[n_embd])? } else { None };
         let output = find("output.weight".into(), &head)?;
         let rope_freqs = find("rope_freqs.weight".into(), &[desc.rope.n_rot / 2])?;
         let mut layers = crate::error::try_vec(desc.n_layer, "the list of layers")?;
@@ -138,7 +135,7 @@ impl Weights<TensorInfo> {
             let name = |role: &str| format!("blk.{i}.{role}");
             layers.push(Layer {
                 attn_norm: require(&mut find, name("attn_norm.weight"), &[n_embd])?,
-                attn_norm_bias: norm_bias(&mut find, name("attn_norm.bias"))?,
+                attn_norm_bias: if has_norm_bias { find(name("attn_norm.bias"), &[n_embd])? } else { None },
                 attn_q: require(&mut find, name("attn_q.weight"), &[n_q, n_embd])?,
                 attn_k: require(&mut find, name("attn_k.weight"), &[n_kv, n_embd])?,
                 attn_v: require(&mut find, name("attn_v.weight"), &[n_kv, n_embd])?,
@@ -148,7 +145,7 @@ impl Weights<TensorInfo> {
                 attn_output: require(&mut find, name("attn_output.weight"), &[n_embd, n_q])?,
                 attn_output_bias: find(name("attn_output.bias"), &[n_embd])?,
                 ffn_norm: require(&mut find, name("ffn_norm.weight"), &[n_embd])?,
-                ffn_norm_bias: norm_bias(&mut find, name("ffn_norm.bias"))?,
+                ffn_norm_bias: if has_norm_bias { find(name("ffn_norm.bias"), &[n_embd])? } else { None },
                 ffn_gate: require(&mut find, name("ffn_gate.weight"), &[n_ff, n_embd])?,
                 ffn_up: require(&mut find, name("ffn_up.weight"), &[n_ff, n_embd])?,
                 ffn_down: require(&mut find, name("ffn_down.weight"), &[n_embd, n_ff])?,
