@@ -6,7 +6,7 @@
 mod models;
 
 use kigo::backend::cpu::CpuBackend;
-use kigo::backend::{Backend, Row};
+use kigo::backend::{Backend, Progress, Row};
 use kigo::gguf::Gguf;
 use kigo::model::{ModelDesc, Weights, arch};
 use serde_json::Value;
@@ -15,7 +15,7 @@ fn load(path: &std::path::Path) -> (CpuBackend, ModelDesc) {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    (CpuBackend::load(&gguf, &desc, &plan, 2).unwrap(), desc)
+    (CpuBackend::load(&gguf, &desc, &plan, 2, &Progress::default()).unwrap(), desc)
 }
 
 fn row(sequence: u64, position: usize, token: u32, logits: bool) -> Row {

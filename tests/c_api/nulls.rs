@@ -5,7 +5,7 @@ use super::header::{Function, Parameter, functions};
 use super::toolchain::{Link, build, model, run, scratch};
 use std::fmt::Write;
 
-const HANDLES: [&str; 4] = ["kigo_model", "kigo_inference", "kigo_options", "kigo_error"];
+const HANDLES: [&str; 5] = ["kigo_model", "kigo_load", "kigo_inference", "kigo_options", "kigo_error"];
 
 /// Something valid for a parameter.
 fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
@@ -29,7 +29,7 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
         ("size_t", "size") => "sizeof text".to_owned(),
         ("char *", "text" | "bytes" | "buffer") => "text".to_owned(),
         ("int32_t *", "token") => "&token".to_owned(),
-        ("int64_t *", "value") => "&integer".to_owned(),
+        ("int64_t *", "value" | "done" | "total" | "device_bytes" | "host_bytes") => "&integer".to_owned(),
         ("double *", "value") => "&number".to_owned(),
         ("int32_t" | "int64_t" | "double", _) => "1".to_owned(),
         ("kigo_error **", "error") => "&told".to_owned(),
