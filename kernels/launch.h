@@ -19,4 +19,149 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
+/* Where the activations of a product come from. */
+typedef struct {
+    /* f32 [rows][stride]; columns k..stride are zero. */
+    uint64_t x;
+    /* f32 [stride]: weight of the norm, and its bias or 0. */
+    uint64_t norm_weight;
+    uint64_t norm_bias;
+    /* u32 [n]: bits of the largest magnitude in each row of x; read where there is no norm. */
+    uint64_t magnitudes;
+    /* u32 [n]: which row of x each row of the product takes; 0: rows in order. */
+    uint64_t select;
+    /* Rows, columns, columns rounded up to 64. */
+    uint32_t n;
+    uint32_t k;
+    uint32_t stride;
+    /* KIGO_NORM_... */
+    uint32_t norm;
+    float eps;
+    uint32_t pad;
+} KigoInput;
+
+enum { KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_NORM_LAYER };
+
+/* prep: activations of many rows in the order of fragments. */
+typedef struct {
+    KigoInput in;
+    /* [ceil(n / 8)][stride / 64] records; see kernels/activations.cuh. */
+    uint64_t records;
+    /* f32 [ceil(n / 8) * 8]: what a row's products are multiplied with. */
+    uint64_t factors;
+    /* Whether the records are of pairs of bfloat16 rather than of halves. */
+    uint32_t bf16;
+    uint32_t pad;
+} KigoPrep;
+
+/* What becomes of a product. */
+enum {
+    /* out[row] = product + bias */
+    KIGO_STORE,
+    /* out[row] += product + bias */
+    KIGO_ADD,
+    /* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
+    KIGO_GATED,
+    /* out[row] = activation(out[row]) * product */
+    KIGO_GATE,
+    /* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
+    KIGO_QKV,
+};
+
+enum { KIGO_SILU, KIGO_GELU };
+
+/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
+typedef struct {
+    /* Read by matmul_one. */
+    KigoInput in;
+    /* Read by the others, written by prep. */
+    uint64_t records;
+    uint64_t factors;
+    /* The matrix: tiles of records. */
+    uint64_t weights;
+    /* f32 [n][out_stride]. */
+    uint64_t out;
+    /* f32 [n_rows], or 0; for KIGO_QKV one for each of q, k and v. */
+    uint64_t bias[3];
+    /* u32 [n]: raised to the largest magnitude of out; 0: not wanted. */
+    uint64_t magnitudes;
+    uint32_t n;
+    uint32_t n_rows;
+    uint32_t n_tiles;
+    /* Records in a tile. */
+    uint32_t n_records;
+    uint32_t out_stride;
+    /* KIGO_STORE ... and KIGO_SILU ... */
+    uint32_t kind;
+    uint32_t activation;
+    /* KIGO_QKV: place of tile 0 among all tiles of q, k and v. */
+    uint32_t first_tile;
+    /* KIGO_QKV: KigoRow [n]; q, halves [n][n_head][dp]; float2 [n][n_rot / 2] cosine and sine of every pair. */
+    uint64_t rows;
+    uint64_t q;
+    uint64_t turns;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t head_dim;
+    /* head_dim as it stands in q and the cache. */
+    uint32_t dp;
+    uint32_t n_rot;
+    /* Whether pairs are (i, i + n_rot / 2) rather than (2 i, 2 i + 1). */
+    uint32_t halves;
+    uint32_t layer;
+    /* Factor on q. */
+    float q_scale;
+} KigoMatmul;
+
+/* embed: rows of the token table, and what the step computes from positions alone. */
+typedef struct {
+    uint64_t rows;
+    /* The table: tiles of records. */
+    uint64_t weights;
+    /* f32 [n][stride] */
+    uint64_t x;
+    /* f64 [n_pairs]: turn of every rope pair per position, in half turns; float2 [n][n_pairs] cosine and sine. */
+    uint64_t angles;
+    uint64_t turns;
+    /* u32 [n_magnitudes][magnitudes_stride]: set to zero for the batch's rows. */
+    uint64_t magnitudes;
+    uint32_t n_magnitudes;
+    uint32_t magnitudes_stride;
+    uint32_t n_pairs;
+    uint32_t n_records;
+    uint32_t k;
+    uint32_t stride;
+} KigoEmbed;
+
+/* Which row of the file stands where in a matrix. */
+enum {
+    /* As in the file. */
+    KIGO_ROWS_PLAIN,
+    /* Heads start a tile of their own. */
+    KIGO_ROWS_HEADS,
+    /* The same, and rope pairs stand 8 rows apart. */
+    KIGO_ROWS_ROPE,
+};
+
+/* repack: some rows of a matrix, as blocks of the file, into records. */
+typedef struct {
+    /* Rows first_row .. first_row + n_source_rows of the matrix. */
+    uint64_t source;
+    uint64_t row_bytes;
+    uint64_t out;
+    uint32_t first_row;
+    uint32_t n_source_rows;
+    uint32_t k;
+    uint32_t n_records;
+    /* The tiles to write, counted as if the matrix stood alone; tile i is written as tile i * tile_step + tile_offset. */
+    uint32_t first_tile;
+    uint32_t n_tiles;
+    uint32_t tile_step;
+    uint32_t tile_offset;
+    uint32_t order;
+    uint32_t head_dim;
+    uint32_t n_rot;
+    uint32_t halves;
+} KigoRepack;
+
 #endif

@@ -81,6 +81,18 @@ statuses! {
     Numeric = -43, "NUMERIC";
     /// This build of kigo has no backend for the device asked for.
     NoBackend = -60, "NO_BACKEND";
+    /// There is no NVIDIA driver.
+    NoDriver = -61, "NO_DRIVER";
+    /// There is no such GPU.
+    NoDevice = -62, "NO_DEVICE";
+    /// The NVIDIA driver is too old.
+    DriverTooOld = -63, "DRIVER_TOO_OLD";
+    /// This build has no code for the GPU.
+    UnsupportedGpu = -64, "UNSUPPORTED_GPU";
+    /// The GPU failed and cannot be used by this process any more.
+    DeviceLost = -65, "DEVICE_LOST";
+    /// The NVIDIA driver refused a call.
+    DeviceError = -66, "DEVICE_ERROR";
 }
 
 /// What went wrong.
@@ -306,6 +318,96 @@ pub enum Error {
         /// The devices this build has.
         known: &'static str,
     },
+    /// No driver for NVIDIA GPUs.
+    #[error("no NVIDIA driver: {reason}; install the driver, or set the option device to \"cpu\"")]
+    NoDriver {
+        /// What was looked for, and what the system said.
+        reason: String,
+    },
+    /// No such GPU.
+    #[error(
+        "device \"{device}\": the NVIDIA driver shows {found} GPU(s){note}; set the option device to one of them or to \"cpu\""
+    )]
+    NoDevice {
+        /// The device asked for.
+        device: String,
+        /// How many there are.
+        found: u32,
+        /// What hides others, such as `CUDA_VISIBLE_DEVICES`.
+        note: String,
+    },
+    /// The driver is older than this build needs.
+    #[error(
+        "the NVIDIA driver is too old: expected one for CUDA {needed} or later, found one for CUDA {found}{note}; update the driver"
+    )]
+    DriverTooOld {
+        /// The CUDA version that the driver is for.
+        found: String,
+        /// The one that is needed.
+        needed: String,
+        /// What the driver said, if it said something.
+        note: String,
+    },
+    /// No code for this GPU.
+    #[error(
+        "device \"{device}\": {name} has architecture {found}, expected {expected}; use another GPU, or build kigo for this one (KIGO_CUDA_ARCHS)"
+    )]
+    UnsupportedGpu {
+        /// The device.
+        device: String,
+        /// The name of the GPU.
+        name: String,
+        /// Its architecture, such as `sm_75`.
+        found: String,
+        /// What this build runs on.
+        expected: String,
+    },
+    /// The GPU failed for good.
+    #[error(
+        "device \"{device}\" is lost since {call} returned {code} ({name}); free the model and restart the process to use this GPU again"
+    )]
+    DeviceLost {
+        /// The device.
+        device: String,
+        /// The driver call that found it.
+        call: &'static str,
+        /// What the call returned.
+        code: i32,
+        /// The driver's name for it.
+        name: String,
+    },
+    /// The driver refused a call.
+    #[error("device \"{device}\": {call} returned {code} ({name})")]
+    DeviceError {
+        /// The device, or "cuda" when it concerns all.
+        device: String,
+        /// The driver call.
+        call: &'static str,
+        /// What it returned.
+        code: i32,
+        /// The driver's name for it.
+        name: String,
+    },
+    /// Memory of a GPU could not be had.
+    #[error("out of GPU memory: {what} needs {needed} bytes, device \"{device}\" has {free} free")]
+    OutOfDeviceMemory {
+        /// The device.
+        device: String,
+        /// What the memory was for.
+        what: String,
+        /// How much was asked for.
+        needed: u64,
+        /// How much the device had left.
+        free: u64,
+    },
+    /// The driver itself found no memory.
+    #[error("out of memory: the NVIDIA driver has none left for {call} on device \"{device}\"")]
+    OutOfDriverMemory {
+        /// The device.
+        device: String,
+        /// The driver call.
+        call: &'static str,
+    },
 }
 
 impl Error {
@@ -329,7 +431,9 @@ impl Error {
             Error::BufferTooSmall { .. } => Status::BufferTooSmall,
             Error::Busy => Status::Busy,
             Error::Cancelled | Error::LoadCancelled => Status::Cancelled,
-            Error::OutOfMemory { .. } => Status::OutOfMemory,
+            Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } => {
+                Status::OutOfMemory
+            }
             Error::Limit { .. } => Status::Limit,
             Error::Internal(_) => Status::Internal,
             Error::Forked { .. } => Status::Forked,
@@ -338,6 +442,12 @@ impl Error {
             Error::ContextFull { .. } => Status::ContextFull,
             Error::Numeric { .. } => Status::Numeric,
             Error::NoBackend { .. } => Status::NoBackend,
+            Error::NoDriver { .. } => Status::NoDriver,
+            Error::NoDevice { .. } => Status::NoDevice,
+            Error::DriverTooOld { .. } => Status::DriverTooOld,
+            Error::UnsupportedGpu { .. } => Status::UnsupportedGpu,
+            Error::DeviceLost { .. } => Status::DeviceLost,
+            Error::DeviceError { .. } => Status::DeviceError,
         }
     }
 

@@ -197,8 +197,8 @@ struct PlanesOf {
 
     // A lane's weights of one unit.
     struct Unit {
-        uint32_t low[Low::kWords];
-        uint32_t high[High::kWords ? High::kWords : 1];
+        alignas(16) uint32_t low[Low::kWords];
+        alignas(16) uint32_t high[High::kWords ? High::kWords : 1];
     };
 
     KIGO_FN static void put(Unit& unit, int j, int r, int h, uint32_t code) {
@@ -262,7 +262,15 @@ template <class Type, int kUnits = Type::kRecordK / kUnitK>
 KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type::Planes::Unit& in) {
     using R = Record<Type, kUnits>;
     auto store = [&](const uint32_t* words, uint8_t* plane) {
-        return [words, plane](int first, int offset, int n) { __builtin_memcpy(plane + offset, words + first, 4 * n); };
+        return [words, plane](int first, int offset, int n) {
+#ifdef __CUDA_ARCH__
+            if (n == 4) *reinterpret_cast<uint4*>(plane + offset) = *reinterpret_cast<const uint4*>(words + first);
+            if (n == 2) *reinterpret_cast<uint2*>(plane + offset) = *reinterpret_cast<const uint2*>(words + first);
+            if (n == 1) *reinterpret_cast<uint32_t*>(plane + offset) = words[first];
+#else
+            __builtin_memcpy(plane + offset, words + first, 4 * n);
+#endif
+        };
     };
     for_parts<R::Planes::Low::kWords>(lane, store(in.low, record + unit * R::kLowBytes));
     if constexpr (R::Planes::High::kWords > 0) {
@@ -275,9 +283,12 @@ KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type
 template <class Type, class Rows>
 KIGO_FN void pack_record(uint8_t* record, int lane, int n_columns, Rows rows) {
     const int g = lane / 4, t = lane % 4;
+#pragma unroll
     for (int unit = 0; unit < Type::kRecordK / kUnitK; unit++) {
         typename Type::Planes::Unit out = {};
+#pragma unroll
         for (int j = 0; j < 4; j++) {
+#pragma unroll
             for (int r = 0; r < 4; r++) {
                 const uint8_t* row = rows(g + 8 * (r & 1));
                 for (int h = 0; h < 2; h++) {

@@ -6,6 +6,8 @@
 //! numbers of a row do not depend on the other rows of its batch.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod progress;
 
 use std::sync::Arc;

@@ -131,6 +131,36 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
             "This build has no backend for the device asked for.",
             "Set the option device to one that the message lists.",
         ),
+        Status::NoDriver => (
+            c"KIGO_NO_DRIVER",
+            "There is no NVIDIA driver on this machine.",
+            "Install the driver, or set the option device to \"cpu\".",
+        ),
+        Status::NoDevice => (
+            c"KIGO_NO_DEVICE",
+            "There is no GPU of this number, or none that this process may see.",
+            "Set the option device to a GPU that exists; the message says how many there are.",
+        ),
+        Status::DriverTooOld => (
+            c"KIGO_DRIVER_TOO_OLD",
+            "The NVIDIA driver is too old for this build, or does not fit the system's kernel module.",
+            "Update the driver; the message has both versions.",
+        ),
+        Status::UnsupportedGpu => (
+            c"KIGO_UNSUPPORTED_GPU",
+            "This build has no code for the architecture of the GPU.",
+            "Use another GPU, or build kigo for this one; the message names the architecture.",
+        ),
+        Status::DeviceLost => (
+            c"KIGO_DEVICE_LOST",
+            "The GPU failed in a way that this process cannot recover from; every later call says the same.",
+            "Free the handles, which works, and restart the process to use this GPU again.",
+        ),
+        Status::DeviceError => (
+            c"KIGO_DEVICE_ERROR",
+            "The NVIDIA driver refused a call; what it was made for did not happen.",
+            "Try again or report the message, which has the call and the driver's number.",
+        ),
     }
 }
 

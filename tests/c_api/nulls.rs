@@ -34,7 +34,9 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
         ("int32_t" | "int64_t" | "double", _) => "1".to_owned(),
         ("kigo_error **", "error") => "&told".to_owned(),
         (pointer, name) if HANDLES.iter().any(|handle| pointer == format!("{handle} **")) => format!("&new_{name}"),
-        (pointer, name) if HANDLES.iter().any(|handle| pointer.ends_with(&format!("{handle} *"))) => name.to_owned(),
+        (pointer, name) if HANDLES.iter().any(|handle| pointer.ends_with(&format!("{handle} *"))) => {
+            format!("live_{name}")
+        }
         other => panic!("{function}: nothing valid is known for {other:?}"),
     }
 }

@@ -1,0 +1,172 @@
+// Activations as operands of the tensor cores.
+//
+// A row is multiplied with a power of two, so that its largest magnitude lies in [2^14, 2^15), and rounded to halves; its
+// products are multiplied with the inverse. RMSNorm's factor is applied there too, since it is the same for the whole row.
+// Types whose operands are bfloat16 take the sum of two bfloat16 instead, which needs no scale.
+//
+// For batches, `prep` writes records: 8 rows (columns of the product) by 64 columns, in the order of fragments. With
+// g = row % 8 and t as in quant/layout.cuh, lane 4 g + t owns columns 16 j + 4 t + i (i < 4) of every product j:
+//   byte h * 512 + lane * 16 + (j % 2) * 8 + 2 i   halves of products j = 2 h, 2 h + 1
+//   byte 1024 + group * 32 + 4 g                   f32: sum of the 16 halves of product `group`
+// and of bfloat16 pairs
+//   byte h * 512 + ...                             the larger parts
+//   byte 1024 + h * 512 + ...                      the rests
+#pragma once
+
+#include "common.cuh"
+#include "quant/layout.cuh"
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+// Bytes of a record of activations.
+template <Operand kOperand>
+constexpr int kActivationBytes = kOperand == Operand::kF16 ? 1152 : 2048;
+
+// What one lane multiplies a unit of weights with.
+template <Operand kOperand>
+struct Activations {
+    // Fragments of products 0..3, two registers each.
+    alignas(16) uint32_t high[8];
+    // The rests of bfloat16 pairs.
+    alignas(16) uint32_t low[kOperand == Operand::kF16 ? 1 : 8];
+    // Sums over the 16 columns of each product, of columns 2 t and 2 t + 1 of the result.
+    Float2 sums[kOperand == Operand::kF16 ? 4 : 1];
+};
+
+// Four neighbouring columns of a row as they are multiplied.
+struct Quad {
+    uint2 high;
+    uint2 low;
+    // The sum over the 16 columns of the quad's product, the same in its four lanes.
+    float sum;
+};
+
+__device__ __forceinline__ uint32_t pack_halves(float a, float b) {
+    const __half2 pair = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// The bfloat16 nearest to `value`, as the upper half of an f32.
+__device__ __forceinline__ float round_bf16(float value) {
+    const uint32_t bits = __float_as_uint(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return value;
+    return __uint_as_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float a, float b) {
+    return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
+}
+
+// Called by aligned groups of four lanes, which hold a product's 16 columns.
+template <bool kBf16>
+__device__ __forceinline__ Quad make_quad(float4 v) {
+    Quad out;
+    if constexpr (kBf16) {
+        const float4 r = {round_bf16(v.x), round_bf16(v.y), round_bf16(v.z), round_bf16(v.w)};
+        out.high = {pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)};
+        out.low = {pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)),
+                   pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))};
+        out.sum = 0;
+    } else {
+        out.high = {pack_halves(v.x, v.y), pack_halves(v.z, v.w)};
+        out.low = {0, 0};
+        const __half2* pairs = reinterpret_cast<const __half2*>(&out.high);
+        const float2 a = __half22float2(pairs[0]), b = __half22float2(pairs[1]);
+        float sum = __fadd_rn(__fadd_rn(a.x, a.y), __fadd_rn(b.x, b.y));
+        const uint32_t group = 0xfu << (threadIdx.x % kWarp & ~3);
+        sum = __fadd_rn(sum, __shfl_xor_sync(group, sum, 1));
+        out.sum = __fadd_rn(sum, __shfl_xor_sync(group, sum, 2));
+    }
+    return out;
+}
+
+// The power of two that brings `magnitude` into [2^14, 2^15), and its inverse; 1 where there is none.
+__device__ __forceinline__ void range_scale(float magnitude, float& scale, float& inverse) {
+    const int exponent = __float_as_uint(magnitude) >> 23 & 255;
+    const bool usual = exponent > 0 && exponent < 255;
+    // Both stay normal numbers.
+    const int field = usual ? min(max(127 + 14 - (exponent - 127), 1), 253) : 127;
+    scale = __uint_as_float(field << 23);
+    inverse = __uint_as_float((254 - field) << 23);
+}
+
+// Sum and maximum over the block, in an order that only depends on the thread. All threads call it; `scratch` is free again
+// after the next __syncthreads().
+__device__ __forceinline__ float2 block_sum_max(float sum, float largest, float2* scratch) {
+    const float2 mine = {warp_sum(sum), warp_max(largest)};
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = mine;
+    __syncthreads();
+    float2 all = scratch[0];
+    for (int warp = 1; warp < kWarps; warp++) {
+        all.x = __fadd_rn(all.x, scratch[warp].x);
+        all.y = fmaxf(all.y, scratch[warp].y);
+    }
+    return all;
+}
+
+// Turns one row into quads, `emit(quad number, quad)`, and returns the factor of its products. Called by all threads of a
+// block; `staging` holds `stride` floats in shared memory where there is a norm.
+template <bool kBf16, class Emit>
+__device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging, float2* scratch, Emit emit) {
+    const uint32_t n_quads = in.stride / 4, from = in.select ? __ldcg(reinterpret_cast<const uint32_t*>(in.select) + row) : row;
+    const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
+    const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
+    const float4* bias = reinterpret_cast<const float4*>(in.norm_bias);
+    float scale = 1, inverse = 1, factor = 1;
+    auto scaled = [&](float4 v) {
+        return make_quad<kBf16>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
+    };
+    if (in.norm == KIGO_NORM_NONE) {
+        if (!kBf16) range_scale(__uint_as_float(__ldcg(reinterpret_cast<const uint32_t*>(in.magnitudes) + from)), scale, inverse);
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(__ldcg(x + q)));
+        return inverse;
+    }
+    float2 all;
+    if (in.norm == KIGO_NORM_RMS) {
+        float sum = 0, largest = 0;
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+            const float4 v = __ldcg(x + q), w = __ldg(weight + q);
+            sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
+            const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
+            largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
+            staging[q] = y;
+        }
+        all = block_sum_max(sum, largest, scratch);
+        factor = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps)));
+    } else {
+        float sum = 0;
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+            const float4 v = __ldcg(x + q);
+            sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w)));
+            staging[q] = v;
+        }
+        const float mean = __fdiv_rn(block_sum_max(sum, 0, scratch).x, float(in.k));
+        float squares = 0;
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+            const float* v = reinterpret_cast<const float*>(staging + q);
+            for (int i = 0; i < 4; i++) {
+                const float d = 4 * q + i < in.k ? __fsub_rn(v[i], mean) : 0;
+                squares = __fmaf_rn(d, d, squares);
+            }
+        }
+        const float variance = __fdiv_rn(block_sum_max(squares, 0, scratch).x, float(in.k));
+        const float shrink = __frcp_rn(__fsqrt_rn(__fadd_rn(variance, in.eps)));
+        float largest = 0;
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+            float* v = reinterpret_cast<float*>(staging + q);
+            const float4 weights = __ldg(weight + q), biases = bias ? __ldg(bias + q) : float4{0, 0, 0, 0};
+            const float *w = &weights.x, *b = &biases.x;
+            for (int i = 0; i < 4; i++) {
+                v[i] = __fmaf_rn(__fmul_rn(__fsub_rn(v[i], mean), shrink), w[i], b[i]);
+                largest = fmaxf(largest, fabsf(v[i]));
+            }
+        }
+        all = block_sum_max(0, largest, scratch);
+    }
+    if (!kBf16) range_scale(all.y, scale, inverse);
+    // A thread reads what it wrote.
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(staging[q]));
+    return __fmul_rn(inverse, factor);
+}

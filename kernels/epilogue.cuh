@@ -1,0 +1,84 @@
+// What becomes of the products of a tile: bias, residual, gate, rope, cache.
+#pragma once
+
+#include "common.cuh"
+
+// Elements of a head that stand at rows 8 * (pair / 8) * 2 + pair % 8 and 8 further: see KIGO_ROWS_ROPE.
+struct HeadPair {
+    uint32_t low, high;
+};
+
+__host__ __device__ __forceinline__ HeadPair head_pair(uint32_t pair, uint32_t n_rot, bool halves) {
+    if (pair >= n_rot / 2) return {2 * pair, 2 * pair + 1};
+    if (halves) return {pair, pair + n_rot / 2};
+    return {2 * pair, 2 * pair + 1};
+}
+
+__device__ __forceinline__ float activation(float gate, uint32_t kind) {
+    if (kind == KIGO_SILU) return __fdiv_rn(gate, 1 + expf(-gate));
+    // The tanh form of GELU, as ggml computes it.
+    const float inner = 0.7978845608028654f * gate * (1 + 0.044715f * gate * gate);
+    return 0.5f * gate * (1 + tanhf(inner));
+}
+
+// Takes rows g (`low`) and g + 8 (`high`) of tile `tile`, in column `column`.
+__device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, float low, float high) {
+    const uint32_t per_head = (p.head_dim + 15) / 16, at = tile + p.first_tile;
+    uint32_t head = at / per_head;
+    const uint32_t of_head = at % per_head;
+    const uint32_t part = head < p.n_head ? 0 : head < p.n_head + p.n_head_kv ? 1 : 2;
+    HeadPair dims = {16 * of_head + g, 16 * of_head + 8 + g};
+    if (part < 2) dims = head_pair(8 * of_head + g, p.n_rot, p.halves);
+    head -= part == 0 ? 0 : part == 1 ? p.n_head : p.n_head + p.n_head_kv;
+    const bool has_low = dims.low < p.head_dim, has_high = dims.high < p.head_dim;
+    if (p.bias[part]) {
+        const float* bias = reinterpret_cast<const float*>(p.bias[part]) + head * p.head_dim;
+        if (has_low) low = __fadd_rn(low, __ldg(bias + dims.low));
+        if (has_high) high = __fadd_rn(high, __ldg(bias + dims.high));
+    }
+    const uint32_t pair = 8 * of_head + g;
+    if (part < 2 && pair < p.n_rot / 2) {
+        const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * (p.n_rot / 2) + pair);
+        const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
+        high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
+        low = turned;
+    }
+    const uint32_t place = 16 * of_head + g;
+    if (part == 0) {
+        __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + head) * p.dp;
+        q[place] = __float2half_rn(__fmul_rn(low, p.q_scale));
+        q[place + 8] = __float2half_rn(__fmul_rn(high, p.q_scale));
+        return;
+    }
+    const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + column;
+    const uint32_t position = __ldcg(&row->position);
+    const unsigned long long* pages = reinterpret_cast<const unsigned long long*>(__ldcg(reinterpret_cast<const unsigned long long*>(&row->pages)));
+    __half* page = reinterpret_cast<__half*>(__ldcg(pages + position / KIGO_PAGE));
+    __half* keys = page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
+    if (part == 1) {
+        keys[position % KIGO_PAGE * p.dp + place] = __float2half_rn(low);
+        keys[position % KIGO_PAGE * p.dp + place + 8] = __float2half_rn(high);
+    } else {
+        __half* values = keys + KIGO_PAGE * p.dp + position % KIGO_PAGE;
+        values[place * KIGO_PAGE] = __float2half_rn(low);
+        values[(place + 8) * KIGO_PAGE] = __float2half_rn(high);
+    }
+}
+
+// One row of a product; returns what went to `out`, or 0 beyond the matrix.
+__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t row, uint32_t column, float value) {
+    if (row >= p.n_rows) return 0;
+    float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
+    if (p.bias[0]) value = __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[0]) + row));
+    if (p.kind == KIGO_ADD) value = __fadd_rn(__ldcg(out), value);
+    if (p.kind == KIGO_GATE) value = __fmul_rn(activation(__ldcg(out), p.activation), value);
+    *out = value;
+    return value;
+}
+
+__device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t row, uint32_t column, float gate, float up) {
+    if (row >= p.n_rows) return 0;
+    const float value = __fmul_rn(activation(gate, p.activation), up);
+    reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
+    return value;
+}

@@ -1,0 +1,451 @@
+// Products of a matrix of one quantisation type with one, a few or many rows of activations, and the other kernels that know
+// the type: compiled once per type, with KIGO_QUANT naming it.
+#include "epilogue.cuh"
+#include "fragments.cuh"
+#include "quant/types.cuh"
+
+using Type = KIGO_QUANT;
+using TypeRecord = Record<Type>;
+using Columns = Activations<Type::kOperand>;
+
+constexpr int kUnits = Type::kRecordK / kUnitK;
+constexpr bool kBf16 = Type::kOperand != Operand::kF16;
+constexpr int kColumnBytes = kActivationBytes<kBf16 ? Operand::kBf16 : Operand::kF16>;
+
+extern __shared__ uint4 shared[];
+
+#define KIGO_NAME_OF(name, type) name##_##type
+#define KIGO_NAME(name, type) KIGO_NAME_OF(name, type)
+
+// Records of a tile that a warp has under way: about 8 KiB.
+constexpr int kStages = TypeRecord::kBytes > 2730 ? 3 : TypeRecord::kBytes < 1024 ? 8 : 8192 / TypeRecord::kBytes;
+
+// The stream of records that one warp works through: its slice of one tile after another. `kTiles` tiles run side by side.
+template <int kTiles>
+struct Stream {
+    uint8_t* ring;
+    const uint8_t* weights;
+    size_t tile_bytes;
+    Slice slice;
+    uint32_t n_items, item, record;
+    uint32_t n_tiles, tiles_per_item, tile_of_item;
+    int lane, stage;
+
+    // Starts to fetch the next record, if there is one; always one group.
+    __device__ __forceinline__ void fetch() {
+        if (item < n_items && slice.first < slice.last) {
+            uint8_t* to = ring + stage * kTiles * TypeRecord::kBytes;
+            for (int side = 0; side < kTiles; side++) {
+                // A missing last tile is read as the one before.
+                const uint32_t tile = min(item * tiles_per_item + tile_of_item + side, n_tiles - 1);
+                const uint8_t* from = weights + tile * tile_bytes + size_t(record) * TypeRecord::kBytes;
+                for (int at = lane * 16; at < TypeRecord::kBytes; at += kWarp * 16) {
+                    copy_async(to + side * TypeRecord::kBytes + at, from + at);
+                }
+            }
+            if (++record == slice.last) {
+                record = slice.first;
+                tile_of_item += kTiles;
+                if (tile_of_item >= tiles_per_item) {
+                    tile_of_item = 0;
+                    item += gridDim.x;
+                }
+            }
+        }
+        copy_async_commit();
+        stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+};
+
+// The product with a single row, which the block prepares itself. An item is one tile, or a pair of gate and up; warp w
+// computes slice w of every tile of the block's items.
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    __shared__ float2 scratch[kWarps];
+    __shared__ float partial[2][2][kWarps][kTileRows];
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_items = p.n_tiles / per_item;
+    const uint32_t n_units = p.in.stride / kUnitK;
+
+    constexpr int kRingBytes = kStages * TypeRecord::kBytes;
+    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * kRingBytes;
+    uint8_t* rests = columns + n_units * 128;
+    float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
+    float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
+
+    Slice slice(p.n_records, warp);
+    Stream<1> stream = {reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes, reinterpret_cast<const uint8_t*>(p.weights),
+                        size_t(p.n_records) * TypeRecord::kBytes, slice, n_items, blockIdx.x, slice.first, p.n_tiles, per_item, 0, lane, 0};
+    for (int i = 0; i < kStages - 1; i++) stream.fetch();
+
+    pdl_wait();
+    pdl_launch();
+    const float factor = activate_row<kBf16>(p.in, 0, staging, scratch, [&](uint32_t quad, Quad value) {
+        const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
+        const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
+        *reinterpret_cast<uint2*>(columns + at) = value.high;
+        if constexpr (kBf16) *reinterpret_cast<uint2*>(rests + at) = value.low;
+        if (!kBf16 && t == 0) sums[quad / 4] = value.sum;
+    });
+    __syncthreads();
+
+    int stage = 0, turn = 0;
+    for (uint32_t item = blockIdx.x; item < n_items; item += gridDim.x, turn++) {
+        for (uint32_t side = 0; side < per_item; side++) {
+            float acc[4] = {0, 0, 0, 0};
+            for (uint32_t record = slice.first; record < slice.last; record++) {
+                copy_async_wait<kStages - 2>();
+                __syncwarp();
+                stream.fetch();
+                const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes + stage * TypeRecord::kBytes;
+                const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
+#pragma unroll
+                for (int unit = 0; unit < kUnits; unit++) {
+                    const uint32_t at = record * kUnits + unit;
+                    // All eight columns are the same one.
+                    Columns x;
+                    for (int h = 0; h < 2; h++) {
+                        const uint32_t from = at * 128 + h * 64 + lane % 4 * 16;
+                        *reinterpret_cast<uint4*>(x.high + 4 * h) = *reinterpret_cast<const uint4*>(columns + from);
+                        if constexpr (kBf16) *reinterpret_cast<uint4*>(x.low + 4 * h) = *reinterpret_cast<const uint4*>(rests + from);
+                    }
+                    if constexpr (Type::kHasMin) {
+                        const float4 sum = reinterpret_cast<const float4*>(sums)[at];
+                        x.sums[0] = {sum.x, sum.x};
+                        x.sums[1] = {sum.y, sum.y};
+                        x.sums[2] = {sum.z, sum.z};
+                        x.sums[3] = {sum.w, sum.w};
+                    }
+                    multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), x);
+                }
+                stage = stage + 1 == kStages ? 0 : stage + 1;
+            }
+            if (lane % 4 == 0) {
+                partial[turn % 2][side][warp][lane / 4] = acc[0];
+                partial[turn % 2][side][warp][lane / 4 + 8] = acc[2];
+            }
+        }
+        __syncthreads();
+        // The warps take turns; the next turn but one writes here only after the next barrier.
+        if (warp != turn % kWarps) continue;
+        auto total = [&](uint32_t side, uint32_t row) {
+            float sum = 0;
+            for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, partial[turn % 2][side][w][row]);
+            return __fmul_rn(sum, factor);
+        };
+        float largest = 0;
+        if (p.kind == KIGO_QKV) {
+            if (lane < 8) finish_qkv(p, item, lane, 0, total(0, lane), total(0, lane + 8));
+        } else if (lane < kTileRows) {
+            const uint32_t row = item * kTileRows + lane;
+            largest = p.kind == KIGO_GATED ? finish_gated(p, row, 0, total(0, lane), total(1, lane)) : finish_row(p, row, 0, total(0, lane));
+        }
+        if (p.magnitudes) {
+            largest = warp_max(fabsf(largest));
+            if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes), largest);
+        }
+    }
+    copy_async_wait<0>();
+}
+
+// The product with up to 8 * kColumnTiles rows: like matmul_one, but two tiles at a time, with activations from prep.
+template <int kColumnTiles>
+__device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const uint32_t n_items = (p.n_tiles + 1) / 2, n_units = p.in.stride / kUnitK;
+    constexpr int kRingBytes = kStages * 2 * TypeRecord::kBytes;
+    // [slice][tile][row][column], beside the ring.
+    float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kRingBytes);
+    constexpr int kColumns = 8 * kColumnTiles;
+
+    Slice slice(p.n_records, warp);
+    Stream<2> stream = {reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes, reinterpret_cast<const uint8_t*>(p.weights),
+                        size_t(p.n_records) * TypeRecord::kBytes, slice, n_items, blockIdx.x, slice.first, p.n_tiles, 2, 0, lane, 0};
+    for (int i = 0; i < kStages - 1; i++) stream.fetch();
+    pdl_wait();
+    pdl_launch();
+
+    int stage = 0;
+    for (uint32_t item = blockIdx.x; item < n_items; item += gridDim.x) {
+        float acc[2][kColumnTiles][4] = {};
+        for (uint32_t record = slice.first; record < slice.last; record++) {
+            copy_async_wait<kStages - 2>();
+            __syncwarp();
+            stream.fetch();
+            const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes + stage * 2 * TypeRecord::kBytes;
+#pragma unroll
+            for (int unit = 0; unit < kUnits; unit++) {
+                const uint32_t at = record * kUnits + unit;
+                Columns x[kColumnTiles];
+#pragma unroll
+                for (int tile = 0; tile < kColumnTiles; tile++) {
+                    const size_t from = (size_t(tile) * n_units + at) * kColumnBytes;
+                    x[tile] = load_activations<Type>(reinterpret_cast<const uint8_t*>(p.records) + from, lane);
+                }
+#pragma unroll
+                for (int side = 0; side < 2; side++) {
+                    const uint8_t* from = in + side * TypeRecord::kBytes;
+                    const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane),
+                                                        scales_of<Type>(from + TypeRecord::kScales, lane), unit);
+#pragma unroll
+                    for (int tile = 0; tile < kColumnTiles; tile++) multiply_add<Type>(acc[side][tile], w, x[tile]);
+                }
+            }
+            stage = stage + 1 == kStages ? 0 : stage + 1;
+        }
+        __syncthreads();
+        for (int side = 0; side < 2; side++) {
+            for (int tile = 0; tile < kColumnTiles; tile++) {
+                for (int i = 0; i < 4; i++) {
+                    const int row = lane / 4 + 8 * (i / 2), column = 8 * tile + 2 * (lane % 4) + i % 2;
+                    partial[((warp * 2 + side) * kTileRows + row) * kColumns + column] = acc[side][tile][i];
+                }
+            }
+        }
+        __syncthreads();
+        // Neighbouring threads take neighbouring rows of one column.
+        for (int index = threadIdx.x; index < kTileRows * kColumns; index += kThreads) {
+            const int row = index % kTileRows, column = index / kTileRows;
+            const bool exists = column < p.n;
+            const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
+            auto total = [&](int side, int row) {
+                float sum = 0;
+                for (int w = 0; w < kSlices; w++) {
+                    sum = __fadd_rn(sum, partial[((w * 2 + side) * kTileRows + row) * kColumns + column]);
+                }
+                return __fmul_rn(sum, factor);
+            };
+            float largest = 0;
+            if (exists && p.kind == KIGO_QKV) {
+                const uint32_t tile = 2 * item + row / 8;
+                const int side = row / 8, g = row % 8;
+                if (tile < p.n_tiles) finish_qkv(p, tile, g, column, total(side, g), total(side, g + 8));
+            } else if (exists && p.kind == KIGO_GATED) {
+                largest = fabsf(finish_gated(p, item * kTileRows + row, column, total(0, row), total(1, row)));
+            } else if (exists) {
+                const uint32_t first = 2 * item * kTileRows + row;
+                largest = fabsf(finish_row(p, first, column, total(0, row)));
+                if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, first + kTileRows, column, total(1, row))));
+            }
+            if (p.magnitudes) {
+                for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+                if (exists && row == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
+            }
+        }
+    }
+    copy_async_wait<0>();
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_few<1>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few32, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_few<4>(p);
+}
+
+// The product with many rows: a block computes 8 tiles by 128 rows of activations, a warp 2 tiles by 64. Grid: pieces of 128
+// rows of activations, then groups of 8 tiles.
+constexpr int kBlockTiles = 8;
+constexpr int kBlockColumns = 128;
+
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    using UnitRecord = Record<Type, 1>;
+    constexpr int kWeightBytes = kBlockTiles * UnitRecord::kBytes;
+    constexpr int kInputBytes = kBlockColumns / 8 * kColumnBytes;
+    constexpr int kStageBytes = kWeightBytes + kInputBytes;
+    constexpr int kDepth = kStageBytes > 40 * 1024 ? 2 : 4;
+    constexpr int kColumnTiles = 8;
+    // What the slices so far add up to: [2 * kColumnTiles * 4][kThreads], behind the stages.
+    float* total = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kDepth * kStageBytes) + threadIdx.x;
+    float acc[2][kColumnTiles][4] = {};
+    auto add_slice = [&](bool first) {
+#pragma unroll
+        for (int i = 0; i < 8 * kColumnTiles; i++) {
+            float& mine = acc[i / (4 * kColumnTiles)][i / 4 % kColumnTiles][i % 4];
+            total[i * kThreads] = __fadd_rn(first ? 0 : total[i * kThreads], mine);
+            mine = 0;
+        }
+    };
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const uint32_t first_tile = blockIdx.y * kBlockTiles, first_column = blockIdx.x * kBlockColumns;
+    const uint32_t n_units = p.in.stride / kUnitK, n_column_tiles = (p.n + 7) / 8;
+
+    auto fetch = [&](uint32_t unit) {
+        if (unit < n_units) {
+            uint8_t* to = reinterpret_cast<uint8_t*>(shared) + unit % kDepth * kStageBytes;
+            for (int chunk = threadIdx.x; chunk < kWeightBytes / 16; chunk += kThreads) {
+                const int tile = chunk * 16 / UnitRecord::kBytes, at = chunk * 16 % UnitRecord::kBytes;
+                // From the unit's parts of the record, where the scales belong to all units.
+                const uint32_t of_record = unit % kUnits;
+                const uint32_t from = at < UnitRecord::kHigh     ? of_record * UnitRecord::kLowBytes + at
+                                      : at < UnitRecord::kScales ? TypeRecord::kHigh + of_record * UnitRecord::kHighBytes + at - UnitRecord::kHigh
+                                                                 : TypeRecord::kScales + at - UnitRecord::kScales;
+                const size_t record = size_t(min(first_tile + tile, p.n_tiles - 1)) * p.n_records + unit / kUnits;
+                copy_async(to + chunk * 16, reinterpret_cast<const uint8_t*>(p.weights) + record * TypeRecord::kBytes + from);
+            }
+            for (int chunk = threadIdx.x; chunk < kInputBytes / 16; chunk += kThreads) {
+                const int tile = chunk * 16 / kColumnBytes, at = chunk * 16 % kColumnBytes;
+                const size_t record = size_t(min(first_column / 8 + tile, n_column_tiles - 1)) * n_units + unit;
+                copy_async(to + kWeightBytes + chunk * 16, reinterpret_cast<const uint8_t*>(p.records) + record * kColumnBytes + at);
+            }
+        }
+        copy_async_commit();
+    };
+
+    pdl_wait();
+    pdl_launch();
+    for (int unit = 0; unit < kDepth - 1; unit++) fetch(unit);
+    const uint32_t tile_pair = warp % 4, column_part = warp / 4;
+    const uint32_t slice_units = Slice(p.n_records, 0).last * kUnits;
+    uint32_t slice_end = slice_units;
+    for (uint32_t unit = 0; unit < n_units; unit++) {
+        copy_async_wait<kDepth - 2>();
+        __syncthreads();
+        fetch(unit + kDepth - 1);
+        if (unit == slice_end) {
+            add_slice(slice_end == slice_units);
+            slice_end += slice_units;
+        }
+        const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + unit % kDepth * kStageBytes;
+        Fragments<Type> w[2];
+        for (int side = 0; side < 2; side++) {
+            const uint8_t* from = in + (2 * tile_pair + side) * UnitRecord::kBytes;
+            w[side] = make_fragments<Type>(load_unit<Type, 1>(from, 0, lane), scales_of<Type>(from + UnitRecord::kScales, lane),
+                                           unit % kUnits);
+        }
+#pragma unroll
+        for (int tile = 0; tile < kColumnTiles; tile++) {
+            const Columns x = load_activations<Type>(in + kWeightBytes + (column_part * kColumnTiles + tile) * kColumnBytes, lane);
+            multiply_add<Type>(acc[0][tile], w[0], x);
+            multiply_add<Type>(acc[1][tile], w[1], x);
+        }
+    }
+    copy_async_wait<0>();
+    add_slice(slice_end == slice_units);
+
+    const uint32_t tile_of_pair = first_tile + 2 * tile_pair;
+    const int g = lane / 4;
+#pragma unroll
+    for (int tile = 0; tile < kColumnTiles; tile++) {
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            const uint32_t column = first_column + (column_part * kColumnTiles + tile) * 8 + 2 * (lane % 4) + odd;
+            const bool exists = column < p.n;
+            const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
+            float v[2][2];
+            for (int side = 0; side < 2; side++) {
+                for (int half = 0; half < 2; half++) {
+                    const int i = (side * kColumnTiles + tile) * 4 + 2 * half + odd;
+                    v[side][half] = __fmul_rn(total[i * kThreads], factor);
+                }
+            }
+            float largest = 0;
+            if (exists && p.kind == KIGO_QKV) {
+                for (int side = 0; side < 2; side++) {
+                    if (tile_of_pair + side < p.n_tiles) finish_qkv(p, tile_of_pair + side, g, column, v[side][0], v[side][1]);
+                }
+            } else if (exists && p.kind == KIGO_GATED) {
+                for (int half = 0; half < 2; half++) {
+                    const uint32_t row = tile_of_pair / 2 * kTileRows + g + 8 * half;
+                    largest = fmaxf(largest, fabsf(finish_gated(p, row, column, v[0][half], v[1][half])));
+                }
+            } else if (exists) {
+                for (int side = 0; side < 2; side++) {
+                    if (tile_of_pair + side >= p.n_tiles) continue;
+                    for (int half = 0; half < 2; half++) {
+                        const uint32_t row = (tile_of_pair + side) * kTileRows + g + 8 * half;
+                        largest = fmaxf(largest, fabsf(finish_row(p, row, column, v[side][half])));
+                    }
+                }
+            }
+            if (p.magnitudes) {
+                for (int step = 4; step < kWarp; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+                if (exists && g == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
+            }
+        }
+    }
+}
+
+// Half `half` of a pair of operands, widened.
+__device__ __forceinline__ float widen(uint32_t pair, int half) {
+    if constexpr (kBf16) return __uint_as_float(half ? pair & 0xffff0000 : pair << 16);
+    return half_to_float(half ? pair >> 16 : pair & 0xffff);
+}
+
+// The first kernel of a step, a block per row of the batch.
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUANT)(const __grid_constant__ KigoEmbed p) {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    pdl_wait();
+    pdl_launch();
+    const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + blockIdx.x;
+    const uint32_t token = __ldcg(&row->token), position = __ldcg(&row->position);
+
+    for (uint32_t i = threadIdx.x; i < p.n_magnitudes; i += kThreads) {
+        reinterpret_cast<uint32_t*>(p.magnitudes)[size_t(i) * p.magnitudes_stride + blockIdx.x] = 0;
+    }
+    float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_pairs;
+    for (uint32_t i = threadIdx.x; i < p.n_pairs; i += kThreads) {
+        double sine, cosine;
+        sincospi(__dmul_rn(reinterpret_cast<const double*>(p.angles)[i], double(position)), &sine, &cosine);
+        turns[i] = {float(cosine), float(sine)};
+    }
+
+    const uint8_t* tile = reinterpret_cast<const uint8_t*>(p.weights) + size_t(token / kTileRows) * p.n_records * TypeRecord::kBytes;
+    float* x = reinterpret_cast<float*>(p.x) + size_t(blockIdx.x) * p.stride;
+    const int side = token / 8 % 2;
+    if (lane / 4 != token % 8) return;
+    for (uint32_t record = warp; record < p.n_records; record += kWarps) {
+        const uint8_t* in = tile + size_t(record) * TypeRecord::kBytes;
+        const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
+        for (int unit = 0; unit < kUnits; unit++) {
+            const auto words = load_unit<Type>(in, unit, lane);
+            const auto w = make_fragments<Type>(words, scales, unit);
+            for (int j = 0; j < 4; j++) {
+                for (int i = 0; i < 4; i++) {
+                    const int r = 2 * (i / 2) + side;
+                    float value;
+                    if constexpr (Type::kOperand == Operand::kF32) {
+                        value = __uint_as_float(words.low[8 * j + 4 * side + i]);
+                    } else {
+                        value = widen(w.a[j][r], i % 2);
+                    }
+                    if constexpr (Type::kGroupK > 0) {
+                        const int group = 16 * j / max(Type::kGroupK, 1);
+                        value = __fmul_rn(side ? w.scale[group].y : w.scale[group].x, value);
+                        if constexpr (Type::kHasMin) value = __fsub_rn(value, side ? w.min[group].y : w.min[group].x);
+                    }
+                    const uint32_t k = (record * kUnits + unit) * kUnitK + 16 * j + 4 * (lane % 4) + i;
+                    if (k < p.k) x[k] = value;
+                }
+            }
+        }
+    }
+}
+
+// Rows of the file to records: a warp per record, grid (groups of 8 records, tiles).
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(repack, KIGO_QUANT)(const __grid_constant__ KigoRepack p) {
+    const uint32_t record = blockIdx.x * kWarps + threadIdx.x / kWarp, tile = p.first_tile + blockIdx.y;
+    pdl_wait();
+    pdl_launch();
+    if (record >= p.n_records) return;
+    const uint8_t* source = reinterpret_cast<const uint8_t*>(p.source) + size_t(record) * (Type::kRecordK / Type::kBlockLen) * Type::kBlockBytes;
+    auto rows = [&](uint32_t r) -> const uint8_t* {
+        uint32_t row = tile * kTileRows + r;
+        if (p.order != KIGO_ROWS_PLAIN) {
+            const uint32_t per_head = (p.head_dim + kTileRows - 1) / kTileRows, of_head = tile % per_head;
+            uint32_t element = of_head * kTileRows + r;
+            if (p.order == KIGO_ROWS_ROPE) {
+                const HeadPair pair = head_pair(of_head * 8 + r % 8, p.n_rot, p.halves);
+                element = r < 8 ? pair.low : pair.high;
+            }
+            if (element >= p.head_dim) return nullptr;
+            row = tile / per_head * p.head_dim + element;
+        }
+        // Unsigned: rows before the first are beyond the last.
+        if (row - p.first_row >= p.n_source_rows) return nullptr;
+        return source + size_t(row - p.first_row) * p.row_bytes;
+    };
+    const uint32_t tile_out = tile * p.tile_step + p.tile_offset;
+    uint8_t* out = reinterpret_cast<uint8_t*>(p.out) + (size_t(tile_out) * p.n_records + record) * TypeRecord::kBytes;
+    pack_record<Type>(out, threadIdx.x % kWarp, int(p.k) - int(record * Type::kRecordK), rows);
+}

@@ -1,0 +1,40 @@
+// prep: the activations of a batch, normed, as operands of the tensor cores.
+#include "activations.cuh"
+
+// One block per row; rows beyond the batch, up to a multiple of 8, become zero.
+template <bool kBf16>
+__device__ void prepare(const KigoPrep& p) {
+    extern __shared__ float4 staging[];
+    __shared__ float2 scratch[kWarps];
+    constexpr Operand kOperand = kBf16 ? Operand::kBf16 : Operand::kF16;
+    const uint32_t row = blockIdx.x, n_units = p.in.stride / kUnitK;
+    uint8_t* tile = reinterpret_cast<uint8_t*>(p.records) + size_t(row / 8) * n_units * kActivationBytes<kOperand>;
+    auto emit = [&](uint32_t quad, Quad value) {
+        const uint32_t unit = quad / 16, j = quad / 4 % 4, lane = row % 8 * 4 + quad % 4;
+        uint8_t* record = tile + size_t(unit) * kActivationBytes<kOperand>;
+        uint8_t* at = record + j / 2 * 512 + lane * 16 + j % 2 * 8;
+        *reinterpret_cast<uint2*>(at) = value.high;
+        if constexpr (kBf16) {
+            *reinterpret_cast<uint2*>(at + 1024) = value.low;
+        } else if (quad % 4 == 0) {
+            *reinterpret_cast<float*>(record + 1024 + j * 32 + row % 8 * 4) = value.sum;
+        }
+    };
+    pdl_wait();
+    pdl_launch();
+    float factor = 0;
+    if (row < p.in.n) {
+        factor = activate_row<kBf16>(p.in, row, staging, scratch, emit);
+    } else {
+        for (uint32_t quad = threadIdx.x; quad < p.in.stride / 4; quad += kThreads) emit(quad, Quad{});
+    }
+    if (threadIdx.x == 0) reinterpret_cast<float*>(p.factors)[row] = factor;
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constant__ KigoPrep p) {
+    if (p.bf16) {
+        prepare<true>(p);
+    } else {
+        prepare<false>(p);
+    }
+}

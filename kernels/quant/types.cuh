@@ -1,0 +1,2 @@
+#include "f16.cuh"
+#include "q4_k.cuh"

@@ -1,0 +1,257 @@
+//! Devices, and the context that all of kigo's work on one happens in: the primary one, which the host may use too.
+
+use std::ffi::{c_char, c_int, c_uint};
+use std::sync::Arc;
+
+use super::driver::{Code, CuContext, Driver, Functions, Loss, code, no_device};
+use super::memory::Ledger;
+use crate::{Error, Result};
+
+/// Attributes of a device, `CUdevice_attribute`.
+const MULTIPROCESSOR_COUNT: c_uint = 16;
+const COMPUTE_CAPABILITY_MAJOR: c_uint = 75;
+const COMPUTE_CAPABILITY_MINOR: c_uint = 76;
+
+/// The oldest architecture that the kernels are written for.
+const OLDEST_GPU: (u32, u32) = (8, 0);
+
+/// What there is to know about a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number among those that the process may use.
+    pub ordinal: u32,
+    /// Its name, such as "NVIDIA H200".
+    pub name: String,
+    /// Its memory in bytes.
+    pub total_bytes: u64,
+    /// Major and minor number of its architecture: (9, 0) is sm_90.
+    pub compute_capability: (u32, u32),
+    /// Its multiprocessors.
+    pub n_sm: u32,
+}
+
+impl DeviceInfo {
+    /// Its architecture, such as `sm_90`.
+    pub fn architecture(&self) -> String {
+        format!("sm_{}{}", self.compute_capability.0, self.compute_capability.1)
+    }
+}
+
+/// The option value that selects the device.
+fn device_name(ordinal: u32) -> String {
+    format!("cuda:{ordinal}")
+}
+
+/// One device, ready for work.
+pub struct Context {
+    driver: &'static Driver,
+    info: DeviceInfo,
+    handle: c_int,
+    raw: CuContext,
+    ledger: Ledger,
+}
+
+impl Context {
+    /// All devices that the process may use, in the driver's order, whether kigo can run on them or not.
+    ///
+    /// # Errors
+    /// Those of [`Driver::get`], and `DeviceError`.
+    pub fn list() -> Result<Vec<DeviceInfo>> {
+        let driver = Driver::get()?;
+        (0..driver.n_devices()).map(|ordinal| Ok(describe(driver, ordinal)?.1)).collect()
+    }
+
+    /// Makes a device ready. Contexts of one device share what the driver has for it, but each has its own ledger.
+    ///
+    /// # Errors
+    /// Those of [`Driver::get`]; `NoDevice`, `UnsupportedGpu`, `DeviceLost` when an earlier context of the device was
+    /// lost, `OutOfMemory`, `DeviceError`.
+    pub fn open(ordinal: u32) -> Result<Arc<Context>> {
+        let driver = Driver::get()?;
+        let device = device_name(ordinal);
+        if ordinal >= driver.n_devices() {
+            return Err(no_device(&device, driver.n_devices()));
+        }
+        check_lost(driver, ordinal)?;
+        let (handle, info) = describe(driver, ordinal)?;
+        if info.compute_capability < OLDEST_GPU {
+            let expected = format!("sm_{}{} or later", OLDEST_GPU.0, OLDEST_GPU.1);
+            return Err(Error::UnsupportedGpu { device, found: info.architecture(), name: info.name, expected });
+        }
+        let mut raw = CuContext::NULL;
+        // SAFETY: `handle` is a device of the driver; it writes one pointer.
+        let code = unsafe { (driver.functions.cuDevicePrimaryCtxRetain)(&raw mut raw, handle) };
+        check(driver, ordinal, "cuDevicePrimaryCtxRetain", code)?;
+        Ok(Arc::new(Context { driver, info, handle, raw, ledger: Ledger::default() }))
+    }
+
+    /// The device.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    /// The option value that selects the device, such as `cuda:0`.
+    pub fn device(&self) -> String {
+        device_name(self.info.ordinal)
+    }
+
+    /// What kigo has allocated through this context.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
+    /// Makes the context current in this thread until the guard is dropped, then the host's is again. Calls of this
+    /// module do so by themselves; it nests.
+    ///
+    /// # Errors
+    /// `DeviceLost`, `DeviceError`.
+    pub fn bind(&self) -> Result<Bound<'_>> {
+        check_lost(self.driver, self.info.ordinal)?;
+        // SAFETY: `raw` is a context that this value keeps alive.
+        let code = unsafe { (self.driver.functions.cuCtxPushCurrent)(self.raw) };
+        self.check("cuCtxPushCurrent", code)?;
+        Ok(Bound { context: self, thread: std::marker::PhantomData })
+    }
+
+    /// Free memory of the device in bytes, as the driver sees it now.
+    ///
+    /// # Errors
+    /// `DeviceLost`, `DeviceError`.
+    pub fn free_memory(&self) -> Result<u64> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: it writes two numbers.
+        self.call("cuMemGetInfo", |f| unsafe { (f.cuMemGetInfo)(&raw mut free, &raw mut total) })?;
+        Ok(free as u64)
+    }
+
+    /// Whether the device is lost; then every call fails at once, and nothing is freed.
+    pub fn is_lost(&self) -> bool {
+        self.driver.losses.get(self.info.ordinal as usize).is_some_and(|loss| loss.get().is_some())
+    }
+
+    /// Asks the driver whether every live [`super::memory::DeviceBuffer`] lies in the memory of this device, and says
+    /// how many bytes they have together.
+    ///
+    /// # Errors
+    /// `Internal` names one that does not; `DeviceLost`, `DeviceError`.
+    pub fn verify_residency(&self) -> Result<u64> {
+        self.ledger.verify_residency(self)
+    }
+
+    /// Makes one call of the driver in this context. `make` makes it and returns its code; `name` is for messages.
+    ///
+    /// # Errors
+    /// `DeviceLost` at once when the device is lost; else what the code means.
+    pub(super) fn call(&self, name: &'static str, make: impl FnOnce(&Functions) -> Code) -> Result<()> {
+        let _bound = self.bind()?;
+        let code = make(&self.driver.functions);
+        self.check(name, code)
+    }
+
+    /// As [`Self::call`] for calls that free something: nobody hears of a failure, so it is tried once more; on a
+    /// lost device nothing is called.
+    pub(super) fn release(&self, name: &'static str, mut make: impl FnMut(&Functions) -> Code) {
+        if self.call(name, &mut make).is_err() && !self.is_lost() {
+            let _ = self.call(name, make);
+        }
+    }
+
+    /// What a code of the call `name` means.
+    pub(super) fn check(&self, name: &'static str, code: Code) -> Result<()> {
+        check(self.driver, self.info.ordinal, name, code)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        for _ in 0..2 {
+            if self.is_lost() {
+                return;
+            }
+            // SAFETY: `open` retained the context of this device once, and this releases it once.
+            let code = unsafe { (self.driver.functions.cuDevicePrimaryCtxRelease)(self.handle) };
+            if self.check("cuDevicePrimaryCtxRelease", code).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// A context that is current in this thread.
+pub struct Bound<'a> {
+    context: &'a Context,
+    /// The guard must be dropped in the thread that made it.
+    thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        let _ = self.thread;
+        let mut popped = CuContext::NULL;
+        // Also on a lost device: it only restores what the host had.
+        // SAFETY: `bind` pushed in this thread, and guards are dropped in reverse order; it writes one pointer.
+        let code = unsafe { (self.context.driver.functions.cuCtxPopCurrent)(&raw mut popped) };
+        let _ = self.context.check("cuCtxPopCurrent", code);
+    }
+}
+
+/// The driver's number of a device, and what it says about it.
+fn describe(driver: &Driver, ordinal: u32) -> Result<(c_int, DeviceInfo)> {
+    let f = &driver.functions;
+    let check = |call, code| check(driver, ordinal, call, code);
+    let mut handle = 0;
+    // SAFETY: it writes one integer; numbers out of range are refused.
+    check("cuDeviceGet", unsafe { (f.cuDeviceGet)(&raw mut handle, ordinal as c_int) })?;
+    let mut name = [0_u8; 256];
+    // SAFETY: it writes at most as many bytes as `name` has, with a NUL.
+    let code = unsafe { (f.cuDeviceGetName)(name.as_mut_ptr().cast::<c_char>(), name.len() as c_int, handle) };
+    check("cuDeviceGetName", code)?;
+    let mut total = 0_usize;
+    // SAFETY: it writes one number.
+    check("cuDeviceTotalMem", unsafe { (f.cuDeviceTotalMem)(&raw mut total, handle) })?;
+    let attribute = |id| {
+        let mut value = 0;
+        // SAFETY: it writes one integer.
+        check("cuDeviceGetAttribute", unsafe { (f.cuDeviceGetAttribute)(&raw mut value, id, handle) })?;
+        Ok::<u32, Error>(value.unsigned_abs())
+    };
+    let info = DeviceInfo {
+        ordinal,
+        name: String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned(),
+        total_bytes: total as u64,
+        compute_capability: (attribute(COMPUTE_CAPABILITY_MAJOR)?, attribute(COMPUTE_CAPABILITY_MINOR)?),
+        n_sm: attribute(MULTIPROCESSOR_COUNT)?,
+    };
+    Ok((handle, info))
+}
+
+/// # Errors
+/// `DeviceLost` when the device is.
+fn check_lost(driver: &Driver, ordinal: u32) -> Result<()> {
+    match driver.losses.get(ordinal as usize).and_then(|loss| loss.get()) {
+        None => Ok(()),
+        Some(Loss { call, code }) => {
+            Err(Error::DeviceLost { device: device_name(ordinal), call, code: *code, name: driver.error_name(*code) })
+        }
+    }
+}
+
+/// What a code of the call `name` means for a device; it is lost from a sticky one on.
+fn check(driver: &Driver, ordinal: u32, call: &'static str, code: Code) -> Result<()> {
+    match code {
+        code::SUCCESS => Ok(()),
+        code::OUT_OF_MEMORY => Err(Error::OutOfDriverMemory { device: device_name(ordinal), call }),
+        code if code::is_sticky(code) => {
+            if let Some(loss) = driver.losses.get(ordinal as usize) {
+                let _ = loss.set(Loss { call, code });
+            }
+            check_lost(driver, ordinal)
+        }
+        code => Err(Error::DeviceError { device: device_name(ordinal), call, code, name: driver.error_name(code) }),
+    }
+}
