@@ -44,6 +44,7 @@ impl CopyRows {
 
 impl Repack for CopyRows {
     type Matrix = u64;
+    const ROWS: u64 = GROUP;
 
     fn repack(
         &self,
@@ -123,7 +124,7 @@ fn file() -> Writer {
     writer.tensor("half", &[640], QuantType::F16, half)
 }
 
-fn plan(gguf: &Gguf, n_readers: usize) -> Result<Plan<u64>> {
+fn plan(gguf: &Gguf, n_readers: usize) -> Result<Plan<CopyRows>> {
     let mut space = Space::default();
     let pieces = gguf.tensors().iter().map(|info| {
         let target = match info.n_dims {
@@ -133,7 +134,7 @@ fn plan(gguf: &Gguf, n_readers: usize) -> Result<Plan<u64>> {
         Ok(Piece { info: info.clone(), target })
     });
     let pieces = pieces.collect::<Result<Vec<_>>>()?;
-    Plan::new(pieces, space, GROUP, Some(n_readers))
+    Plan::new(pieces, space, Some(n_readers))
 }
 
 /// Loads `gguf` and compares what is in device memory with the file.

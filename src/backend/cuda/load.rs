@@ -108,8 +108,8 @@ const SLOT_BYTES: u64 = 4 << 20;
 const MAX_ELEMENTS: u64 = 1 << 16;
 
 /// How a model is loaded; nothing is allocated yet.
-pub struct Plan<M> {
-    pieces: Vec<Piece<M>>,
+pub struct Plan<R: Repack> {
+    pieces: Vec<Piece<R::Matrix>>,
     /// Bytes of the weights in device memory.
     n_bytes: u64,
     chunks: Vec<Chunk>,
@@ -123,22 +123,22 @@ struct Chunk {
     part: Range<u64>,
 }
 
-impl<M: Sync> Plan<M> {
-    /// Decides how `pieces`, which have their places in `space`, are read in groups of `group` rows, by `n_readers`
-    /// threads: as many as there are cores, up to 8, when that is `None`.
+impl<R: Repack> Plan<R> {
+    /// Decides how `pieces`, which have their places in `space`, are read: by `n_readers` threads, or one per core up to
+    /// 8 when that is `None`.
     ///
     /// # Errors
     /// `OutOfMemory` when a size is beyond 64 bits, or there is no memory for the plan.
-    pub fn new(pieces: Vec<Piece<M>>, space: Space, group: u64, n_readers: Option<usize>) -> Result<Plan<M>> {
+    pub fn new(pieces: Vec<Piece<R::Matrix>>, space: Space, n_readers: Option<usize>) -> Result<Plan<R>> {
         let mut slot_bytes = SLOT_BYTES;
         for Piece { info, target } in &pieces {
             if let Target::Matrix(_) = target {
-                let least = row_bytes(info).checked_mul(group.min(rows(info)));
+                let least = row_bytes(info).checked_mul(R::ROWS.min(rows(info)));
                 let too_large = || Error::OutOfMemory { what: info.name.clone(), bytes: u64::MAX };
                 slot_bytes = slot_bytes.max(least.ok_or_else(too_large)?);
             }
         }
-        let chunks = chunks(&pieces, group, slot_bytes)?;
+        let chunks = chunks(&pieces, R::ROWS, slot_bytes)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
         // Rows that need larger slots get fewer readers, so that the slots together stay as small.
@@ -188,7 +188,7 @@ impl<M: Sync> Plan<M> {
     /// # Errors
     /// Those of [`Self::check`] before anything is allocated; those of reading; `OutOfMemory`, `DeviceLost`,
     /// `DeviceError`, `LoadCancelled`. Of several, the first that happened; nothing stays allocated.
-    pub fn load<R: Repack<Matrix = M>>(
+    pub fn load(
         &self,
         gguf: &Gguf,
         context: &Arc<Context>,
@@ -265,7 +265,7 @@ struct Job<'a, R: Repack> {
     context: &'a Arc<Context>,
     kernels: &'a R,
     progress: &'a Progress,
-    plan: &'a Plan<R::Matrix>,
+    plan: &'a Plan<R>,
     weights: &'a DeviceBuffer,
     /// The chunk that is read next.
     next: AtomicUsize,
