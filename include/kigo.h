@@ -231,6 +231,35 @@
  * This build has no backend for the device asked for. Set the option device to one that the message lists.
  */
 #define KIGO_NO_BACKEND (-60)
+/**
+ * There is no NVIDIA driver on this machine. Install the driver, or set the option device to "cpu".
+ */
+#define KIGO_NO_DRIVER (-61)
+/**
+ * There is no GPU of this number, or none that this process may see. Set the option device to a GPU that exists; the
+ * message says how many there are.
+ */
+#define KIGO_NO_DEVICE (-62)
+/**
+ * The NVIDIA driver is too old for this build, or does not fit the system's kernel module. Update the driver; the
+ * message has both versions.
+ */
+#define KIGO_DRIVER_TOO_OLD (-63)
+/**
+ * This build has no code for the architecture of the GPU. Use another GPU, or build kigo for this one; the message
+ * names the architecture.
+ */
+#define KIGO_UNSUPPORTED_GPU (-64)
+/**
+ * The GPU failed in a way that this process cannot recover from; every later call says the same. Free the handles,
+ * which works, and restart the process to use this GPU again.
+ */
+#define KIGO_DEVICE_LOST (-65)
+/**
+ * The NVIDIA driver refused a call; what it was made for did not happen. Try again or report the message, which has
+ * the call and the driver's number.
+ */
+#define KIGO_DEVICE_ERROR (-66)
 
 /**
  * What kigo_inference_finish_reason() returns

@@ -194,9 +194,14 @@ impl Drop for Bound<'_> {
         let _ = self.thread;
         let mut popped = CuContext::NULL;
         // Also on a lost device: it only restores what the host had.
-        // SAFETY: `bind` pushed in this thread, and guards are dropped in reverse order; it writes one pointer.
-        let code = unsafe { (self.context.driver.functions.cuCtxPopCurrent)(&raw mut popped) };
-        let _ = self.context.check("cuCtxPopCurrent", code);
+        let mut pop = || {
+            // SAFETY: `bind` pushed in this thread, and guards are dropped in reverse order; it writes one pointer.
+            let code = unsafe { (self.context.driver.functions.cuCtxPopCurrent)(&raw mut popped) };
+            self.context.check("cuCtxPopCurrent", code)
+        };
+        if pop().is_err() && !self.context.is_lost() {
+            let _ = pop();
+        }
     }
 }
 
