@@ -11,6 +11,7 @@ mod fake_driver;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use fake_driver::{Run, run, say};
 use kigo::backend::cuda::context::Context;
@@ -212,14 +213,15 @@ fn child_watched() {
             let outcome = load(&gguf, n_readers, &CopyRows::new(), &progress);
             let (done, total) = progress.bytes();
             assert!(done <= total && total > 0);
+            // That read was one of the comparison.
+            if done == total {
+                assert!(at > 10, "{at}");
+                break;
+            }
             match outcome {
-                Ok(()) => {
-                    assert!(at > 10, "{at}");
-                    break;
-                }
-                Err(Error::LoadCancelled) => assert!(cancels && done < total),
-                Err(Error::Io { .. }) => assert!(!cancels && done < total),
-                Err(error) => panic!("{error}"),
+                Err(Error::LoadCancelled) => assert!(cancels),
+                Err(Error::Io { .. }) => assert!(!cancels),
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -290,7 +292,8 @@ fn no_allocation_that_fails_leaves_anything_r07() {
 #[test]
 fn no_call_that_fails_leaves_anything_or_hangs_r11() {
     for (code, step) in [("1", 7), ("719", 13)] {
-        for at in (1..).step_by(step) {
+        // The first three calls start the driver; one that does not start is unloaded, and forgets what it counted.
+        for at in (4..).step_by(step) {
             let variables = [("FAKE_CUDA_FAIL_AT", &*at.to_string()), ("FAKE_CUDA_FAIL_CODE", code), ("READERS", "2")];
             let run = run("child_calls", &variables);
             let said = said(&run);
@@ -298,9 +301,11 @@ fn no_call_that_fails_leaves_anything_or_hangs_r11() {
             let lost = said[1] == "DEVICE_LOST";
             assert!(!lost || code == "719", "{at}: {said:?}");
             assert!(lost || said[1] == "OK" || said[0] == "OK", "{at}: {said:?}");
-            if !lost {
+            assert!(run.took < Duration::from_secs(10), "{at}: {run:?}");
+            if code == "1" {
                 run.assert_clean(&format!("{code} at call {at}"));
             }
+            assert_eq!((run.count("misuse"), run.count("unpopped")), (0, 0), "{at}: {run:?}");
             if said == ["OK", "OK"] && at as i64 > run.count("calls") {
                 break;
             }
@@ -505,7 +510,7 @@ fn child_pages_fail() {
 fn no_call_of_the_cache_that_fails_changes_anything() {
     for code in ["1", "2"] {
         let mut failures = 0;
-        for at in 1.. {
+        for at in 4.. {
             let run = run("child_pages_fail", &[("FAKE_CUDA_FAIL_AT", &at.to_string()), ("FAKE_CUDA_FAIL_CODE", code)]);
             run.assert_clean(&format!("{code} at call {at}"));
             assert!(run.said.len() <= 2, "{run:?}");
