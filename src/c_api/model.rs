@@ -251,6 +251,7 @@ pub unsafe extern "C" fn kigo_model_get_i64(
 /// @returns KIGO_OK: everything is where it belongs.
 ///   - KIGO_INVALID_ARGUMENT: `device_bytes` or `host_bytes` is NULL.
 ///   - KIGO_INTERNAL: an allocation is elsewhere; the message says which and where.
+///   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver cannot be asked.
 ///   - KIGO_INVALID_HANDLE, KIGO_FORKED: see "Statuses".
 ///
 /// Any thread may call it at any time, also while inferences run.

@@ -153,6 +153,7 @@ impl KvCache {
         if n_positions > self.n_ctx {
             return Err(Error::Internal(format!("{n_positions} positions in a context of {}", self.n_ctx)));
         }
+        let chunks = (self.pages.chunks.len(), self.tables.chunks.len());
         let is_new = !self.sequences.contains_key(&sequence);
         if is_new {
             let no_memory = |_| Error::OutOfMemory { what: "a sequence".into(), bytes: size_of::<Sequence>() as u64 };
@@ -161,8 +162,11 @@ impl KvCache {
             self.sequences.insert(sequence, Sequence { table, pages: Vec::new() });
         }
         let outcome = self.extend(stream, Some(sequence), n_positions.div_ceil(PAGE));
-        if outcome.is_err() && is_new {
-            self.remove(sequence);
+        if outcome.is_err() {
+            if is_new {
+                self.remove(sequence);
+            }
+            self.shrink(stream, chunks);
         }
         outcome
     }
@@ -170,15 +174,21 @@ impl KvCache {
     /// Frees a sequence; unknown ones are ignored. With the last one, all chunks but the first go back to the driver.
     pub fn free(&mut self, stream: &Stream, sequence: SequenceId) {
         self.remove(sequence);
-        if !self.sequences.is_empty() || (self.pages.chunks.len() <= 1 && self.tables.chunks.len() <= 1) {
+        if self.sequences.is_empty() {
+            self.sequences = HashMap::new();
+            self.shrink(stream, (1, 1));
+        }
+    }
+
+    /// Frees all chunks of pages and of tables but the first ones; all that is in the others is free.
+    fn shrink(&mut self, stream: &Stream, (pages, tables): (usize, usize)) {
+        if self.pages.chunks.len() <= pages && self.tables.chunks.len() <= tables {
             return;
         }
-        // Work that was queued ahead may still use the pages. A lost device does no work, and keeps its memory.
+        // Work that was queued ahead may still use them. A lost device does no work, and keeps its memory.
         if stream.synchronize().is_ok() || self.context.is_lost() {
-            let (page, table) = (self.scratch.pages.first().copied(), self.scratch.table);
-            self.pages.shrink(page);
-            self.tables.shrink(Some(table));
-            self.sequences = HashMap::new();
+            self.pages.shrink(pages);
+            self.tables.shrink(tables);
         }
     }
 
@@ -208,9 +218,10 @@ impl KvCache {
         owner.pages.try_reserve(n_more).map_err(no_memory)?;
         let (pages, tables) = (&mut self.pages, &self.tables);
         let mut more = || {
-            for index in first..n_pages {
-                let page = pages.take(&self.context)?;
-                owner.pages.push(page);
+            for _ in first..n_pages {
+                owner.pages.push(pages.take(&self.context)?);
+            }
+            for (index, &page) in owner.pages.iter().enumerate().skip(first) {
                 pages.zero(stream, page)?;
                 tables.write(owner.table, index, pages.address(page))?;
             }
@@ -259,23 +270,16 @@ impl Pool {
         chunks.push(Chunk { buffer, mirror });
         free.append(&mut self.free);
         (self.chunks, self.free) = (chunks, free);
-        self.add_free(self.chunks.len() - 1, None);
+        // The first is taken first.
+        let chunk = self.chunks.len() as u32 - 1;
+        self.free.extend((0..self.items_in_chunk as u32).rev().map(|index| Place { chunk, index }));
         Ok(())
     }
 
-    /// Enters the items of a chunk as free, such that the first is taken first; `taken` is not free.
-    fn add_free(&mut self, chunk: usize, taken: Option<Place>) {
-        let places = (0..self.items_in_chunk).rev().map(|index| Place { chunk: chunk as u32, index: index as u32 });
-        self.free.extend(places.filter(|place| Some(*place) != taken));
-    }
-
-    /// Frees all chunks but the first. Of its items all are free but `taken`.
-    fn shrink(&mut self, taken: Option<Place>) {
-        self.chunks.truncate(1);
-        self.free.clear();
-        if !self.chunks.is_empty() {
-            self.add_free(0, taken);
-        }
+    /// Frees all chunks but the first `n_chunks`; the items of the others are free.
+    fn shrink(&mut self, n_chunks: usize) {
+        self.chunks.truncate(n_chunks);
+        self.free.retain(|place| (place.chunk as usize) < n_chunks);
     }
 
     fn offset(&self, place: Place) -> usize {
