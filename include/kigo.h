@@ -385,6 +385,16 @@
  *   "prompt_ms": Milliseconds spent on the prompt and the first token.
  *   "generate_ms": Milliseconds spent on all tokens after the first.
  *   "tokens_per_second": Tokens after the first per second of generate_ms; 0 before there is one.
+ *
+ * Facts about a GPU
+ *
+ * Keys of kigo_device_get_str():
+ *   "name": Its name, such as "NVIDIA H200".
+ *   "architecture": Its architecture, such as "sm_90".
+ *
+ * Keys of kigo_device_get_i64():
+ *   "memory_bytes": Bytes of its memory, used or not.
+ *   "n_sm": Number of its multiprocessors.
  */
 
 
@@ -496,6 +506,74 @@ const char *kigo_error_message(const kigo_error *error);
 int32_t kigo_error_free(kigo_error *error);
 
 /**
+ * How many GPUs the process may use, whether kigo has code for them or not.
+ *
+ * Their numbers are 0 to one less than this, in the order of the driver, which CUDA_VISIBLE_DEVICES changes; the
+ * value "cuda:1" of the option "device" is the GPU 1.
+ *
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns The number, 0 if there is a driver but no GPU.
+ *   - KIGO_NO_BACKEND: this build runs on the CPU only.
+ *   - KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_DEVICE_ERROR, KIGO_OUT_OF_MEMORY: the driver cannot be used; the
+ *     message says why.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time. The first call loads the driver, which takes part of a second.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_device_count(kigo_error **error);
+
+/**
+ * A fact about a GPU that is a text.
+ *
+ * @param device  The number of the GPU, from 0.
+ * @param key     Which fact, as "Facts about a GPU" lists them.
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `device` is negative, `key` is NULL or no text has it, or `buffer` is NULL though `size`
+ *     is not 0.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_NO_DEVICE: there are not so many GPUs.
+ *   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_DEVICE_ERROR, KIGO_DEVICE_LOST, KIGO_OUT_OF_MEMORY:
+ *     as for kigo_device_count().
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_device_get_str(int32_t device, const char *key, char *buffer, size_t size, kigo_error **error);
+
+/**
+ * A fact about a GPU that is an integer.
+ *
+ * @param device  The number of the GPU, from 0.
+ * @param key     Which fact, as "Facts about a GPU" lists them.
+ * @param value   Where the fact is written on success.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_ARGUMENT: `device` is negative, `key` is NULL or no integer has it, or `value` is NULL.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_NO_DEVICE: there are not so many GPUs.
+ *   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_DEVICE_ERROR, KIGO_DEVICE_LOST, KIGO_OUT_OF_MEMORY:
+ *     as for kigo_device_count().
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_device_get_i64(int32_t device, const char *key, int64_t *value, kigo_error **error);
+
+/**
  * Makes an options object in which every option has its default.
  *
  * @param options  Where the new object is written on success; free it with kigo_options_free().
@@ -602,7 +680,9 @@ int32_t kigo_options_free(kigo_options *options);
  *     be loaded; fetch or convert it again.
  *   - KIGO_UNSUPPORTED_ARCHITECTURE, KIGO_UNSUPPORTED_TYPE, KIGO_UNSUPPORTED_TOKENIZER: the model needs something
  *     that this version does not have; the message lists what it has.
- *   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
+ *   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_NO_DEVICE, KIGO_UNSUPPORTED_GPU: the device cannot
+ *     be used; the message says why. Set the option "device" to another.
+ *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver or the GPU failed; the message has its number for it.
  *   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
  *   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
  *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.

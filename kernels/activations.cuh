@@ -106,15 +106,32 @@ __device__ __forceinline__ float2 block_sum_max(float sum, float largest, float2
     return all;
 }
 
+// Quads of a row that a thread keeps in registers between the two passes of a norm; the rest is staged in shared memory.
+constexpr int kKeptQuads = 8;
+
+// Floats of `staging` that a row takes.
+__host__ __device__ constexpr uint32_t staged_floats(uint32_t stride, uint32_t norm) {
+    constexpr uint32_t kKept = 4 * kKeptQuads * kThreads;
+    return norm == KIGO_NORM_LAYER ? stride : norm == KIGO_NORM_RMS && stride > kKept ? stride - kKept : 0;
+}
+
+// Brings the weight of the norm near, which does not depend on the kernels before.
+__device__ __forceinline__ void prefetch_norm(const KigoInput& in) {
+    if (in.norm == KIGO_NORM_NONE) return;
+    for (uint32_t at = threadIdx.x * 128; at < in.stride * 4; at += kThreads * 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(in.norm_weight + at));
+    }
+}
+
 // Turns one row into quads, `emit(quad number, quad)`, and returns the factor of its products. Called by all threads of a
-// block; `staging` holds `stride` floats in shared memory where there is a norm.
+// block; `staging` holds staged_floats() in shared memory.
 template <bool kBf16, class Emit>
 __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging, float2* scratch, Emit emit) {
     const uint32_t n_quads = in.stride / 4, from = in.select ? __ldcg(reinterpret_cast<const uint32_t*>(in.select) + row) : row;
     const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
     const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
     const float4* bias = reinterpret_cast<const float4*>(in.norm_bias);
-    float scale = 1, inverse = 1, factor = 1;
+    float scale = 1, inverse = 1;
     auto scaled = [&](float4 v) {
         return make_quad<kBf16>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
     };
@@ -123,50 +140,63 @@ __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging
         for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(__ldcg(x + q)));
         return inverse;
     }
-    float2 all;
     if (in.norm == KIGO_NORM_RMS) {
         float sum = 0, largest = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        auto weigh = [&](uint32_t q) {
             const float4 v = __ldcg(x + q), w = __ldg(weight + q);
             sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
             const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
             largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
-            staging[q] = y;
+            return y;
+        };
+        float4 kept[kKeptQuads];
+#pragma unroll
+        for (int i = 0; i < kKeptQuads; i++) {
+            const uint32_t q = threadIdx.x + i * kThreads;
+            if (q < n_quads) kept[i] = weigh(q);
         }
-        all = block_sum_max(sum, largest, scratch);
-        factor = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps)));
-    } else {
-        float sum = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
-            const float4 v = __ldcg(x + q);
-            sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w)));
-            staging[q] = v;
+        constexpr uint32_t kFirst = kKeptQuads * kThreads;
+        for (uint32_t q = threadIdx.x + kFirst; q < n_quads; q += kThreads) staging[q - kFirst] = weigh(q);
+        const float2 all = block_sum_max(sum, largest, scratch);
+        if (!kBf16) range_scale(all.y, scale, inverse);
+#pragma unroll
+        for (int i = 0; i < kKeptQuads; i++) {
+            const uint32_t q = threadIdx.x + i * kThreads;
+            if (q < n_quads) emit(q, scaled(kept[i]));
         }
-        const float mean = __fdiv_rn(block_sum_max(sum, 0, scratch).x, float(in.k));
-        float squares = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
-            const float* v = reinterpret_cast<const float*>(staging + q);
-            for (int i = 0; i < 4; i++) {
-                const float d = 4 * q + i < in.k ? __fsub_rn(v[i], mean) : 0;
-                squares = __fmaf_rn(d, d, squares);
-            }
-        }
-        const float variance = __fdiv_rn(block_sum_max(squares, 0, scratch).x, float(in.k));
-        const float shrink = __frcp_rn(__fsqrt_rn(__fadd_rn(variance, in.eps)));
-        float largest = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
-            float* v = reinterpret_cast<float*>(staging + q);
-            const float4 weights = __ldg(weight + q), biases = bias ? __ldg(bias + q) : float4{0, 0, 0, 0};
-            const float *w = &weights.x, *b = &biases.x;
-            for (int i = 0; i < 4; i++) {
-                v[i] = __fmaf_rn(__fmul_rn(__fsub_rn(v[i], mean), shrink), w[i], b[i]);
-                largest = fmaxf(largest, fabsf(v[i]));
-            }
-        }
-        all = block_sum_max(0, largest, scratch);
+        // A thread reads what it wrote.
+        for (uint32_t q = threadIdx.x + kFirst; q < n_quads; q += kThreads) emit(q, scaled(staging[q - kFirst]));
+        return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps))));
     }
+    float sum = 0;
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        const float4 v = __ldcg(x + q);
+        sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w)));
+        staging[q] = v;
+    }
+    const float mean = __fdiv_rn(block_sum_max(sum, 0, scratch).x, float(in.k));
+    float squares = 0;
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        const float* v = reinterpret_cast<const float*>(staging + q);
+        for (int i = 0; i < 4; i++) {
+            const float d = 4 * q + i < in.k ? __fsub_rn(v[i], mean) : 0;
+            squares = __fmaf_rn(d, d, squares);
+        }
+    }
+    const float variance = __fdiv_rn(block_sum_max(squares, 0, scratch).x, float(in.k));
+    const float shrink = __frcp_rn(__fsqrt_rn(__fadd_rn(variance, in.eps)));
+    float largest = 0;
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        float* v = reinterpret_cast<float*>(staging + q);
+        const float4 weights = __ldg(weight + q), biases = bias ? __ldg(bias + q) : float4{0, 0, 0, 0};
+        const float *w = &weights.x, *b = &biases.x;
+        for (int i = 0; i < 4; i++) {
+            v[i] = __fmaf_rn(__fmul_rn(__fsub_rn(v[i], mean), shrink), w[i], b[i]);
+            largest = fmaxf(largest, fabsf(v[i]));
+        }
+    }
+    const float2 all = block_sum_max(0, largest, scratch);
     if (!kBf16) range_scale(all.y, scale, inverse);
-    // A thread reads what it wrote.
     for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(staging[q]));
-    return __fmul_rn(inverse, factor);
+    return inverse;
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Device, Memory, Progress, Row, SequenceId};
+use crate::backend::{Backend, Device, Memory, Progress, Row, SequenceId, check_gpu, no_backend};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
@@ -410,8 +410,9 @@ impl Drop for Lead<'_> {
 fn check_options(options: &LoadOptions) -> Result<usize> {
     match Device::parse(&options.device) {
         Some(Device::Cpu | Device::Auto) => {}
-        Some(Device::Cuda(_)) => {
-            return Err(Error::NoBackend { device: options.device.clone(), backend: "CUDA", known: Device::BUILT });
+        Some(Device::Cuda(ordinal)) => {
+            check_gpu(ordinal)?;
+            return Err(no_backend(&options.device));
         }
         None => {
             let found = crate::error::quoted(options.device.as_bytes());

@@ -14,7 +14,12 @@ use kigo::backend::cuda::context::Context;
 use kigo::backend::cuda::memory::{DeviceBuffer, PinnedBuffer, Purpose};
 use kigo::backend::cuda::module::{KernelParams, Module};
 use kigo::backend::cuda::stream::{Event, Launch, Stream};
+use kigo::c_api::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
+use kigo::engine::{Engine, LoadOptions};
 use kigo::{Result, Status};
+use std::ffi::CStr;
+use std::path::Path;
+use std::sync::Arc;
 
 /// What `test_kernel` of the fake driver takes.
 #[derive(Clone, Copy)]
@@ -37,7 +42,7 @@ fn outcome(result: Result<String>) -> String {
     }
 }
 
-/// Opens device `FIRST` and says what it is.
+/// Lists the devices, then opens the device `ORDINAL`, loads kernels into it and says what it is.
 #[test]
 #[ignore = "run by others, under a fake driver"]
 fn child_open() {
@@ -53,22 +58,59 @@ fn child_open() {
     say(outcome(open()));
 }
 
-/// Uses all there is in the driver layer once; twice in all.
+/// Uses all there is in the driver layer once, and once more with the context bound all the time.
 #[test]
 #[ignore = "run by others, under a fake driver"]
 fn child_everything() {
-    say(outcome(everything()));
-    say(outcome(everything()));
+    say(outcome(Context::open(0).and_then(|context| everything(&context))));
+    let bound = || {
+        let context = Context::open(0)?;
+        let _bound = context.bind()?;
+        everything(&context)
+    };
+    say(outcome(bound()));
 }
 
-fn everything() -> Result<String> {
-    let context = Context::open(0)?;
-    let weights = DeviceBuffer::new(&context, Purpose::Weights, 1000, "weights")?;
-    let cache = DeviceBuffer::new(&context, Purpose::Cache, 4096, "pages")?;
-    let mut pinned = PinnedBuffer::new(&context, 1000, "a ring")?;
+/// Loads the tiny model on the device `DEVICE`, then on the CPU.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_load() {
+    for device in [std::env::var("DEVICE").unwrap(), "cpu".into()] {
+        let options = LoadOptions { device, n_threads: Some(1), ..LoadOptions::default() };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
+        say(outcome(Engine::load(&path, &options).map(|engine| engine.device().to_string())));
+    }
+}
+
+/// Asks through the C API for the number of GPUs, and for all facts about the GPU `ORDINAL`.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_facts() {
+    let none = std::ptr::null_mut();
+    let ordinal = std::env::var("ORDINAL").unwrap().parse().unwrap();
+    // SAFETY: NULL is allowed.
+    say(unsafe { kigo_device_count(none) });
+    for key in [c"name", c"architecture", c"memory_bytes"] {
+        let mut text = [0_u8; 64];
+        // SAFETY: the key ends with a NUL, and the buffer has as many bytes as the call is told.
+        let n = unsafe { kigo_device_get_str(ordinal, key.as_ptr(), text.as_mut_ptr().cast(), text.len(), none) };
+        say(format!("{n} {}", CStr::from_bytes_until_nul(&text).unwrap().to_string_lossy()));
+    }
+    for key in [c"memory_bytes", c"n_sm", c"name"] {
+        let mut value = 0;
+        // SAFETY: the key ends with a NUL, and the value is a local.
+        let status = unsafe { kigo_device_get_i64(ordinal, key.as_ptr(), &raw mut value, none) };
+        say(format!("{status} {value}"));
+    }
+}
+
+fn everything(context: &Arc<Context>) -> Result<String> {
+    let weights = DeviceBuffer::new(context, Purpose::Weights, 1000, "weights")?;
+    let cache = DeviceBuffer::new(context, Purpose::Cache, 4096, "pages")?;
+    let mut pinned = PinnedBuffer::new(context, 1000, "a ring")?;
     assert!(pinned.as_slice().iter().all(|byte| *byte == 0));
-    let stream = Stream::new(&context)?;
-    let (start, end) = (Event::new(&context)?, Event::new(&context)?);
+    let stream = Stream::new(context)?;
+    let (start, end) = (Event::new(context)?, Event::new(context)?);
     start.record(&stream)?;
 
     let bytes: Vec<u8> = (0..250).collect();
@@ -86,7 +128,7 @@ fn everything() -> Result<String> {
     pinned.write_u32(4, 77)?;
     assert_eq!(pinned.read_u32(4)?, 77);
 
-    let module = Module::load(&context, b"any")?;
+    let module = Module::load(context, b"any")?;
     let function = module.function("test_kernel")?;
     function.set_max_shared_bytes(100 << 10)?;
     let launch = Launch { grid: [2, 1, 1], block: [128, 1, 1], shared_bytes: 100 << 10, dependent: true };
@@ -272,6 +314,41 @@ fn r06_a_device_that_does_not_exist_is_refused() {
     }
     let (_, open) = opened(&[("ORDINAL", "1"), ("FAKE_CUDA_DEVICES", "75,90")]);
     assert!(open.starts_with("OK ") && open.contains("compute_capability: (9, 0)"), "{open}");
+}
+
+#[test]
+fn facts_about_gpus_are_those_of_the_driver() {
+    let facts = |variables: &[(&str, &str)]| run("child_facts", variables).said;
+    let two = ("FAKE_CUDA_DEVICES", "90,86");
+    let second = facts(&[two, ("ORDINAL", "1")]);
+    assert_eq!(second, ["2", "11 Fake GPU 1", "6 sm_86", "-1 ", "0 1073741824", "0 8", "-1 0"]);
+    for (ordinal, status) in [("2", "-62"), ("-1", "-1")] {
+        let said = facts(&[two, ("ORDINAL", ordinal)]);
+        assert!(said[0] == "2" && said[1] == format!("{status} ") && said[4] == format!("{status} 0"), "{said:?}");
+    }
+    let none = facts(&[("FAKE_CUDA_DEVICES", ""), ("ORDINAL", "0")]);
+    assert!(none[0] == "0" && none[1] == "-62 ", "{none:?}");
+    let old = facts(&[("FAKE_CUDA_VERSION", "11080"), ("ORDINAL", "0")]);
+    assert!(old[0] == "-63" && old[1] == "-63 ", "{old:?}");
+}
+
+#[test]
+fn r01_to_r06_a_model_is_not_loaded_on_a_gpu_that_cannot_run_it_and_the_cpu_still_works() {
+    let none = fresh_folder("load-no-driver");
+    std::fs::write(none.join("libcuda.so.1"), "not a library").unwrap();
+    for (folder, device, variable, status) in [
+        (none.as_path(), "cuda", ("", ""), "NO_DRIVER "),
+        (fake_driver::folder(), "cuda", ("FAKE_CUDA_DEVICES", ""), "NO_DEVICE "),
+        (fake_driver::folder(), "cuda", ("FAKE_CUDA_VERSION", "12030"), "DRIVER_TOO_OLD "),
+        (fake_driver::folder(), "cuda", ("FAKE_CUDA_DEVICES", "75"), "UNSUPPORTED_GPU "),
+        (fake_driver::folder(), "cuda:1", ("FAKE_CUDA_DEVICES", "90"), "NO_DEVICE "),
+        (fake_driver::folder(), "cuda:-1", ("FAKE_CUDA_DEVICES", "90"), "INVALID_ARGUMENT "),
+    ] {
+        let variables = [("DEVICE", device), variable];
+        let said =
+            run_with(folder, "child_load", if variable.0.is_empty() { &variables[..1] } else { &variables }).said;
+        assert!(said[0].starts_with(status) && said[1] == "OK cpu", "{device}: {said:?}");
+    }
 }
 
 #[test]

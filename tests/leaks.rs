@@ -74,7 +74,9 @@ fn failed_loads() {
     }
     let good = models::data("tiny-llama.gguf");
     attempt("forged options", &good, 0xDEAD_BEEF, Status::InvalidHandle);
-    attempt("no backend", &good, 0, Status::NoBackend);
+    let missing = c_api::options(&[("device", Setting::Text(b"cuda:999"))]);
+    attempt("no such device", &good, missing, c_api::missing_gpu());
+    c_api::options_free(missing).unwrap();
     c_api::options_free(options).unwrap();
     attempt("freed options", &good, options, Status::InvalidHandle);
 }

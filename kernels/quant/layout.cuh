@@ -92,6 +92,13 @@ KIGO_FN float half_to_float(uint32_t bits) {
 #endif
 }
 
+// Where record `record` of a tile stands among the tile's records. Every tile starts at another one: streams that begin in
+// many tiles at once would otherwise meet in the same channels of memory, since tiles often are powers of two apart.
+KIGO_FN uint32_t record_place(uint32_t tile, uint32_t record, uint32_t n_records) {
+    const uint32_t place = record + tile % n_records;
+    return place < n_records ? place : place - n_records;
+}
+
 // Two small integers 0..1023 in the low bits of two 16-bit fields, minus kOffset, as two halves, exactly: 0x6400 is the
 // half 1024, whose last place is 1.
 template <int kOffset>

@@ -12,7 +12,7 @@ mod progress;
 
 use std::sync::Arc;
 
-use crate::Result;
+use crate::{Error, Result};
 pub use progress::Progress;
 
 /// Where a model is to run.
@@ -84,6 +84,66 @@ pub trait Memory: Send + Sync {
     /// # Errors
     /// When one is not where it belongs, or the driver cannot be asked.
     fn residency(&self) -> Result<Residency>;
+}
+
+/// What there is to know about a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number among those that the process may use.
+    pub ordinal: u32,
+    /// Its name, such as "NVIDIA H200".
+    pub name: String,
+    /// Its memory in bytes.
+    pub total_bytes: u64,
+    /// Major and minor number of its architecture: (9, 0) is sm_90.
+    pub compute_capability: (u32, u32),
+    /// Its multiprocessors.
+    pub n_sm: u32,
+}
+
+impl DeviceInfo {
+    /// Its architecture, such as `sm_90`.
+    pub fn architecture(&self) -> String {
+        format!("sm_{}{}", self.compute_capability.0, self.compute_capability.1)
+    }
+}
+
+/// How many GPUs the process may use.
+///
+/// # Errors
+/// `NoBackend` in a build for the CPU only; `NoDriver`, `DriverTooOld`, `NoDevice` when there is none, `DeviceError`.
+pub fn gpus() -> Result<u32> {
+    #[cfg(feature = "cuda")]
+    return Ok(cuda::driver::Driver::get()?.n_devices());
+    #[cfg(not(feature = "cuda"))]
+    Err(no_backend("cuda"))
+}
+
+/// What there is to know about one GPU, whether kigo can run on it or not.
+///
+/// # Errors
+/// Those of [`gpus`], and `NoDevice`, `DeviceLost`.
+pub fn gpu(ordinal: u32) -> Result<DeviceInfo> {
+    #[cfg(feature = "cuda")]
+    return cuda::context::Context::describe(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    Err(no_backend(&format!("cuda:{ordinal}")))
+}
+
+/// Whether a model can run on this GPU: it exists, works, and has an architecture that there are kernels for.
+///
+/// # Errors
+/// Those of [`gpu`], and `UnsupportedGpu`.
+pub fn check_gpu(ordinal: u32) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    return cuda::context::Context::check(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    Err(no_backend(&format!("cuda:{ordinal}")))
+}
+
+/// This build has nothing for the device.
+pub(crate) fn no_backend(device: &str) -> Error {
+    Error::NoBackend { device: device.to_string(), backend: "CUDA", known: Device::BUILT }
 }
 
 /// Names one sequence in a backend's KV cache; never used twice.

@@ -79,6 +79,7 @@
 #![allow(non_camel_case_types, reason = "types carry the names that C uses")]
 
 mod boundary;
+mod device;
 mod error;
 mod generation;
 mod handle;
@@ -91,6 +92,7 @@ mod option_table;
 mod options;
 mod status;
 
+pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
 pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};
 pub use inference::{kigo_inference, kigo_inference_cancel, kigo_inference_finish_reason, kigo_inference_free};
 pub use inference::{kigo_inference_get_f64, kigo_inference_get_i64, kigo_inference_last_error, kigo_inference_start};

@@ -125,7 +125,9 @@ pub(super) fn new_model(engine: Arc<Engine>) -> Result<*mut kigo_model> {
 ///     be loaded; fetch or convert it again.
 ///   - KIGO_UNSUPPORTED_ARCHITECTURE, KIGO_UNSUPPORTED_TYPE, KIGO_UNSUPPORTED_TOKENIZER: the model needs something
 ///     that this version does not have; the message lists what it has.
-///   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
+///   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_NO_DEVICE, KIGO_UNSUPPORTED_GPU: the device cannot
+///     be used; the message says why. Set the option "device" to another.
+///   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver or the GPU failed; the message has its number for it.
 ///   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
 ///   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
 ///   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.

@@ -94,6 +94,11 @@ pub fn options(settings: &[(&str, Setting)]) -> Handle {
     options
 }
 
+/// What a load on the GPU 999, which no machine has, comes to here: there may be no driver, or not even a backend.
+pub fn missing_gpu() -> Status {
+    kigo::backend::check_gpu(999).unwrap_err().status()
+}
+
 pub fn options_free(options: Handle) -> Answer<i32> {
     plain(kigo_options_free(options as *mut _))
 }
