@@ -10,7 +10,7 @@ mod models;
 mod tiny;
 
 use kigo::backend::cpu::CpuBackend;
-use kigo::backend::{Backend, Row};
+use kigo::backend::{Backend, Progress, Row};
 use kigo::gguf::Gguf;
 use kigo::model::{Activation, ModelDesc, Norm, Weights, arch};
 use serde_json::Value;
@@ -20,7 +20,7 @@ fn load(path: &std::path::Path) -> (CpuBackend, ModelDesc) {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    (CpuBackend::load(&gguf, &desc, &plan, 2).unwrap(), desc)
+    (CpuBackend::load(&gguf, &desc, &plan, 2, &Progress::default()).unwrap(), desc)
 }
 
 fn row(sequence: u64, position: usize, token: u32, logits: bool) -> Row {
