@@ -106,25 +106,8 @@ __device__ __forceinline__ float2 block_sum_max(float sum, float largest, float2
     return all;
 }
 
-// Quads of a row that a thread keeps in registers between the two passes of a norm; the rest is staged in shared memory.
-constexpr int kKeptQuads = 8;
-
-// Floats of `staging` that a row takes.
-__host__ __device__ constexpr uint32_t staged_floats(uint32_t stride, uint32_t norm) {
-    constexpr uint32_t kKept = 4 * kKeptQuads * kThreads;
-    return norm == KIGO_NORM_LAYER ? stride : norm == KIGO_NORM_RMS && stride > kKept ? stride - kKept : 0;
-}
-
-// Brings the weight of the norm near, which does not depend on the kernels before.
-__device__ __forceinline__ void prefetch_norm(const KigoInput& in) {
-    if (in.norm == KIGO_NORM_NONE) return;
-    for (uint32_t at = threadIdx.x * 128; at < in.stride * 4; at += kThreads * 128) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(in.norm_weight + at));
-    }
-}
-
 // Turns one row into quads, `emit(quad number, quad)`, and returns the factor of its products. Called by all threads of a
-// block; `staging` holds staged_floats() in shared memory.
+// block; `staging` holds `stride` floats in shared memory where there is a norm.
 template <bool kBf16, class Emit>
 __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging, float2* scratch, Emit emit) {
     const uint32_t n_quads = in.stride / 4, from = in.select ? __ldcg(reinterpret_cast<const uint32_t*>(in.select) + row) : row;
@@ -149,23 +132,11 @@ __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging
             largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
             return y;
         };
-        float4 kept[kKeptQuads];
-#pragma unroll
-        for (int i = 0; i < kKeptQuads; i++) {
-            const uint32_t q = threadIdx.x + i * kThreads;
-            if (q < n_quads) kept[i] = weigh(q);
-        }
-        constexpr uint32_t kFirst = kKeptQuads * kThreads;
-        for (uint32_t q = threadIdx.x + kFirst; q < n_quads; q += kThreads) staging[q - kFirst] = weigh(q);
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) staging[q] = weigh(q);
         const float2 all = block_sum_max(sum, largest, scratch);
         if (!kBf16) range_scale(all.y, scale, inverse);
-#pragma unroll
-        for (int i = 0; i < kKeptQuads; i++) {
-            const uint32_t q = threadIdx.x + i * kThreads;
-            if (q < n_quads) emit(q, scaled(kept[i]));
-        }
         // A thread reads what it wrote.
-        for (uint32_t q = threadIdx.x + kFirst; q < n_quads; q += kThreads) emit(q, scaled(staging[q - kFirst]));
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(staging[q]));
         return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps))));
     }
     float sum = 0;

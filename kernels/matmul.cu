@@ -76,7 +76,7 @@ struct Stream {
 
 // The product with a single row, which the block prepares itself. An item is one tile, or a pair of gate and up; warp w
 // computes slice w of every tile of the block's items.
-extern "C" __global__ void __launch_bounds__(kThreads, 3) KIGO_NAME(matmul_one, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     __shared__ float2 scratch[kWarps];
     // A turn's sums are added by one warp while the others go on; see below.
     __shared__ float partial[kWarps][2][kSlices][kTileRows];
@@ -91,7 +91,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 3) KIGO_NAME(matmul_one, 
 
     Stream<1> stream(p, barriers, per_item);
     const Slice slice = stream.slice;
-    prefetch_norm(p.in);
 
     pdl_wait();
     pdl_launch();
@@ -319,6 +318,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
         }
         const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + unit % kDepth * kStageBytes;
         Fragments<Type> w[2];
+#pragma unroll
         for (int side = 0; side < 2; side++) {
             const uint8_t* from = in + (2 * tile_pair + side) * UnitRecord::kBytes;
             w[side] = make_fragments<Type>(load_unit<Type, 1>(from, 0, lane), scales_of<Type>(from + UnitRecord::kScales, lane),
@@ -411,14 +411,15 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
         for (int unit = 0; unit < kUnits; unit++) {
             const auto words = load_unit<Type>(in, unit, lane);
             const auto w = make_fragments<Type>(words, scales, unit);
+#pragma unroll
             for (int j = 0; j < 4; j++) {
+#pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int r = 2 * (i / 2) + side;
                     float value;
                     if constexpr (Type::kOperand == Operand::kF32) {
-                        value = __uint_as_float(words.low[8 * j + 4 * side + i]);
+                        value = __uint_as_float(side ? words.low[8 * j + 4 + i] : words.low[8 * j + i]);
                     } else {
-                        value = widen(w.a[j][r], i % 2);
+                        value = widen(side ? w.a[j][2 * (i / 2) + 1] : w.a[j][2 * (i / 2)], i % 2);
                     }
                     if constexpr (Type::kGroupK > 0) {
                         const int group = 16 * j / max(Type::kGroupK, 1);

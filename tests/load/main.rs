@@ -12,6 +12,8 @@ mod gguf_bytes;
 mod model_bytes;
 #[path = "../common/models.rs"]
 mod models;
+#[path = "../common/random_blocks.rs"]
+mod random_blocks;
 #[path = "../common/time.rs"]
 mod time;
 #[path = "../common/tiny.rs"]

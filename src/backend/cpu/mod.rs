@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::{Backend, Memory, Progress, Purpose, Residency, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
-use crate::model::{Activation, ModelDesc, Weights};
+use crate::model::{Activation, ModelDesc, Norm, Weights};
 use crate::{Error, Result};
 use attention::Head;
 use kv_cache::KvCache;
@@ -248,7 +248,7 @@ impl Backend for CpuBackend {
     fn attn_qkv(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, cache, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        rms_norm(matmul.arch(), d, &w.x, &l.attn_norm, &mut w.normed);
+        norm(matmul.arch(), d, &w.x, &l.attn_norm, l.attn_norm_bias.as_ref(), &mut w.normed);
         let q = (&l.attn_q, &mut w.q[..]);
         let k = (&l.attn_k, &mut w.k[..]);
         let v = (&l.attn_v, &mut w.v[..]);
@@ -289,10 +289,11 @@ impl Backend for CpuBackend {
     fn ffn_up(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        rms_norm(matmul.arch(), d, &w.x, &l.ffn_norm, &mut w.normed);
+        norm(matmul.arch(), d, &w.x, &l.ffn_norm, l.ffn_norm_bias.as_ref(), &mut w.normed);
         matmul.run(&mut [(&l.ffn_gate, &mut w.gate), (&l.ffn_up, &mut w.up)], &w.normed)?;
         match d.activation {
             Activation::Silu => vector::silu_mul(matmul.arch(), &mut w.gate, &w.up),
+            Activation::Gelu => vector::gelu_mul(matmul.arch(), &mut w.gate, &w.up),
         }
         Ok(())
     }
@@ -315,16 +316,23 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         let normed = &mut w.normed[..n * d.n_embd];
-        rms_norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, normed);
+        let bias = weights.output_norm_bias.as_ref();
+        norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, bias, normed);
         let head = weights.output.as_ref().unwrap_or(&weights.token_embd);
         matmul.run(&mut [(head, &mut w.logits)], normed)
     }
 }
 
-fn rms_norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, out: &mut [f32]) {
+/// Normalises every row of `x` `[n, n_embd]` into `out`.
+fn norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, bias: Option<&Tensor>, out: &mut [f32]) {
+    let row = match desc.norm {
+        Norm::Rms => vector::rms_norm,
+        Norm::Layer => vector::layer_norm,
+    };
     for (x, out) in x.chunks_exact(desc.n_embd).zip(out.chunks_exact_mut(desc.n_embd)) {
-        vector::rms_norm(arch, x, weight.vector(), desc.norm_rms_eps, out);
+        row(arch, x, weight.vector(), desc.norm_eps, out);
     }
+    add_bias(out, bias);
 }
 
 /// Adds the bias `[width]`, where there is one, to every row of `x` `[n, width]`.

@@ -327,6 +327,19 @@ impl PinnedBuffer {
         Ok(self.atomic(offset)?.load(std::sync::atomic::Ordering::Acquire))
     }
 
+    /// The number of eight bytes at `offset`, a multiple of 8, otherwise as [`Self::read_u32`].
+    ///
+    /// # Errors
+    /// `Internal` when there is no such number.
+    pub fn read_u64(&self, offset: usize) -> Result<u64> {
+        let place = self.part(offset..offset.saturating_add(8))?.cast::<u64>();
+        if !place.is_aligned() {
+            return Err(Error::Internal(format!("offset {offset} is not a multiple of 8")));
+        }
+        // SAFETY: aligned, eight bytes inside the buffer, initialised, and alive as long as `self`.
+        Ok(unsafe { std::sync::atomic::AtomicU64::from_ptr(place) }.load(std::sync::atomic::Ordering::Acquire))
+    }
+
     /// Writes the number at byte `offset`, a multiple of 4, for the device; what was written before is seen before it.
     ///
     /// # Errors

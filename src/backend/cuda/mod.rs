@@ -11,4 +11,6 @@ pub mod kv_cache;
 pub mod load;
 pub mod memory;
 pub mod module;
+pub mod params;
+pub mod sample;
 pub mod stream;
