@@ -28,7 +28,7 @@ need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: all haiku test check fmt-check clippy docs abi kernels bench fetch header install uninstall clean help need-cargo need-build need-cc need-python FORCE
+.PHONY: all haiku test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall clean help need-cargo need-build need-cc need-python FORCE
 
 all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
 	@echo "built $(SHARED) and $(ARCHIVE)"
@@ -39,6 +39,16 @@ haiku: build/haiku need-python ## write a haiku that contains the current minute
 
 test: need-build need-cc fetch ## run all tests; downloads about 190 MB the first time
 	$(CARGO) test --workspace $(FEATURES)
+
+gpu-test: need-gpu gpu-bundle need-python ## run the GPU tests, sanitizers, haiku and benchmarks on the GPU of this machine
+	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
+	exec build/gpu-bundle/run.sh all "$$model" $(ARGS)
+
+gpu-bundle: $(SHARED) need-build need-cc ## build/gpu-bundle: the same for a GPU machine without Rust and compiler
+	@CARGO='$(CARGO)' CC='$(CC)' RUSTFLAGS='$(RUSTFLAGS) $(REMAP)' tools/gpu-bundle.sh $(SHARED) build/gpu-bundle
+
+need-gpu:
+	@tests/gpu/run.sh check
 
 check: fmt-check clippy docs abi kernels ## check format, lints, docs, header, exported symbols and kernels
 

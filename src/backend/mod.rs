@@ -8,8 +8,12 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod progress;
+
+use std::sync::Arc;
 
 use crate::{Error, Result};
+pub use progress::Progress;
 
 /// Where a model is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,43 @@ impl Device {
             },
         }
     }
+}
+
+/// What the memory of a backend is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Matrices and vectors of the model.
+    Weights,
+    /// Keys and values of the sequences.
+    Cache,
+    /// Activations, logits, tables: whatever else computing takes.
+    Workspace,
+}
+
+impl Purpose {
+    /// Every purpose.
+    pub const ALL: [Purpose; 3] = [Purpose::Weights, Purpose::Cache, Purpose::Workspace];
+}
+
+/// Where the bytes of a model really are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Residency {
+    /// In the memory of the model's GPU, as its driver says.
+    pub device_bytes: u64,
+    /// In the memory of the host.
+    pub host_bytes: u64,
+}
+
+/// The books of a backend's memory. They are kept apart from it, so that asking does not wait for a batch.
+pub trait Memory: Send + Sync {
+    /// Bytes that are allocated for `purpose`.
+    fn bytes(&self, purpose: Purpose) -> u64;
+
+    /// Looks where every allocation really is.
+    ///
+    /// # Errors
+    /// When one is not where it belongs, or the driver cannot be asked.
+    fn residency(&self) -> Result<Residency>;
 }
 
 /// What there is to know about a device.
@@ -126,8 +167,11 @@ pub trait Backend: Send {
     /// The device, such as `cpu`.
     fn device(&self) -> &str;
 
-    /// Bytes of the weights as they stand in the device's memory.
+    /// Bytes of the weights as they stand in the file.
     fn weight_bytes(&self) -> u64;
+
+    /// The books of its memory.
+    fn memory(&self) -> Arc<dyn Memory>;
 
     /// Makes room in the cache for positions `0..n_positions` of `sequence`, which begins to exist with its first.
     ///

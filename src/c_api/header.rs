@@ -76,9 +76,10 @@ fn options() -> String {
             .to_owned(),
     ];
     let settings = Settings::default();
-    for (reader, function) in
-        [(Reader::ModelLoad, "kigo_model_load()"), (Reader::InferenceStart, "kigo_inference_start()")]
-    {
+    for (reader, function) in [
+        (Reader::ModelLoad, "kigo_model_load() and kigo_load_start()"),
+        (Reader::InferenceStart, "kigo_inference_start()"),
+    ] {
         lines.extend([String::new(), format!("Read by {function}:")]);
         for row in ROWS.iter().filter(|row| row.reader == reader) {
             let (range, setter, default) = (row.range(), row.setter(), (row.show)(&settings));

@@ -5,7 +5,7 @@ use super::header::{Function, Parameter, functions};
 use super::toolchain::{Link, build, model, run, scratch};
 use std::fmt::Write;
 
-const HANDLES: [&str; 4] = ["kigo_model", "kigo_inference", "kigo_options", "kigo_error"];
+const HANDLES: [&str; 5] = ["kigo_model", "kigo_load", "kigo_inference", "kigo_options", "kigo_error"];
 
 /// Something valid for a parameter.
 fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
@@ -31,13 +31,15 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
         ("size_t", "size") => "sizeof text".to_owned(),
         ("char *", "text" | "bytes" | "buffer") => "text".to_owned(),
         ("int32_t *", "token") => "&token".to_owned(),
-        ("int64_t *", "value") => "&integer".to_owned(),
+        ("int64_t *", "value" | "done" | "total" | "device_bytes" | "host_bytes") => "&integer".to_owned(),
         ("double *", "value") => "&number".to_owned(),
         ("int32_t", "device") => "0".to_owned(),
         ("int32_t" | "int64_t" | "double", _) => "1".to_owned(),
         ("kigo_error **", "error") => "&told".to_owned(),
         (pointer, name) if HANDLES.iter().any(|handle| pointer == format!("{handle} **")) => format!("&new_{name}"),
-        (pointer, name) if HANDLES.iter().any(|handle| pointer.ends_with(&format!("{handle} *"))) => name.to_owned(),
+        (pointer, name) if HANDLES.iter().any(|handle| pointer.ends_with(&format!("{handle} *"))) => {
+            format!("live_{name}")
+        }
         other => panic!("{function}: nothing valid is known for {other:?}"),
     }
 }
