@@ -12,10 +12,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Device, Memory, Progress, Row, SequenceId, check_gpu, no_backend};
+use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, SequenceId, check_gpu};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
+use crate::sampler::Sampler;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
@@ -100,12 +101,21 @@ impl Queue {
     }
 }
 
+/// What a session wants of its rows.
+enum Wanted {
+    /// The logits of the last row that wants them, in this buffer; nothing if none does.
+    Logits(Vec<f32>),
+    /// The token that this sampler draws after the last row, given the latest tokens of the sequence.
+    Token(Sampler, Vec<u32>),
+}
+
 /// Rows of one session that must run in one batch.
 struct Request {
     rows: Vec<Row>,
-    outcome: Mutex<Option<Result<Vec<f32>>>>,
-    /// The session's buffer for logits, on its way to the outcome.
-    logits: Mutex<Vec<f32>>,
+    /// The token, if one is wanted.
+    outcome: Mutex<Option<Result<Option<u32>>>>,
+    /// With what is the session's own, which it takes back with the outcome.
+    wanted: Mutex<Wanted>,
     /// Signalled, under the queue's lock, when there is an outcome or the lead is free.
     wake: Condvar,
 }
@@ -124,8 +134,8 @@ impl Engine {
     /// # Errors
     /// Those of [`Self::load`]; [`Error::LoadCancelled`].
     pub fn load_watched(path: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Engine>> {
-        let n_threads = check_options(options)?;
-        Self::load_file(path, options, n_threads, progress).map_err(|error| match error {
+        let (device, n_threads) = check_options(options)?;
+        Self::load_file(path, options, (device, n_threads), progress).map_err(|error| match error {
             Error::InFile { .. } | Error::OutOfMemory { .. } | Error::InvalidArgument { .. } => error,
             // These are not the file's fault.
             Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } | Error::LoadCancelled => error,
@@ -134,17 +144,30 @@ impl Engine {
         })
     }
 
-    fn load_file(path: &Path, options: &LoadOptions, n_threads: usize, progress: &Progress) -> Result<Arc<Engine>> {
+    fn load_file(
+        path: &Path,
+        options: &LoadOptions,
+        (device, n_threads): (Device, usize),
+        progress: &Progress,
+    ) -> Result<Arc<Engine>> {
         progress.check()?;
         let gguf = Gguf::open(path)?;
         let desc = arch::describe(gguf.metadata())?;
         progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let backend = CpuBackend::load(&gguf, &desc, &plan, n_threads, progress)?;
+        let n_ctx = options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX));
+        let backend: Box<dyn Backend> = match device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let sizes = (ordinal, n_ctx, options.n_batch);
+                Box::new(crate::backend::cuda::CudaBackend::load(&gguf, &desc, &plan, sizes, progress)?)
+            }
+            _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, n_threads, progress)?),
+        };
         let template = tokenizer.chat_template().map(ChatTemplate::new);
         Ok(Arc::new(Engine {
-            n_ctx: options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX)),
+            n_ctx,
             n_batch: options.n_batch,
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
@@ -154,7 +177,7 @@ impl Engine {
             tokenizer,
             desc,
             queue: Mutex::default(),
-            backend: Mutex::new(Box::new(backend)),
+            backend: Mutex::new(backend),
             next_sequence: AtomicU64::new(0),
             retired: Mutex::default(),
         }))
@@ -263,6 +286,41 @@ impl Engine {
     /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
     /// rows had their turn. The sequence is as before then.
     pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<()> {
+        logits.clear();
+        if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
+            *logits = try_vec(self.desc.n_vocab, "the logits")?;
+        }
+        let request = Request::new(rows, Wanted::Logits(std::mem::take(logits)));
+        let outcome = self.finish(&request, cancel);
+        if let Wanted::Logits(buffer) = &mut *lock(&request.wanted) {
+            *logits = std::mem::take(buffer);
+        }
+        outcome.map(|_| ())
+    }
+
+    /// Runs `rows` as [`Self::run`], the last of which wants logits, and draws the next token from these with `sampler`,
+    /// which counts the draw. `recent` are the latest tokens of the sequence, as many as the sampler's window takes.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`] and of [`Sampler::sample`]; nothing was drawn then.
+    pub fn next_token(
+        &self,
+        rows: Vec<Row>,
+        sampler: &mut Sampler,
+        recent: Vec<u32>,
+        cancel: &AtomicBool,
+    ) -> Result<u32> {
+        let request = Request::new(rows, Wanted::Token(std::mem::take(sampler), recent));
+        let outcome = self.finish(&request, cancel);
+        if let Wanted::Token(own, _) = &mut *lock(&request.wanted) {
+            *sampler = std::mem::take(own);
+        }
+        outcome?.ok_or_else(|| Error::Internal("no token was drawn".into()))
+    }
+
+    /// Waits for the outcome of a request, leading batches meanwhile where nobody else does.
+    fn finish(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
+        let rows = &request.rows;
         if rows.is_empty() || rows.len() > self.n_batch || rows.iter().any(|row| row.token as usize >= self.n_vocab()) {
             return Err(Error::Internal(format!(
                 "{} rows, expected 1 to {} of known tokens",
@@ -270,19 +328,13 @@ impl Engine {
                 self.n_batch
             )));
         }
-        logits.clear();
-        if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
-            *logits = try_vec(self.desc.n_vocab, "the logits")?;
-        }
-        let request = Request::new(rows, std::mem::take(logits));
         let mut queue = lock(&self.queue);
         queue.waiting.push_back(request.clone());
         loop {
             if let Some(outcome) = lock(&request.outcome).take() {
-                *logits = outcome?;
-                return Ok(());
+                return outcome;
             }
-            if cancel.load(Ordering::Relaxed) && queue.leave(&request) {
+            if cancel.load(Ordering::Relaxed) && queue.leave(request) {
                 return Err(Error::Cancelled);
             }
             queue = if queue.led {
@@ -360,16 +412,41 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
     let mut rows = try_vec(requests.iter().map(|request| request.rows.len()).sum(), "the rows of a batch")?;
     rows.extend(requests.iter().flat_map(|request| &request.rows));
     contained(|| backend.forward(&rows))?;
+    let mut wanted: Vec<MutexGuard<Wanted>> = try_vec(requests.len(), "the requests of a batch")?;
+    wanted.extend(requests.iter().map(|request| lock(&request.wanted)));
+    let mut draws: Vec<Draw> = try_vec(requests.len(), "the draws of a batch")?;
+    let mut drawing: Vec<&Request> = try_vec(requests.len(), "the draws of a batch")?;
     let mut index = 0;
-    for request in requests {
-        let mut logits = std::mem::take(&mut *lock(&request.logits));
-        logits.clear();
-        for _ in request.rows.iter().filter(|row| row.logits) {
-            logits.clear();
-            logits.extend_from_slice(backend.logits(index));
-            index += 1;
+    for (request, wanted) in requests.iter().zip(&mut wanted) {
+        let first = index;
+        index += request.rows.iter().filter(|row| row.logits).count();
+        match &mut **wanted {
+            Wanted::Logits(_) if index == first => request.finish(Ok(None)),
+            Wanted::Logits(out) => {
+                let read = || {
+                    out.clear();
+                    out.extend_from_slice(backend.logits(index - 1)?);
+                    Ok(())
+                };
+                request.finish(contained(read).map(|()| None));
+            }
+            Wanted::Token(sampler, recent) => {
+                let sequence = request.rows.last().map_or(0, |row| row.sequence);
+                draws.push(Draw { index: index.saturating_sub(1), sequence, sampler, recent, outcome: None });
+                drawing.push(request);
+            }
         }
-        request.finish(Ok(logits));
+    }
+    if draws.is_empty() {
+        return Ok(());
+    }
+    let sampled = contained(|| {
+        backend.sample(&mut draws);
+        Ok(())
+    });
+    let failed = sampled.err().map(|error| error.to_string()).unwrap_or_default();
+    for (request, draw) in drawing.into_iter().zip(draws) {
+        request.finish(draw.outcome.unwrap_or_else(|| Err(Error::Internal(failed.clone()))).map(Some));
     }
     Ok(())
 }
@@ -380,11 +457,11 @@ fn contained(body: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 impl Request {
-    fn new(rows: Vec<Row>, logits: Vec<f32>) -> Arc<Request> {
-        Arc::new(Request { rows, outcome: Mutex::new(None), logits: Mutex::new(logits), wake: Condvar::new() })
+    fn new(rows: Vec<Row>, wanted: Wanted) -> Arc<Request> {
+        Arc::new(Request { rows, outcome: Mutex::new(None), wanted: Mutex::new(wanted), wake: Condvar::new() })
     }
 
-    fn finish(&self, outcome: Result<Vec<f32>>) {
+    fn finish(&self, outcome: Result<Option<u32>>) {
         *lock(&self.outcome) = Some(outcome);
     }
 }
@@ -408,19 +485,17 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// Checks the options and returns the number of threads.
-fn check_options(options: &LoadOptions) -> Result<usize> {
-    match Device::parse(&options.device) {
-        Some(Device::Cpu | Device::Auto) => {}
-        Some(Device::Cuda(ordinal)) => {
-            check_gpu(ordinal)?;
-            return Err(no_backend(&options.device));
-        }
+/// Checks the options, and returns the device to use and the number of threads.
+fn check_options(options: &LoadOptions) -> Result<(Device, usize)> {
+    let device = match Device::parse(&options.device) {
+        Some(Device::Cuda(ordinal)) => check_gpu(ordinal).map(|()| Device::Cuda(ordinal))?,
+        Some(Device::Auto) if check_gpu(0).is_ok() => Device::Cuda(0),
+        Some(Device::Auto | Device::Cpu) => Device::Cpu,
         None => {
             let found = crate::error::quoted(options.device.as_bytes());
             return Err(Error::invalid_argument("device", Device::EXPECTED, found));
         }
-    }
+    };
     let in_range = |name: &str, n: usize, most: usize| match n {
         n if (1..=most).contains(&n) => Ok(n),
         n => Err(Error::invalid_argument(name, format!("1 to {most}"), n)),
@@ -428,7 +503,7 @@ fn check_options(options: &LoadOptions) -> Result<usize> {
     in_range("n_batch", options.n_batch, LoadOptions::MAX_BATCH)?;
     in_range("n_ctx", options.n_ctx.unwrap_or(1), LoadOptions::MAX_CTX)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get().min(LoadOptions::MAX_THREADS));
-    in_range("n_threads", options.n_threads.unwrap_or(cores), LoadOptions::MAX_THREADS)
+    Ok((device, in_range("n_threads", options.n_threads.unwrap_or(cores), LoadOptions::MAX_THREADS)?))
 }
 
 /// Locks, whatever a panic elsewhere has left: all that is behind these locks is valid at every moment.
@@ -464,8 +539,8 @@ mod tests {
             assert!(rows.iter().all(|row| row.token != 13), "unlucky");
             Ok(())
         }
-        fn logits(&self, _: usize) -> &[f32] {
-            &self.logits
+        fn logits(&mut self, _: usize) -> Result<&[f32]> {
+            Ok(&self.logits)
         }
         fn n_layer(&self) -> usize {
             0
@@ -514,7 +589,7 @@ mod tests {
         for n_batch in [1, 8] {
             let engine = engine(n_batch);
             for (unlucky, text) in [(row(1, 13), "unlucky"), (row(13, 1), "no room")] {
-                let theirs = Request::new(vec![unlucky], Vec::new());
+                let theirs = Request::new(vec![unlucky], Wanted::Logits(Vec::new()));
                 lock(&engine.queue).waiting.push_back(theirs.clone());
                 let mut logits = Vec::new();
                 engine.run(vec![row(2, 1)], &mut logits, &AtomicBool::new(false)).unwrap();

@@ -12,6 +12,7 @@ mod progress;
 
 use std::sync::Arc;
 
+use crate::sampler::Sampler;
 use crate::{Error, Result};
 pub use progress::Progress;
 
@@ -30,7 +31,7 @@ impl Device {
     /// What [`Device::parse`] takes, for messages.
     pub const EXPECTED: &str = "\"cuda\", \"cuda:N\" with N from 0 to 999, \"cpu\" or \"auto\"";
     /// The names of devices that this build can run on, for messages.
-    pub const BUILT: &str = "cpu, auto";
+    pub const BUILT: &str = if cfg!(feature = "cuda") { "cuda, cuda:N, cpu, auto" } else { "cpu, auto" };
 
     /// The device with this name; `cuda` is `cuda:0`.
     pub fn parse(name: &str) -> Option<Device> {
@@ -162,6 +163,20 @@ pub struct Row {
     pub logits: bool,
 }
 
+/// A token to be drawn after a batch.
+pub struct Draw<'a> {
+    /// From which of the rows that wanted logits.
+    pub index: usize,
+    /// Whose row that is.
+    pub sequence: SequenceId,
+    /// How to draw; it counts the draw.
+    pub sampler: &'a mut Sampler,
+    /// The latest tokens of the sequence, as many as the sampler's window takes.
+    pub recent: &'a [u32],
+    /// The token, or why there is none.
+    pub outcome: Option<Result<u32>>,
+}
+
 /// The seven stages of a decoder, and the memory they work on.
 pub trait Backend: Send {
     /// The device, such as `cpu`.
@@ -189,7 +204,18 @@ pub trait Backend: Send {
     fn forward(&mut self, rows: &[Row]) -> Result<()>;
 
     /// The logits of the `index`-th row of the last batch that wanted them, `[n_vocab]`.
-    fn logits(&self, index: usize) -> &[f32];
+    ///
+    /// # Errors
+    /// When they cannot be brought to the host.
+    fn logits(&mut self, index: usize) -> Result<&[f32]>;
+
+    /// Draws tokens from logits of the last batch, each as its sampler does it: whatever this backend does differently,
+    /// the tokens are the same.
+    fn sample(&mut self, draws: &mut [Draw]) {
+        for draw in draws {
+            draw.outcome = Some(self.logits(draw.index).and_then(|logits| draw.sampler.sample(logits, draw.recent)));
+        }
+    }
 
     /// Layers of the model.
     fn n_layer(&self) -> usize;

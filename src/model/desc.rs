@@ -89,6 +89,18 @@ impl ModelDesc {
         self.n_head_kv * self.head_dim
     }
 
+    /// Turn of every rope pair per position, in radians: `[n_rot / 2]`. `divisors` of the frequencies, where a file has them,
+    /// are as many.
+    pub fn rope_angles(&self, divisors: Option<&[f32]>) -> Vec<f64> {
+        let rope = &self.rope;
+        let angle = |i: usize| {
+            let exponent = -2.0 * i as f64 / rope.n_rot as f64;
+            let divisor = divisors.and_then(|divisors| divisors.get(i)).map_or(1.0, |&divisor| f64::from(divisor));
+            f64::from(rope.freq_scale) * f64::from(rope.freq_base).powf(exponent) / divisor
+        };
+        (0..rope.n_rot / 2).map(angle).collect()
+    }
+
     /// Width of q of one token: `n_head * head_dim`.
     pub fn n_embd_q(&self) -> usize {
         self.n_head * self.head_dim

@@ -68,7 +68,7 @@ impl Candidate {
 }
 
 /// Draws tokens with one set of parameters. Its buffers are reused from call to call.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Sampler {
     params: SamplingParams,
     drawn: u64,
@@ -102,6 +102,21 @@ impl Sampler {
     /// Continues as if `drawn` random numbers had been used.
     pub fn set_drawn(&mut self, drawn: u64) {
         self.drawn = drawn;
+    }
+
+    /// The tokens of `tokens` that [`Self::sample`] looks at.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn window_of(&self, tokens: &[u32]) -> Result<Vec<u32>> {
+        let last_n = match self.params.repeat_penalty {
+            1.0 => 0,
+            _ => usize::try_from(self.params.repeat_last_n).unwrap_or(usize::MAX),
+        };
+        let window = &tokens[tokens.len().saturating_sub(last_n)..];
+        let mut out = try_vec(window.len(), "the window of the repetition penalty")?;
+        out.extend_from_slice(window);
+        Ok(out)
     }
 
     /// The id of the next token, from `logits[n_vocab]` and the sequence so far, `recent`, of which the last

@@ -65,7 +65,6 @@ pub struct Session {
     /// How many of `tokens` are in the KV cache.
     n_past: usize,
     max_tokens: usize,
-    logits: Vec<f32>,
     /// The last generated token, while the caller has not taken it.
     pending: Option<u32>,
     text: TextStream,
@@ -97,7 +96,6 @@ impl Session {
             tokens,
             n_past: 0,
             max_tokens: options.max_tokens.unwrap_or(usize::MAX),
-            logits: Vec::new(),
             pending: None,
             text: TextStream::new(&options.stop),
             finished: None,
@@ -198,15 +196,15 @@ impl Session {
         })?;
         let started = Instant::now();
         let is_prompt = self.generated_tokens() == 0;
-        let token = self.run_pending_tokens().and_then(|()| self.sampler.sample(&self.logits, &self.tokens));
+        let token = self.next_token();
         *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();
         self.accept(token?);
         Ok(())
     }
 
-    /// Runs the tokens that are not in the KV cache, in chunks; the logits of the last one are in `logits` then.
-    fn run_pending_tokens(&mut self) -> Result<()> {
-        while self.n_past < self.tokens.len() {
+    /// Runs the tokens that are not in the KV cache, in chunks, and draws the token after the last one.
+    fn next_token(&mut self) -> Result<u32> {
+        loop {
             if self.cancel.load(Ordering::Relaxed) {
                 self.finish(FinishReason::Cancelled);
                 return Err(Error::Cancelled);
@@ -220,14 +218,22 @@ impl Session {
             };
             let mut rows = try_vec(end - self.n_past, "the rows of a batch")?;
             rows.extend((self.n_past..end).map(row));
-            let outcome = self.engine.run(rows, &mut self.logits, &self.cancel);
+            let outcome = if end < self.tokens.len() {
+                self.engine.run(rows, &mut Vec::new(), &self.cancel).map(|()| None)
+            } else {
+                let recent = self.sampler.window_of(&self.tokens)?;
+                self.engine.next_token(rows, &mut self.sampler, recent, &self.cancel).map(Some)
+            };
             if matches!(outcome, Err(Error::Cancelled)) {
                 self.finish(FinishReason::Cancelled);
             }
-            outcome?;
+            // Without a token the last tokens run again, which changes nothing.
+            if let Some(token) = outcome? {
+                self.n_past = end;
+                return Ok(token);
+            }
             self.n_past = end;
         }
-        Ok(())
     }
 
     fn accept(&mut self, token: u32) {

@@ -130,7 +130,7 @@ impl CpuBackend {
             Ok(tensor)
         })?;
         memory.set(Purpose::Weights, held);
-        let rope_angles = rope_angles(desc, weights.rope_freqs.as_ref());
+        let rope_angles = desc.rope_angles(weights.rope_freqs.as_ref().map(Tensor::vector));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|i| format!("kigo-cpu-{i}"))
@@ -197,8 +197,8 @@ impl Backend for CpuBackend {
         })
     }
 
-    fn logits(&self, index: usize) -> &[f32] {
-        &self.work.logits[index * self.desc.n_vocab..][..self.desc.n_vocab]
+    fn logits(&mut self, index: usize) -> Result<&[f32]> {
+        Ok(&self.work.logits[index * self.desc.n_vocab..][..self.desc.n_vocab])
     }
 
     fn n_layer(&self) -> usize {
@@ -350,17 +350,6 @@ fn rope(desc: &ModelDesc, turns: &[(f32, f32)], x: &mut [f32], n_heads: usize) {
             vector::rope(desc.rope.pairing, head, turns);
         }
     }
-}
-
-/// Turn of every rope pair per position, in radians.
-fn rope_angles(desc: &ModelDesc, divisors: Option<&Tensor>) -> Vec<f64> {
-    let rope = &desc.rope;
-    let angle = |i: usize| {
-        let exponent = -2.0 * i as f64 / rope.n_rot as f64;
-        let divisor = divisors.map_or(1.0, |t| f64::from(t.vector()[i]));
-        f64::from(rope.freq_scale) * f64::from(rope.freq_base).powf(exponent) / divisor
-    };
-    (0..rope.n_rot / 2).map(angle).collect()
 }
 
 /// Makes `buffer` exactly `n * width` long; what it holds is unspecified.

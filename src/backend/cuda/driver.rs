@@ -149,6 +149,7 @@ functions! {
     cuEventCreate = c"cuEventCreate" (*mut CuEvent, c_uint);
     cuEventDestroy = c"cuEventDestroy_v2" (CuEvent);
     cuEventRecord = c"cuEventRecord" (CuEvent, CuStream);
+    cuStreamQuery = c"cuStreamQuery" (CuStream);
     cuEventQuery = c"cuEventQuery" (CuEvent);
     cuEventSynchronize = c"cuEventSynchronize" (CuEvent);
     cuEventElapsedTime = c"cuEventElapsedTime" (*mut f32, CuEvent, CuEvent);

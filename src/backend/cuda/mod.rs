@@ -3,14 +3,549 @@
 //! What a kernel does to memory is as much part of this module as its Rust code: addresses in kernel parameters are
 //! plain numbers, and no type keeps a kernel from writing where it must not. Buffers are freed only when the streams
 //! that use them are idle; every owner of both sees to that.
+//!
+//! One stream does all work of a model in order. Batches of single rows, one for each of some sequences, are graphs
+//! that are captured once for each power of two of rows: tokens, positions and page tables stand in device memory, so
+//! a graph serves every position. While one sequence runs alone, the device goes on to its next tokens before the host
+//! has asked for them: see [`Ahead`].
 #![allow(unsafe_code, reason = "the driver is a C library; every use of it is proved in place")]
 
 pub mod context;
 pub mod driver;
 pub mod kv_cache;
+pub mod layout;
 pub mod load;
 pub mod memory;
 pub mod module;
 pub mod params;
 pub mod sample;
+mod stages;
 pub mod stream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Backend, Draw, Memory, Progress, Row, SequenceId};
+use crate::error::try_vec;
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::{ModelDesc, Weights};
+use crate::{Error, Result};
+use context::Context;
+use kv_cache::KvCache;
+use layout::{Places, TypeTable};
+use memory::{DeviceBuffer, PinnedBuffer};
+use params::{KIGO_NO_SLOT, KigoRow, KigoTile, bytes_of};
+use sample::Samplers;
+use stages::{Kernels, Shape, Workspace};
+use stream::{Graph, Stream};
+
+/// Most rows of a graph; larger batches are launched kernel by kernel, which their kernels' time hides.
+const MAX_GRAPH_ROWS: usize = 32;
+
+/// Samplers in device memory. Sequences beyond so many draw on the host, from the same logits the same tokens.
+const N_SLOTS: usize = 256;
+
+/// Rows of logits that there is room for at first.
+const FIRST_LOGITS: usize = 8;
+
+/// Steps that the device may be ahead of the host: the one that is awaited, and one that keeps the device busy meanwhile.
+const STEPS_AHEAD: usize = 2;
+
+/// A model in device memory, with its KV cache.
+pub struct CudaBackend {
+    // Graphs go before what they use.
+    graphs: HashMap<usize, Graph>,
+    device: String,
+    desc: ModelDesc,
+    n_ctx: usize,
+    file_bytes: u64,
+    weights: DeviceBuffer,
+    places: Places,
+    kernels: Kernels,
+    cache: KvCache,
+    samplers: Samplers,
+    slots: Slots,
+    work: Workspace,
+    /// What rows are copied from.
+    staging: PinnedBuffer,
+    /// Whether `staging` may still be read by the device.
+    staged: bool,
+    shape: Shape,
+    /// The rows of the last batch that wanted logits, with their places in the batch.
+    wanted: Vec<(SequenceId, u32)>,
+    host_logits: Vec<f32>,
+    ahead: Ahead,
+    stream: Arc<Stream>,
+    context: Arc<Context>,
+}
+
+/// Which sampler is whose.
+struct Slots {
+    free: Vec<u32>,
+    of: HashMap<SequenceId, Slot>,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    number: u32,
+    /// Draws that the device's sampler has made, when the host has seen all of them; `None` before the first, and when
+    /// the device has drawn what nobody asked for.
+    drawn: Option<u64>,
+}
+
+/// Steps of a single sequence that were started before anybody asked for them. They continue the tokens that the device
+/// draws itself; a caller who wants something else makes them void, but never wrong: positions are written again
+/// before they are read.
+#[derive(Default)]
+struct Ahead {
+    sequence: Option<SequenceId>,
+    /// The row that the first of the steps runs, as far as the host knows: token and position.
+    next: Option<(u32, u32)>,
+    /// Steps that are under way or done, and were not asked for.
+    n_steps: usize,
+    /// The sequence that ran last, alone, and for how many steps.
+    alone: Option<(SequenceId, u32)>,
+    /// The batch in hand, while it is the first of the steps.
+    taken: Option<Row>,
+}
+
+impl CudaBackend {
+    /// Loads the planned tensors into the memory of GPU `ordinal`, for sequences of up to `n_ctx` tokens and batches of up
+    /// to `n_batch` rows.
+    ///
+    /// # Errors
+    /// When there is no such GPU, the model does not fit into its free memory (nothing is allocated then), the file
+    /// cannot be read, the load is cancelled, or the driver fails.
+    pub fn load(
+        gguf: &Gguf,
+        desc: &ModelDesc,
+        plan: &Weights<TensorInfo>,
+        (ordinal, n_ctx, n_batch): (u32, usize, usize),
+        progress: &Progress,
+    ) -> Result<CudaBackend> {
+        let context = Context::open(ordinal)?;
+        let bound = context.bind()?;
+        check_desc(desc)?;
+        let (places, pieces, space) = Places::new(plan, desc)?;
+        let sizes = stages::Sizes::new(desc, n_batch)?;
+        let widest = sizes.widest();
+        let types = TypeTable::load(&context, &pieces, layout::stride(desc.n_embd), widest)?;
+        let load = load::Plan::new(pieces, space, None)?;
+        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx)?.first_bytes();
+        let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
+        let weights = load.load(gguf, &context, &types, later, progress)?;
+
+        let stream = Arc::new(Stream::new(&context)?);
+        let divisors = rope_divisors(gguf, plan)?;
+        let angles: Vec<f64> = desc.rope_angles(divisors.as_deref());
+        let half_turns: Vec<f64> = angles.iter().map(|angle| angle / std::f64::consts::PI).collect();
+        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &half_turns)?;
+        let mut free = try_vec(N_SLOTS, "the samplers")?;
+        free.extend((0..N_SLOTS as u32).rev());
+        let backend = CudaBackend {
+            graphs: HashMap::new(),
+            device: context.device(),
+            desc: desc.clone(),
+            n_ctx,
+            file_bytes: plan.file_bytes(),
+            places,
+            kernels: Kernels::new(&context, types, kv_cache::head_width(desc)?)?,
+            cache: KvCache::new(&context, &stream, desc, n_ctx)?,
+            samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, MAX_GRAPH_ROWS.max(FIRST_LOGITS))?,
+            slots: Slots { free, of: HashMap::new() },
+            staging: PinnedBuffer::new(&context, work.staging_bytes(), "the rows of a batch")?,
+            staged: false,
+            work,
+            shape: Shape::default(),
+            wanted: try_vec(n_batch, "the rows of a batch")?,
+            host_logits: Vec::new(),
+            ahead: Ahead::default(),
+            weights,
+            stream,
+            context: context.clone(),
+        };
+        backend.stream.synchronize()?;
+        drop(bound);
+        Ok(backend)
+    }
+
+    /// Writes rows, tiles and the selection of a batch to device memory. A batch that is run as a graph is padded to `n`.
+    fn upload(&mut self, rows: &[Row], n: usize) -> Result<()> {
+        if std::mem::replace(&mut self.staged, true) {
+            self.stream.synchronize()?;
+        }
+        let scratch = self.cache.scratch_table_address();
+        let (part, rest) = self.staging.as_mut_slice().split_at_mut(self.work.rows.len());
+        let (tiles, select) = rest.split_at_mut(self.work.tiles.len());
+        let row_chunks = part.chunks_exact_mut(size_of::<KigoRow>());
+        for (i, to) in row_chunks.take(n).enumerate() {
+            let row = match rows.get(i) {
+                Some(row) => KigoRow {
+                    token: row.token,
+                    position: row.position,
+                    pages: self.cache.table_address(row.sequence).unwrap_or(scratch),
+                    slot: self.slots.of.get(&row.sequence).map_or(KIGO_NO_SLOT, |slot| slot.number),
+                    pad: 0,
+                },
+                None => KigoRow { token: 0, position: 0, pages: scratch, slot: KIGO_NO_SLOT, pad: 0 },
+            };
+            to.copy_from_slice(bytes_of(&row));
+        }
+        let mut n_tiles = 0;
+        for (tile, to) in tiles_of(rows).zip(tiles.chunks_exact_mut(size_of::<KigoTile>())) {
+            to.copy_from_slice(bytes_of(&tile));
+            n_tiles += 1;
+        }
+        for ((_, row), to) in self.wanted.iter().zip(select.chunks_exact_mut(4)) {
+            to.copy_from_slice(&row.to_le_bytes());
+        }
+        let starts = [0, self.work.rows.len(), self.work.rows.len() + self.work.tiles.len()];
+        let sizes = [n * size_of::<KigoRow>(), n_tiles * size_of::<KigoTile>(), self.wanted.len() * 4];
+        for ((buffer, start), size) in [&self.work.rows, &self.work.tiles, &self.work.select].into_iter().zip(starts).zip(sizes) {
+            buffer.upload_async(&self.stream, 0, &self.staging, start..start + size)?;
+        }
+        Ok(())
+    }
+
+    /// Queues the batch that was uploaded.
+    fn launch(&mut self, rows: &[Row]) -> Result<()> {
+        let Some(n) = graph_rows(rows) else { return crate::model::forward(self, rows) };
+        if !self.graphs.contains_key(&n) {
+            self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
+            let stream = self.stream.clone();
+            let graph = stream.capture(|_| stages_of(self))?;
+            self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
+            self.graphs.insert(n, graph);
+        }
+        match self.graphs.get(&n) {
+            Some(graph) => graph.launch(&self.stream),
+            None => Err(Error::Internal(format!("no graph of {n} rows"))),
+        }
+    }
+
+    /// Queues the drawing of tokens by the device's samplers, from the first `n` rows of logits.
+    fn launch_sampling(&mut self, n: usize, weigh: bool) -> Result<()> {
+        let (logits, rows, select) = (self.work.logits.address(), self.work.rows.address(), self.work.select.address());
+        self.samplers.launch(&self.stream, logits, rows, select, n as u32, weigh)
+    }
+
+    /// Makes steps void that were started ahead.
+    fn forget_ahead(&mut self) {
+        if let Some(sequence) = self.ahead.sequence.take()
+            && self.ahead.n_steps > 0
+            && let Some(slot) = self.slots.of.get_mut(&sequence)
+        {
+            slot.drawn = None;
+        }
+        self.ahead.next = None;
+        self.ahead.n_steps = 0;
+        self.ahead.taken = None;
+    }
+
+    /// Whether `rows` are what the first step ahead runs.
+    fn is_ahead(&self, rows: &[Row]) -> bool {
+        matches!(rows, [row] if row.logits
+            && self.ahead.n_steps > 0
+            && self.ahead.sequence == Some(row.sequence)
+            && self.ahead.next == Some((row.token, row.position)))
+    }
+
+    /// Starts the steps after position `position` of a sequence that runs alone, as many as may be ahead. Whatever keeps
+    /// it from that is no error of what was asked for.
+    fn go_ahead(&mut self, sequence: SequenceId, position: u32, weigh: bool) -> Result<()> {
+        while self.ahead.n_steps < STEPS_AHEAD {
+            let n_positions = position as usize + 2 + self.ahead.n_steps;
+            if n_positions > self.n_ctx || self.cache.reserve(&self.stream, sequence, n_positions).is_err() {
+                break;
+            }
+            let Some(graph) = self.graphs.get(&1) else { break };
+            graph.launch(&self.stream)?;
+            self.launch_sampling(1, weigh)?;
+            self.ahead.n_steps += 1;
+            self.ahead.sequence = Some(sequence);
+        }
+        Ok(())
+    }
+
+    /// Draws with the device's samplers. All `draws` have a slot and there are few enough.
+    fn sample_on_device(&mut self, draws: &mut [Draw]) -> Result<()> {
+        let alone = match (&*draws, &*self.wanted) {
+            ([draw], [(sequence, _)]) if draw.sequence == *sequence => Some(*sequence),
+            _ => None,
+        };
+        let mut weigh = false;
+        for draw in draws.iter_mut() {
+            let slot = self.slot(draw.sequence)?;
+            if slot.drawn != Some(draw.sampler.drawn()) {
+                let (params, drawn) = (draw.sampler.params().clone(), draw.sampler.drawn());
+                self.samplers.start(&self.stream, slot.number, &params, drawn, draw.recent)?;
+            }
+            weigh |= self.samplers.needs_weigh(slot.number);
+        }
+        if self.ahead.taken.take().is_some() {
+            self.ahead.n_steps -= 1;
+        } else {
+            self.launch_sampling(self.wanted.len(), weigh)?;
+        }
+        let last = self.ahead.next.map(|(_, position)| position);
+        if let (Some(sequence), Some(position)) = (alone, last)
+            && self.runs_alone(sequence)
+        {
+            self.go_ahead(sequence, position, weigh)?;
+        }
+        for draw in draws.iter_mut() {
+            let slot = self.slot(draw.sequence)?;
+            let stream = &self.stream;
+            let outcome = self.samplers.wait(slot.number, || stream.is_idle());
+            if outcome.is_ok() && draw.sampler.params().temperature > 0.0 {
+                draw.sampler.set_drawn(draw.sampler.drawn() + 1);
+            }
+            if let Some(slot) = self.slots.of.get_mut(&draw.sequence) {
+                slot.drawn = outcome.is_ok().then(|| draw.sampler.drawn());
+            }
+            if alone.is_some() {
+                self.ahead.next = match (&outcome, last) {
+                    (Ok(token), Some(position)) => Some((*token, position + 1)),
+                    _ => None,
+                };
+            }
+            draw.outcome = Some(outcome);
+        }
+        // What came from the device was queued after the copy of the rows.
+        self.staged = false;
+        Ok(())
+    }
+
+    fn slot(&self, sequence: SequenceId) -> Result<Slot> {
+        self.slots.of.get(&sequence).copied().ok_or_else(|| Error::Internal("a sequence without a sampler".into()))
+    }
+
+    /// Whether the last steps were all of this sequence, one row each, so that it pays to go ahead.
+    fn runs_alone(&self, sequence: SequenceId) -> bool {
+        matches!(self.ahead.alone, Some((last, n)) if last == sequence && n > 0)
+    }
+
+    fn note_alone(&mut self, rows: &[Row]) {
+        self.ahead.alone = match (rows, self.ahead.alone) {
+            ([row], Some((last, n))) if last == row.sequence => Some((last, n.saturating_add(1))),
+            ([row, ..], _) if rows.iter().all(|other| other.sequence == row.sequence) => Some((row.sequence, 0)),
+            _ => None,
+        };
+    }
+
+    fn forward_bound(&mut self, rows: &[Row]) -> Result<()> {
+        self.note_alone(rows);
+        self.wanted.clear();
+        let wanted = rows.iter().enumerate().filter(|(_, row)| row.logits);
+        self.wanted.extend(wanted.map(|(i, row)| (row.sequence, i as u32)));
+        if self.is_ahead(rows) {
+            self.ahead.taken = rows.first().copied();
+            return Ok(());
+        }
+        self.forget_ahead();
+        self.ahead.next = rows.last().map(|row| (row.token, row.position));
+        let n = graph_rows(rows).unwrap_or(rows.len());
+        if self.work.ensure_logits(&self.stream, n.min(self.wanted.len().next_power_of_two()))? {
+            self.graphs.clear();
+        }
+        self.upload(rows, n)?;
+        self.launch(rows)
+    }
+}
+
+impl Backend for CudaBackend {
+    fn device(&self) -> &str {
+        &self.device
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    fn memory(&self) -> Arc<dyn Memory> {
+        self.context.clone()
+    }
+
+    fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        if !self.slots.of.contains_key(&sequence) && self.slots.of.try_reserve(1).is_ok() {
+            if let Some(number) = self.slots.free.pop() {
+                self.slots.of.insert(sequence, Slot { number, drawn: None });
+            }
+        }
+        self.cache.reserve(&self.stream, sequence, n_positions)
+    }
+
+    fn sequence_free(&mut self, sequence: SequenceId) {
+        let context = self.context.clone();
+        // A device that cannot be bound is lost, and the books are put straight all the same.
+        let _bound = context.bind();
+        if self.ahead.sequence == Some(sequence) {
+            self.forget_ahead();
+        }
+        if let Some(slot) = self.slots.of.remove(&sequence) {
+            // Steps ahead may still use the sampler.
+            let _ = self.stream.synchronize();
+            self.samplers.free(slot.number);
+            self.slots.free.push(slot.number);
+        }
+        self.cache.free(&self.stream, sequence);
+    }
+
+    fn forward(&mut self, rows: &[Row]) -> Result<()> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        self.forward_bound(rows)
+    }
+
+    fn logits(&mut self, index: usize) -> Result<&[f32]> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        if let Some(row) = self.ahead.taken.take() {
+            // Steps beyond this one may have written other logits already.
+            self.forget_ahead();
+            self.upload(&[row], 1)?;
+            self.launch(&[row])?;
+        }
+        let n_vocab = self.desc.n_vocab;
+        if self.host_logits.len() != n_vocab {
+            self.host_logits = try_vec(n_vocab, "the logits")?;
+            self.host_logits.resize(n_vocab, 0.0);
+        }
+        self.work.download_logits(&self.stream, index, &mut self.host_logits)?;
+        self.staged = false;
+        Ok(&self.host_logits)
+    }
+
+    fn sample(&mut self, draws: &mut [Draw]) {
+        let context = self.context.clone();
+        let _bound = context.bind();
+        let on_device = self.wanted.len() <= MAX_GRAPH_ROWS
+            && draws.iter().all(|draw| self.slots.of.contains_key(&draw.sequence));
+        if !on_device {
+            for draw in draws {
+                draw.outcome = Some(self.logits(draw.index).and_then(|logits| draw.sampler.sample(logits, draw.recent)));
+            }
+        } else if let Err(error) = self.sample_on_device(draws) {
+            self.forget_ahead();
+            let mut first = Some(error);
+            for draw in draws.iter_mut().filter(|draw| draw.outcome.is_none()) {
+                let error = first.take().unwrap_or_else(|| Error::Internal("the batch was not sampled".into()));
+                draw.outcome = Some(Err(error));
+            }
+        }
+    }
+
+    fn n_layer(&self) -> usize {
+        self.desc.n_layer
+    }
+
+    fn begin(&mut self, rows: &[Row]) -> Result<()> {
+        let n_tiles = if is_decode(rows) { 0 } else { tiles_of(rows).count() };
+        let n_logits = rows.iter().filter(|row| row.logits).count();
+        self.shape = Shape { n: rows.len(), n_logits, n_tiles, all_want: n_logits == rows.len() };
+        Ok(())
+    }
+
+    fn embed(&mut self) -> Result<()> {
+        stages::embed(self)
+    }
+
+    fn attn_qkv(&mut self, layer: usize) -> Result<()> {
+        stages::attn_qkv(self, layer)
+    }
+
+    fn attn_mix(&mut self, layer: usize) -> Result<()> {
+        stages::attn_mix(self, layer)
+    }
+
+    fn attn_output(&mut self, layer: usize) -> Result<()> {
+        stages::attn_output(self, layer)
+    }
+
+    fn ffn_up(&mut self, layer: usize) -> Result<()> {
+        stages::ffn_up(self, layer)
+    }
+
+    fn ffn_down(&mut self, layer: usize) -> Result<()> {
+        stages::ffn_down(self, layer)
+    }
+
+    fn output(&mut self) -> Result<()> {
+        stages::output(self)
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Nothing may use the buffers when they are freed; a lost device does not.
+        if self.stream.synchronize().is_err() {
+            let _ = self.stream.synchronize();
+        }
+    }
+}
+
+/// All stages of a batch whose shape is set.
+fn stages_of(backend: &mut CudaBackend) -> Result<()> {
+    backend.embed()?;
+    for layer in 0..backend.n_layer() {
+        backend.attn_qkv(layer)?;
+        backend.attn_mix(layer)?;
+        backend.attn_output(layer)?;
+        backend.ffn_up(layer)?;
+        backend.ffn_down(layer)?;
+    }
+    backend.output()
+}
+
+/// Whether every row is of another sequence.
+fn is_decode(rows: &[Row]) -> bool {
+    // Rows of one sequence are neighbours.
+    rows.windows(2).all(|pair| pair[0].sequence != pair[1].sequence)
+}
+
+/// How many rows the graph of this batch has; `None` when there is no graph for it.
+fn graph_rows(rows: &[Row]) -> Option<usize> {
+    let fits = rows.len() <= MAX_GRAPH_ROWS && is_decode(rows) && rows.iter().all(|row| row.logits);
+    fits.then(|| rows.len().next_power_of_two())
+}
+
+/// Runs of up to 64 rows of one sequence.
+fn tiles_of(rows: &[Row]) -> impl Iterator<Item = KigoTile> + '_ {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let sequence = rows.get(first)?.sequence;
+        let n_rows = rows[first..].iter().take(64).take_while(|row| row.sequence == sequence).count();
+        let tile = KigoTile { first_row: first as u32, n_rows: n_rows as u32 };
+        first += n_rows;
+        Some(tile)
+    })
+}
+
+/// What the kernels cannot do.
+fn check_desc(desc: &ModelDesc) -> Result<()> {
+    kv_cache::head_width(desc)?;
+    if desc.head_dim.is_multiple_of(2) {
+        return Ok(());
+    }
+    let field = format!("{}.attention.key_length", desc.architecture);
+    Err(Error::bad_file(field, "an even number on a GPU", desc.head_dim))
+}
+
+/// The divisors of the rope frequencies, where the file has them.
+fn rope_divisors(gguf: &Gguf, plan: &Weights<TensorInfo>) -> Result<Option<Vec<f32>>> {
+    let Some(info) = &plan.rope_freqs else { return Ok(None) };
+    let too_large = || Error::OutOfMemory { what: info.name.clone(), bytes: info.n_bytes };
+    let mut blocks = try_vec(usize::try_from(info.n_bytes).map_err(|_| too_large())?, &info.name)?;
+    blocks.resize(blocks.capacity().min(info.n_bytes as usize), 0);
+    gguf.read_tensor(info, &mut blocks)?;
+    let mut values = try_vec(info.n_elements as usize, &info.name)?;
+    values.resize(info.n_elements as usize, 0.0);
+    info.quant_type.dequantize(&blocks, &mut values);
+    Ok(Some(values))
+}
+
+fn no_memory(what: &str) -> Error {
+    Error::OutOfMemory { what: what.to_string(), bytes: 0 }
+}

@@ -63,6 +63,23 @@ impl Stream {
         self.context.call("cuStreamSynchronize", |f| unsafe { (f.cuStreamSynchronize)(self.raw) })
     }
 
+    /// Whether all its work is done.
+    ///
+    /// # Errors
+    /// `DeviceLost` when some of it failed, `DeviceError`.
+    pub fn is_idle(&self) -> Result<bool> {
+        let mut busy = false;
+        // SAFETY: the stream is alive.
+        self.context.call("cuStreamQuery", |f| match unsafe { (f.cuStreamQuery)(self.raw) } {
+            code::NOT_READY => {
+                busy = true;
+                code::SUCCESS
+            }
+            code => code,
+        })?;
+        Ok(!busy)
+    }
+
     /// Lets later work of this stream wait for what `event` recorded.
     ///
     /// # Errors

@@ -1,0 +1,434 @@
+//! Where the weights of a model stand in device memory: which tensors lie side by side so that one kernel multiplies
+//! with all of them, and how many bytes their tiles take. The layout of a tile is that of `kernels/quant/layout.cuh`.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::context::Context;
+use super::load::{Piece, Repack, Space, Target};
+use super::module::{Function, Module, embedded};
+use super::params::{
+    KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KIGO_SMALL_RECORD,
+    KigoRepack,
+};
+use super::stream::{Launch, Stream};
+use crate::error::try_vec;
+use crate::gguf::TensorInfo;
+use crate::model::{Layer, ModelDesc, RopePairing, Weights};
+use crate::quant::QuantType;
+use crate::{Error, Result};
+
+/// Rows of a tile: `kTileRows`.
+const TILE_ROWS: usize = 16;
+/// Columns of a unit: `kUnitK`.
+const UNIT: usize = 64;
+/// Threads of every block of `matmul.cu` and `prep.cu`, and warps of it.
+pub const THREADS: u32 = 256;
+const WARPS: u32 = THREADS / 32;
+
+/// `columns` rounded up to whole units: the width of a row of activations.
+pub fn stride(columns: usize) -> usize {
+    columns.next_multiple_of(UNIT)
+}
+
+/// Matrices that stand side by side and are multiplied by one launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// The type of all of them.
+    pub quant: QuantType,
+    /// Where the first tile starts, in bytes of the weights' allocation.
+    pub offset: u64,
+    /// Rows of the result.
+    pub n_rows: usize,
+    /// Columns.
+    pub k: usize,
+    /// Tiles of all of them.
+    pub n_tiles: usize,
+    /// Records in a tile.
+    pub n_records: usize,
+    /// Place of the first tile among those of q, k and v.
+    pub first_tile: usize,
+}
+
+/// Where one tensor goes: what the kernel `repack_<type>` wants to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Where the tiles that it shares with others start.
+    offset: u64,
+    n_records: usize,
+    k: usize,
+    tile_step: usize,
+    tile_offset: usize,
+    order: u32,
+    head_dim: usize,
+    n_rot: usize,
+    halves: bool,
+}
+
+impl Place {
+    /// Rows of the file that make whole tiles.
+    fn group(&self) -> u64 {
+        (if self.order == KIGO_ROWS_PLAIN { TILE_ROWS } else { self.head_dim }) as u64
+    }
+
+    /// Tiles that so many groups of rows take.
+    fn tiles_per_group(&self) -> u64 {
+        if self.order == KIGO_ROWS_PLAIN { 1 } else { self.head_dim.div_ceil(TILE_ROWS) as u64 }
+    }
+}
+
+/// Gate and up of a feed-forward layer.
+#[derive(Debug, Clone, Copy)]
+pub enum Gate {
+    /// Of one type: their tiles alternate.
+    Joint(Product),
+    /// Of two.
+    Apart {
+        /// First.
+        gate: Product,
+        /// Then.
+        up: Product,
+    },
+}
+
+/// A norm: where its weight and bias start, in bytes of the weights' allocation.
+#[derive(Debug, Clone, Copy)]
+pub struct NormPlace {
+    /// `[n_embd]`
+    pub weight: u64,
+    /// `[n_embd]`
+    pub bias: Option<u64>,
+}
+
+/// The weights of one layer.
+pub struct LayerPlaces {
+    /// Before the attention.
+    pub attn_norm: NormPlace,
+    /// q, k and v: one product where they have the same type.
+    pub attn_qkv: Vec<Product>,
+    /// Biases of q, k and v.
+    pub attn_bias: [Option<u64>; 3],
+    /// After it.
+    pub attn_output: Product,
+    /// Its bias.
+    pub attn_output_bias: Option<u64>,
+    /// Before the feed-forward layer.
+    pub ffn_norm: NormPlace,
+    /// Its first half.
+    pub ffn_gate: Gate,
+    /// Its second half.
+    pub ffn_down: Product,
+}
+
+/// The weights of a model.
+pub struct Places {
+    /// The table of tokens.
+    pub token_embd: Product,
+    /// Before the head.
+    pub output_norm: NormPlace,
+    /// The head.
+    pub output: Product,
+    /// One per layer.
+    pub layers: Vec<LayerPlaces>,
+}
+
+/// The room of the weights while it is being given out.
+struct Placing<'a> {
+    desc: &'a ModelDesc,
+    space: Space,
+    pieces: Vec<Piece<Place>>,
+}
+
+impl Places {
+    /// Gives every tensor of `plan` its place.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when there is none for the lists, or the sizes are beyond 64 bits.
+    pub fn new(plan: &Weights<TensorInfo>, desc: &ModelDesc) -> Result<(Places, Vec<Piece<Place>>, Space)> {
+        let mut n_tensors = 0;
+        plan.try_map(|_, _| {
+            n_tensors += 1;
+            Ok(())
+        })?;
+        let pieces = try_vec(n_tensors, "the list of tensors")?;
+        let mut placing = Placing { desc, space: Space::default(), pieces };
+        let token_embd = placing.plain(&plan.token_embd)?;
+        let places = Places {
+            token_embd,
+            output: plan.output.as_ref().map_or(Ok(token_embd), |output| placing.plain(output))?,
+            output_norm: placing.norm(&plan.output_norm, plan.output_norm_bias.as_ref())?,
+            layers: {
+                let mut layers = try_vec(plan.layers.len(), "the list of layers")?;
+                for layer in &plan.layers {
+                    layers.push(placing.layer(layer)?);
+                }
+                layers
+            },
+        };
+        Ok((places, placing.pieces, placing.space))
+    }
+}
+
+impl Placing<'_> {
+    fn layer(&mut self, layer: &Layer<TensorInfo>) -> Result<LayerPlaces> {
+        let bias = |bias: &Option<TensorInfo>, this: &mut Self| bias.as_ref().map(|b| this.vector(b)).transpose();
+        Ok(LayerPlaces {
+            attn_norm: self.norm(&layer.attn_norm, layer.attn_norm_bias.as_ref())?,
+            attn_qkv: self.qkv([&layer.attn_q, &layer.attn_k, &layer.attn_v])?,
+            attn_bias: [
+                bias(&layer.attn_q_bias, self)?,
+                bias(&layer.attn_k_bias, self)?,
+                bias(&layer.attn_v_bias, self)?,
+            ],
+            attn_output: self.plain(&layer.attn_output)?,
+            attn_output_bias: bias(&layer.attn_output_bias, self)?,
+            ffn_norm: self.norm(&layer.ffn_norm, layer.ffn_norm_bias.as_ref())?,
+            ffn_gate: self.gate(&layer.ffn_gate, &layer.ffn_up)?,
+            ffn_down: self.plain(&layer.ffn_down)?,
+        })
+    }
+
+    fn vector(&mut self, info: &TensorInfo) -> Result<u64> {
+        let offset = self.space.place_vector(info)?;
+        self.pieces.push(Piece { info: info.clone(), target: Target::Vector(offset) });
+        Ok(offset)
+    }
+
+    fn norm(&mut self, weight: &TensorInfo, bias: Option<&TensorInfo>) -> Result<NormPlace> {
+        Ok(NormPlace { weight: self.vector(weight)?, bias: bias.map(|bias| self.vector(bias)).transpose()? })
+    }
+
+    /// Room for `n_tiles` tiles of the shape of `info`.
+    fn product(&mut self, info: &TensorInfo, n_rows: usize, n_tiles: usize) -> Result<Product> {
+        let (quant, k) = (info.quant_type, info.dims[0] as usize);
+        let n_records = k.div_ceil(record_columns(quant));
+        let bytes = (n_tiles as u64).checked_mul(n_records as u64).and_then(|n| n.checked_mul(record_bytes(quant)));
+        let offset = self.space.place(bytes, &info.name)?;
+        Ok(Product { quant, offset, n_rows, k, n_tiles, n_records, first_tile: 0 })
+    }
+
+    fn place(&mut self, info: &TensorInfo, product: &Product, tiles: (usize, usize), order: u32) {
+        let place = Place {
+            offset: product.offset,
+            n_records: product.n_records,
+            k: product.k,
+            tile_step: tiles.0,
+            tile_offset: tiles.1,
+            order,
+            head_dim: self.desc.head_dim,
+            n_rot: self.desc.rope.n_rot,
+            halves: self.desc.rope.pairing == RopePairing::Halves,
+        };
+        self.pieces.push(Piece { info: info.clone(), target: Target::Matrix(place) });
+    }
+
+    fn plain(&mut self, info: &TensorInfo) -> Result<Product> {
+        let n_rows = info.dims[1] as usize;
+        let product = self.product(info, n_rows, n_rows.div_ceil(TILE_ROWS))?;
+        self.place(info, &product, (1, 0), KIGO_ROWS_PLAIN);
+        Ok(product)
+    }
+
+    /// Neighbours of the same type stand side by side.
+    fn qkv(&mut self, parts: [&TensorInfo; 3]) -> Result<Vec<Product>> {
+        let per_head = self.desc.head_dim.div_ceil(TILE_ROWS);
+        let n_tiles = [self.desc.n_head, self.desc.n_head_kv, self.desc.n_head_kv].map(|n_head| n_head * per_head);
+        let mut products: Vec<Product> = try_vec(3, "the products of a layer")?;
+        let (mut start, mut first_tile) = (0, 0);
+        while start < parts.len() {
+            let same = |part: &&&TensorInfo| part.quant_type == parts[start].quant_type;
+            let end = start + parts[start..].iter().take_while(same).count();
+            let tiles = n_tiles[start..end].iter().sum();
+            let mut product = self.product(parts[start], tiles * TILE_ROWS, tiles)?;
+            product.first_tile = first_tile;
+            let mut offset = 0;
+            for part in start..end {
+                let order = if part < 2 { KIGO_ROWS_ROPE } else { KIGO_ROWS_HEADS };
+                self.place(parts[part], &product, (1, offset), order);
+                offset += n_tiles[part];
+            }
+            products.push(product);
+            (start, first_tile) = (end, first_tile + tiles);
+        }
+        Ok(products)
+    }
+
+    fn gate(&mut self, gate: &TensorInfo, up: &TensorInfo) -> Result<Gate> {
+        if gate.quant_type != up.quant_type {
+            return Ok(Gate::Apart { gate: self.plain(gate)?, up: self.plain(up)? });
+        }
+        let n_rows = gate.dims[1] as usize;
+        let product = self.product(gate, n_rows, 2 * n_rows.div_ceil(TILE_ROWS))?;
+        self.place(gate, &product, (2, 0), KIGO_ROWS_PLAIN);
+        self.place(up, &product, (2, 1), KIGO_ROWS_PLAIN);
+        Ok(Gate::Joint(product))
+    }
+}
+
+/// Columns of a record: `kRecordK`.
+fn record_columns(quant: QuantType) -> usize {
+    quant.block_len().max(UNIT)
+}
+
+/// Bytes of a record: as many as its blocks take in the file.
+fn record_bytes(quant: QuantType) -> u64 {
+    (TILE_ROWS * record_columns(quant) / quant.block_len() * quant.block_bytes()) as u64
+}
+
+/// Bits of a weight without its scales.
+fn code_bits(quant: QuantType) -> u32 {
+    match quant {
+        QuantType::F32 => 32,
+        QuantType::F16 | QuantType::BF16 => 16,
+        QuantType::Q8_0 => 8,
+        QuantType::Q6_K => 6,
+        QuantType::Q5_0 | QuantType::Q5_1 | QuantType::Q5_K => 5,
+        QuantType::Q4_0 | QuantType::Q4_1 | QuantType::Q4_K => 4,
+        QuantType::IQ4_NL | QuantType::IQ4_XS | QuantType::MXFP4 => 4,
+        QuantType::Q3_K => 3,
+        QuantType::Q2_K => 2,
+    }
+}
+
+/// Whether products of this type want activations as pairs of bfloat16.
+pub fn wants_bf16(quant: QuantType) -> bool {
+    matches!(quant, QuantType::F32 | QuantType::BF16)
+}
+
+/// Bytes of 8 rows by 64 columns of activations: `kActivationBytes`.
+pub fn activation_bytes(bf16: bool) -> usize {
+    if bf16 { 2048 } else { 1152 }
+}
+
+/// Dynamic shared memory of a launch: what the kernels of `matmul.cu` divide up.
+pub mod shared {
+    use super::{KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_SMALL_RECORD, QuantType, THREADS, WARPS};
+    use super::{activation_bytes, code_bits, record_bytes, record_columns, wants_bf16};
+
+    /// The ring of all warps, for one tile.
+    fn ring(quant: QuantType) -> u32 {
+        let record = record_bytes(quant) as u32;
+        WARPS * record * if record < KIGO_SMALL_RECORD { KIGO_RING_SLOTS_SMALL } else { KIGO_RING_SLOTS }
+    }
+
+    /// `matmul_one`, of a row of `stride` columns.
+    pub fn one(quant: QuantType, stride: usize, has_norm: bool) -> u32 {
+        let columns = stride as u32 * if wants_bf16(quant) { 4 } else { 2 };
+        ring(quant) + columns + stride as u32 / 4 + if has_norm { stride as u32 * 4 } else { 0 }
+    }
+
+    /// `matmul_few8` and `matmul_few32`.
+    pub fn few(quant: QuantType, columns: u32) -> u32 {
+        2 * ring(quant) + WARPS * 2 * 16 * columns * 4
+    }
+
+    /// `matmul_many`.
+    pub fn many(quant: QuantType) -> u32 {
+        let planes = |columns: usize| 16 * columns as u32 * code_bits(quant) / 8;
+        let scales = record_bytes(quant) as u32 - planes(record_columns(quant));
+        let stage = 8 * (planes(64) + scales) + 16 * activation_bytes(wants_bf16(quant)) as u32;
+        stage * if stage > 40 * 1024 { 2 } else { 4 } + 64 * THREADS * 4
+    }
+}
+
+/// The kernels of one type.
+pub struct TypeKernels {
+    /// One row.
+    pub one: Function,
+    /// Up to 8 rows.
+    pub few8: Function,
+    /// Up to 32.
+    pub few32: Function,
+    /// Any number.
+    pub many: Function,
+    /// Rows of a table.
+    pub embed: Function,
+    repack: Function,
+}
+
+/// The kernels of the types that a model has.
+pub struct TypeTable(HashMap<QuantType, TypeKernels>);
+
+impl TypeTable {
+    /// Loads what `pieces` need. Rows of activations are `normed` columns wide where there is a norm, else up to `widest`.
+    ///
+    /// # Errors
+    /// Those of loading kernels; `Internal` when a row is too wide for shared memory.
+    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>], normed: usize, widest: usize) -> Result<TypeTable> {
+        let mut table = HashMap::new();
+        for piece in pieces {
+            let quant = piece.info.quant_type;
+            if matches!(piece.target, Target::Vector(_)) || table.contains_key(&quant) {
+                continue;
+            }
+            let name = quant.name();
+            let module = Module::load(context, embedded(&format!("matmul_{name}"))?)?;
+            let function = |kernel: &str| module.function(&format!("{kernel}_{name}"));
+            let kernels = TypeKernels {
+                one: function("matmul_one")?,
+                few8: function("matmul_few8")?,
+                few32: function("matmul_few32")?,
+                many: function("matmul_many")?,
+                embed: function("embed")?,
+                repack: function("repack")?,
+            };
+            let most = shared::one(quant, normed, true).max(shared::one(quant, widest, false));
+            kernels.one.set_max_shared_bytes(most)?;
+            kernels.few8.set_max_shared_bytes(shared::few(quant, 8))?;
+            kernels.few32.set_max_shared_bytes(shared::few(quant, 32))?;
+            kernels.many.set_max_shared_bytes(shared::many(quant))?;
+            table.insert(quant, kernels);
+        }
+        Ok(TypeTable(table))
+    }
+
+    /// The kernels of a type that the model has.
+    ///
+    /// # Errors
+    /// `Internal` for others.
+    pub fn of(&self, quant: QuantType) -> Result<&TypeKernels> {
+        self.0.get(&quant).ok_or_else(|| Error::Internal(format!("no kernels for {}", quant.name())))
+    }
+}
+
+impl Repack for TypeTable {
+    type Matrix = Place;
+
+    fn rows(place: &Place) -> u64 {
+        place.group()
+    }
+
+    fn repack(
+        &self,
+        stream: &Stream,
+        source: u64,
+        rows: Range<u64>,
+        info: &TensorInfo,
+        place: &Place,
+        weights: u64,
+    ) -> Result<()> {
+        let groups = rows.start / place.group()..rows.end.div_ceil(place.group());
+        let n_tiles = (groups.end - groups.start) * place.tiles_per_group();
+        let params = KigoRepack {
+            source,
+            row_bytes: info.n_bytes / info.dims[1].max(1),
+            out: weights + place.offset,
+            first_row: rows.start as u32,
+            n_source_rows: (rows.end - rows.start) as u32,
+            k: place.k as u32,
+            n_records: place.n_records as u32,
+            first_tile: (groups.start * place.tiles_per_group()) as u32,
+            n_tiles: n_tiles as u32,
+            tile_step: place.tile_step as u32,
+            tile_offset: place.tile_offset as u32,
+            order: place.order,
+            head_dim: place.head_dim as u32,
+            n_rot: place.n_rot as u32,
+            halves: u32::from(place.halves),
+        };
+        let grid = [(place.n_records as u32).div_ceil(WARPS), n_tiles as u32, 1];
+        let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, dependent: false };
+        stream.launch(&self.of(info.quant_type)?.repack, launch, &params)
+    }
+}

@@ -1,0 +1,481 @@
+//! The seven stages as launches, and the memory that activations take.
+
+use std::sync::Arc;
+
+use super::CudaBackend;
+use super::context::Context;
+use super::kv_cache::{self, PAGE};
+use super::layout::{
+    Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, shared, stride, wants_bf16,
+};
+use super::memory::DeviceBuffer;
+use super::module::{Function, KernelParams, Module, embedded};
+use super::params::{
+    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
+    KIGO_STORE, KigoAttention, KigoEmbed, KigoInput, KigoMatmul, KigoPrep, KigoRow, KigoTile,
+};
+use super::stream::{Launch, Stream};
+use crate::backend::Purpose;
+use crate::error::try_vec;
+use crate::model::{Activation, ModelDesc, Norm, RopePairing};
+use crate::{Error, Result};
+
+/// Threads of a block of the attention kernels, and heads that one decode block takes.
+const ATTENTION_THREADS: u32 = 128;
+const HEADS_OF_BLOCK: usize = 16;
+
+/// Blocks of a product with one row on a multiprocessor: two keep 64 KiB under way, which reads fastest.
+const BLOCKS_PER_SM: u32 = 2;
+
+/// The shape of a batch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shape {
+    /// Rows.
+    pub n: usize,
+    /// Rows that want logits.
+    pub n_logits: usize,
+    /// Tiles of rows of one sequence; none where every row is of another.
+    pub n_tiles: usize,
+    /// Whether all rows want logits.
+    pub all_want: bool,
+}
+
+/// What activations take.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    n_rows: usize,
+    n_embd: usize,
+    n_mix: usize,
+    n_ff: usize,
+    n_vocab: usize,
+    /// Halves of q of a row.
+    q: usize,
+    n_pairs: usize,
+    n_layer: usize,
+    counters: usize,
+}
+
+impl Sizes {
+    /// For batches of up to `n_batch` rows.
+    ///
+    /// # Errors
+    /// When heads are too wide, or anything is beyond 64 bits.
+    pub fn new(desc: &ModelDesc, n_batch: usize) -> Result<Sizes> {
+        let group = desc.n_head / desc.n_head_kv;
+        let sizes = Sizes {
+            // Batches that are run as graphs are padded.
+            n_rows: n_batch.max(super::MAX_GRAPH_ROWS).next_multiple_of(8),
+            n_embd: stride(desc.n_embd),
+            n_mix: stride(desc.n_embd_q()),
+            n_ff: stride(desc.n_ff),
+            n_vocab: desc.n_vocab,
+            q: desc.n_head * kv_cache::head_width(desc)?,
+            n_pairs: desc.rope.n_rot / 2,
+            n_layer: desc.n_layer,
+            counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
+        };
+        // Each size is at most 2^20, rows are at most 2^17 and layers 2^10, so that products of three stay within 64 bits.
+        Ok(sizes)
+    }
+
+    /// The widest row of activations.
+    pub fn widest(&self) -> usize {
+        self.n_embd.max(self.n_mix).max(self.n_ff)
+    }
+
+    /// Bytes of each buffer but the logits, in the order of [`Workspace`].
+    fn buffers(&self) -> [usize; 12] {
+        let n = self.n_rows;
+        [
+            n * self.n_embd * 4,
+            n * self.q * 2,
+            n * self.n_mix * 4,
+            n * self.n_ff * 4,
+            n * self.n_pairs * 8,
+            self.n_pairs * 8,
+            2 * self.n_layer * n * 4,
+            n / 8 * self.widest() / 64 * activation_bytes(true),
+            n * 4,
+            n * size_of::<KigoRow>(),
+            n * size_of::<KigoTile>(),
+            n * 4 + n * self.counters * 4,
+        ]
+    }
+
+    /// Bytes of the workspace with `n_logits` rows of logits.
+    pub fn bytes(&self, n_logits: usize) -> u64 {
+        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4) as u64
+    }
+}
+
+/// Activations and tables of a batch.
+pub struct Workspace {
+    sizes: Sizes,
+    /// The residual stream: f32 `[n, n_embd]`. This and the other rows are padded with zeros to whole units.
+    x: DeviceBuffer,
+    /// f16 `[n, n_head, head width]`
+    q: DeviceBuffer,
+    /// Output of the attention: f32 `[n, n_head, head_dim]`.
+    mix: DeviceBuffer,
+    /// f32 `[n, n_ff]`
+    ff: DeviceBuffer,
+    /// f32 `[n, n_rot / 2, 2]`
+    turns: DeviceBuffer,
+    /// f64 `[n_rot / 2]`
+    angles: DeviceBuffer,
+    /// u32 `[n_layer, mix and ff, n]`
+    magnitudes: DeviceBuffer,
+    /// Activations as operands.
+    records: DeviceBuffer,
+    /// f32 `[n]`
+    factors: DeviceBuffer,
+    /// `KigoRow [n]`
+    pub rows: DeviceBuffer,
+    /// `KigoTile [n]`
+    pub tiles: DeviceBuffer,
+    /// u32 `[n]`: rows that want logits.
+    pub select: DeviceBuffer,
+    /// u32 `[n, blocks of a row]`
+    counters: DeviceBuffer,
+    /// f32 `[rows that want logits, n_vocab]`
+    pub logits: DeviceBuffer,
+    n_logits: usize,
+}
+
+impl Workspace {
+    /// `half_turns` is the turn of every rope pair per position, over pi.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
+    pub fn new(
+        stream: &Stream,
+        desc: &ModelDesc,
+        sizes: Sizes,
+        n_logits: usize,
+        half_turns: &[f64],
+    ) -> Result<Workspace> {
+        let context = stream.context();
+        let [x, q, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] = sizes.buffers();
+        let buffer = |bytes: usize| -> Result<DeviceBuffer> {
+            let buffer = DeviceBuffer::new(context, Purpose::Workspace, bytes, "the workspace")?;
+            buffer.fill_u8(stream, 0)?;
+            Ok(buffer)
+        };
+        let work = Workspace {
+            x: buffer(x)?,
+            q: buffer(q)?,
+            mix: buffer(mix)?,
+            ff: buffer(ff)?,
+            turns: buffer(turns)?,
+            angles: buffer(angles)?,
+            magnitudes: buffer(magnitudes)?,
+            records: buffer(records)?,
+            factors: buffer(factors)?,
+            rows: buffer(rows)?,
+            tiles: buffer(tiles)?,
+            select: buffer(sizes.n_rows * 4)?,
+            counters: buffer(sizes.n_rows * sizes.counters * 4)?,
+            logits: buffer(n_logits * desc.n_vocab * 4)?,
+            n_logits,
+            sizes,
+        };
+        let mut bytes = try_vec(angles, "the rope frequencies")?;
+        bytes.extend(half_turns.iter().flat_map(|angle| angle.to_le_bytes()));
+        work.angles.upload(stream, 0, &bytes)?;
+        Ok(work)
+    }
+
+    /// Bytes of rows, tiles and selection together.
+    pub fn staging_bytes(&self) -> usize {
+        self.rows.len() + self.tiles.len() + self.select.len()
+    }
+
+    /// Makes room for `n` rows of logits. True if they stand elsewhere now.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`, `DeviceError`; the room is as before.
+    pub fn ensure_logits(&mut self, stream: &Stream, n: usize) -> Result<bool> {
+        if n <= self.n_logits {
+            return Ok(false);
+        }
+        let bytes = n.checked_mul(self.sizes.n_vocab * 4).unwrap_or(usize::MAX);
+        let logits = DeviceBuffer::new(stream.context(), Purpose::Workspace, bytes, "the logits")?;
+        stream.synchronize()?;
+        (self.logits, self.n_logits) = (logits, n);
+        Ok(true)
+    }
+
+    /// Brings a row of logits to the host, after all that was queued.
+    ///
+    /// # Errors
+    /// `DeviceLost`, `DeviceError`.
+    pub fn download_logits(&self, stream: &Stream, index: usize, out: &mut [f32]) -> Result<()> {
+        let start = index * out.len() * 4;
+        // SAFETY: f32 has no padding and every pattern of bits is one.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), size_of_val(out)) };
+        self.logits.download(stream, start, bytes)
+    }
+
+    fn magnitudes(&self, layer: usize, of_ff: bool) -> u64 {
+        self.magnitudes.address() + ((2 * layer + usize::from(of_ff)) * self.sizes.n_rows * 4) as u64
+    }
+}
+
+/// All kernels of a model.
+pub struct Kernels {
+    types: TypeTable,
+    prep: Function,
+    decode: Function,
+    prefill: Function,
+    prefill_shared: u32,
+    head_width: usize,
+    n_sm: u32,
+}
+
+impl Kernels {
+    /// Loads what does not depend on tensor types.
+    ///
+    /// # Errors
+    /// Those of loading kernels.
+    pub fn new(context: &Arc<Context>, types: TypeTable, head_width: usize) -> Result<Kernels> {
+        let attention = Module::load(context, embedded("attention")?)?;
+        let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
+        let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
+        prefill.set_max_shared_bytes(prefill_shared)?;
+        Ok(Kernels {
+            types,
+            prep: Module::load(context, embedded("prep")?)?.function("prep")?,
+            decode: attention.function(&format!("attn_decode_{head_width}"))?,
+            prefill,
+            prefill_shared,
+            head_width,
+            n_sm: context.info().n_sm,
+        })
+    }
+}
+
+/// Activations that a product takes.
+struct Source {
+    input: KigoInput,
+    /// Which records `prep` has written.
+    prepared: Option<bool>,
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy, Default)]
+struct Outcome {
+    kind: u32,
+    out: u64,
+    out_stride: usize,
+    bias: [u64; 3],
+    magnitudes: u64,
+    layer: usize,
+}
+
+fn launch<P: KernelParams>(b: &CudaBackend, kernel: &Function, grid: [u32; 3], threads: u32, shared_bytes: u32, params: &P) -> Result<()> {
+    b.stream.launch(kernel, Launch { grid, block: [threads, 1, 1], shared_bytes, dependent: true }, params)
+}
+
+/// Rows `x` `[n, width]` after a norm.
+fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
+    let kind = match b.desc.norm {
+        Norm::Rms => KIGO_NORM_RMS,
+        Norm::Layer => KIGO_NORM_LAYER,
+    };
+    let at = |offset: u64| b.weights.address() + offset;
+    let input = KigoInput {
+        x,
+        norm_weight: at(norm.weight),
+        norm_bias: norm.bias.map_or(0, at),
+        magnitudes: 0,
+        select: 0,
+        n: n as u32,
+        k: width as u32,
+        stride: stride(width) as u32,
+        norm: kind,
+        eps: b.desc.norm_eps,
+        pad: 0,
+    };
+    Source { input, prepared: None }
+}
+
+/// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
+fn plain(b: &CudaBackend, x: u64, width: usize, magnitudes: u64) -> Source {
+    let input = KigoInput {
+        x,
+        norm_weight: 0,
+        norm_bias: 0,
+        magnitudes,
+        select: 0,
+        n: b.shape.n as u32,
+        k: width as u32,
+        stride: stride(width) as u32,
+        norm: KIGO_NORM_NONE,
+        eps: 0.0,
+        pad: 0,
+    };
+    Source { input, prepared: None }
+}
+
+/// Queues a product.
+fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
+    let (d, w) = (&b.desc, &b.work);
+    let (n, input, bf16) = (source.input.n, source.input, wants_bf16(product.quant));
+    let params = KigoMatmul {
+        input,
+        records: w.records.address(),
+        factors: w.factors.address(),
+        weights: b.weights.address() + product.offset,
+        out: result.out,
+        bias: result.bias,
+        magnitudes: result.magnitudes,
+        n,
+        n_rows: product.n_rows as u32,
+        n_tiles: product.n_tiles as u32,
+        n_records: product.n_records as u32,
+        out_stride: result.out_stride as u32,
+        kind: result.kind,
+        activation: match d.activation {
+            Activation::Silu => KIGO_SILU,
+            Activation::Gelu => KIGO_GELU,
+        },
+        first_tile: product.first_tile as u32,
+        rows: w.rows.address(),
+        q: w.q.address(),
+        turns: w.turns.address(),
+        n_head: d.n_head as u32,
+        n_head_kv: d.n_head_kv as u32,
+        head_dim: d.head_dim as u32,
+        dp: b.kernels.head_width as u32,
+        n_rot: d.rope.n_rot as u32,
+        halves: u32::from(d.rope.pairing == RopePairing::Halves),
+        layer: result.layer as u32,
+        q_scale: d.attn_scale * std::f32::consts::LOG2_E,
+    };
+    let kernels = b.kernels.types.of(product.quant)?;
+    let has_norm = input.norm != KIGO_NORM_NONE;
+    let most = BLOCKS_PER_SM * b.kernels.n_sm;
+    if n == 1 {
+        let n_items = if result.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
+        let shared_bytes = shared::one(product.quant, input.stride as usize, has_norm);
+        return launch(b, &kernels.one, [n_items.min(most), 1, 1], THREADS, shared_bytes, &params);
+    }
+    if source.prepared != Some(bf16) {
+        let (records, factors) = (params.records, params.factors);
+        let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
+        let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
+        launch(b, &b.kernels.prep, [n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
+        source.prepared = Some(bf16);
+    }
+    let n_pairs = (product.n_tiles as u32).div_ceil(2);
+    match n {
+        ..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
+        ..=32 => launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params),
+        _ => {
+            let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), 1];
+            launch(b, &kernels.many, grid, THREADS, shared::many(product.quant), &params)
+        }
+    }
+}
+
+/// x = rows of `token_embd`; rope turns; the magnitudes of all layers become zero.
+pub fn embed(b: &CudaBackend) -> Result<()> {
+    let (w, table) = (&b.work, &b.places.token_embd);
+    let params = KigoEmbed {
+        rows: w.rows.address(),
+        weights: b.weights.address() + table.offset,
+        x: w.x.address(),
+        angles: w.angles.address(),
+        turns: w.turns.address(),
+        magnitudes: w.magnitudes.address(),
+        n_magnitudes: 2 * b.desc.n_layer as u32,
+        magnitudes_stride: w.sizes.n_rows as u32,
+        n_pairs: w.sizes.n_pairs as u32,
+        n_records: table.n_records as u32,
+        k: b.desc.n_embd as u32,
+        stride: w.sizes.n_embd as u32,
+    };
+    launch(b, &b.kernels.types.of(table.quant)?.embed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
+}
+
+pub fn attn_qkv(b: &CudaBackend, layer: usize) -> Result<()> {
+    let l = &b.places.layers[layer];
+    let mut source = normed(b, b.work.x.address(), b.shape.n, b.desc.n_embd, l.attn_norm);
+    let bias = l.attn_bias.map(|bias| bias.map_or(0, |offset| b.weights.address() + offset));
+    let result = Outcome { kind: KIGO_QKV, bias, layer, ..Outcome::default() };
+    l.attn_qkv.iter().try_for_each(|product| multiply(b, &mut source, product, result))
+}
+
+pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
+    let (d, w, n) = (&b.desc, &b.work, b.shape.n as u32);
+    let n_blocks = w.sizes.counters as u32;
+    // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+    let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
+    let splits = (per_sm * b.kernels.n_sm / (n_blocks * n)).clamp(1, 64);
+    let params = KigoAttention {
+        rows: w.rows.address(),
+        tiles: w.tiles.address(),
+        q: w.q.address(),
+        out: w.mix.address(),
+        magnitudes: w.magnitudes(layer, false),
+        counters: w.counters.address(),
+        n_head: d.n_head as u32,
+        n_head_kv: d.n_head_kv as u32,
+        head_dim: d.head_dim as u32,
+        layer: layer as u32,
+        n_layer: d.n_layer as u32,
+        splits,
+        out_stride: w.sizes.n_mix as u32,
+        pad: 0,
+    };
+    if b.shape.n_tiles == 0 {
+        return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
+    }
+    let grid = [b.shape.n_tiles as u32, d.n_head as u32, 1];
+    launch(b, &b.kernels.prefill, grid, ATTENTION_THREADS, b.kernels.prefill_shared, &params)
+}
+
+pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {
+    let (l, w) = (&b.places.layers[layer], &b.work);
+    let mut source = plain(b, w.mix.address(), b.desc.n_embd_q(), w.magnitudes(layer, false));
+    let bias = [l.attn_output_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
+    let result = Outcome { kind: KIGO_ADD, out: w.x.address(), out_stride: w.sizes.n_embd, bias, ..Outcome::default() };
+    multiply(b, &mut source, &l.attn_output, result)
+}
+
+pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
+    let (l, w) = (&b.places.layers[layer], &b.work);
+    let mut source = normed(b, w.x.address(), b.shape.n, b.desc.n_embd, l.ffn_norm);
+    let out = Outcome { out: w.ff.address(), out_stride: w.sizes.n_ff, ..Outcome::default() };
+    let magnitudes = w.magnitudes(layer, true);
+    match &l.ffn_gate {
+        Gate::Joint(both) => multiply(b, &mut source, both, Outcome { kind: KIGO_GATED, magnitudes, ..out }),
+        Gate::Apart { gate, up } => {
+            multiply(b, &mut source, gate, Outcome { kind: KIGO_STORE, ..out })?;
+            multiply(b, &mut source, up, Outcome { kind: KIGO_GATE, magnitudes, ..out })
+        }
+    }
+}
+
+pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
+    let (l, w) = (&b.places.layers[layer], &b.work);
+    let mut source = plain(b, w.ff.address(), b.desc.n_ff, w.magnitudes(layer, true));
+    let result = Outcome { kind: KIGO_ADD, out: w.x.address(), out_stride: w.sizes.n_embd, ..Outcome::default() };
+    multiply(b, &mut source, &l.ffn_down, result)
+}
+
+pub fn output(b: &CudaBackend) -> Result<()> {
+    let (w, n_vocab) = (&b.work, b.desc.n_vocab);
+    if b.shape.n_logits == 0 {
+        return Ok(());
+    }
+    let mut source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, b.places.output_norm);
+    if !b.shape.all_want {
+        source.input.select = w.select.address();
+    }
+    let result = Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride: n_vocab, ..Outcome::default() };
+    multiply(b, &mut source, &b.places.output, result)
+}
+
+/// A page holds as many positions as the kernels think.
+const _: () = assert!(PAGE == super::params::KIGO_PAGE as usize);
