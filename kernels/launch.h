@@ -19,6 +19,11 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
+/* Slots of a warp's ring of records, and of one of small records. */
+#define KIGO_RING_SLOTS 3
+#define KIGO_RING_SLOTS_SMALL 6
+#define KIGO_SMALL_RECORD 800
+
 /* Where the activations of a product come from. */
 typedef struct {
     /* f32 [rows][stride]; columns k..stride are zero. */
@@ -40,11 +45,13 @@ typedef struct {
     uint32_t pad;
 } KigoInput;
 
-enum { KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_NORM_LAYER };
+#define KIGO_NORM_NONE 0
+#define KIGO_NORM_RMS 1
+#define KIGO_NORM_LAYER 2
 
 /* prep: activations of many rows in the order of fragments. */
 typedef struct {
-    KigoInput in;
+    KigoInput input;
     /* [ceil(n / 8)][stride / 64] records; see kernels/activations.cuh. */
     uint64_t records;
     /* f32 [ceil(n / 8) * 8]: what a row's products are multiplied with. */
@@ -54,26 +61,24 @@ typedef struct {
     uint32_t pad;
 } KigoPrep;
 
-/* What becomes of a product. */
-enum {
-    /* out[row] = product + bias */
-    KIGO_STORE,
-    /* out[row] += product + bias */
-    KIGO_ADD,
-    /* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
-    KIGO_GATED,
-    /* out[row] = activation(out[row]) * product */
-    KIGO_GATE,
-    /* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
-    KIGO_QKV,
-};
+/* What becomes of a product: out[row] = product + bias */
+#define KIGO_STORE 0
+/* out[row] += product + bias */
+#define KIGO_ADD 1
+/* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
+#define KIGO_GATED 2
+/* out[row] = activation(out[row]) * product */
+#define KIGO_GATE 3
+/* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
+#define KIGO_QKV 4
 
-enum { KIGO_SILU, KIGO_GELU };
+#define KIGO_SILU 0
+#define KIGO_GELU 1
 
 /* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
 typedef struct {
     /* Read by matmul_one. */
-    KigoInput in;
+    KigoInput input;
     /* Read by the others, written by prep. */
     uint64_t records;
     uint64_t factors;
@@ -113,6 +118,42 @@ typedef struct {
     float q_scale;
 } KigoMatmul;
 
+/* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */
+typedef struct {
+    uint32_t first_row;
+    /* 1..64 */
+    uint32_t n_rows;
+} KigoTile;
+
+/* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
+ * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
+ * attn_decode: rows of distinct sequences; grid (n_head_kv * m_tiles, n, splits).
+ * attn_prefill: grid (n_tiles, n_head), KIGO_ATTENTION_SHARED(dp) bytes of dynamic shared memory. */
+typedef struct {
+    /* KigoRow [n] */
+    uint64_t rows;
+    /* attn_prefill: KigoTile [n_tiles] */
+    uint64_t tiles;
+    /* halves [n][n_head][dp]: q times the scale of attention and log2(e), zero from head_dim on; aligned to 16 bytes. */
+    uint64_t q;
+    /* f32 [n][n_head][head_dim] */
+    uint64_t out;
+    /* u32 [n]: raised to the largest magnitude of out. */
+    uint64_t magnitudes;
+    /* attn_decode: u32 [n][n_head_kv * m_tiles], zero before and after. */
+    uint64_t counters;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    /* Even. */
+    uint32_t head_dim;
+    uint32_t layer;
+    uint32_t n_layer;
+    /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
+    uint32_t splits;
+} KigoAttention;
+
+#define KIGO_ATTENTION_SHARED(dp) ((dp) * ((dp) <= 128 ? 512 : 384))
+
 /* embed: rows of the token table, and what the step computes from positions alone. */
 typedef struct {
     uint64_t rows;
@@ -133,15 +174,12 @@ typedef struct {
     uint32_t stride;
 } KigoEmbed;
 
-/* Which row of the file stands where in a matrix. */
-enum {
-    /* As in the file. */
-    KIGO_ROWS_PLAIN,
-    /* Heads start a tile of their own. */
-    KIGO_ROWS_HEADS,
-    /* The same, and rope pairs stand 8 rows apart. */
-    KIGO_ROWS_ROPE,
-};
+/* Which row of the file stands where in a matrix: as in the file; */
+#define KIGO_ROWS_PLAIN 0
+/* heads start a tile of their own; */
+#define KIGO_ROWS_HEADS 1
+/* the same, and rope pairs stand 8 rows apart. */
+#define KIGO_ROWS_ROPE 2
 
 /* repack: some rows of a matrix, as blocks of the file, into records. */
 typedef struct {
@@ -163,5 +201,87 @@ typedef struct {
     uint32_t n_rot;
     uint32_t halves;
 } KigoRepack;
+
+/* The slot of a row that is not sampled. */
+#define KIGO_NO_SLOT 0xFFFFFFFFu
+/* Consecutive logits whose best is noted, logits of a block, ranges of logits whose weights are summed. */
+#define KIGO_SAMPLE_CHUNK 128
+#define KIGO_SAMPLE_SLICE 2048
+#define KIGO_SAMPLE_BINS 1024
+/* Candidates that a block sorts. */
+#define KIGO_SAMPLE_SORTED 2048
+/* Outcomes of a slot that are kept. */
+#define KIGO_SAMPLE_OUTCOMES 64
+/* Bit of an outcome: a logit was not finite. */
+#define KIGO_SAMPLE_FAILED 0x80000000u
+
+/* How a sequence's tokens are chosen, and where it is. */
+typedef struct {
+    uint64_t seed;
+    uint64_t drawn;
+    /* u32[window_len], the latest tokens: token i at i % window_len. 0 when there is no penalty. */
+    uint64_t window;
+    /* -infinity keeps all. */
+    double ln_min_p;
+    float temperature;
+    float top_p;
+    float repeat_penalty;
+    uint32_t top_k;
+    uint32_t window_len;
+    /* Tokens of the sequence, the prompt's included. */
+    uint32_t n_tokens;
+    /* Number of the latest outcome. */
+    uint32_t serial;
+    /* 1: sample_weigh finishes the row; 0: sample_scan does. */
+    uint32_t weigh;
+} KigoSampler;
+
+/* What came of sampling: serial << 32 | token, or serial << 32 | KIGO_SAMPLE_FAILED | index of the first logit that is not
+ * finite, whose bits are then in `found`. One word, so that it is seen whole. */
+typedef struct {
+    uint64_t outcome;
+    uint32_t found;
+    uint32_t pad;
+} KigoSampled;
+
+/* What sample_scan notes of a chunk: the first candidate; the last one's rank; which ids are in the window, bit i % 32 of
+ * word i / 32. */
+typedef struct {
+    uint64_t best;
+    uint32_t worst;
+    uint32_t pad;
+    uint32_t window[KIGO_SAMPLE_CHUNK / 32];
+} KigoSampleChunk;
+
+/* Workspace of a row, followed by its chunks. Zero before the first use; the counters and sums are left zero. */
+typedef struct {
+    uint64_t best;
+    uint32_t worst;
+    /* Blocks that are done, of each kernel. */
+    uint32_t scanned;
+    uint32_t weighed;
+    uint32_t pad[3];
+    /* Of the candidates in each bin: their number, their weights for top_p, their weights for the draw. */
+    uint64_t sums[3][KIGO_SAMPLE_BINS];
+} KigoSampleWork;
+
+/* sample_scan, sample_weigh: grid (ceil(n_vocab / KIGO_SAMPLE_SLICE), n). */
+typedef struct {
+    /* f32 [n][n_vocab] */
+    uint64_t logits;
+    /* u32 [n]: the row of each; 0: row i for logits i. */
+    uint64_t row_of;
+    /* KigoRow[] */
+    uint64_t rows;
+    /* KigoSampler[], by slot */
+    uint64_t samplers;
+    /* KigoSampled[][KIGO_SAMPLE_OUTCOMES], by slot and serial: host memory */
+    uint64_t outcomes;
+    /* n times work_bytes: KigoSampleWork, KigoSampleChunk[ceil(n_vocab / KIGO_SAMPLE_CHUNK)] */
+    uint64_t work;
+    uint64_t work_bytes;
+    uint32_t n_vocab;
+    uint32_t pad;
+} KigoSample;
 
 #endif

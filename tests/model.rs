@@ -10,7 +10,7 @@ mod models;
 mod tiny;
 
 use kigo::backend::cpu::CpuBackend;
-use kigo::backend::{Backend, Row};
+use kigo::backend::{Backend, Progress, Row};
 use kigo::gguf::Gguf;
 use kigo::model::{Activation, ModelDesc, Norm, Weights, arch};
 use serde_json::Value;
@@ -20,7 +20,7 @@ fn load(path: &std::path::Path) -> (CpuBackend, ModelDesc) {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    (CpuBackend::load(&gguf, &desc, &plan, 2).unwrap(), desc)
+    (CpuBackend::load(&gguf, &desc, &plan, 2, &Progress::default()).unwrap(), desc)
 }
 
 fn row(sequence: u64, position: usize, token: u32, logits: bool) -> Row {
@@ -142,7 +142,7 @@ fn layer_norm_with_biases_and_gelu_equal_the_decoder_written_out() {
         let desc = arch::describe(gguf.metadata()).unwrap();
         assert_eq!((desc.norm, desc.activation), (Norm::Rms, Activation::Silu));
         let desc = ModelDesc { norm: Norm::Layer, activation: Activation::Gelu, ..desc };
-        (CpuBackend::load(&gguf, &desc, &Weights::plan(&gguf, &desc).unwrap(), 2).unwrap(), desc)
+        (CpuBackend::load(&gguf, &desc, &Weights::plan(&gguf, &desc).unwrap(), 2, &Progress::default()).unwrap(), desc)
     };
     let zeros = names(&plain).iter().fold(plain.clone(), |draft, name| draft.with_tensor(name, &[64], &[0.0; 64]));
     for (file, written_out) in [(&biased, &biased), (&plain, &zeros)] {

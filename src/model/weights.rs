@@ -158,6 +158,16 @@ impl Weights<TensorInfo> {
         Ok(plan)
     }
 
+    /// Bytes of all tensors in the file. They do not overlap, so the sum is at most the length of the files.
+    pub fn file_bytes(&self) -> u64 {
+        let mut bytes = 0u64;
+        let _ = self.try_map(|_, tensor| {
+            bytes = bytes.saturating_add(tensor.n_bytes);
+            Ok(())
+        });
+        bytes
+    }
+
     /// The error for a file with a tensor that no role uses: running without it would give wrong text.
     fn unused(&self, gguf: &Gguf) -> Error {
         let mut known = std::collections::HashSet::new();

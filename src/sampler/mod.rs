@@ -11,12 +11,14 @@
 //! 6. One of them is drawn, with the probabilities of their softmax.
 //!
 //! Candidates are in the order of descending logit, equal ones by ascending id, through all steps, and the first of them
-//! always stays. The weight of a candidate is `floor(2^40 * exp((logit - largest) / temperature))`, computed in f64, with
-//! a temperature of 1 in step 3. Weights are integers, so their sums are exact in any order and on any device. Step 6
-//! takes the first candidate at which the cumulative weight exceeds `floor(total * draw / 2^64)`, where `draw` is
-//! [`rng::draw`] of the seed and the number of draws so far; so a sequence can be continued from any draw. At temperature
-//! 0 step 1 is followed by the largest logit (of equal ones the lowest id) and nothing is drawn.
+//! always stays. The weight of a candidate is `floor(2^40 * exp((logit - largest) / temperature))`, with a temperature of
+//! 1 in step 3; it is computed in f64, by operations that are written down in `exp.rs`. Weights are integers, so their
+//! sums are exact in any order, and any device gets the same bits. Step 6 takes the first candidate at which the
+//! cumulative weight exceeds `floor(total * draw / 2^64)`, where `draw` is [`rng::draw`] of the seed and the number of
+//! draws so far; so a sequence can be continued from any draw. At temperature 0 step 1 is followed by the largest logit
+//! (of equal ones the lowest id) and nothing is drawn.
 
+mod exp;
 mod params;
 pub mod rng;
 
@@ -30,7 +32,7 @@ const ONE: f64 = (1u64 << 40) as f64;
 /// Exponents below this give a weight of 0: `exp(-28) < 2^-40`.
 const LEAST_EXPONENT: f64 = -28.0;
 /// Largest vocabulary: the sum of its weights fits into 64 bits.
-const MAX_VOCAB: usize = 1 << 23;
+pub(crate) const MAX_VOCAB: usize = 1 << 23;
 /// How many candidates are sorted first; more follow only as far as they are needed.
 const FIRST_SORTED: usize = 256;
 
@@ -61,7 +63,7 @@ impl Candidate {
     fn weight(self, largest: f64, temperature: f32) -> u64 {
         // 0 or negative, over a positive number: never NaN.
         let exponent = (self.logit() - largest) / f64::from(temperature);
-        if exponent < LEAST_EXPONENT { 0 } else { (ONE * exponent.exp()) as u64 }
+        if exponent < LEAST_EXPONENT { 0 } else { (ONE * exp::exp(exponent)) as u64 }
     }
 }
 

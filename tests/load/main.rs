@@ -21,6 +21,7 @@ mod tiny;
 
 mod files;
 mod hparams;
+mod progress;
 mod quant_types;
 mod sweeps;
 mod tensors;

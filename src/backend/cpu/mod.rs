@@ -9,9 +9,12 @@ mod matmul;
 mod tensor;
 mod vector;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rayon::prelude::*;
 
-use super::{Backend, Row, SequenceId};
+use super::{Backend, Memory, Progress, Purpose, Residency, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{Activation, ModelDesc, Norm, Weights};
@@ -30,8 +33,32 @@ pub struct CpuBackend {
     rope_angles: Vec<f64>,
     cache: KvCache,
     matmul: MatMul,
-    pool: std::sync::Arc<rayon::ThreadPool>,
+    pool: Arc<rayon::ThreadPool>,
     work: Workspace,
+    memory: Arc<HostMemory>,
+}
+
+/// Bytes that the backend holds, as it last said.
+#[derive(Default)]
+struct HostMemory {
+    bytes: [AtomicU64; Purpose::ALL.len()],
+}
+
+impl HostMemory {
+    fn set(&self, purpose: Purpose, bytes: usize) {
+        self.bytes[purpose as usize].store(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Memory for HostMemory {
+    fn bytes(&self, purpose: Purpose) -> u64 {
+        self.bytes[purpose as usize].load(Ordering::Relaxed)
+    }
+
+    fn residency(&self) -> Result<Residency> {
+        let host_bytes = Purpose::ALL.into_iter().map(|purpose| self.bytes(purpose)).sum();
+        Ok(Residency { device_bytes: 0, host_bytes })
+    }
 }
 
 /// Activations of one batch. Every buffer holds at least the batch's rows and is reused by the next batch.
@@ -62,22 +89,47 @@ struct Workspace {
     logits: Vec<f32>,
 }
 
+impl Workspace {
+    fn bytes(&self) -> usize {
+        let buffers = [
+            &self.x,
+            &self.normed,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.mix,
+            &self.gate,
+            &self.up,
+            &self.delta,
+            &self.logits,
+        ];
+        buffers.into_iter().map(Vec::capacity).sum::<usize>() * size_of::<f32>()
+            + self.turns.capacity() * size_of::<(f32, f32)>()
+            + self.rows.capacity() * size_of::<Row>()
+    }
+}
+
 impl CpuBackend {
     /// Reads the planned tensors into memory and starts `n_threads` threads.
     ///
     /// # Errors
-    /// When the file cannot be read, memory cannot be had, or threads cannot be started.
+    /// When the file cannot be read, memory cannot be had, threads cannot be started, or the load is cancelled.
     pub fn load(
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<crate::gguf::TensorInfo>,
         n_threads: usize,
+        progress: &Progress,
     ) -> Result<Self> {
-        let mut weight_bytes = 0;
+        let weight_bytes = plan.file_bytes();
+        progress.expect(weight_bytes);
+        let (memory, mut held) = (Arc::new(HostMemory::default()), 0);
         let weights = plan.try_map(|role, info| {
-            weight_bytes += info.n_bytes;
-            Tensor::load(gguf, info, role)
+            let tensor = Tensor::load(gguf, info, role, progress)?;
+            held += tensor.bytes();
+            Ok(tensor)
         })?;
+        memory.set(Purpose::Weights, held);
         let rope_angles = rope_angles(desc, weights.rope_freqs.as_ref());
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
@@ -92,8 +144,9 @@ impl CpuBackend {
             weights,
             weight_bytes,
             rope_angles,
-            pool: std::sync::Arc::new(pool),
+            pool: Arc::new(pool),
             work: Workspace::default(),
+            memory,
         })
     }
 }
@@ -107,17 +160,28 @@ impl Backend for CpuBackend {
         self.weight_bytes
     }
 
+    fn memory(&self) -> Arc<dyn Memory> {
+        self.memory.clone()
+    }
+
     fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
-        self.cache.reserve(sequence, n_positions)
+        self.cache.reserve(sequence, n_positions)?;
+        self.memory.set(Purpose::Cache, self.cache.bytes());
+        Ok(())
     }
 
     fn sequence_free(&mut self, sequence: SequenceId) {
         self.cache.sequence_free(sequence);
+        self.memory.set(Purpose::Cache, self.cache.bytes());
     }
 
     fn forward(&mut self, rows: &[Row]) -> Result<()> {
         let pool = self.pool.clone();
-        let mut run = || pool.install(|| crate::model::forward(self, rows));
+        let mut run = || {
+            let outcome = pool.install(|| crate::model::forward(self, rows));
+            self.memory.set(Purpose::Workspace, self.work.bytes() + self.matmul.bytes());
+            outcome
+        };
         if rayon::current_thread_index().is_none() {
             return run();
         }

@@ -1,0 +1,319 @@
+//! Parameters of the kernels: Rust mirrors of `kernels/launch.h`, where they are described; a test holds one against the
+//! other.
+#![allow(missing_docs, reason = "kernels/launch.h describes the fields")]
+
+use super::module::KernelParams;
+
+/// Defines the structs, and a table of their layouts.
+macro_rules! mirrors {
+    ($($name:ident { $($field:ident: $type:ty,)* })*) => {
+        $(
+            #[doc = concat!("`", stringify!($name), "` of `kernels/launch.h`.")]
+            #[derive(Debug, Clone, Copy)]
+            #[repr(C)]
+            pub struct $name { $(pub $field: $type,)* }
+
+            // SAFETY: the layout is that of launch.h, which a test shows; addresses are what who fills it in answers for.
+            unsafe impl KernelParams for $name {}
+        )*
+
+        /// Name, size, and name, offset and size of each field.
+        #[cfg(test)]
+        const LAYOUTS: &[(&str, usize, &[(&str, usize, usize)])] = &[$((
+            stringify!($name),
+            size_of::<$name>(),
+            &[$((stringify!($field), std::mem::offset_of!($name, $field), size_of::<$type>()),)*],
+        ),)*];
+    };
+}
+
+/// Defines the constants, and a table of them.
+macro_rules! constants {
+    ($($name:ident = $value:literal,)*) => {
+        $(
+            #[doc = concat!("`", stringify!($name), "` of `kernels/launch.h`.")]
+            pub const $name: u32 = $value;
+        )*
+
+        #[cfg(test)]
+        const CONSTANTS: &[(&str, u32)] = &[$((stringify!($name), $value),)*];
+    };
+}
+
+constants! {
+    KIGO_NO_SLOT = 0xFFFF_FFFF,
+    KIGO_SAMPLE_CHUNK = 128,
+    KIGO_SAMPLE_SLICE = 2048,
+    KIGO_SAMPLE_BINS = 1024,
+    KIGO_SAMPLE_SORTED = 2048,
+    KIGO_SAMPLE_OUTCOMES = 64,
+    KIGO_SAMPLE_FAILED = 0x8000_0000,
+    KIGO_NORM_NONE = 0,
+    KIGO_NORM_RMS = 1,
+    KIGO_NORM_LAYER = 2,
+    KIGO_STORE = 0,
+    KIGO_ADD = 1,
+    KIGO_GATED = 2,
+    KIGO_GATE = 3,
+    KIGO_QKV = 4,
+    KIGO_SILU = 0,
+    KIGO_GELU = 1,
+    KIGO_ROWS_PLAIN = 0,
+    KIGO_ROWS_HEADS = 1,
+    KIGO_ROWS_ROPE = 2,
+    KIGO_RING_SLOTS = 3,
+    KIGO_RING_SLOTS_SMALL = 6,
+    KIGO_SMALL_RECORD = 800,
+}
+
+mirrors! {
+    KigoRow {
+        token: u32,
+        position: u32,
+        pages: u64,
+        slot: u32,
+        pad: u32,
+    }
+
+    KigoTile {
+        first_row: u32,
+        n_rows: u32,
+    }
+
+    KigoAttention {
+        rows: u64,
+        tiles: u64,
+        q: u64,
+        out: u64,
+        magnitudes: u64,
+        counters: u64,
+        n_head: u32,
+        n_head_kv: u32,
+        head_dim: u32,
+        layer: u32,
+        n_layer: u32,
+        splits: u32,
+    }
+
+    KigoInput {
+        x: u64,
+        norm_weight: u64,
+        norm_bias: u64,
+        magnitudes: u64,
+        select: u64,
+        n: u32,
+        k: u32,
+        stride: u32,
+        norm: u32,
+        eps: f32,
+        pad: u32,
+    }
+
+    KigoPrep {
+        input: KigoInput,
+        records: u64,
+        factors: u64,
+        bf16: u32,
+        pad: u32,
+    }
+
+    KigoMatmul {
+        input: KigoInput,
+        records: u64,
+        factors: u64,
+        weights: u64,
+        out: u64,
+        bias: [u64; 3],
+        magnitudes: u64,
+        n: u32,
+        n_rows: u32,
+        n_tiles: u32,
+        n_records: u32,
+        out_stride: u32,
+        kind: u32,
+        activation: u32,
+        first_tile: u32,
+        rows: u64,
+        q: u64,
+        turns: u64,
+        n_head: u32,
+        n_head_kv: u32,
+        head_dim: u32,
+        dp: u32,
+        n_rot: u32,
+        halves: u32,
+        layer: u32,
+        q_scale: f32,
+    }
+
+    KigoEmbed {
+        rows: u64,
+        weights: u64,
+        x: u64,
+        angles: u64,
+        turns: u64,
+        magnitudes: u64,
+        n_magnitudes: u32,
+        magnitudes_stride: u32,
+        n_pairs: u32,
+        n_records: u32,
+        k: u32,
+        stride: u32,
+    }
+
+    KigoRepack {
+        source: u64,
+        row_bytes: u64,
+        out: u64,
+        first_row: u32,
+        n_source_rows: u32,
+        k: u32,
+        n_records: u32,
+        first_tile: u32,
+        n_tiles: u32,
+        tile_step: u32,
+        tile_offset: u32,
+        order: u32,
+        head_dim: u32,
+        n_rot: u32,
+        halves: u32,
+    }
+
+    KigoSampler {
+        seed: u64,
+        drawn: u64,
+        window: u64,
+        ln_min_p: f64,
+        temperature: f32,
+        top_p: f32,
+        repeat_penalty: f32,
+        top_k: u32,
+        window_len: u32,
+        n_tokens: u32,
+        serial: u32,
+        weigh: u32,
+    }
+
+    KigoSampled {
+        outcome: u64,
+        found: u32,
+        pad: u32,
+    }
+
+    KigoSampleChunk {
+        best: u64,
+        worst: u32,
+        pad: u32,
+        window: [u32; KIGO_SAMPLE_CHUNK as usize / 32],
+    }
+
+    KigoSampleWork {
+        best: u64,
+        worst: u32,
+        scanned: u32,
+        weighed: u32,
+        pad: [u32; 3],
+        sums: [[u64; KIGO_SAMPLE_BINS as usize]; 3],
+    }
+
+    KigoSample {
+        logits: u64,
+        row_of: u64,
+        rows: u64,
+        samplers: u64,
+        outcomes: u64,
+        work: u64,
+        work_bytes: u64,
+        n_vocab: u32,
+        pad: u32,
+    }
+}
+
+/// The bytes of `params`, to be copied to the device.
+pub fn bytes_of<P: KernelParams>(params: &P) -> &[u8] {
+    // SAFETY: the type is one of those above, which have no padding: every byte is initialised.
+    unsafe { std::slice::from_raw_parts((&raw const *params).cast(), size_of::<P>()) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    /// What `launch.h` says: the constants, and size, alignment and fields of the structs.
+    #[derive(Default)]
+    struct Header {
+        constants: HashMap<String, u32>,
+        structs: HashMap<String, (usize, usize, Vec<(String, usize, usize)>)>,
+    }
+
+    impl Header {
+        fn parse(text: &str) -> Header {
+            let mut header = Header::default();
+            let mut code = String::new();
+            for (i, part) in text.split("/*").enumerate() {
+                code += if i == 0 { part } else { part.split_once("*/").unwrap().1 };
+            }
+            for line in code.lines().filter_map(|line| line.strip_prefix("#define ")) {
+                if let Some((name, value)) = line.split_once(' ') {
+                    let value = value.trim().trim_end_matches('u');
+                    let value = match value.strip_prefix("0x") {
+                        Some(digits) => u32::from_str_radix(digits, 16),
+                        None => value.parse(),
+                    };
+                    header.constants.insert(name.to_string(), value.unwrap());
+                }
+            }
+            for part in code.split("typedef struct {").skip(1) {
+                let (fields, rest) = part.split_once('}').unwrap();
+                header.define(rest.split_once(';').unwrap().0.trim(), fields);
+            }
+            header
+        }
+
+        fn define(&mut self, name: &str, fields: &str) {
+            let (mut end, mut align, mut places) = (0usize, 1, Vec::new());
+            for field in fields.split(';').map(str::trim).filter(|field| !field.is_empty()) {
+                let (kind, declared) = field.split_once(' ').unwrap();
+                let (size, own_align) = match kind {
+                    "uint32_t" | "int32_t" | "float" => (4, 4),
+                    "uint64_t" | "double" => (8, 8),
+                    _ => self.structs.get(kind).map(|found| (found.0, found.1)).unwrap(),
+                };
+                let mut dimensions = declared.trim().split('[');
+                let field = dimensions.next().unwrap();
+                let count: usize = dimensions.map(|length| self.product(length.trim_end_matches(']'))).product();
+                let start = end.next_multiple_of(own_align);
+                assert_eq!(start, end, "{name}.{field} comes after a gap");
+                places.push((field.to_string(), start, size * count));
+                end = start + size * count;
+                align = align.max(own_align);
+            }
+            assert_eq!(end.next_multiple_of(align), end, "{name} ends in a gap");
+            self.structs.insert(name.to_string(), (end, align, places));
+        }
+
+        /// A number, a constant, or one divided by another.
+        fn product(&self, text: &str) -> usize {
+            let value = |word: &str| match self.constants.get(word.trim()) {
+                Some(value) => *value as usize,
+                None => word.trim().parse().unwrap(),
+            };
+            text.split('/').map(value).reduce(|a, b| a / b).unwrap()
+        }
+    }
+
+    #[test]
+    fn mirrors_are_those_of_the_header() {
+        let header = Header::parse(include_str!("../../../kernels/launch.h"));
+        for (name, value) in CONSTANTS {
+            assert_eq!(header.constants.get(*name), Some(value), "{name}");
+        }
+        for (name, size, fields) in LAYOUTS {
+            let (found_size, _, found) = header.structs.get(*name).unwrap();
+            let found: Vec<(&str, usize, usize)> = found.iter().map(|f| (f.0.as_str(), f.1, f.2)).collect();
+            assert_eq!((found_size, found.as_slice()), (size, *fields), "{name}");
+        }
+    }
+}
