@@ -5,6 +5,9 @@
 //! installs it. `KIGO_CUDA_ARCHS` says what to compile for, as a list with commas: `80` is machine code for sm_80,
 //! `90a` for sm_90a, `80ptx` is PTX for sm_80 and all that comes after; `all` is every architecture that has one of
 //! its own, with PTX for the rest. Without it the code is for the GPUs of this machine, or for `90a,80ptx`.
+//!
+//! A unit is compiled again when its command, its source or a header that it includes has changed. All profiles share
+//! what is compiled, through `kigo-kernels` in the target folder.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -36,7 +39,9 @@ const DEFAULT_ARCHS: &str = "90a,80ptx";
 const OLDEST_NVCC: (u32, u32) = (12, 4);
 const OLDEST_ARCH: u32 = 80;
 
-const FLAGS: [&str; 6] = ["-O3", "-std=c++17", "-fatbin", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-v"];
+/// Machine code is compressed too, which nvcc does not do unasked: with lines of the source it is three times smaller.
+const FLAGS: [&str; 7] =
+    ["-O3", "-std=c++17", "-fatbin", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-v", "-Xfatbin=-compress-all"];
 
 /// What is compiled to one fat binary.
 struct Unit {
@@ -191,12 +196,53 @@ fn quant_types(root: &Path) -> Result<Vec<String>> {
     if names.is_empty() { Err(format!("{}: found no table quant_types!", path.display())) } else { Ok(names) }
 }
 
-/// Compiles a unit, unless neither it, nor a header of it, nor the command has changed.
+/// What the compilation of a unit leaves.
+struct Files {
+    fatbin: PathBuf,
+    /// What ptxas says about registers and memory.
+    report: PathBuf,
+    /// The files that were read, as nvcc lists them.
+    dependencies: PathBuf,
+    /// The fingerprint of all that went in; written last.
+    stamp: PathBuf,
+}
+
+impl Files {
+    fn at(folder: &Path, unit: &Unit) -> Files {
+        let file = |extension: &str| folder.join(format!("{}.{extension}", unit.name));
+        Files { fatbin: file("fatbin"), report: file("ptxas"), dependencies: file("d"), stamp: file("stamp") }
+    }
+
+    /// Whether they are what `command` would make now.
+    fn are_current(&self, command: &str, root: &Path) -> bool {
+        let stamp = fs::read_to_string(&self.stamp).ok();
+        stamp.is_some() && stamp == fingerprint(command, &self.dependencies, root)
+    }
+
+    fn copy_to(&self, other: &Files) -> std::io::Result<()> {
+        let _ = fs::remove_file(&other.stamp);
+        fs::copy(&self.fatbin, &other.fatbin)?;
+        fs::copy(&self.report, &other.report)?;
+        fs::copy(&self.dependencies, &other.dependencies)?;
+        fs::copy(&self.stamp, &other.stamp).map(|_| ())
+    }
+}
+
+/// The folder that the builds of all profiles share, locked until the file is dropped.
+fn shared_folder(out: &Path) -> std::io::Result<(PathBuf, fs::File)> {
+    let target = out.ancestors().nth(5).unwrap_or(out);
+    let folder = target.join("kigo-kernels");
+    fs::create_dir_all(&folder)?;
+    let lock = fs::File::create(folder.join("lock"))?;
+    lock.lock()?;
+    Ok((folder, lock))
+}
+
+/// Makes the files of a unit current: they are, another build has them, or nvcc makes them.
 fn compile(unit: &Unit, nvcc: &Nvcc, archs: &[String], root: &Path, out: &Path) -> Result<()> {
-    let file = |extension: &str| out.join(format!("{}.{extension}", unit.name));
-    let (fatbin, report, dependencies, stamp) = (file("fatbin"), file("ptxas"), file("d"), file("stamp"));
+    let files = Files::at(out, unit);
     let mut command = Command::new(&nvcc.path);
-    command.current_dir(root).args(FLAGS).arg("-MD").arg("-MF").arg(&dependencies);
+    command.current_dir(root).args(FLAGS).arg("-MD");
     for arch in archs {
         let (number, code) = match arch.strip_suffix("ptx") {
             Some(number) => (number, "compute"),
@@ -204,28 +250,39 @@ fn compile(unit: &Unit, nvcc: &Nvcc, archs: &[String], root: &Path, out: &Path) 
         };
         command.arg(format!("-gencode=arch=compute_{number},code={code}_{number}"));
     }
-    command.args(unit.quant.iter().map(|quant| format!("-DKIGO_QUANT={quant}")));
-    command.arg("-o").arg(&fatbin).arg(&unit.source);
+    command.args(unit.quant.iter().map(|quant| format!("-DKIGO_QUANT={quant}"))).arg(&unit.source);
     let words = format!("{:?} {command:?}", nvcc.version);
-    let key = || fingerprint(&words, &dependencies, root);
-    if fatbin.is_file() && report.is_file() && key().is_some_and(|key| fs::read_to_string(&stamp).ok() == Some(key)) {
+    if files.are_current(&words, root) {
         return Ok(());
     }
-    let _ = fs::remove_file(&stamp);
+    if let Ok((folder, _lock)) = shared_folder(out) {
+        let shared = Files::at(&folder, unit);
+        if shared.are_current(&words, root) && shared.copy_to(&files).is_ok() {
+            return Ok(());
+        }
+    }
+    let _ = fs::remove_file(&files.stamp);
+    command.arg("-MF").arg(&files.dependencies).arg("-o").arg(&files.fatbin);
     let output = command.output().map_err(|error| format!("{}: {error}", nvcc.path.display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         let said_else = String::from_utf8_lossy(&output.stdout);
         let lines = said.lines().chain(said_else.lines()).filter(|line| !line.starts_with("ptxas info"));
-        let lines: Vec<&str> = lines.collect();
-        return Err(format!("nvcc failed for {}:\n{}", unit.name, lines.join("\n")));
+        return Err(format!("nvcc failed for {}:\n{}", unit.name, lines.collect::<Vec<_>>().join("\n")));
     }
     for line in said.lines().filter(|line| line.contains("warning")) {
         println!("cargo:warning={}: {line}", unit.name);
     }
     let write = |path: &Path, text: &str| fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()));
-    write(&report, &said)?;
-    key().map_or(Ok(()), |key| write(&stamp, &key))
+    write(&files.report, &said)?;
+    if let Some(stamp) = fingerprint(&words, &files.dependencies, root) {
+        write(&files.stamp, &stamp)?;
+        if let Ok((folder, _lock)) = shared_folder(out) {
+            // Nothing is lost where it cannot be written.
+            let _ = files.copy_to(&Files::at(&folder, unit));
+        }
+    }
+    Ok(())
 }
 
 /// A number for the command and for the contents of what was compiled, as nvcc listed it.

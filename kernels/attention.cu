@@ -309,7 +309,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         page = next;
     }
 
-    float* out = at<float>(p.out) + (static_cast<uint64_t>(row) * p.n_head + head) * p.head_dim;
+    float* out = at<float>(p.out) + static_cast<uint64_t>(row) * p.out_stride + head * p.head_dim;
     uint32_t* magnitude_of_row = at<uint32_t>(p.magnitudes) + row;
     uint32_t top = 0;
     if (units == 1) {
@@ -556,8 +556,8 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                 if (seen) L1[r] = fold(L1[r], L[r], f);
                 const float inverse = __frcp_rn(L1[r]);
                 if (row0 + 8 * r >= n_rows) continue;
-                const uint64_t vector = static_cast<uint64_t>(first_row + row0 + 8 * r) * p.n_head + head;
-                float* to = at<float>(p.out) + vector * p.head_dim + 2 * t;
+                const uint64_t row = first_row + row0 + 8 * r;
+                float* to = at<float>(p.out) + row * p.out_stride + head * p.head_dim + 2 * t;
 #pragma unroll
                 for (int n = 0; n < kDp / 8; n++) {
                     if (n * 8 + 2 * t >= p.head_dim) continue;

@@ -21,6 +21,12 @@ __device__ __forceinline__ float activation(float gate, uint32_t kind) {
     return 0.5f * gate * (1 + tanhf(inner));
 }
 
+// The nearest half, without infinities.
+__device__ __forceinline__ __half saturated_half(float value) {
+    const float limit = 65504;
+    return __float2half_rn(value > limit ? limit : value < -limit ? -limit : value);
+}
+
 // Takes rows g (`low`) and g + 8 (`high`) of tile `tile`, in column `column`.
 __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, float low, float high) {
     const uint32_t per_head = (p.head_dim + 15) / 16, at = tile + p.first_tile;
@@ -46,8 +52,8 @@ __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, u
     const uint32_t place = 16 * of_head + g;
     if (part == 0) {
         __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + head) * p.dp;
-        q[place] = __float2half_rn(__fmul_rn(low, p.q_scale));
-        q[place + 8] = __float2half_rn(__fmul_rn(high, p.q_scale));
+        q[place] = saturated_half(__fmul_rn(low, p.q_scale));
+        q[place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
         return;
     }
     const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + column;
@@ -56,12 +62,12 @@ __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, u
     __half* page = reinterpret_cast<__half*>(__ldcg(pages + position / KIGO_PAGE));
     __half* keys = page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
     if (part == 1) {
-        keys[position % KIGO_PAGE * p.dp + place] = __float2half_rn(low);
-        keys[position % KIGO_PAGE * p.dp + place + 8] = __float2half_rn(high);
+        keys[position % KIGO_PAGE * p.dp + place] = saturated_half(low);
+        keys[position % KIGO_PAGE * p.dp + place + 8] = saturated_half(high);
     } else {
         __half* values = keys + KIGO_PAGE * p.dp + position % KIGO_PAGE;
-        values[place * KIGO_PAGE] = __float2half_rn(low);
-        values[(place + 8) * KIGO_PAGE] = __float2half_rn(high);
+        values[place * KIGO_PAGE] = saturated_half(low);
+        values[(place + 8) * KIGO_PAGE] = saturated_half(high);
     }
 }
 

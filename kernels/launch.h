@@ -128,7 +128,7 @@ typedef struct {
 /* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
  * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
  * attn_decode: rows of distinct sequences; grid (n_head_kv * m_tiles, n, splits).
- * attn_prefill: grid (n_tiles, n_head), KIGO_ATTENTION_SHARED(dp) bytes of dynamic shared memory. */
+ * attn_prefill: grid (n_tiles, n_head), dynamic shared memory: dp * 512 bytes up to dp 128, then dp * 384. */
 typedef struct {
     /* KigoRow [n] */
     uint64_t rows;
@@ -136,7 +136,7 @@ typedef struct {
     uint64_t tiles;
     /* halves [n][n_head][dp]: q times the scale of attention and log2(e), zero from head_dim on; aligned to 16 bytes. */
     uint64_t q;
-    /* f32 [n][n_head][head_dim] */
+    /* f32 [n][out_stride]: [n_head][head_dim] of each row. */
     uint64_t out;
     /* u32 [n]: raised to the largest magnitude of out. */
     uint64_t magnitudes;
@@ -150,9 +150,10 @@ typedef struct {
     uint32_t n_layer;
     /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
     uint32_t splits;
+    uint32_t out_stride;
+    uint32_t pad;
 } KigoAttention;
 
-#define KIGO_ATTENTION_SHARED(dp) ((dp) * ((dp) <= 128 ? 512 : 384))
 
 /* embed: rows of the token table, and what the step computes from positions alone. */
 typedef struct {

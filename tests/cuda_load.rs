@@ -47,7 +47,10 @@ impl CopyRows {
 
 impl Repack for CopyRows {
     type Matrix = u64;
-    const ROWS: u64 = GROUP;
+    fn rows(_: &Self::Matrix) -> u64 {
+        GROUP
+    }
+
 
     fn repack(
         &self,

@@ -22,11 +22,11 @@ pub trait Repack: Sync {
     type Matrix: Sync;
 
     /// Rows that are repacked together: each part of a matrix but the last has a multiple of so many.
-    const ROWS: u64;
+    fn rows(matrix: &Self::Matrix) -> u64;
 
     /// Queues the kernel that brings some rows of the matrix `info` into place. They lie at `source` in device memory
     /// as they do in the file, one after the other; the weights start at `weights`. `rows.start` is a multiple of
-    /// [`Self::ROWS`]; so is `rows.end`, or it is the number of rows. The kernel writes only what is the matrix's.
+    /// [`Self::rows`]; so is `rows.end`, or it is the number of rows. The kernel writes only what is the matrix's.
     ///
     /// # Errors
     /// Those of a launch.
@@ -132,13 +132,13 @@ impl<R: Repack> Plan<R> {
     pub fn new(pieces: Vec<Piece<R::Matrix>>, space: Space, n_readers: Option<usize>) -> Result<Plan<R>> {
         let mut slot_bytes = SLOT_BYTES;
         for Piece { info, target } in &pieces {
-            if let Target::Matrix(_) = target {
-                let least = row_bytes(info).checked_mul(R::ROWS.min(rows(info)));
+            if let Target::Matrix(matrix) = target {
+                let least = row_bytes(info).checked_mul(R::rows(matrix).min(rows(info)));
                 let too_large = || Error::OutOfMemory { what: info.name.clone(), bytes: u64::MAX };
                 slot_bytes = slot_bytes.max(least.ok_or_else(too_large)?);
             }
         }
-        let chunks = chunks(&pieces, R::ROWS, slot_bytes)?;
+        let chunks = chunks(&pieces, R::rows, slot_bytes)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
         // Rows that need larger slots get fewer readers, so that the slots together stay as small.
@@ -200,6 +200,10 @@ impl<R: Repack> Plan<R> {
         self.check(context, later_bytes)?;
         let bytes = usize::try_from(self.n_bytes).unwrap_or(usize::MAX);
         let weights = DeviceBuffer::new(context, Purpose::Weights, bytes, "the weights")?;
+        // What pads rows and columns counts as zero.
+        let stream = Stream::new(context)?;
+        weights.fill_u8(&stream, 0)?;
+        stream.synchronize()?;
         let job = Job {
             gguf,
             context,
@@ -226,15 +230,15 @@ fn row_bytes(matrix: &TensorInfo) -> u64 {
 }
 
 /// What to read at once, in the order of the files, so that the system reads ahead.
-fn chunks<M>(pieces: &[Piece<M>], group: u64, slot_bytes: u64) -> Result<Vec<Chunk>> {
+fn chunks<M>(pieces: &[Piece<M>], group: fn(&M) -> u64, slot_bytes: u64) -> Result<Vec<Chunk>> {
     let mut order = try_vec(pieces.len(), "the order of the tensors")?;
     order.extend(0..pieces.len());
     order.sort_unstable_by_key(|&piece| (pieces[piece].info.shard, pieces[piece].info.offset));
     // What a tensor is divided into, and how many of these are read at once: whole groups of rows, or all rows where
     // there are fewer; whole blocks of elements.
     let step = |Piece { info, target }: &Piece<M>| match target {
-        Target::Matrix(_) => {
-            let fit = slot_bytes / row_bytes(info);
+        Target::Matrix(matrix) => {
+            let (group, fit) = (group(matrix), slot_bytes / row_bytes(info));
             (rows(info), if fit < group { rows(info) } else { fit / group * group })
         }
         Target::Vector(_) => {

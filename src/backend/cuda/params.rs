@@ -41,6 +41,7 @@ macro_rules! constants {
 }
 
 constants! {
+    KIGO_PAGE = 64,
     KIGO_NO_SLOT = 0xFFFF_FFFF,
     KIGO_SAMPLE_CHUNK = 128,
     KIGO_SAMPLE_SLICE = 2048,
@@ -93,6 +94,8 @@ mirrors! {
         layer: u32,
         n_layer: u32,
         splits: u32,
+        out_stride: u32,
+        pad: u32,
     }
 
     KigoInput {
