@@ -142,7 +142,7 @@ fn layer_norm_with_biases_and_gelu_equal_the_decoder_written_out() {
         let desc = arch::describe(gguf.metadata()).unwrap();
         assert_eq!((desc.norm, desc.activation), (Norm::Rms, Activation::Silu));
         let desc = ModelDesc { norm: Norm::Layer, activation: Activation::Gelu, ..desc };
-        (CpuBackend::load(&gguf, &desc, &Weights::plan(&gguf, &desc).unwrap(), 2).unwrap(), desc)
+        (CpuBackend::load(&gguf, &desc, &Weights::plan(&gguf, &desc).unwrap(), 2, &Progress::default()).unwrap(), desc)
     };
     let zeros = names(&plain).iter().fold(plain.clone(), |draft, name| draft.with_tensor(name, &[64], &[0.0; 64]));
     for (file, written_out) in [(&biased, &biased), (&plain, &zeros)] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use kigo::backend::cpu::CpuBackend;
-use kigo::backend::{Backend, Device, Row, SequenceId};
+use kigo::backend::{Backend, Device, Progress, Row, SequenceId};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
 use kigo::model::{ModelDesc, Weights, arch};
@@ -34,7 +34,7 @@ pub fn backend(path: &Path, device: &str, change: impl FnOnce(&mut ModelDesc)) -
     change(&mut desc);
     let plan = Weights::plan(&gguf, &desc)?;
     match Device::parse(device) {
-        Some(Device::Cpu) => Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, cores())?)),
+        Some(Device::Cpu) => Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, cores(), &Progress::default())?)),
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),
     }
 }

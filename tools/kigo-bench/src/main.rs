@@ -2,7 +2,7 @@
 //! [`args::USAGE`].
 
 mod args;
-mod bandwidth;
+mod device;
 mod measure;
 mod model;
 mod report;
@@ -51,7 +51,7 @@ fn run(args: &Args) -> Result<(), String> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let n_threads = args.threads.unwrap_or(cores);
     progress.say("read bandwidth");
-    let bandwidth = bandwidth::bandwidth(engine.device(), n_threads);
+    let bandwidth = device::bandwidth(engine.device(), n_threads);
     let mut report = Report::new(args, &model, &engine, n_threads, bandwidth);
     report.loads(&loads);
 

@@ -125,6 +125,9 @@ impl<'a> Report<'a> {
         let (engine, model) = (&self.engine, self.model);
         let temperature = crate::sampling(self.args).temperature;
         write!(out, "kigo {}{}, device {}", env!("CARGO_PKG_VERSION"), commit(), engine.device())?;
+        if let Some(name) = crate::device::name(engine.device()) {
+            write!(out, " ({name})")?;
+        }
         if engine.device() == "cpu" {
             write!(out, ", {} threads", self.n_threads)?;
         }
@@ -217,6 +220,7 @@ impl<'a> Report<'a> {
             "version": env!("CARGO_PKG_VERSION"),
             "commit": commit().trim_start_matches(", commit "),
             "device": self.engine.device(),
+            "device_name": crate::device::name(self.engine.device()),
             "n_threads": self.n_threads,
             "n_batch": self.engine.n_batch(),
             "temperature": crate::sampling(self.args).temperature,

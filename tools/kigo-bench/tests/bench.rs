@@ -27,7 +27,8 @@ fn measures_a_model_and_another_program() {
     let table = text(&output.stdout);
     for words in [
         "vs: | pp40 | 8.5",
-        "device cpu, 2 threads; 2 rounds",
+        "device cpu",
+        ", 2 threads; 2 rounds",
         "tiny-llama.gguf: llama;",
         "| first load |",
         "| prefill of 40 |",

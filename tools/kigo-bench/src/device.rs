@@ -1,4 +1,4 @@
-//! What reading alone reaches: the ceiling of decoding.
+//! What the device is, and what reading alone reaches on it: the ceiling of decoding.
 
 use std::time::Instant;
 
@@ -7,6 +7,23 @@ use kigo::backend::Device;
 const ROUNDS: usize = 5;
 /// Bytes of a buffer that fits into no cache of a CPU.
 const CPU_BYTES: usize = 512 << 20;
+
+/// What its maker calls the device.
+pub fn name(device: &str) -> Option<String> {
+    match Device::parse(device)? {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => {
+            let context = kigo::backend::cuda::context::Context::open(ordinal).ok()?;
+            Some(context.info().name.clone())
+        }
+        Device::Cpu => {
+            let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+            let line = info.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_string())
+        }
+        _ => None,
+    }
+}
 
 /// Bytes per second at which the device reads its memory; `None` where nothing measures it.
 pub fn bandwidth(device: &str, n_threads: usize) -> Option<f64> {
