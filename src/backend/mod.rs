@@ -143,7 +143,8 @@ pub fn check_gpu(ordinal: u32) -> Result<()> {
 }
 
 /// This build has nothing for the device.
-pub(crate) fn no_backend(device: &str) -> Error {
+#[cfg(not(feature = "cuda"))]
+fn no_backend(device: &str) -> Error {
     Error::NoBackend { device: device.to_string(), backend: "CUDA", known: Device::BUILT }
 }
 

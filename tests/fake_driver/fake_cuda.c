@@ -612,6 +612,10 @@ EXPORT int cuEventRecord(void *handle, void *in) {
     });
 }
 
+EXPORT int cuStreamQuery(void *handle) {
+    CALL(cuStreamQuery, { CHECK(find(handle, STREAM), 400, "cuStreamQuery of no stream"); });
+}
+
 EXPORT int cuEventQuery(void *handle) {
     CALL(cuEventQuery, { CHECK(find(handle, EVENT), 400, "cuEventQuery of no event"); });
 }

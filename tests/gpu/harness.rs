@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use kigo::backend::cpu::CpuBackend;
+use kigo::backend::cuda::CudaBackend;
 use kigo::backend::{Backend, Device, Progress, Row, SequenceId};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
@@ -35,9 +36,17 @@ pub fn backend(path: &Path, device: &str, change: impl FnOnce(&mut ModelDesc)) -
     let plan = Weights::plan(&gguf, &desc)?;
     match Device::parse(device) {
         Some(Device::Cpu) => Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, cores(), &Progress::default())?)),
+        Some(Device::Cuda(ordinal)) => {
+            let sizes = (ordinal, MAX_POSITIONS, MAX_ROWS);
+            Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
+        }
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),
     }
 }
+
+/// Most positions of a sequence and rows of a batch in these tests.
+const MAX_POSITIONS: usize = 4096;
+const MAX_ROWS: usize = 512;
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
@@ -51,7 +60,7 @@ pub fn all_logits(backend: &mut dyn Backend, sequence: SequenceId, tokens: &[u32
     let mut all = Vec::new();
     for rows in rows.chunks(chunk) {
         backend.forward(rows).unwrap_or_else(|error| panic!("{error}"));
-        all.extend((0..rows.len()).map(|i| backend.logits(i).to_vec()));
+        all.extend((0..rows.len()).map(|i| backend.logits(i).unwrap().to_vec()));
     }
     backend.sequence_free(sequence);
     all

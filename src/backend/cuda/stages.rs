@@ -18,7 +18,7 @@ use super::stream::{Launch, Stream};
 use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, RopePairing};
-use crate::{Error, Result};
+use crate::Result;
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
