@@ -13,7 +13,9 @@ mod progress;
 use std::sync::Arc;
 
 use crate::sampler::Sampler;
-use crate::{Error, Result};
+#[cfg(not(feature = "cuda"))]
+use crate::Error;
+use crate::Result;
 pub use progress::Progress;
 
 /// Where a model is to run.

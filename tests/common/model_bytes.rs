@@ -37,7 +37,7 @@ fn run(bytes: &[u8]) -> Result<()> {
     let token = |at: usize| tokens.get(at).copied().unwrap_or(0);
     backend.sequence_reserve(0, 2)?;
     backend.forward(&[row(0, token(0)), row(1, token(1))])?;
-    match backend.logits(1).len() == tokenizer.n_vocab() {
+    match backend.logits(1)?.len() == tokenizer.n_vocab() {
         true => Ok(()),
         false => Err(Error::Internal("the logits are not as many as the tokens".into())),
     }
