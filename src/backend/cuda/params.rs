@@ -121,11 +121,14 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// What `launch.h` says: the constants, and size, alignment and fields of the structs.
+    /// Size, alignment, and name, offset and size of each field.
+    type Layout = (usize, usize, Vec<(String, usize, usize)>);
+
+    /// What `launch.h` says.
     #[derive(Default)]
     struct Header {
         constants: HashMap<String, u32>,
-        structs: HashMap<String, (usize, usize, Vec<(String, usize, usize)>)>,
+        structs: HashMap<String, Layout>,
     }
 
     impl Header {
