@@ -11,11 +11,14 @@ INCLUDEDIR ?= $(PREFIX)/include
 MODEL ?=
 # What `haiku` and `bench` get besides.
 ARGS ?=
+# 0 leaves out the CUDA backend; nothing of the CUDA toolkit is needed then.
+CUDA ?= 1
 
 CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)
 ARCHIVE := $(CARGO_OUT)/release/libkigo.a
 SHARED := build/lib/libkigo.so.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+FEATURES := $(if $(filter 0,$(CUDA)),--no-default-features)
 # Messages in the library name source files; these make the names the same on every machine.
 REMAP := --remap-path-prefix=$(CURDIR)=kigo --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 SYSTEM_LIBS := -lpthread -ldl -lm -lgcc_s -lc
@@ -25,7 +28,7 @@ need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: all haiku test check fmt-check clippy docs abi bench fetch header install uninstall clean help need-cargo need-cc need-python FORCE
+.PHONY: all haiku test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall clean help need-cargo need-build need-cc need-python FORCE
 
 all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
 	@echo "built $(SHARED) and $(ARCHIVE)"
@@ -34,22 +37,37 @@ haiku: build/haiku need-python ## write a haiku that contains the current minute
 	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
 	exec build/haiku "$$model" $(ARGS)
 
-test: need-cargo need-cc fetch ## run all tests; downloads about 190 MB the first time
-	$(CARGO) test --workspace
+test: need-build need-cc fetch ## run all tests; downloads about 190 MB the first time
+	$(CARGO) test --workspace $(FEATURES)
 
-check: fmt-check clippy docs abi ## check format, lints, docs, header and exported symbols
+gpu-test: need-gpu gpu-bundle need-python ## run the GPU tests, sanitizers, haiku and benchmarks on the GPU of this machine
+	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
+	exec build/gpu-bundle/run.sh all "$$model" $(ARGS)
+
+gpu-bundle: $(SHARED) need-build need-cc ## build/gpu-bundle: the same for a GPU machine without Rust and compiler
+	@CARGO='$(CARGO)' CC='$(CC)' RUSTFLAGS='$(RUSTFLAGS) $(REMAP)' tools/gpu-bundle.sh $(SHARED) build/gpu-bundle
+
+need-gpu:
+	@tests/gpu/run.sh check
+
+check: fmt-check clippy docs abi kernels ## check format, lints, docs, header, exported symbols and kernels
 
 fmt-check: need-cargo
 	$(CARGO) fmt --all --check
 
-clippy: need-cargo
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+clippy: need-build
+	$(CARGO) clippy --workspace $(FEATURES) --all-targets -- -D warnings
 
-docs: need-cargo
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+docs: need-build
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace $(FEATURES) --no-deps
 
-abi: need-cargo need-cc
-	$(CARGO) test --test c_api -- header exports
+abi: need-build need-cc
+	$(CARGO) test $(FEATURES) --test c_api -- header exports
+
+kernels: need-build need-python
+ifneq ($(CUDA),0)
+	@$(PYTHON) tools/check_kernels.py
+endif
 
 bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which it builds the first time (minutes)
 	$(PYTHON) tools/bench_cpu.py --library $(SHARED) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
@@ -57,8 +75,8 @@ bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which i
 fetch: need-python ## download the model and the vocabularies of the tests into the cache folder, once
 	@$(PYTHON) tools/fetch.py smollm2 vocabs
 
-header: need-cargo ## write include/kigo.h anew from src/c_api
-	KIGO_BLESS=1 $(CARGO) test --test c_api header_is_current
+header: need-build ## write include/kigo.h anew from src/c_api
+	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api header_is_current
 
 install: $(SHARED) ## install header, libraries and pkg-config file below DESTDIR and PREFIX
 	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"
@@ -84,8 +102,8 @@ help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 # Cargo itself knows what has to be built; where nothing has, the archive keeps its time and nothing below runs.
-$(ARCHIVE): FORCE | need-cargo
-	@RUSTFLAGS='$(RUSTFLAGS) $(REMAP)' $(CARGO) rustc --release --lib --crate-type staticlib
+$(ARCHIVE): FORCE | need-build
+	@RUSTFLAGS='$(RUSTFLAGS) $(REMAP)' $(CARGO) rustc --release $(FEATURES) --lib --crate-type staticlib
 
 $(SHARED): $(ARCHIVE) kigo.map tools/link-shared.sh | need-cc
 	@CC='$(CC)' tools/link-shared.sh $(ARCHIVE) $(dir $@)
@@ -96,6 +114,15 @@ build/haiku: examples/haiku.c include/kigo.h $(SHARED) | need-cc
 
 need-cargo:
 	$(call need,$(CARGO),install Rust $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or later (see rustup.rs))
+
+# What every build needs. nvcc preprocesses with a C++ compiler; NVCC_CCBIN is nvcc's own variable.
+ifneq ($(CUDA),0)
+need-build: need-cargo need-python
+	$(call need,$(or $(NVCC_CCBIN),g++),install a C++ compiler (on Debian: apt install g++) or name yours with NVCC_CCBIN or build for the CPU only with CUDA=0)
+	@$(PYTHON) tools/fetch_nvcc.py
+else
+need-build: need-cargo
+endif
 
 need-cc:
 	$(call need,$(CC),install a C compiler (on Debian: apt install gcc libc6-dev) or name yours with CC=)

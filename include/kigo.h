@@ -139,7 +139,7 @@
  */
 #define KIGO_BUSY (-5)
 /**
- * The inference was cancelled, or freed while this call was running. Free the inference; it generates nothing more.
+ * The inference or the load was cancelled, or freed while this call was running. Free it; nothing more comes of it.
  */
 #define KIGO_CANCELLED (-6)
 /**
@@ -231,6 +231,35 @@
  * This build has no backend for the device asked for. Set the option device to one that the message lists.
  */
 #define KIGO_NO_BACKEND (-60)
+/**
+ * There is no NVIDIA driver on this machine. Install the driver, or set the option device to "cpu".
+ */
+#define KIGO_NO_DRIVER (-61)
+/**
+ * There is no GPU of this number, or none that this process may see. Set the option device to a GPU that exists; the
+ * message says how many there are.
+ */
+#define KIGO_NO_DEVICE (-62)
+/**
+ * The NVIDIA driver is too old for this build, or does not fit the system's kernel module. Update the driver; the
+ * message has both versions.
+ */
+#define KIGO_DRIVER_TOO_OLD (-63)
+/**
+ * This build has no code for the architecture of the GPU. Use another GPU, or build kigo for this one; the message
+ * names the architecture.
+ */
+#define KIGO_UNSUPPORTED_GPU (-64)
+/**
+ * The GPU failed in a way that this process cannot recover from; every later call says the same. Free the handles,
+ * which works, and restart the process to use this GPU again.
+ */
+#define KIGO_DEVICE_LOST (-65)
+/**
+ * The NVIDIA driver refused a call; what it was made for did not happen. Try again or report the message, which has
+ * the call and the driver's number.
+ */
+#define KIGO_DEVICE_ERROR (-66)
 
 /**
  * What kigo_inference_finish_reason() returns
@@ -270,7 +299,7 @@
  * Keys of kigo_options_set_str(), kigo_options_set_i64() and kigo_options_set_f64(). Where a number is wanted, an
  * integer will do.
  *
- * Read by kigo_model_load():
+ * Read by kigo_model_load() and kigo_load_start():
  *
  *   "device": "cuda", "cuda:N" with N from 0 to 999, "cpu" or "auto"; kigo_options_set_str(); default: "cuda"
  *       Where the model lives and runs; "cuda" is the first GPU. Only "auto" chooses by itself: the first GPU, or the
@@ -338,7 +367,11 @@
  *   "n_vocab": Number of tokens; ids are less than this.
  *   "n_embd": Width of the residual stream.
  *   "n_layer": Number of layers.
+ *   "memory_bytes": Bytes that the model and its inferences hold on the device at the moment: the next three
+ *   together.
  *   "weight_bytes": Bytes of weights on the device.
+ *   "cache_bytes": Bytes that the contexts of all inferences hold on the device at the moment: the KV cache.
+ *   "workspace_bytes": Bytes for everything else that computing holds on the device at the moment.
  *   "max_token_bytes": Bytes of the longest token: a buffer that is large enough for every kigo_next_token().
  *
  * Facts about an inference
@@ -352,6 +385,16 @@
  *   "prompt_ms": Milliseconds spent on the prompt and the first token.
  *   "generate_ms": Milliseconds spent on all tokens after the first.
  *   "tokens_per_second": Tokens after the first per second of generate_ms; 0 before there is one.
+ *
+ * Facts about a GPU
+ *
+ * Keys of kigo_device_get_str():
+ *   "name": Its name, such as "NVIDIA H200".
+ *   "architecture": Its architecture, such as "sm_90".
+ *
+ * Keys of kigo_device_get_i64():
+ *   "memory_bytes": Bytes of its memory, used or not.
+ *   "n_sm": Number of its multiprocessors.
  */
 
 
@@ -369,14 +412,21 @@ typedef struct kigo_error kigo_error;
 typedef struct kigo_inference kigo_inference;
 
 /**
+ * A model that is being loaded, for hosts that do not want to wait in kigo_model_load(). Watching and cancelling are
+ * possible at all times.
+ */
+typedef struct kigo_load kigo_load;
+
+/**
  * A loaded model. It does not change, and any number of threads and inferences may use it at once.
  */
 typedef struct kigo_model kigo_model;
 
 /**
- * Settings for kigo_model_load() and kigo_inference_start(), each set by its key; see "Options" above.
+ * Settings for kigo_model_load(), kigo_load_start() and kigo_inference_start(), each set by its key; see "Options"
+ * above.
  *
- * One object may serve both calls, any number of times: each reads the options that concern it when it is called,
+ * One object may serve all calls, any number of times: each reads the options that concern it when it is called,
  * and keeps nothing of the object. Several threads may use one object; a call sees each setting as a whole.
  */
 typedef struct kigo_options kigo_options;
@@ -454,6 +504,74 @@ const char *kigo_error_message(const kigo_error *error);
  * Any thread may call it, once no thread uses the message any more.
  */
 int32_t kigo_error_free(kigo_error *error);
+
+/**
+ * How many GPUs the process may use, whether kigo has code for them or not.
+ *
+ * Their numbers are 0 to one less than this, in the order of the driver, which CUDA_VISIBLE_DEVICES changes; the
+ * value "cuda:1" of the option "device" is the GPU 1.
+ *
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns The number, 0 if there is a driver but no GPU.
+ *   - KIGO_NO_BACKEND: this build runs on the CPU only.
+ *   - KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_DEVICE_ERROR, KIGO_OUT_OF_MEMORY: the driver cannot be used; the
+ *     message says why.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time. The first call loads the driver, which takes part of a second.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_device_count(kigo_error **error);
+
+/**
+ * A fact about a GPU that is a text.
+ *
+ * @param device  The number of the GPU, from 0.
+ * @param key     Which fact, as "Facts about a GPU" lists them.
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `device` is negative, `key` is NULL or no text has it, or `buffer` is NULL though `size`
+ *     is not 0.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_NO_DEVICE: there are not so many GPUs.
+ *   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_DEVICE_ERROR, KIGO_DEVICE_LOST, KIGO_OUT_OF_MEMORY:
+ *     as for kigo_device_count().
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_device_get_str(int32_t device, const char *key, char *buffer, size_t size, kigo_error **error);
+
+/**
+ * A fact about a GPU that is an integer.
+ *
+ * @param device  The number of the GPU, from 0.
+ * @param key     Which fact, as "Facts about a GPU" lists them.
+ * @param value   Where the fact is written on success.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_ARGUMENT: `device` is negative, `key` is NULL or no integer has it, or `value` is NULL.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_NO_DEVICE: there are not so many GPUs.
+ *   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_DEVICE_ERROR, KIGO_DEVICE_LOST, KIGO_OUT_OF_MEMORY:
+ *     as for kigo_device_count().
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_device_get_i64(int32_t device, const char *key, int64_t *value, kigo_error **error);
 
 /**
  * Makes an options object in which every option has its default.
@@ -549,7 +667,8 @@ int32_t kigo_options_free(kigo_options *options);
 /**
  * Loads a model from a GGUF file.
  *
- * The file is read while the call runs, which may take seconds, and is not needed afterwards.
+ * The file is read while the call runs, which may take seconds, and is not needed afterwards. kigo_load_start() does
+ * the same without waiting.
  *
  * @param path     The file, in the bytes of the system; it need not be UTF-8 on Linux.
  * @param options  Options, or NULL for the defaults; not kept.
@@ -561,7 +680,9 @@ int32_t kigo_options_free(kigo_options *options);
  *     be loaded; fetch or convert it again.
  *   - KIGO_UNSUPPORTED_ARCHITECTURE, KIGO_UNSUPPORTED_TYPE, KIGO_UNSUPPORTED_TOKENIZER: the model needs something
  *     that this version does not have; the message lists what it has.
- *   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
+ *   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_NO_DEVICE, KIGO_UNSUPPORTED_GPU: the device cannot
+ *     be used; the message says why. Set the option "device" to another.
+ *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver or the GPU failed; the message has its number for it.
  *   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
  *   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
  *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
@@ -626,6 +747,119 @@ int32_t kigo_model_get_str(const kigo_model *model, const char *key, char *buffe
  * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
  */
 int32_t kigo_model_get_i64(const kigo_model *model, const char *key, int64_t *value, kigo_error **error);
+
+/**
+ * Asks the driver of the device where every allocation of a model really is.
+ *
+ * A model on a GPU has its weights, contexts and workspace in the memory of that GPU and nowhere else: `device_bytes`
+ * is then "memory_bytes", and `host_bytes` is what the two exchange tokens through. A model on the CPU has no
+ * `device_bytes`.
+ *
+ * @param model         The model; not changed.
+ * @param device_bytes  Where the bytes in the memory of the GPU are written.
+ * @param host_bytes    Where the bytes in the memory of the host are written.
+ * @param error         Where an error is written on failure, or NULL.
+ * @returns KIGO_OK: everything is where it belongs.
+ *   - KIGO_INVALID_ARGUMENT: `device_bytes` or `host_bytes` is NULL.
+ *   - KIGO_INTERNAL: an allocation is elsewhere; the message says which and where.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED: see "Statuses".
+ *
+ * Any thread may call it at any time, also while inferences run.
+ *
+ * Memory:
+ * `device_bytes`, `host_bytes` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_model_verify_residency(const kigo_model *model,
+                                    int64_t *device_bytes,
+                                    int64_t *host_bytes,
+                                    kigo_error **error);
+
+/**
+ * Starts to load a model from a GGUF file, on a thread of kigo, and returns at once.
+ *
+ * Everything that can be wrong with the file or the device is told by kigo_load_finish().
+ *
+ * @param path     The file, in the bytes of the system; it need not be UTF-8 on Linux. It is copied.
+ * @param options  Options, or NULL for the defaults; not kept.
+ * @param load     Where the load is written on success; free it with kigo_load_free().
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing is left behind.
+ *   - KIGO_INVALID_ARGUMENT: `path` or `load` is NULL.
+ *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
+ *   - KIGO_OUT_OF_MEMORY: the system has no memory for another thread.
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time; several models may be loaded at once.
+ *
+ * Memory:
+ * `path` is NULL or NUL-terminated; `load` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_load_start(const char *path, const kigo_options *options, kigo_load **load, kigo_error **error);
+
+/**
+ * How far a load is. It never waits, so it may be called as often as a progress bar is drawn.
+ *
+ * @param load   The load; not changed.
+ * @param done   Where the bytes of weights are written that have been read so far; they never become less.
+ * @param total  Where the bytes are written that there are to read; 0 until the header of the file has been read.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns 1 while the load runs, 0 when it has ended and kigo_load_finish() will not wait.
+ *   - KIGO_INVALID_ARGUMENT: `done` or `total` is NULL.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time, also while another waits in kigo_load_finish().
+ *
+ * Memory:
+ * `done`, `total` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_load_progress(const kigo_load *load, int64_t *done, int64_t *total, kigo_error **error);
+
+/**
+ * Cancels a load. It ends within moments, and kigo_load_finish() returns KIGO_CANCELLED, unless it had ended before.
+ *
+ * @param load  The load.
+ * @returns KIGO_OK, also if it had ended or was cancelled before.
+ *   - KIGO_INVALID_HANDLE: `load` is NULL, freed or no load; nothing happened.
+ *   - KIGO_FORKED: this is a forked child; nothing happened.
+ *
+ * Any thread may call it at any time, also while another waits in kigo_load_finish(). It does not wait.
+ */
+int32_t kigo_load_cancel(kigo_load *load);
+
+/**
+ * Waits until a load has ended, and gives its model, once.
+ *
+ * @param load   The load; it stays yours to free, and frees nothing of the model.
+ * @param model  Where the model is written on success; free it with kigo_model_free().
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing of the load is left but its handle.
+ *   - KIGO_CANCELLED: the load was cancelled or freed; its memory has been given back.
+ *   - KIGO_INVALID_ARGUMENT: `model` is NULL, or an earlier call has given the outcome of this load, which comes only
+ *     once.
+ *   - KIGO_INVALID_HANDLE: `load` is not live.
+ *   - Otherwise what kigo_model_load() returns, for the same reasons.
+ *
+ * KIGO_FORKED and KIGO_INTERNAL: see "Statuses". Any thread may call it at any time.
+ *
+ * Memory:
+ * `model` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_load_finish(kigo_load *load, kigo_model **model, kigo_error **error);
+
+/**
+ * Frees a load. One that still runs is cancelled; its thread gives the memory back moments later.
+ *
+ * To know when that has happened, call kigo_load_cancel() and kigo_load_finish() before. A model that
+ * kigo_load_finish() gave is not affected.
+ *
+ * @param load  The load, or NULL.
+ * @returns KIGO_OK, also for NULL.
+ *   - KIGO_INVALID_HANDLE: `load` was freed before or is no load; nothing happened.
+ *   - KIGO_FORKED: this is a forked child; nothing happened.
+ *
+ * Any thread may call it at any time, also while another uses `load`. It does not wait.
+ */
+int32_t kigo_load_free(kigo_load *load);
 
 /**
  * Starts a generation from a text. Nothing is computed yet: the first call for text or a token does that.

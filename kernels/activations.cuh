@@ -114,7 +114,7 @@ __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging
     const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
     const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
     const float4* bias = reinterpret_cast<const float4*>(in.norm_bias);
-    float scale = 1, inverse = 1, factor = 1;
+    float scale = 1, inverse = 1;
     auto scaled = [&](float4 v) {
         return make_quad<kBf16>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
     };
@@ -123,50 +123,51 @@ __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging
         for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(__ldcg(x + q)));
         return inverse;
     }
-    float2 all;
     if (in.norm == KIGO_NORM_RMS) {
         float sum = 0, largest = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        auto weigh = [&](uint32_t q) {
             const float4 v = __ldcg(x + q), w = __ldg(weight + q);
             sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
             const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
             largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
-            staging[q] = y;
-        }
-        all = block_sum_max(sum, largest, scratch);
-        factor = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps)));
-    } else {
-        float sum = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
-            const float4 v = __ldcg(x + q);
-            sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w)));
-            staging[q] = v;
-        }
-        const float mean = __fdiv_rn(block_sum_max(sum, 0, scratch).x, float(in.k));
-        float squares = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
-            const float* v = reinterpret_cast<const float*>(staging + q);
-            for (int i = 0; i < 4; i++) {
-                const float d = 4 * q + i < in.k ? __fsub_rn(v[i], mean) : 0;
-                squares = __fmaf_rn(d, d, squares);
-            }
-        }
-        const float variance = __fdiv_rn(block_sum_max(squares, 0, scratch).x, float(in.k));
-        const float shrink = __frcp_rn(__fsqrt_rn(__fadd_rn(variance, in.eps)));
-        float largest = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
-            float* v = reinterpret_cast<float*>(staging + q);
-            const float4 weights = __ldg(weight + q), biases = bias ? __ldg(bias + q) : float4{0, 0, 0, 0};
-            const float *w = &weights.x, *b = &biases.x;
-            for (int i = 0; i < 4; i++) {
-                v[i] = __fmaf_rn(__fmul_rn(__fsub_rn(v[i], mean), shrink), w[i], b[i]);
-                largest = fmaxf(largest, fabsf(v[i]));
-            }
-        }
-        all = block_sum_max(0, largest, scratch);
+            return y;
+        };
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) staging[q] = weigh(q);
+        const float2 all = block_sum_max(sum, largest, scratch);
+        if (!kBf16) range_scale(all.y, scale, inverse);
+        // A thread reads what it wrote.
+        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(staging[q]));
+        return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps))));
     }
+    float sum = 0;
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        const float4 v = __ldcg(x + q);
+        sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w)));
+        staging[q] = v;
+    }
+    const float mean = __fdiv_rn(block_sum_max(sum, 0, scratch).x, float(in.k));
+    float squares = 0;
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        const float* v = reinterpret_cast<const float*>(staging + q);
+        for (int i = 0; i < 4; i++) {
+            const float d = 4 * q + i < in.k ? __fsub_rn(v[i], mean) : 0;
+            squares = __fmaf_rn(d, d, squares);
+        }
+    }
+    const float variance = __fdiv_rn(block_sum_max(squares, 0, scratch).x, float(in.k));
+    const float shrink = __frcp_rn(__fsqrt_rn(__fadd_rn(variance, in.eps)));
+    float largest = 0;
+    for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {
+        float* v = reinterpret_cast<float*>(staging + q);
+        const float4 weights = __ldg(weight + q), biases = bias ? __ldg(bias + q) : float4{0, 0, 0, 0};
+        const float *w = &weights.x, *b = &biases.x;
+        for (int i = 0; i < 4; i++) {
+            v[i] = __fmaf_rn(__fmul_rn(__fsub_rn(v[i], mean), shrink), w[i], b[i]);
+            largest = fmaxf(largest, fabsf(v[i]));
+        }
+    }
+    const float2 all = block_sum_max(0, largest, scratch);
     if (!kBf16) range_scale(all.y, scale, inverse);
-    // A thread reads what it wrote.
     for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(staging[q]));
-    return __fmul_rn(inverse, factor);
+    return inverse;
 }

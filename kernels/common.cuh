@@ -53,6 +53,97 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// A ring of pieces of memory that one warp copies to shared memory ahead of using them: by the bulk copy engine, which one
+// lane tells what to do, where there is one (sm_90), else by all lanes. `kBytes` of each of `kStages` slots are used.
+template <int kStages, int kBytes>
+struct Ring {
+    uint8_t* slots;
+    uint64_t* full;
+    int lane;
+    // Slot and round of the next piece to fill and to use.
+    int to_fill, to_use;
+    uint32_t phase;
+
+    // `barriers` are kStages words in shared memory of this warp's own.
+    __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers)
+        : slots(slots), full(barriers), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0) {
+#if __CUDA_ARCH__ >= 900
+        if (lane < kStages) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        __syncwarp();
+#endif
+    }
+
+    __device__ __forceinline__ static uint32_t shared_address(const void* at) {
+        return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+    }
+
+    // Starts to copy `n_pieces` pieces of kBytes / n_pieces into the next slot, which every lane has used; `from(i)` is where
+    // piece i stands, `any` whether there is something to copy.
+    template <int kPieces, class From>
+    __device__ __forceinline__ void fill(bool any, From from) {
+        constexpr int kPiece = kBytes / kPieces;
+        uint8_t* to = slots + to_fill * kBytes;
+#if __CUDA_ARCH__ >= 900
+        if (any && lane == 0) {
+            const uint32_t barrier = shared_address(full + to_fill);
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "n"(kBytes) : "memory");
+            for (int i = 0; i < kPieces; i++) {
+                asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                                 shared_address(to + i * kPiece)),
+                             "l"(from(i)), "n"(kPiece), "r"(barrier)
+                             : "memory");
+            }
+        }
+#else
+        if (any) {
+            for (int i = 0; i < kPieces; i++) {
+                for (int at = lane * 16; at < kPiece; at += kWarp * 16) copy_async(to + i * kPiece + at, from(i) + at);
+            }
+        }
+        copy_async_commit();
+#endif
+        to_fill = to_fill + 1 == kStages ? 0 : to_fill + 1;
+    }
+
+    // Waits for the oldest piece and returns it. Between this and the next call comes one `fill`.
+    __device__ __forceinline__ const uint8_t* next() {
+        const uint8_t* out = slots + to_use * kBytes;
+#if __CUDA_ARCH__ >= 900
+        const uint32_t barrier = shared_address(full + to_use);
+        asm volatile(
+            "{\n.reg .pred done;\nAGAIN_%=:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN_%=;\n}" ::"r"(barrier),
+            "r"(phase)
+            : "memory");
+#else
+        copy_async_wait<kStages - 2>();
+#endif
+        // Every lane has used the piece before, and sees what all lanes copied.
+        __syncwarp();
+        if (++to_use == kStages) {
+            to_use = 0;
+            phase ^= 1;
+        }
+        return out;
+    }
+
+    // Before the block ends, no copy may be under way; on sm_90 all have been used.
+    __device__ __forceinline__ void drain() {
+#if __CUDA_ARCH__ < 900
+        copy_async_wait<0>();
+#endif
+    }
+};
+
+// Barrier `id` (1..15) of `n_threads` threads: arriving does not wait, waiting arrives too.
+__device__ __forceinline__ void barrier_arrive(int id, int n_threads) {
+    asm volatile("barrier.cta.arrive %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(int id, int n_threads) {
+    asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
     for (int step = kWarp / 2; step > 0; step /= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, step));
     return value;

@@ -23,20 +23,23 @@ struct Fragments {
 template <class Type, class Scales>
 __device__ __forceinline__ Fragments<Type> make_fragments(const typename Type::Planes::Unit& unit, const Scales& scales, int index) {
     Fragments<Type> out;
+    KIGO_UNROLL
     for (int j = 0; j < 4; j++) {
-        for (int r = 0; r < 4; r++) {
-            if constexpr (Type::kOperand == Operand::kF32) {
+        if constexpr (Type::kOperand == Operand::kF32) {
+            KIGO_UNROLL
+            for (int r = 0; r < 4; r++) {
                 const uint32_t* words = unit.low + 8 * j + 4 * (r % 2) + 2 * (r / 2);
                 const float w[2] = {__uint_as_float(words[0]), __uint_as_float(words[1])};
                 const float high[2] = {round_bf16(w[0]), round_bf16(w[1])};
                 out.a[j][r] = pack_bf16(high[0], high[1]);
                 out.rest[j][r] = pack_bf16(round_bf16(w[0] - high[0]), round_bf16(w[1] - high[1]));
-            } else {
-                out.a[j][r] = Type::operand(Type::Planes::pair(unit, j, r));
             }
+        } else {
+            operands<Type>(unit, j, out.a[j]);
         }
     }
     if constexpr (Type::kGroupK > 0) {
+        KIGO_UNROLL
         for (int group = 0; group < Fragments<Type>::kGroups; group++) {
             out.scale[group] = Type::scale(scales, index * Fragments<Type>::kGroups + group);
             if constexpr (Type::kHasMin) out.min[group] = Type::min(scales, index * Fragments<Type>::kGroups + group);
@@ -61,17 +64,21 @@ __device__ __forceinline__ auto scales_of(const uint8_t* scales, int lane) {
 template <class Type>
 __device__ __forceinline__ void multiply_add(float acc[4], const Fragments<Type>& w, const Activations<Type::kOperand>& x) {
     if constexpr (Type::kOperand != Operand::kF16) {
+        KIGO_UNROLL
         for (int j = 0; j < 4; j++) {
             mma_bf16(acc, w.a[j], x.high + 2 * j);
             mma_bf16(acc, w.a[j], x.low + 2 * j);
             if constexpr (Type::kOperand == Operand::kF32) mma_bf16(acc, w.rest[j], x.high + 2 * j);
         }
     } else if constexpr (Type::kGroupK == 0) {
+        KIGO_UNROLL
         for (int j = 0; j < 4; j++) mma_f16(acc, w.a[j], x.high + 2 * j);
     } else {
         constexpr int kProducts = Type::kGroupK / 16;
+        KIGO_UNROLL
         for (int group = 0; group < Fragments<Type>::kGroups; group++) {
             float product[4] = {0, 0, 0, 0};
+            KIGO_UNROLL
             for (int j = group * kProducts; j < (group + 1) * kProducts; j++) mma_f16(product, w.a[j], x.high + 2 * j);
             acc[0] = __fmaf_rn(w.scale[group].x, product[0], acc[0]);
             acc[1] = __fmaf_rn(w.scale[group].x, product[1], acc[1]);

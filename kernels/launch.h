@@ -113,6 +113,42 @@ typedef struct {
     float q_scale;
 } KigoMatmul;
 
+/* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */
+typedef struct {
+    uint32_t first_row;
+    /* 1..64 */
+    uint32_t n_rows;
+} KigoTile;
+
+/* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
+ * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
+ * attn_decode: rows of distinct sequences; grid (n_head_kv * m_tiles, n, splits).
+ * attn_prefill: grid (n_tiles, n_head), KIGO_ATTENTION_SHARED(dp) bytes of dynamic shared memory. */
+typedef struct {
+    /* KigoRow [n] */
+    uint64_t rows;
+    /* attn_prefill: KigoTile [n_tiles] */
+    uint64_t tiles;
+    /* halves [n][n_head][dp]: q times the scale of attention and log2(e), zero from head_dim on; aligned to 16 bytes. */
+    uint64_t q;
+    /* f32 [n][n_head][head_dim] */
+    uint64_t out;
+    /* u32 [n]: raised to the largest magnitude of out. */
+    uint64_t magnitudes;
+    /* attn_decode: u32 [n][n_head_kv * m_tiles], zero before and after. */
+    uint64_t counters;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    /* Even. */
+    uint32_t head_dim;
+    uint32_t layer;
+    uint32_t n_layer;
+    /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
+    uint32_t splits;
+} KigoAttention;
+
+#define KIGO_ATTENTION_SHARED(dp) ((dp) * ((dp) <= 128 ? 512 : 384))
+
 /* embed: rows of the token table, and what the step computes from positions alone. */
 typedef struct {
     uint64_t rows;

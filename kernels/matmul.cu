@@ -17,43 +17,60 @@ extern __shared__ uint4 shared[];
 #define KIGO_NAME_OF(name, type) name##_##type
 #define KIGO_NAME(name, type) KIGO_NAME_OF(name, type)
 
-// Records of a tile that a warp has under way: about 8 KiB.
-constexpr int kStages = TypeRecord::kBytes > 2730 ? 3 : TypeRecord::kBytes < 1024 ? 8 : 8192 / TypeRecord::kBytes;
+// Slots of a warp's ring: all but one are under way, with two blocks in a multiprocessor 64 KiB, which reads fastest
+// (kernels/notes.md).
+constexpr int kStages = TypeRecord::kBytes < 800 ? 6 : 3;
 
-// The stream of records that one warp works through: its slice of one tile after another. `kTiles` tiles run side by side.
+// The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
-    uint8_t* ring;
+    static constexpr int kBytes = kTiles * TypeRecord::kBytes;
+    Ring<kStages, kBytes> ring;
     const uint8_t* weights;
     size_t tile_bytes;
     Slice slice;
-    uint32_t n_items, item, record;
-    uint32_t n_tiles, tiles_per_item, tile_of_item;
-    int lane, stage;
+    uint32_t n_tiles, tiles_per_item, n_items, n_records;
+    // The next record to fetch.
+    uint32_t item, tile_of_item, record;
 
-    // Starts to fetch the next record, if there is one; always one group.
+    __device__ __forceinline__ Stream(const KigoMatmul& p, uint64_t (*barriers)[kStages], uint32_t tiles_per_item)
+        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * kStages * kBytes, barriers[threadIdx.x / kWarp]),
+          weights(reinterpret_cast<const uint8_t*>(p.weights)),
+          tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
+          slice(p.n_records, threadIdx.x / kWarp),
+          n_tiles(p.n_tiles),
+          tiles_per_item(tiles_per_item),
+          n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
+          n_records(p.n_records),
+          item(blockIdx.x),
+          tile_of_item(0),
+          record(slice.first) {
+        for (int i = 0; i < kStages - 1; i++) fetch();
+    }
+
+    // Starts to fetch the next record, if there is one.
     __device__ __forceinline__ void fetch() {
-        if (item < n_items && slice.first < slice.last) {
-            uint8_t* to = ring + stage * kTiles * TypeRecord::kBytes;
-            for (int side = 0; side < kTiles; side++) {
-                // A missing last tile is read as the one before.
-                const uint32_t tile = min(item * tiles_per_item + tile_of_item + side, n_tiles - 1);
-                const uint8_t* from = weights + tile * tile_bytes + size_t(record) * TypeRecord::kBytes;
-                for (int at = lane * 16; at < TypeRecord::kBytes; at += kWarp * 16) {
-                    copy_async(to + side * TypeRecord::kBytes + at, from + at);
-                }
-            }
-            if (++record == slice.last) {
-                record = slice.first;
-                tile_of_item += kTiles;
-                if (tile_of_item >= tiles_per_item) {
-                    tile_of_item = 0;
-                    item += gridDim.x;
-                }
+        const bool any = item < n_items && slice.first < slice.last;
+        const uint32_t tile = item * tiles_per_item + tile_of_item;
+        ring.template fill<kTiles>(any, [&](int side) {
+            // A missing last tile is read as the one before.
+            const uint32_t from = min(tile + side, n_tiles - 1);
+            return weights + from * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
+        });
+        if (any && ++record == slice.last) {
+            record = slice.first;
+            tile_of_item += kTiles;
+            if (tile_of_item >= tiles_per_item) {
+                tile_of_item = 0;
+                item += gridDim.x;
             }
         }
-        copy_async_commit();
-        stage = stage + 1 == kStages ? 0 : stage + 1;
+    }
+
+    __device__ __forceinline__ const uint8_t* next() {
+        const uint8_t* record = ring.next();
+        fetch();
+        return record;
     }
 };
 
@@ -61,21 +78,19 @@ struct Stream {
 // computes slice w of every tile of the block's items.
 extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     __shared__ float2 scratch[kWarps];
-    __shared__ float partial[2][2][kWarps][kTileRows];
+    // A turn's sums are added by one warp while the others go on; see below.
+    __shared__ float partial[kWarps][2][kSlices][kTileRows];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_items = p.n_tiles / per_item;
-    const uint32_t n_units = p.in.stride / kUnitK;
+    __shared__ uint64_t barriers[kWarps][kStages];
+    const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.in.stride / kUnitK;
 
-    constexpr int kRingBytes = kStages * TypeRecord::kBytes;
-    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * kRingBytes;
+    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * TypeRecord::kBytes;
     uint8_t* rests = columns + n_units * 128;
     float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
     float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
 
-    Slice slice(p.n_records, warp);
-    Stream<1> stream = {reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes, reinterpret_cast<const uint8_t*>(p.weights),
-                        size_t(p.n_records) * TypeRecord::kBytes, slice, n_items, blockIdx.x, slice.first, p.n_tiles, per_item, 0, lane, 0};
-    for (int i = 0; i < kStages - 1; i++) stream.fetch();
+    Stream<1> stream(p, barriers, per_item);
+    const Slice slice = stream.slice;
 
     pdl_wait();
     pdl_launch();
@@ -88,15 +103,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     });
     __syncthreads();
 
-    int stage = 0, turn = 0;
-    for (uint32_t item = blockIdx.x; item < n_items; item += gridDim.x, turn++) {
+    int turn = 0;
+    for (uint32_t item = blockIdx.x; item < stream.n_items; item += gridDim.x, turn++) {
         for (uint32_t side = 0; side < per_item; side++) {
             float acc[4] = {0, 0, 0, 0};
             for (uint32_t record = slice.first; record < slice.last; record++) {
-                copy_async_wait<kStages - 2>();
-                __syncwarp();
-                stream.fetch();
-                const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes + stage * TypeRecord::kBytes;
+                const uint8_t* in = stream.next();
                 const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
 #pragma unroll
                 for (int unit = 0; unit < kUnits; unit++) {
@@ -117,19 +129,23 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
                     }
                     multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), x);
                 }
-                stage = stage + 1 == kStages ? 0 : stage + 1;
             }
             if (lane % 4 == 0) {
-                partial[turn % 2][side][warp][lane / 4] = acc[0];
-                partial[turn % 2][side][warp][lane / 4 + 8] = acc[2];
+                partial[turn % kWarps][side][warp][lane / 4] = acc[0];
+                partial[turn % kWarps][side][warp][lane / 4 + 8] = acc[2];
             }
         }
-        __syncthreads();
-        // The warps take turns; the next turn but one writes here only after the next barrier.
-        if (warp != turn % kWarps) continue;
+        // The warps take turns to wait for all and add up. No buffer or barrier is used again too early: between turns T and
+        // T + 8 every other warp has waited in a turn of its own, for which the adding warp arrived after turn T.
+        __syncwarp();
+        if (warp != turn % kWarps) {
+            barrier_arrive(1 + turn % kWarps, kThreads);
+            continue;
+        }
+        barrier_wait(1 + turn % kWarps, kThreads);
         auto total = [&](uint32_t side, uint32_t row) {
             float sum = 0;
-            for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, partial[turn % 2][side][w][row]);
+            for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, partial[turn % kWarps][side][w][row]);
             return __fmul_rn(sum, factor);
         };
         float largest = 0;
@@ -144,34 +160,28 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
             if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes), largest);
         }
     }
-    copy_async_wait<0>();
+    stream.ring.drain();
 }
 
 // The product with up to 8 * kColumnTiles rows: like matmul_one, but two tiles at a time, with activations from prep.
 template <int kColumnTiles>
 __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t n_items = (p.n_tiles + 1) / 2, n_units = p.in.stride / kUnitK;
-    constexpr int kRingBytes = kStages * 2 * TypeRecord::kBytes;
+    const uint32_t n_units = p.in.stride / kUnitK;
+    __shared__ uint64_t barriers[kWarps][kStages];
     // [slice][tile][row][column], beside the ring.
-    float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kRingBytes);
+    float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * 2 * TypeRecord::kBytes);
     constexpr int kColumns = 8 * kColumnTiles;
 
-    Slice slice(p.n_records, warp);
-    Stream<2> stream = {reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes, reinterpret_cast<const uint8_t*>(p.weights),
-                        size_t(p.n_records) * TypeRecord::kBytes, slice, n_items, blockIdx.x, slice.first, p.n_tiles, 2, 0, lane, 0};
-    for (int i = 0; i < kStages - 1; i++) stream.fetch();
+    Stream<2> stream(p, barriers, 2);
+    const Slice slice = stream.slice;
     pdl_wait();
     pdl_launch();
 
-    int stage = 0;
-    for (uint32_t item = blockIdx.x; item < n_items; item += gridDim.x) {
+    for (uint32_t item = blockIdx.x; item < stream.n_items; item += gridDim.x) {
         float acc[2][kColumnTiles][4] = {};
         for (uint32_t record = slice.first; record < slice.last; record++) {
-            copy_async_wait<kStages - 2>();
-            __syncwarp();
-            stream.fetch();
-            const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + warp * kRingBytes + stage * 2 * TypeRecord::kBytes;
+            const uint8_t* in = stream.next();
 #pragma unroll
             for (int unit = 0; unit < kUnits; unit++) {
                 const uint32_t at = record * kUnits + unit;
@@ -190,7 +200,6 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                     for (int tile = 0; tile < kColumnTiles; tile++) multiply_add<Type>(acc[side][tile], w, x[tile]);
                 }
             }
-            stage = stage + 1 == kStages ? 0 : stage + 1;
         }
         __syncthreads();
         for (int side = 0; side < 2; side++) {
@@ -232,7 +241,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
             }
         }
     }
-    copy_async_wait<0>();
+    stream.ring.drain();
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
@@ -280,7 +289,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
                 const uint32_t from = at < UnitRecord::kHigh     ? of_record * UnitRecord::kLowBytes + at
                                       : at < UnitRecord::kScales ? TypeRecord::kHigh + of_record * UnitRecord::kHighBytes + at - UnitRecord::kHigh
                                                                  : TypeRecord::kScales + at - UnitRecord::kScales;
-                const size_t record = size_t(min(first_tile + tile, p.n_tiles - 1)) * p.n_records + unit / kUnits;
+                const uint32_t of = min(first_tile + tile, p.n_tiles - 1);
+                const size_t record = size_t(of) * p.n_records + record_place(of, unit / kUnits, p.n_records);
                 copy_async(to + chunk * 16, reinterpret_cast<const uint8_t*>(p.weights) + record * TypeRecord::kBytes + from);
             }
             for (int chunk = threadIdx.x; chunk < kInputBytes / 16; chunk += kThreads) {
@@ -308,6 +318,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
         }
         const uint8_t* in = reinterpret_cast<uint8_t*>(shared) + unit % kDepth * kStageBytes;
         Fragments<Type> w[2];
+#pragma unroll
         for (int side = 0; side < 2; side++) {
             const uint8_t* from = in + (2 * tile_pair + side) * UnitRecord::kBytes;
             w[side] = make_fragments<Type>(load_unit<Type, 1>(from, 0, lane), scales_of<Type>(from + UnitRecord::kScales, lane),
@@ -395,19 +406,20 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
     const int side = token / 8 % 2;
     if (lane / 4 != token % 8) return;
     for (uint32_t record = warp; record < p.n_records; record += kWarps) {
-        const uint8_t* in = tile + size_t(record) * TypeRecord::kBytes;
+        const uint8_t* in = tile + size_t(record_place(token / kTileRows, record, p.n_records)) * TypeRecord::kBytes;
         const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
         for (int unit = 0; unit < kUnits; unit++) {
             const auto words = load_unit<Type>(in, unit, lane);
             const auto w = make_fragments<Type>(words, scales, unit);
+#pragma unroll
             for (int j = 0; j < 4; j++) {
+#pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int r = 2 * (i / 2) + side;
                     float value;
                     if constexpr (Type::kOperand == Operand::kF32) {
-                        value = __uint_as_float(words.low[8 * j + 4 * side + i]);
+                        value = __uint_as_float(side ? words.low[8 * j + 4 + i] : words.low[8 * j + i]);
                     } else {
-                        value = widen(w.a[j][r], i % 2);
+                        value = widen(side ? w.a[j][2 * (i / 2) + 1] : w.a[j][2 * (i / 2)], i % 2);
                     }
                     if constexpr (Type::kGroupK > 0) {
                         const int group = 16 * j / max(Type::kGroupK, 1);
@@ -446,6 +458,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(repack, KIGO_QU
         return source + size_t(row - p.first_row) * p.row_bytes;
     };
     const uint32_t tile_out = tile * p.tile_step + p.tile_offset;
-    uint8_t* out = reinterpret_cast<uint8_t*>(p.out) + (size_t(tile_out) * p.n_records + record) * TypeRecord::kBytes;
+    uint8_t* out = reinterpret_cast<uint8_t*>(p.out) +
+                   (size_t(tile_out) * p.n_records + record_place(tile_out, record, p.n_records)) * TypeRecord::kBytes;
     pack_record<Type>(out, threadIdx.x % kWarp, int(p.k) - int(record * Type::kRecordK), rows);
 }

@@ -3,6 +3,8 @@
 //! There is no thread of its own. A caller puts its rows into the queue; whoever finds the backend idle takes
 //! the lead, runs one batch made of the oldest requests, and wakes those it has served and the next leader.
 
+mod loading;
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,13 +12,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Device, Row, SequenceId};
+use crate::backend::{Backend, Device, Memory, Progress, Row, SequenceId, check_gpu, no_backend};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
+pub use loading::Loading;
 
 /// How to load a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +65,7 @@ pub struct Engine {
     n_ctx: usize,
     n_batch: usize,
     weight_bytes: u64,
+    memory: Arc<dyn Memory>,
     queue: Mutex<Queue>,
     backend: Mutex<Box<dyn Backend>>,
     next_sequence: AtomicU64,
@@ -112,25 +116,37 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the file, naming it; or with the options; or no memory.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Engine>> {
+        Self::load_watched(path, options, &Progress::default())
+    }
+
+    /// [`Self::load`], watched and cancelled through `progress`.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`]; [`Error::LoadCancelled`].
+    pub fn load_watched(path: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Engine>> {
         let n_threads = check_options(options)?;
-        Self::load_file(path, options, n_threads).map_err(|error| match error {
+        Self::load_file(path, options, n_threads, progress).map_err(|error| match error {
             Error::InFile { .. } | Error::OutOfMemory { .. } | Error::InvalidArgument { .. } => error,
+            Error::LoadCancelled => error,
             error => error.in_file(path),
         })
     }
 
-    fn load_file(path: &Path, options: &LoadOptions, n_threads: usize) -> Result<Arc<Engine>> {
+    fn load_file(path: &Path, options: &LoadOptions, n_threads: usize, progress: &Progress) -> Result<Arc<Engine>> {
+        progress.check()?;
         let gguf = Gguf::open(path)?;
         let desc = arch::describe(gguf.metadata())?;
+        progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let backend = CpuBackend::load(&gguf, &desc, &plan, n_threads)?;
+        let backend = CpuBackend::load(&gguf, &desc, &plan, n_threads, progress)?;
         let template = tokenizer.chat_template().map(ChatTemplate::new);
         Ok(Arc::new(Engine {
             n_ctx: options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX)),
             n_batch: options.n_batch,
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
+            memory: backend.memory(),
             template,
             control_tokens: ControlTokens::new(tokenizer.control_tokens()),
             tokenizer,
@@ -190,6 +206,11 @@ impl Engine {
     /// Bytes of the weights, as they were read from the file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// The books of its memory; asking them never waits.
+    pub fn memory(&self) -> &dyn Memory {
+        &*self.memory
     }
 
     /// Longest text of a single token, in bytes.
@@ -389,8 +410,9 @@ impl Drop for Lead<'_> {
 fn check_options(options: &LoadOptions) -> Result<usize> {
     match Device::parse(&options.device) {
         Some(Device::Cpu | Device::Auto) => {}
-        Some(Device::Cuda(_)) => {
-            return Err(Error::NoBackend { device: options.device.clone(), backend: "CUDA", known: Device::BUILT });
+        Some(Device::Cuda(ordinal)) => {
+            check_gpu(ordinal)?;
+            return Err(no_backend(&options.device));
         }
         None => {
             let found = crate::error::quoted(options.device.as_bytes());
@@ -427,6 +449,9 @@ mod tests {
         }
         fn weight_bytes(&self) -> u64 {
             0
+        }
+        fn memory(&self) -> Arc<dyn Memory> {
+            unreachable!("the engine has that of the backend it was loaded with")
         }
         fn sequence_reserve(&mut self, sequence: SequenceId, _: usize) -> Result<()> {
             assert_ne!(sequence, 13, "no room");

@@ -39,7 +39,7 @@ statuses! {
     BufferTooSmall = -4, "BUFFER_TOO_SMALL";
     /// Another thread is inside a call on this handle.
     Busy = -5, "BUSY";
-    /// The inference was cancelled.
+    /// The inference or the load was cancelled.
     Cancelled = -6, "CANCELLED";
     /// Memory could not be had; nothing changed.
     OutOfMemory = -7, "OUT_OF_MEMORY";
@@ -241,6 +241,9 @@ pub enum Error {
     /// The inference was cancelled.
     #[error("the inference was cancelled")]
     Cancelled,
+    /// The load was cancelled.
+    #[error("the load was cancelled")]
+    LoadCancelled,
     /// Memory could not be had.
     #[error("out of memory: {what} needs {bytes} bytes")]
     OutOfMemory {
@@ -427,7 +430,7 @@ impl Error {
             Error::InvalidUtf8 { .. } => Status::InvalidUtf8,
             Error::BufferTooSmall { .. } => Status::BufferTooSmall,
             Error::Busy => Status::Busy,
-            Error::Cancelled => Status::Cancelled,
+            Error::Cancelled | Error::LoadCancelled => Status::Cancelled,
             Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } => {
                 Status::OutOfMemory
             }

@@ -81,7 +81,12 @@ impl Shared {
                 (self.add("model", &self.models, c_api::load(&path, options)), &[])
             }
             3..5 => (c_api::load(&models::data("missing.gguf"), options).map(|_| 0), &[Io]),
-            5..7 => (c_api::load(&models::data("tiny-llama.gguf"), 0).map(|_| 0), &[NoBackend]),
+            5..7 => {
+                let missing = c_api::options(&[("device", Setting::Text(b"cuda:999"))]);
+                let answer = c_api::load(&models::data("tiny-llama.gguf"), missing).map(|_| 0);
+                c_api::options_free(missing).unwrap();
+                (answer, &[NoBackend, NoDriver, DriverTooOld, NoDevice])
+            }
             7..8 => (self.free("model", &self.models, model), &[InvalidHandle]),
             8..20 if n_inferences < MAX_INFERENCES => {
                 let made = c_api::start(model, b"Write a haiku.", options);

@@ -74,9 +74,48 @@ fn failed_loads() {
     }
     let good = models::data("tiny-llama.gguf");
     attempt("forged options", &good, 0xDEAD_BEEF, Status::InvalidHandle);
-    attempt("no backend", &good, 0, Status::NoBackend);
+    let missing = c_api::options(&[("device", Setting::Text(b"cuda:999"))]);
+    attempt("no such device", &good, missing, c_api::missing_gpu());
+    c_api::options_free(missing).unwrap();
     c_api::options_free(options).unwrap();
     attempt("freed options", &good, options, Status::InvalidHandle);
+}
+
+fn loads_beside_the_host() {
+    let (options, path) = (c_api::options(&[]), models::data("tiny-llama.gguf"));
+    leaves_nothing("a load that is finished", &|| {
+        let load = c_api::load_start(&path, options).unwrap();
+        let model = c_api::load_finish(load).unwrap();
+        fails(c_api::load_finish(load), Status::InvalidArgument);
+        let (done, total, running) = c_api::load_progress(load).unwrap();
+        assert!(total > 0 && done == total && !running);
+        c_api::load_free(load).unwrap();
+        c_api::model_free(model).unwrap();
+        fails(c_api::load_free(load), Status::InvalidHandle);
+        fails(c_api::load_progress(load), Status::InvalidHandle);
+    });
+    leaves_nothing("loads that are cancelled, freed, or both", &|| {
+        for cancelled in [true, false] {
+            for finished in [true, false] {
+                let load = c_api::load_start(&path, options).unwrap();
+                if cancelled {
+                    c_api::load_cancel(load).unwrap();
+                }
+                match finished.then(|| c_api::load_finish(load)) {
+                    Some(Ok(model)) => drop(c_api::model_free(model).unwrap()),
+                    Some(Err(status)) => assert_eq!((status, cancelled), (Status::Cancelled, true)),
+                    None => {}
+                }
+                c_api::load_free(load).unwrap();
+            }
+        }
+    });
+    leaves_nothing("a load that fails beside the host", &|| {
+        let load = c_api::load_start(Path::new("no/such/file"), options).unwrap();
+        fails(c_api::load_finish(load), Status::Io);
+        c_api::load_free(load).unwrap();
+    });
+    c_api::options_free(options).unwrap();
 }
 
 fn options() {
@@ -259,6 +298,7 @@ fn control() {
 fn everything_is_given_back() {
     control();
     failed_loads();
+    loads_beside_the_host();
     options();
     failed_starts();
     failed_generations();

@@ -24,7 +24,7 @@
 //   Planes                        one of the templates below
 //   code(block, i)                weight i of a block as an unsigned code (for types without scales: its bits)
 //   kZero                         the code of a weight that does not exist; irrelevant where the scale is zero
-//   operand(pair)                 two codes of the planes as two halves: what is multiplied
+//   operand(pair)                 two codes of the planes as what is multiplied; not where Planes has operands of its own
 //   pack_scales(out, lane, rows)  writes the scales of a record; rows(r) is row r's blocks, or null
 //   Scales, load_scales(in, g), scale(scales, group), min(scales, group)   of rows g (.x) and g + 8 (.y)
 #pragma once
@@ -34,8 +34,10 @@
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define KIGO_FN __host__ __device__ __forceinline__
+#define KIGO_UNROLL _Pragma("unroll")
 #else
 #define KIGO_FN inline
+#define KIGO_UNROLL
 #endif
 
 constexpr int kTileRows = 16;
@@ -92,26 +94,70 @@ KIGO_FN float half_to_float(uint32_t bits) {
 #endif
 }
 
-// Two small integers 0..1023 in the low bits of two 16-bit fields, minus kOffset, as two halves, exactly: 0x6400 is the
-// half 1024, whose last place is 1.
+// Where record `record` of a tile stands among the tile's records. Every tile starts at another one: streams that begin in
+// many tiles at once would otherwise meet in the same channels of memory, since tiles often are powers of two apart.
+KIGO_FN uint32_t record_place(uint32_t tile, uint32_t record, uint32_t n_records) {
+    const uint32_t place = record + tile % n_records;
+    return place < n_records ? place : place - n_records;
+}
+
+#ifndef __CUDA_ARCH__
+// The half of a number that a normal half or zero has exactly.
+inline uint32_t exact_half(float value) {
+    const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    return sign | (magnitude == 0 ? 0 : (magnitude >> 13) - (112u << 10));
+}
+#endif
+
+// The byte of a half that makes 1024 + n of a small integer n: there the last place is 1.
+constexpr uint32_t k1024 = 0x64;
+
+// Two halves 1024 + n, n in 0..1023, to n - kOffset, exactly.
+template <int kOffset>
+KIGO_FN uint32_t without_bias(uint32_t biased) {
+#ifdef __CUDA_ARCH__
+    constexpr uint32_t bias = (k1024 << 8) + kOffset;
+    uint32_t out;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(biased), "r"(pack16(bias, bias)));
+    return out;
+#else
+    const auto half = [&](int at) { return exact_half(half_to_float(biased >> at & 0xffff) - (1024 + kOffset)); };
+    return pack16(half(0), half(16));
+#endif
+}
+
+// Two small integers 0..1023 in two fields of 16 bits, minus kOffset, as two halves, exactly.
 template <int kOffset>
 KIGO_FN uint32_t small_integers(uint32_t pair) {
+    return without_bias<kOffset>(pair | k1024 * 0x01000100u);
+}
+
+// The products of two pairs of halves.
+KIGO_FN uint32_t multiply_halves(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
-    const uint32_t biased = pair | 0x64006400u;
-    constexpr uint32_t bias = 0x6400u + kOffset;
     uint32_t out;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(biased), "r"(bias | bias << 16));
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
+#else
+    const auto product = [&](int at) { return exact_half(half_to_float(a >> at & 0xffff) * half_to_float(b >> at & 0xffff)); };
+    return pack16(product(0), product(16));
+#endif
+}
+
+// Four of the bytes of low (0..3) and high (4..7): byte i is the one that the low three bits of nibble i of `selector` name,
+// or where the nibble's fourth bit is set eight times that byte's top bit (PTX ISA, prmt).
+KIGO_FN uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+#ifdef __CUDA_ARCH__
+    uint32_t out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
     return out;
 #else
     uint32_t out = 0;
-    for (int h = 0; h < 2; h++) {
-        const int value = int(pair >> 16 * h & 0xffff) - kOffset, magnitude = value < 0 ? -value : value;
-        uint32_t bits = value < 0 ? 0x8000 : 0;
-        if (magnitude != 0) {
-            const int log = 31 - __builtin_clz(magnitude);
-            bits |= (log + 15) << 10 | ((magnitude << (10 - log)) & 0x3ff);
-        }
-        out |= bits << 16 * h;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t nibble = selector >> 4 * i;
+        uint32_t byte = (nibble & 4 ? high : low) >> 8 * (nibble & 3) & 255;
+        if (nibble & 8) byte = byte & 0x80 ? 255 : 0;
+        out |= byte << 8 * i;
     }
     return out;
 #endif
@@ -148,12 +194,7 @@ struct Plane<8> {
 
     KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) {
         const uint32_t word = words[2 * j + r / 2];
-#ifdef __CUDA_ARCH__
-        return __byte_perm(word, 0, r % 2 ? 0x4342 : 0x4140);
-#else
-        const uint32_t two = word >> 16 * (r % 2);
-        return (two & 0xff) | (two & 0xff00) << 8;
-#endif
+        return permute(word, 0, r % 2 ? 0x4342 : 0x4140);
     }
 };
 
@@ -197,8 +238,8 @@ struct PlanesOf {
 
     // A lane's weights of one unit.
     struct Unit {
-        alignas(16) uint32_t low[Low::kWords];
-        alignas(16) uint32_t high[High::kWords ? High::kWords : 1];
+        uint32_t low[Low::kWords];
+        uint32_t high[High::kWords ? High::kWords : 1];
     };
 
     KIGO_FN static void put(Unit& unit, int j, int r, int h, uint32_t code) {
@@ -214,10 +255,22 @@ struct PlanesOf {
     KIGO_FN static uint32_t pair(const Unit& unit, int j, int r) {
         return Low::pair(unit.low, j, r) | High::pair(unit.high, j, r) << kLow % 16;
     }
+
+    // The registers of product j.
+    template <class Type>
+    KIGO_FN static void operands(const Unit& unit, int j, uint32_t out[4]) {
+        KIGO_UNROLL
+        for (int r = 0; r < 4; r++) out[r] = Type::operand(pair(unit, j, r));
+    }
 };
 
-// Where the parts of a record of `kUnits` units stand, in bytes. A plane whose lanes have more than 16 bytes is cut into
-// parts of 16 bytes a lane, so that a warp reads 512 neighbouring bytes at a time.
+// The four registers that lane and product `j` of a unit multiply; for types whose operands are halves or bfloat16.
+template <class Type>
+KIGO_FN void operands(const typename Type::Planes::Unit& unit, int j, uint32_t out[4]) {
+    Type::Planes::template operands<Type>(unit, j, out);
+}
+
+// Where the parts of a record of `kUnits` units stand, in bytes.
 template <class Type, int kUnits = Type::kRecordK / kUnitK>
 struct Record {
     using Planes = typename Type::Planes;
@@ -229,31 +282,70 @@ struct Record {
     static_assert(kBytes % 16 == 0 && Type::kScaleBytes % 16 == 0);
 };
 
-// Applies `move(words in the lane's registers, byte offset in the plane, number of words)` to every part of a plane.
-template <int kWords, class Move>
-KIGO_FN void for_parts(int lane, Move move) {
-    constexpr int kPart = kWords > 4 ? 4 : kWords;
-    for (int part = 0; part * kPart < kWords; part++) move(part * kPart, part * 512 + lane * 4 * kPart, kPart);
+// words[i] by selection, so that an index that is known only at run time does not put the array into memory.
+KIGO_FN uint32_t select_word(const uint32_t (&words)[4], int i) {
+    const uint32_t even = i & 2 ? words[2] : words[0], odd = i & 2 ? words[3] : words[1];
+    return i & 1 ? odd : even;
+}
+
+// Loads 1, 2 or 4 words from an address that is a multiple of their size.
+template <int kWords>
+KIGO_FN void load_words(uint32_t* words, const uint8_t* from) {
+#ifdef __CUDA_ARCH__
+    if constexpr (kWords == 4) {
+        const uint4 value = *reinterpret_cast<const uint4*>(from);
+        words[0] = value.x, words[1] = value.y, words[2] = value.z, words[3] = value.w;
+    } else if constexpr (kWords == 2) {
+        const uint2 value = *reinterpret_cast<const uint2*>(from);
+        words[0] = value.x, words[1] = value.y;
+    } else {
+        static_assert(kWords == 1);
+        words[0] = *reinterpret_cast<const uint32_t*>(from);
+    }
+#else
+    __builtin_memcpy(words, from, 4 * kWords);
+#endif
+}
+
+template <int kWords>
+KIGO_FN void store_words(uint8_t* to, const uint32_t* words) {
+#ifdef __CUDA_ARCH__
+    if constexpr (kWords == 4) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+    } else if constexpr (kWords == 2) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+    } else {
+        static_assert(kWords == 1);
+        *reinterpret_cast<uint32_t*>(to) = words[0];
+    }
+#else
+    __builtin_memcpy(to, words, 4 * kWords);
+#endif
+}
+
+// Words that one access moves, and where those from word `first` of a lane stand in the plane of a unit. A lane with more
+// than 16 bytes has them in parts, so that a warp moves 512 neighbouring bytes at a time.
+template <int kWords>
+constexpr int kPartWords = kWords > 4 ? 4 : kWords;
+
+template <int kWords>
+KIGO_FN int part_offset(int first, int lane) {
+    return 128 * first + 4 * kPartWords<kWords> * lane;
 }
 
 template <class Type, int kUnits = Type::kRecordK / kUnitK>
 KIGO_FN typename Type::Planes::Unit load_unit(const uint8_t* record, int unit, int lane) {
     using R = Record<Type, kUnits>;
-    typename Type::Planes::Unit out;
-    auto load = [&](uint32_t* words, const uint8_t* plane) {
-        return [words, plane](int first, int offset, int n) {
-#ifdef __CUDA_ARCH__
-            if (n == 4) *reinterpret_cast<uint4*>(words + first) = *reinterpret_cast<const uint4*>(plane + offset);
-            if (n == 2) *reinterpret_cast<uint2*>(words + first) = *reinterpret_cast<const uint2*>(plane + offset);
-            if (n == 1) words[first] = *reinterpret_cast<const uint32_t*>(plane + offset);
-#else
-            __builtin_memcpy(words + first, plane + offset, 4 * n);
-#endif
-        };
-    };
-    for_parts<R::Planes::Low::kWords>(lane, load(out.low, record + unit * R::kLowBytes));
-    if constexpr (R::Planes::High::kWords > 0) {
-        for_parts<R::Planes::High::kWords>(lane, load(out.high, record + R::kHigh + unit * R::kHighBytes));
+    constexpr int kLow = Type::Planes::Low::kWords, kHigh = Type::Planes::High::kWords;
+    typename Type::Planes::Unit out = {};
+    const uint8_t* low = record + unit * R::kLowBytes;
+    KIGO_UNROLL
+    for (int i = 0; i < kLow; i += kPartWords<kLow>) {
+        load_words<kPartWords<kLow>>(out.low + i, low + part_offset<kLow>(i, lane));
+    }
+    if constexpr (kHigh > 0) {
+        static_assert(kHigh <= 4);
+        load_words<kHigh>(out.high, record + R::kHigh + unit * R::kHighBytes + 4 * kHigh * lane);
     }
     return out;
 }
@@ -261,20 +353,14 @@ KIGO_FN typename Type::Planes::Unit load_unit(const uint8_t* record, int unit, i
 template <class Type, int kUnits = Type::kRecordK / kUnitK>
 KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type::Planes::Unit& in) {
     using R = Record<Type, kUnits>;
-    auto store = [&](const uint32_t* words, uint8_t* plane) {
-        return [words, plane](int first, int offset, int n) {
-#ifdef __CUDA_ARCH__
-            if (n == 4) *reinterpret_cast<uint4*>(plane + offset) = *reinterpret_cast<const uint4*>(words + first);
-            if (n == 2) *reinterpret_cast<uint2*>(plane + offset) = *reinterpret_cast<const uint2*>(words + first);
-            if (n == 1) *reinterpret_cast<uint32_t*>(plane + offset) = words[first];
-#else
-            __builtin_memcpy(plane + offset, words + first, 4 * n);
-#endif
-        };
-    };
-    for_parts<R::Planes::Low::kWords>(lane, store(in.low, record + unit * R::kLowBytes));
-    if constexpr (R::Planes::High::kWords > 0) {
-        for_parts<R::Planes::High::kWords>(lane, store(in.high, record + R::kHigh + unit * R::kHighBytes));
+    constexpr int kLow = Type::Planes::Low::kWords, kHigh = Type::Planes::High::kWords;
+    uint8_t* low = record + unit * R::kLowBytes;
+    KIGO_UNROLL
+    for (int i = 0; i < kLow; i += kPartWords<kLow>) {
+        store_words<kPartWords<kLow>>(low + part_offset<kLow>(i, lane), in.low + i);
+    }
+    if constexpr (kHigh > 0) {
+        store_words<kHigh>(record + R::kHigh + unit * R::kHighBytes + 4 * kHigh * lane, in.high);
     }
 }
 
@@ -283,19 +369,21 @@ KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type
 template <class Type, class Rows>
 KIGO_FN void pack_record(uint8_t* record, int lane, int n_columns, Rows rows) {
     const int g = lane / 4, t = lane % 4;
-#pragma unroll
     for (int unit = 0; unit < Type::kRecordK / kUnitK; unit++) {
         typename Type::Planes::Unit out = {};
-#pragma unroll
+        KIGO_UNROLL
         for (int j = 0; j < 4; j++) {
-#pragma unroll
+            KIGO_UNROLL
             for (int r = 0; r < 4; r++) {
                 const uint8_t* row = rows(g + 8 * (r & 1));
+                KIGO_UNROLL
                 for (int h = 0; h < 2; h++) {
                     const int k = kUnitK * unit + 16 * j + 4 * t + 2 * (r >> 1) + h;
-                    const uint8_t* block = row + k / Type::kBlockLen * Type::kBlockBytes;
-                    const bool exists = row != nullptr && k < n_columns;
-                    Type::Planes::put(out, j, r, h, exists ? Type::code(block, k % Type::kBlockLen) : Type::kZero);
+                    uint32_t code = Type::kZero;
+                    if (row != nullptr && k < n_columns) {
+                        code = Type::code(row + k / Type::kBlockLen * Type::kBlockBytes, k % Type::kBlockLen);
+                    }
+                    Type::Planes::put(out, j, r, h, code);
                 }
             }
         }

@@ -8,8 +8,12 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod progress;
 
-use crate::Result;
+use std::sync::Arc;
+
+use crate::{Error, Result};
+pub use progress::Progress;
 
 /// Where a model is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,103 @@ impl Device {
     }
 }
 
+/// What the memory of a backend is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Matrices and vectors of the model.
+    Weights,
+    /// Keys and values of the sequences.
+    Cache,
+    /// Activations, logits, tables: whatever else computing takes.
+    Workspace,
+}
+
+impl Purpose {
+    /// Every purpose.
+    pub const ALL: [Purpose; 3] = [Purpose::Weights, Purpose::Cache, Purpose::Workspace];
+}
+
+/// Where the bytes of a model really are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Residency {
+    /// In the memory of the model's GPU, as its driver says.
+    pub device_bytes: u64,
+    /// In the memory of the host.
+    pub host_bytes: u64,
+}
+
+/// The books of a backend's memory. They are kept apart from it, so that asking does not wait for a batch.
+pub trait Memory: Send + Sync {
+    /// Bytes that are allocated for `purpose`.
+    fn bytes(&self, purpose: Purpose) -> u64;
+
+    /// Looks where every allocation really is.
+    ///
+    /// # Errors
+    /// When one is not where it belongs, or the driver cannot be asked.
+    fn residency(&self) -> Result<Residency>;
+}
+
+/// What there is to know about a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number among those that the process may use.
+    pub ordinal: u32,
+    /// Its name, such as "NVIDIA H200".
+    pub name: String,
+    /// Its memory in bytes.
+    pub total_bytes: u64,
+    /// Major and minor number of its architecture: (9, 0) is sm_90.
+    pub compute_capability: (u32, u32),
+    /// Its multiprocessors.
+    pub n_sm: u32,
+}
+
+impl DeviceInfo {
+    /// Its architecture, such as `sm_90`.
+    pub fn architecture(&self) -> String {
+        format!("sm_{}{}", self.compute_capability.0, self.compute_capability.1)
+    }
+}
+
+/// How many GPUs the process may use.
+///
+/// # Errors
+/// `NoBackend` in a build for the CPU only; `NoDriver`, `DriverTooOld`, `NoDevice` when there is none, `DeviceError`.
+pub fn gpus() -> Result<u32> {
+    #[cfg(feature = "cuda")]
+    return Ok(cuda::driver::Driver::get()?.n_devices());
+    #[cfg(not(feature = "cuda"))]
+    Err(no_backend("cuda"))
+}
+
+/// What there is to know about one GPU, whether kigo can run on it or not.
+///
+/// # Errors
+/// Those of [`gpus`], and `NoDevice`, `DeviceLost`.
+pub fn gpu(ordinal: u32) -> Result<DeviceInfo> {
+    #[cfg(feature = "cuda")]
+    return cuda::context::Context::describe(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    Err(no_backend(&format!("cuda:{ordinal}")))
+}
+
+/// Whether a model can run on this GPU: it exists, works, and has an architecture that there are kernels for.
+///
+/// # Errors
+/// Those of [`gpu`], and `UnsupportedGpu`.
+pub fn check_gpu(ordinal: u32) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    return cuda::context::Context::check(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    Err(no_backend(&format!("cuda:{ordinal}")))
+}
+
+/// This build has nothing for the device.
+pub(crate) fn no_backend(device: &str) -> Error {
+    Error::NoBackend { device: device.to_string(), backend: "CUDA", known: Device::BUILT }
+}
+
 /// Names one sequence in a backend's KV cache; never used twice.
 pub type SequenceId = u64;
 
@@ -66,8 +167,11 @@ pub trait Backend: Send {
     /// The device, such as `cpu`.
     fn device(&self) -> &str;
 
-    /// Bytes of the weights as they stand in the device's memory.
+    /// Bytes of the weights as they stand in the file.
     fn weight_bytes(&self) -> u64;
+
+    /// The books of its memory.
+    fn memory(&self) -> Arc<dyn Memory>;
 
     /// Makes room in the cache for positions `0..n_positions` of `sequence`, which begins to exist with its first.
     ///

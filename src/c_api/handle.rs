@@ -33,10 +33,11 @@ pub(super) enum Kind {
     Inference = 0xA2,
     Options = 0xA3,
     Error = 0xA4,
+    Load = 0xA5,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Model, Kind::Inference, Kind::Options, Kind::Error];
+    const ALL: [Kind; 5] = [Kind::Model, Kind::Inference, Kind::Options, Kind::Error, Kind::Load];
 
     fn name(self) -> &'static str {
         match self {
@@ -44,6 +45,7 @@ impl Kind {
             Kind::Inference => "kigo_inference",
             Kind::Options => "kigo_options",
             Kind::Error => "kigo_error",
+            Kind::Load => "kigo_load",
         }
     }
 }
@@ -153,6 +155,7 @@ impl<T> Table<T> {
             Kind::Inference => "live kigo_inference handles",
             Kind::Options => "live kigo_options handles",
             Kind::Error => "live kigo_error handles",
+            Kind::Load => "live kigo_load handles",
         };
         Error::Limit { what, limit: self.limit as u64 }
     }

@@ -3,6 +3,7 @@
 //! The rest of the header is made from the exported functions and their descriptions, see `tests/c_api.rs`.
 
 use super::boundary::NUL_TERMINATED;
+use super::device;
 use super::generation::{COUNTS, FINISH_REASONS, TIMES};
 use super::library::{ABI_VERSION, VERSION};
 use super::model::{Fact, NUMBERS, TEXTS};
@@ -75,9 +76,10 @@ fn options() -> String {
             .to_owned(),
     ];
     let settings = Settings::default();
-    for (reader, function) in
-        [(Reader::ModelLoad, "kigo_model_load()"), (Reader::InferenceStart, "kigo_inference_start()")]
-    {
+    for (reader, function) in [
+        (Reader::ModelLoad, "kigo_model_load() and kigo_load_start()"),
+        (Reader::InferenceStart, "kigo_inference_start()"),
+    ] {
         lines.extend([String::new(), format!("Read by {function}:")]);
         for row in ROWS.iter().filter(|row| row.reader == reader) {
             let (range, setter, default) = (row.range(), row.setter(), (row.show)(&settings));
@@ -99,6 +101,11 @@ fn facts() -> String {
     add_facts(&mut lines, COUNTS);
     lines.extend([String::new(), "Keys of kigo_inference_get_f64():".to_owned()]);
     add_facts(&mut lines, TIMES);
+    lines.extend([String::new(), "Facts about a GPU".to_owned(), String::new()]);
+    lines.push("Keys of kigo_device_get_str():".to_owned());
+    add_facts(&mut lines, device::TEXTS);
+    lines.extend([String::new(), "Keys of kigo_device_get_i64():".to_owned()]);
+    add_facts(&mut lines, device::NUMBERS);
     comment(lines)
 }
 

@@ -79,22 +79,27 @@
 #![allow(non_camel_case_types, reason = "types carry the names that C uses")]
 
 mod boundary;
+mod device;
 mod error;
 mod generation;
 mod handle;
 pub mod header;
 mod inference;
 mod library;
+mod load;
 mod model;
 mod option_table;
 mod options;
 mod status;
 
+pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
 pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};
 pub use inference::{kigo_inference, kigo_inference_cancel, kigo_inference_finish_reason, kigo_inference_free};
 pub use inference::{kigo_inference_get_f64, kigo_inference_get_i64, kigo_inference_last_error, kigo_inference_start};
 pub use inference::{kigo_inference_start_tokens, kigo_next_text, kigo_next_token};
 pub use library::{kigo_abi_version, kigo_version};
+pub use load::{kigo_load, kigo_load_cancel, kigo_load_finish, kigo_load_free, kigo_load_progress, kigo_load_start};
+pub use model::kigo_model_verify_residency;
 pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
 pub use options::kigo_options_set_str;
 pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};

@@ -4,6 +4,7 @@ use super::boundary::{Buffer, Out, export, export_fact, free, handle, path, poin
 use super::error::kigo_error;
 use super::handle::{Kind, MAX_HANDLES, Table};
 use super::options::{kigo_options, snapshot};
+use crate::backend::Purpose;
 use crate::engine::Engine;
 use crate::error::quoted;
 use crate::{Error, Result};
@@ -43,7 +44,26 @@ pub(super) static NUMBERS: &[Fact<NumberOf>] = &[
     Fact { key: "n_vocab", doc: "Number of tokens; ids are less than this.", get: |model| model.n_vocab() as u64 },
     Fact { key: "n_embd", doc: "Width of the residual stream.", get: |model| model.n_embd() as u64 },
     Fact { key: "n_layer", doc: "Number of layers.", get: |model| model.n_layer() as u64 },
-    Fact { key: "weight_bytes", doc: "Bytes of weights on the device.", get: Engine::weight_bytes },
+    Fact {
+        key: "memory_bytes",
+        doc: "Bytes that the model and its inferences hold on the device at the moment: the next three together.",
+        get: |model| Purpose::ALL.into_iter().map(|purpose| model.memory().bytes(purpose)).sum(),
+    },
+    Fact {
+        key: "weight_bytes",
+        doc: "Bytes of weights on the device.",
+        get: |model| model.memory().bytes(Purpose::Weights),
+    },
+    Fact {
+        key: "cache_bytes",
+        doc: "Bytes that the contexts of all inferences hold on the device at the moment: the KV cache.",
+        get: |model| model.memory().bytes(Purpose::Cache),
+    },
+    Fact {
+        key: "workspace_bytes",
+        doc: "Bytes for everything else that computing holds on the device at the moment.",
+        get: |model| model.memory().bytes(Purpose::Workspace),
+    },
     Fact {
         key: "max_token_bytes",
         doc: "Bytes of the longest token: a buffer that is large enough for every kigo_next_token().",
@@ -82,9 +102,18 @@ pub(super) fn engine(model: *const kigo_model) -> Result<Arc<Engine>> {
     Ok(Arc::clone(&*MODELS.get(handle(model), "model")?))
 }
 
+/// A handle for a model.
+///
+/// # Errors
+/// `Limit` when there are too many; `engine` is dropped.
+pub(super) fn new_model(engine: Arc<Engine>) -> Result<*mut kigo_model> {
+    Ok(pointer(MODELS.insert(engine)?))
+}
+
 /// Loads a model from a GGUF file.
 ///
-/// The file is read while the call runs, which may take seconds, and is not needed afterwards.
+/// The file is read while the call runs, which may take seconds, and is not needed afterwards. kigo_load_start() does
+/// the same without waiting.
 ///
 /// @param path     The file, in the bytes of the system; it need not be UTF-8 on Linux.
 /// @param options  Options, or NULL for the defaults; not kept.
@@ -96,7 +125,9 @@ pub(super) fn engine(model: *const kigo_model) -> Result<Arc<Engine>> {
 ///     be loaded; fetch or convert it again.
 ///   - KIGO_UNSUPPORTED_ARCHITECTURE, KIGO_UNSUPPORTED_TYPE, KIGO_UNSUPPORTED_TOKENIZER: the model needs something
 ///     that this version does not have; the message lists what it has.
-///   - KIGO_NO_BACKEND: this build cannot use the device; set the option "device".
+///   - KIGO_NO_BACKEND, KIGO_NO_DRIVER, KIGO_DRIVER_TOO_OLD, KIGO_NO_DEVICE, KIGO_UNSUPPORTED_GPU: the device cannot
+///     be used; the message says why. Set the option "device" to another.
+///   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver or the GPU failed; the message has its number for it.
 ///   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
 ///   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
 ///   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
@@ -119,7 +150,7 @@ pub unsafe extern "C" fn kigo_model_load(
         // SAFETY: `model` is NULL or valid for writing by this function's contract.
         let out = unsafe { Out::new(model, "model") }?;
         let settings = snapshot(options)?;
-        out.write(pointer(MODELS.insert(Engine::load(&path, &settings.load)?)?));
+        out.write(new_model(Engine::load(&path, &settings.load)?)?);
         Ok(0)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
@@ -203,8 +234,53 @@ pub unsafe extern "C" fn kigo_model_get_i64(
     let get = |key: &str| {
         let model = engine(model)?;
         let number = find(NUMBERS, key, &keys(TEXTS), "kigo_model_get_str")?(&model);
-        Ok(i64::try_from(number).unwrap_or(i64::MAX))
+        Ok(as_i64(number))
     };
     // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
     unsafe { export_fact(key, value, error, get) }
+}
+
+/// Asks the driver of the device where every allocation of a model really is.
+///
+/// A model on a GPU has its weights, contexts and workspace in the memory of that GPU and nowhere else: `device_bytes`
+/// is then "memory_bytes", and `host_bytes` is what the two exchange tokens through. A model on the CPU has no
+/// `device_bytes`.
+///
+/// @param model         The model; not changed.
+/// @param device_bytes  Where the bytes in the memory of the GPU are written.
+/// @param host_bytes    Where the bytes in the memory of the host are written.
+/// @param error         Where an error is written on failure, or NULL.
+/// @returns KIGO_OK: everything is where it belongs.
+///   - KIGO_INVALID_ARGUMENT: `device_bytes` or `host_bytes` is NULL.
+///   - KIGO_INTERNAL: an allocation is elsewhere; the message says which and where.
+///   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver cannot be asked.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED: see "Statuses".
+///
+/// Any thread may call it at any time, also while inferences run.
+///
+/// # Safety
+/// `device_bytes`, `host_bytes` and `error` are NULL or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_model_verify_residency(
+    model: *const kigo_model,
+    device_bytes: *mut i64,
+    host_bytes: *mut i64,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        // SAFETY: `device_bytes` is NULL or valid for writing by this function's contract.
+        let on_device = unsafe { Out::new(device_bytes, "device_bytes") }?;
+        // SAFETY: so is `host_bytes`.
+        let on_host = unsafe { Out::new(host_bytes, "host_bytes") }?;
+        let found = engine(model)?.memory().residency()?;
+        on_device.write(as_i64(found.device_bytes));
+        on_host.write(as_i64(found.host_bytes));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+fn as_i64(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -8,9 +8,10 @@ use crate::Result;
 use std::ffi::c_char;
 use std::sync::{Mutex, PoisonError};
 
-/// Settings for kigo_model_load() and kigo_inference_start(), each set by its key; see "Options" above.
+/// Settings for kigo_model_load(), kigo_load_start() and kigo_inference_start(), each set by its key; see "Options"
+/// above.
 ///
-/// One object may serve both calls, any number of times: each reads the options that concern it when it is called,
+/// One object may serve all calls, any number of times: each reads the options that concern it when it is called,
 /// and keeps nothing of the object. Several threads may use one object; a call sees each setting as a whole.
 pub struct kigo_options {
     _private: [u8; 0],

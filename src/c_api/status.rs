@@ -34,8 +34,8 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
         ),
         Status::Cancelled => (
             c"KIGO_CANCELLED",
-            "The inference was cancelled, or freed while this call was running.",
-            "Free the inference; it generates nothing more.",
+            "The inference or the load was cancelled, or freed while this call was running.",
+            "Free it; nothing more comes of it.",
         ),
         Status::OutOfMemory => (
             c"KIGO_OUT_OF_MEMORY",

@@ -26,8 +26,10 @@ pub struct ModelDesc {
     pub n_ff: usize,
     /// Size of the vocabulary: the length of `tokenizer.ggml.tokens`.
     pub n_vocab: usize,
-    /// Added to the mean square under the root of RMSNorm (`attention.layer_norm_rms_epsilon`).
-    pub norm_rms_eps: f32,
+    /// Norm before the attention, the feed-forward layer and the head.
+    pub norm: Norm,
+    /// Added under the root of the norm, to the mean square (`attention.layer_norm_rms_epsilon`) or to the variance.
+    pub norm_eps: f32,
     /// Rotary position embedding.
     pub rope: Rope,
     /// Gate of the feed-forward layer.
@@ -58,11 +60,22 @@ pub enum RopePairing {
     Halves,
 }
 
-/// Gate of the feed-forward layer.
+/// How a row is normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// `x / sqrt(mean(x^2) + eps) * weight` (RMSNorm, Zhang and Sennrich 2019).
+    Rms,
+    /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` (LayerNorm, Ba et al. 2016); a file may have no biases.
+    Layer,
+}
+
+/// Gate of the feed-forward layer (gated linear units, Shazeer 2020).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// `silu(gate) * up` (SwiGLU, Shazeer 2020).
+    /// `silu(gate) * up` (SwiGLU).
     Silu,
+    /// `gelu(gate) * up` (GEGLU), with the form of GELU that has a tanh (Hendrycks and Gimpel 2016).
+    Gelu,
 }
 
 impl ModelDesc {
@@ -138,7 +151,8 @@ impl ModelDesc {
             head_dim,
             n_ff: size("feed_forward_length", Self::MAX_SIZE)?,
             n_vocab: Metadata::require("tokenizer.ggml.tokens", metadata.strings("tokenizer.ggml.tokens")?)?.len(),
-            norm_rms_eps: in_range(metadata, &key("attention.layer_norm_rms_epsilon"), None, f32::MIN_POSITIVE, 0.1)?,
+            norm: Norm::Rms,
+            norm_eps: in_range(metadata, &key("attention.layer_norm_rms_epsilon"), None, f32::MIN_POSITIVE, 0.1)?,
             rope: Rope {
                 pairing: RopePairing::Adjacent,
                 n_rot,

@@ -6,6 +6,6 @@ mod desc;
 mod forward;
 mod weights;
 
-pub use desc::{Activation, ModelDesc, Rope, RopePairing};
+pub use desc::{Activation, ModelDesc, Norm, Rope, RopePairing};
 pub use forward::forward;
 pub use weights::{Layer, Role, Weights};

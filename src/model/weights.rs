@@ -1,6 +1,6 @@
 //! Which tensor plays which role: the names and shapes a model must have, checked once for all backends.
 
-use super::ModelDesc;
+use super::{ModelDesc, Norm};
 use crate::gguf::{Gguf, MAX_DIMS, TensorInfo};
 use crate::{Error, Result};
 
@@ -11,6 +11,8 @@ pub struct Weights<T> {
     pub token_embd: T,
     /// `[n_embd]`
     pub output_norm: T,
+    /// `[n_embd]`; this and the biases of the other norms only with [`Norm::Layer`].
+    pub output_norm_bias: Option<T>,
     /// `[n_vocab, n_embd]`; `None` when the head is tied to `token_embd`.
     pub output: Option<T>,
     /// `[n_rot / 2]`: divisors of the rope frequencies, where a file has them.
@@ -24,6 +26,8 @@ pub struct Weights<T> {
 pub struct Layer<T> {
     /// `[n_embd]`
     pub attn_norm: T,
+    /// `[n_embd]`
+    pub attn_norm_bias: Option<T>,
     /// `[n_head * head_dim, n_embd]`
     pub attn_q: T,
     /// `[n_head_kv * head_dim, n_embd]`
@@ -42,6 +46,8 @@ pub struct Layer<T> {
     pub attn_output_bias: Option<T>,
     /// `[n_embd]`
     pub ffn_norm: T,
+    /// `[n_embd]`
+    pub ffn_norm_bias: Option<T>,
     /// `[n_ff, n_embd]`
     pub ffn_gate: T,
     /// `[n_ff, n_embd]`
@@ -69,11 +75,13 @@ impl<T> Weights<T> {
         let mut layers = crate::error::try_vec(self.layers.len(), "the list of layers")?;
         let token_embd = f(m, &self.token_embd)?;
         let output_norm = f(v, &self.output_norm)?;
+        let output_norm_bias = self.output_norm_bias.as_ref().map(|t| f(v, t)).transpose()?;
         let output = self.output.as_ref().map(|t| f(m, t)).transpose()?;
         let rope_freqs = self.rope_freqs.as_ref().map(|t| f(v, t)).transpose()?;
         for layer in &self.layers {
             layers.push(Layer {
                 attn_norm: f(v, &layer.attn_norm)?,
+                attn_norm_bias: layer.attn_norm_bias.as_ref().map(|t| f(v, t)).transpose()?,
                 attn_q: f(m, &layer.attn_q)?,
                 attn_k: f(m, &layer.attn_k)?,
                 attn_v: f(m, &layer.attn_v)?,
@@ -83,12 +91,13 @@ impl<T> Weights<T> {
                 attn_output: f(m, &layer.attn_output)?,
                 attn_output_bias: layer.attn_output_bias.as_ref().map(|t| f(v, t)).transpose()?,
                 ffn_norm: f(v, &layer.ffn_norm)?,
+                ffn_norm_bias: layer.ffn_norm_bias.as_ref().map(|t| f(v, t)).transpose()?,
                 ffn_gate: f(m, &layer.ffn_gate)?,
                 ffn_up: f(m, &layer.ffn_up)?,
                 ffn_down: f(m, &layer.ffn_down)?,
             });
         }
-        Ok(Weights { token_embd, output_norm, output, rope_freqs, layers })
+        Ok(Weights { token_embd, output_norm, output_norm_bias, output, rope_freqs, layers })
     }
 }
 
@@ -115,8 +124,10 @@ impl Weights<TensorInfo> {
         };
         let (n_embd, n_q, n_kv, n_ff) = (desc.n_embd, desc.n_embd_q(), desc.n_embd_kv(), desc.n_ff);
         let head = [desc.n_vocab, n_embd];
+        let has_norm_bias = desc.norm == Norm::Layer;
         let token_embd = require(&mut find, "token_embd.weight".into(), &head)?;
         let output_norm = require(&mut find, "output_norm.weight".into(), &[n_embd])?;
+        let output_norm_bias = if has_norm_bias { find("output_norm.bias".into(), &[n_embd])? } else { None };
         let output = find("output.weight".into(), &head)?;
         let rope_freqs = find("rope_freqs.weight".into(), &[desc.rope.n_rot / 2])?;
         let mut layers = crate::error::try_vec(desc.n_layer, "the list of layers")?;
@@ -124,6 +135,7 @@ impl Weights<TensorInfo> {
             let name = |role: &str| format!("blk.{i}.{role}");
             layers.push(Layer {
                 attn_norm: require(&mut find, name("attn_norm.weight"), &[n_embd])?,
+                attn_norm_bias: if has_norm_bias { find(name("attn_norm.bias"), &[n_embd])? } else { None },
                 attn_q: require(&mut find, name("attn_q.weight"), &[n_q, n_embd])?,
                 attn_k: require(&mut find, name("attn_k.weight"), &[n_kv, n_embd])?,
                 attn_v: require(&mut find, name("attn_v.weight"), &[n_kv, n_embd])?,
@@ -133,16 +145,27 @@ impl Weights<TensorInfo> {
                 attn_output: require(&mut find, name("attn_output.weight"), &[n_embd, n_q])?,
                 attn_output_bias: find(name("attn_output.bias"), &[n_embd])?,
                 ffn_norm: require(&mut find, name("ffn_norm.weight"), &[n_embd])?,
+                ffn_norm_bias: if has_norm_bias { find(name("ffn_norm.bias"), &[n_embd])? } else { None },
                 ffn_gate: require(&mut find, name("ffn_gate.weight"), &[n_ff, n_embd])?,
                 ffn_up: require(&mut find, name("ffn_up.weight"), &[n_ff, n_embd])?,
                 ffn_down: require(&mut find, name("ffn_down.weight"), &[n_embd, n_ff])?,
             });
         }
-        let plan = Weights { token_embd, output_norm, output, rope_freqs, layers };
+        let plan = Weights { token_embd, output_norm, output_norm_bias, output, rope_freqs, layers };
         if used != gguf.tensors().len() {
             return Err(plan.unused(gguf));
         }
         Ok(plan)
+    }
+
+    /// Bytes of all tensors in the file. They do not overlap, so the sum is at most the length of the files.
+    pub fn file_bytes(&self) -> u64 {
+        let mut bytes = 0u64;
+        let _ = self.try_map(|_, tensor| {
+            bytes = bytes.saturating_add(tensor.n_bytes);
+            Ok(())
+        });
+        bytes
     }
 
     /// The error for a file with a tensor that no role uses: running without it would give wrong text.

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 static kigo_model *model;
+static kigo_load *running;
 static kigo_inference *inference;
 static kigo_options *options;
 static kigo_error *failure;
@@ -15,6 +16,7 @@ static volatile int done;
 static void child(void)
 {
     kigo_model *new_model = NULL;
+    kigo_load *new_load = NULL;
     kigo_inference *new_inference = NULL;
     kigo_options *new_options = NULL;
     kigo_error *error = NULL;
@@ -29,6 +31,12 @@ static void child(void)
     FAILS(KIGO_FORKED, kigo_options_set_i64(options, "n_ctx", 1, &error));
     FAILS(KIGO_FORKED, kigo_options_set_f64(options, "top_p", 1, &error));
     FAILS(KIGO_FORKED, kigo_model_load(path, NULL, &new_model, &error));
+    FAILS(KIGO_FORKED, kigo_load_start(path, NULL, &new_load, &error));
+    FAILS(KIGO_FORKED, kigo_load_progress(running, &integer, &integer, &error));
+    CHECK(kigo_load_cancel(running) == KIGO_FORKED);
+    FAILS(KIGO_FORKED, kigo_load_finish(running, &new_model, &error));
+    CHECK(kigo_load_free(running) == KIGO_FORKED);
+    FAILS(KIGO_FORKED, kigo_model_verify_residency(model, &integer, &integer, &error));
     FAILS(KIGO_FORKED, kigo_model_get_str(model, "device", text, sizeof text, &error));
     FAILS(KIGO_FORKED, kigo_model_get_i64(model, "n_ctx", &integer, &error));
     FAILS(KIGO_FORKED, kigo_inference_start(model, "x", 1, NULL, &new_inference, &error));
@@ -49,7 +57,7 @@ static void child(void)
     CHECK(strcmp(kigo_version(), KIGO_VERSION_STRING) == 0);
     CHECK(kigo_abi_version() == KIGO_ABI_VERSION);
     CHECK(strcmp(kigo_status_name(KIGO_FORKED), "KIGO_FORKED") == 0);
-    CHECK(error == NULL && new_model == NULL && new_inference == NULL && new_options == NULL);
+    CHECK(error == NULL && new_model == NULL && new_load == NULL && new_inference == NULL && new_options == NULL);
     CHECK(token == 7 && integer == 7 && number == 7);
 }
 
@@ -87,6 +95,7 @@ int main(int argc, char **argv)
     model = load(path);
     inference = start(model, "Once upon a time", 8);
     options = cpu_options();
+    WORKS(kigo_load_start(path, options, &running, &error));
     CHECK(kigo_options_set_i64(options, "n_ctx", 0, &failure) == KIGO_INVALID_ARGUMENT);
     CHECK(pthread_create(&thread, NULL, hold_locks, NULL) == 0);
     for (i = 0; i < 20; i++)
@@ -97,6 +106,9 @@ int main(int argc, char **argv)
     WORKS(kigo_next_text(inference, text, sizeof text, &error));
     CHECK(kigo_error_status(failure) == KIGO_INVALID_ARGUMENT);
     CHECK(kigo_error_free(failure) == KIGO_OK);
+    CHECK(kigo_model_free(model) == KIGO_OK);
+    WORKS(kigo_load_finish(running, &model, &error));
+    CHECK(kigo_load_free(running) == KIGO_OK);
     CHECK(kigo_options_free(options) == KIGO_OK);
     CHECK(kigo_inference_free(inference) == KIGO_OK);
     CHECK(kigo_model_free(model) == KIGO_OK);

@@ -1,4 +1,5 @@
-/* Prints facts, a line each, and the text of one generation: generate MODEL FORMAT PROMPT SEED MAX_TOKENS */
+/* Prints facts, a line each, and the text of one generation: generate MODEL FORMAT PROMPT SEED MAX_TOKENS
+ * KIGO_TEST_DEVICE names the device (default: auto). */
 #include "kigo.h"
 
 #include <stdio.h>
@@ -34,10 +35,13 @@ int main(int argc, char **argv)
     kigo_inference *inference = NULL;
     char text[512], all[65536] = "";
     int64_t weight_bytes = 0;
+    const char *device = getenv("KIGO_TEST_DEVICE");
     int32_t n;
     if (argc != 6)
         return 2;
-    if (kigo_options_new(&options, &error) || kigo_options_set_str(options, "device", "auto", &error) ||
+    if (device == NULL)
+        device = "auto";
+    if (kigo_options_new(&options, &error) || kigo_options_set_str(options, "device", device, &error) ||
         kigo_options_set_str(options, "prompt_format", argv[2], &error) ||
         kigo_options_set_i64(options, "seed", strtoll(argv[4], NULL, 10), &error) ||
         kigo_options_set_i64(options, "max_tokens", strtoll(argv[5], NULL, 10), &error) ||

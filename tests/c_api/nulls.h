@@ -1,9 +1,10 @@
 #include "model.h"
 
-static kigo_model *model, *new_model;
-static kigo_inference *inference, *new_inference;
-static kigo_options *options, *new_options;
-static kigo_error *error, *told;
+static kigo_model *live_model, *new_model;
+static kigo_load *live_load, *new_load;
+static kigo_inference *live_inference, *new_inference;
+static kigo_options *live_options, *new_options;
+static kigo_error *live_error, *told;
 static const int32_t ids[] = {1, 2};
 static char text[256];
 static int32_t token;
@@ -13,23 +14,25 @@ static double number;
 /* Everything that a call may need, alive. */
 static void fresh(const char *path)
 {
-    model = load(path);
-    inference = start(model, "Once", 4);
-    options = cpu_options();
-    CHECK(kigo_options_set_i64(options, "no such option", 1, &error) == KIGO_UNKNOWN_OPTION);
+    live_model = load(path);
+    live_inference = start(live_model, "Once", 4);
+    live_options = cpu_options();
+    CHECK(kigo_options_set_i64(live_options, "no such option", 1, &live_error) == KIGO_UNKNOWN_OPTION);
+    WORKS(kigo_load_start(path, live_options, &live_load, &error));
     (void)ids, (void)text, (void)token, (void)integer, (void)number, (void)new_options;
 }
 
 static void clear(void)
 {
-    kigo_inference_free(inference);
+    kigo_inference_free(live_inference);
     kigo_inference_free(new_inference);
-    kigo_model_free(model);
+    kigo_load_free(live_load);
+    kigo_load_free(new_load);
+    kigo_model_free(live_model);
     kigo_model_free(new_model);
-    kigo_options_free(options);
+    kigo_options_free(live_options);
     kigo_options_free(new_options);
-    kigo_error_free(error);
+    kigo_error_free(live_error);
     kigo_error_free(told);
-    new_inference = NULL, new_model = NULL, new_options = NULL, error = NULL, told = NULL;
+    new_inference = NULL, new_load = NULL, new_model = NULL, new_options = NULL, live_error = NULL, told = NULL;
 }
-

@@ -5,7 +5,7 @@ use super::header::{Function, Parameter, functions};
 use super::toolchain::{Link, build, model, run, scratch};
 use std::fmt::Write;
 
-const HANDLES: [&str; 4] = ["kigo_model", "kigo_inference", "kigo_options", "kigo_error"];
+const HANDLES: [&str; 5] = ["kigo_model", "kigo_load", "kigo_inference", "kigo_options", "kigo_error"];
 
 /// Something valid for a parameter.
 fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
@@ -18,6 +18,8 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
             "kigo_model_get_i64" => "\"n_vocab\"",
             "kigo_options_set_i64" => "\"max_tokens\"",
             "kigo_options_set_f64" => "\"temperature\"",
+            "kigo_device_get_str" => "\"name\"",
+            "kigo_device_get_i64" => "\"memory_bytes\"",
             "kigo_inference_get_i64" => "\"prompt_tokens\"",
             "kigo_inference_get_f64" => "\"prompt_ms\"",
             _ => panic!("no valid key is known for {function}"),
@@ -29,12 +31,15 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
         ("size_t", "size") => "sizeof text".to_owned(),
         ("char *", "text" | "bytes" | "buffer") => "text".to_owned(),
         ("int32_t *", "token") => "&token".to_owned(),
-        ("int64_t *", "value") => "&integer".to_owned(),
+        ("int64_t *", "value" | "done" | "total" | "device_bytes" | "host_bytes") => "&integer".to_owned(),
         ("double *", "value") => "&number".to_owned(),
+        ("int32_t", "device") => "0".to_owned(),
         ("int32_t" | "int64_t" | "double", _) => "1".to_owned(),
         ("kigo_error **", "error") => "&told".to_owned(),
         (pointer, name) if HANDLES.iter().any(|handle| pointer == format!("{handle} **")) => format!("&new_{name}"),
-        (pointer, name) if HANDLES.iter().any(|handle| pointer.ends_with(&format!("{handle} *"))) => name.to_owned(),
+        (pointer, name) if HANDLES.iter().any(|handle| pointer.ends_with(&format!("{handle} *"))) => {
+            format!("live_{name}")
+        }
         other => panic!("{function}: nothing valid is known for {other:?}"),
     }
 }
@@ -46,6 +51,9 @@ fn expected(function: &Function, parameter: &Parameter) -> String {
     if function.name == "kigo_model_load" && name == "options" {
         // The defaults ask for a GPU, which the machine may not have.
         "got != KIGO_INVALID_HANDLE && got != KIGO_INVALID_ARGUMENT".to_owned()
+    } else if function.name.starts_with("kigo_device_") && comment.contains("or NULL") {
+        // There may be no GPU to ask about.
+        "got != KIGO_INVALID_ARGUMENT".to_owned()
     } else if comment.contains("or NULL") {
         "got >= 0".to_owned()
     } else if function.result != "int32_t" {

@@ -43,6 +43,11 @@ fn x02_x03_x04_x05_threads() {
 }
 
 #[test]
+fn x03_x08_loads() {
+    passes("loads");
+}
+
+#[test]
 fn c22_fork() {
     passes("fork");
 }

@@ -94,6 +94,11 @@ pub fn options(settings: &[(&str, Setting)]) -> Handle {
     options
 }
 
+/// What a load on the GPU 999, which no machine has, comes to here: there may be no driver, or not even a backend.
+pub fn missing_gpu() -> Status {
+    kigo::backend::check_gpu(999).unwrap_err().status()
+}
+
 pub fn options_free(options: Handle) -> Answer<i32> {
     plain(kigo_options_free(options as *mut _))
 }
@@ -102,6 +107,33 @@ pub fn load(path: &Path, options: Handle) -> Answer<Handle> {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: the path ends with a NUL and outlives the call; the places are locals.
     made(|out, error| unsafe { kigo_model_load(path.as_ptr(), options as *const _, out, error) })
+}
+
+pub fn load_start(path: &Path, options: Handle) -> Answer<Handle> {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: the path ends with a NUL and outlives the call; the places are locals.
+    made(|out, error| unsafe { kigo_load_start(path.as_ptr(), options as *const _, out, error) })
+}
+
+/// Bytes that are read and bytes of all, and whether the load runs.
+pub fn load_progress(load: Handle) -> Answer<(i64, i64, bool)> {
+    let (mut done, mut total) = (0, 0);
+    // SAFETY: the places are locals.
+    let running = call(|error| unsafe { kigo_load_progress(load as *const _, &raw mut done, &raw mut total, error) })?;
+    Ok((done, total, running == 1))
+}
+
+pub fn load_cancel(load: Handle) -> Answer<i32> {
+    plain(kigo_load_cancel(load as *mut _))
+}
+
+pub fn load_finish(load: Handle) -> Answer<Handle> {
+    // SAFETY: the places are locals.
+    made(|out, error| unsafe { kigo_load_finish(load as *mut _, out, error) })
+}
+
+pub fn load_free(load: Handle) -> Answer<i32> {
+    plain(kigo_load_free(load as *mut _))
 }
 
 pub fn model_free(model: Handle) -> Answer<i32> {

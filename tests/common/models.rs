@@ -6,9 +6,15 @@ use std::path::PathBuf;
 
 pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
+/// The folder that `make gpu-bundle` fills, where the tests run out of one.
+pub fn bundle() -> Option<PathBuf> {
+    std::env::var_os("KIGO_BUNDLE").map(PathBuf::from)
+}
+
 /// A file of `tests/data`.
 pub fn data(file: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(file)
+    let here = || concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data").into();
+    bundle().map_or_else(here, |bundle| bundle.join("data")).join(file)
 }
 
 /// A file of the cache folder; `None`, and a line that says so, when models are skipped on request.

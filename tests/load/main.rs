@@ -12,6 +12,8 @@ mod gguf_bytes;
 mod model_bytes;
 #[path = "../common/models.rs"]
 mod models;
+#[path = "../common/random_blocks.rs"]
+mod random_blocks;
 #[path = "../common/time.rs"]
 mod time;
 #[path = "../common/tiny.rs"]
@@ -19,6 +21,7 @@ mod tiny;
 
 mod files;
 mod hparams;
+mod progress;
 mod quant_types;
 mod sweeps;
 mod tensors;

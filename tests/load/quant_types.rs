@@ -3,44 +3,24 @@
 use kigo::quant::QuantType;
 
 use super::*;
+use random_blocks::Random;
 use tiny::Tensor;
 
 const N_EMBD: u64 = 256;
 const N_FF: u64 = 512;
 const N_VOCAB: u64 = 280;
 
-/// A fixed sequence of random numbers (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
-/// Random blocks of a type whose weights are neither tiny nor huge.
-fn blocks(quant_type: QuantType, random: &mut Random) -> Vec<Vec<u8>> {
-    let mut weights = vec![0.0f32; quant_type.block_len()];
-    let mut blocks = Vec::new();
-    while blocks.len() < 500 {
-        let block: Vec<u8> = (0..quant_type.block_bytes()).map(|_| random.next() as u8).collect();
-        quant_type.dequantize(&block, &mut weights);
-        let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
-        if weights.iter().all(|weight| weight.is_finite()) && (1e-3..1.0).contains(&largest) {
-            blocks.push(block);
-        }
-    }
-    blocks
+/// Whether the weights of a block are neither tiny nor huge.
+fn is_good(weights: &[f32]) -> bool {
+    let largest = weights.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
+    (1e-3..1.0).contains(&largest)
 }
 
 /// A model of one layer, with the tokenizer of the tiny one and matrices of `quant_type`, 256 wide and so a multiple
 /// of every block; and the same model in f32.
 fn pair(quant_type: QuantType) -> (Draft, Draft) {
     let random = &mut Random(quant_type as u64);
-    let blocks = blocks(quant_type, random);
+    let blocks = random_blocks::blocks(quant_type, random, is_good);
     let mut quantised = [
         ("llama.embedding_length", N_EMBD),
         ("llama.feed_forward_length", N_FF),
@@ -66,8 +46,7 @@ fn pair(quant_type: QuantType) -> (Draft, Draft) {
         ("output.weight", &[N_EMBD, N_VOCAB]),
     ] {
         let n = dims.iter().product::<u64>() as usize;
-        let pick = |_| &blocks[random.next() as usize % blocks.len()];
-        let data: Vec<u8> = (0..n / quant_type.block_len()).flat_map(pick).copied().collect();
+        let data = random_blocks::tensor(quant_type, n, &blocks, random);
         let mut weights = vec![0.0; n];
         quant_type.dequantize(&data, &mut weights);
         quantised.tensors.push(Tensor { name: name.into(), dims: dims.to_vec(), type_id: quant_type as u32, data });

@@ -80,7 +80,10 @@ fn an_unsupported_type_is_named_with_the_known_ones_g37() {
 
 #[test]
 fn a_tensor_of_no_use_is_named_g37() {
+    let norm_biases = ["blk.0.attn_norm.bias", "blk.1.ffn_norm.bias", "output_norm.bias"];
     for name in ["blk.2.attn_q.weight", "blk.0.attn_q_norm.weight", "token_types.weight", "blk.00.attn_q.bias", "%n \n"]
+        .into_iter()
+        .chain(norm_biases)
     {
         let draft = Draft::tiny().with_tensor(name, &[16], &[1.0; 16]);
         let shown = if name.starts_with('%') { "%n" } else { name };

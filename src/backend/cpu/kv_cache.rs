@@ -18,15 +18,16 @@ pub struct KvCache {
     /// `n_head_kv * head_dim`.
     width: usize,
     sequences: HashMap<SequenceId, Vec<Page>>,
+    n_pages: usize,
 }
 
 impl KvCache {
     pub fn new(n_layer: usize, width: usize) -> KvCache {
-        KvCache { n_layer, width, sequences: HashMap::new() }
+        KvCache { n_layer, width, sequences: HashMap::new(), n_pages: 0 }
     }
 
     pub fn sequence_free(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+        self.n_pages -= self.sequences.remove(&sequence).map_or(0, |pages| pages.len());
         if self.sequences.is_empty() {
             self.sequences = HashMap::new();
         }
@@ -35,7 +36,7 @@ impl KvCache {
     /// Adds pages until positions `0..n_positions` have a place.
     pub fn reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
         self.sequences.try_reserve(1).map_err(|_| out_of_memory(size_of::<Page>()))?;
-        let page_len = self.n_layer * 2 * PAGE * self.width;
+        let page_len = self.page_len();
         let pages = self.sequences.entry(sequence).or_default();
         let n_before = pages.len();
         while pages.len() < n_positions.div_ceil(PAGE) {
@@ -52,7 +53,18 @@ impl KvCache {
                 }
             }
         }
+        self.n_pages += pages.len() - n_before;
         Ok(())
+    }
+
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> usize {
+        self.n_pages * self.page_len() * size_of::<f32>()
+    }
+
+    /// Numbers in a page.
+    fn page_len(&self) -> usize {
+        self.n_layer * 2 * PAGE * self.width
     }
 
     /// Writes k and v `[n_head_kv, head_dim]` of a row.
@@ -121,9 +133,12 @@ mod tests {
     fn freed_and_unknown_sequences_hold_nothing() {
         let mut cache = KvCache::new(1, 1);
         cache.reserve(4, 1).unwrap();
+        cache.reserve(4, PAGE + 1).unwrap();
+        assert_eq!(cache.bytes(), 2 * 2 * PAGE * 4);
         cache.sequence_free(99);
         cache.sequence_free(4);
         cache.sequence_free(4);
+        assert_eq!(cache.bytes(), 0);
         assert_eq!(cache.pages(&row(4, 0), 0).count(), 0);
         assert_eq!(cache.sequences.capacity(), 0);
     }

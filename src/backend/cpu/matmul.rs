@@ -52,6 +52,12 @@ impl MatMul {
         Ok(MatMul { arch: Arch::new(), rows, columns: Vec::new() })
     }
 
+    /// Bytes of its buffers.
+    pub fn bytes(&self) -> usize {
+        let cols = self.rows.first().map_or(0, |row| row.lock().unwrap_or_else(PoisonError::into_inner).capacity());
+        (self.rows.len() * cols + self.columns.capacity()) * size_of::<f32>()
+    }
+
     /// The machine's vector instructions.
     pub fn arch(&self) -> Arch {
         self.arch

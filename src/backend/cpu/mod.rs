@@ -9,12 +9,15 @@ mod matmul;
 mod tensor;
 mod vector;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rayon::prelude::*;
 
-use super::{Backend, Row, SequenceId};
+use super::{Backend, Memory, Progress, Purpose, Residency, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
-use crate::model::{Activation, ModelDesc, Weights};
+use crate::model::{Activation, ModelDesc, Norm, Weights};
 use crate::{Error, Result};
 use attention::Head;
 use kv_cache::KvCache;
@@ -30,8 +33,32 @@ pub struct CpuBackend {
     rope_angles: Vec<f64>,
     cache: KvCache,
     matmul: MatMul,
-    pool: std::sync::Arc<rayon::ThreadPool>,
+    pool: Arc<rayon::ThreadPool>,
     work: Workspace,
+    memory: Arc<HostMemory>,
+}
+
+/// Bytes that the backend holds, as it last said.
+#[derive(Default)]
+struct HostMemory {
+    bytes: [AtomicU64; Purpose::ALL.len()],
+}
+
+impl HostMemory {
+    fn set(&self, purpose: Purpose, bytes: usize) {
+        self.bytes[purpose as usize].store(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Memory for HostMemory {
+    fn bytes(&self, purpose: Purpose) -> u64 {
+        self.bytes[purpose as usize].load(Ordering::Relaxed)
+    }
+
+    fn residency(&self) -> Result<Residency> {
+        let host_bytes = Purpose::ALL.into_iter().map(|purpose| self.bytes(purpose)).sum();
+        Ok(Residency { device_bytes: 0, host_bytes })
+    }
 }
 
 /// Activations of one batch. Every buffer holds at least the batch's rows and is reused by the next batch.
@@ -62,22 +89,47 @@ struct Workspace {
     logits: Vec<f32>,
 }
 
+impl Workspace {
+    fn bytes(&self) -> usize {
+        let buffers = [
+            &self.x,
+            &self.normed,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.mix,
+            &self.gate,
+            &self.up,
+            &self.delta,
+            &self.logits,
+        ];
+        buffers.into_iter().map(Vec::capacity).sum::<usize>() * size_of::<f32>()
+            + self.turns.capacity() * size_of::<(f32, f32)>()
+            + self.rows.capacity() * size_of::<Row>()
+    }
+}
+
 impl CpuBackend {
     /// Reads the planned tensors into memory and starts `n_threads` threads.
     ///
     /// # Errors
-    /// When the file cannot be read, memory cannot be had, or threads cannot be started.
+    /// When the file cannot be read, memory cannot be had, threads cannot be started, or the load is cancelled.
     pub fn load(
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<crate::gguf::TensorInfo>,
         n_threads: usize,
+        progress: &Progress,
     ) -> Result<Self> {
-        let mut weight_bytes = 0;
+        let weight_bytes = plan.file_bytes();
+        progress.expect(weight_bytes);
+        let (memory, mut held) = (Arc::new(HostMemory::default()), 0);
         let weights = plan.try_map(|role, info| {
-            weight_bytes += info.n_bytes;
-            Tensor::load(gguf, info, role)
+            let tensor = Tensor::load(gguf, info, role, progress)?;
+            held += tensor.bytes();
+            Ok(tensor)
         })?;
+        memory.set(Purpose::Weights, held);
         let rope_angles = rope_angles(desc, weights.rope_freqs.as_ref());
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
@@ -92,8 +144,9 @@ impl CpuBackend {
             weights,
             weight_bytes,
             rope_angles,
-            pool: std::sync::Arc::new(pool),
+            pool: Arc::new(pool),
             work: Workspace::default(),
+            memory,
         })
     }
 }
@@ -107,17 +160,28 @@ impl Backend for CpuBackend {
         self.weight_bytes
     }
 
+    fn memory(&self) -> Arc<dyn Memory> {
+        self.memory.clone()
+    }
+
     fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
-        self.cache.reserve(sequence, n_positions)
+        self.cache.reserve(sequence, n_positions)?;
+        self.memory.set(Purpose::Cache, self.cache.bytes());
+        Ok(())
     }
 
     fn sequence_free(&mut self, sequence: SequenceId) {
         self.cache.sequence_free(sequence);
+        self.memory.set(Purpose::Cache, self.cache.bytes());
     }
 
     fn forward(&mut self, rows: &[Row]) -> Result<()> {
         let pool = self.pool.clone();
-        let mut run = || pool.install(|| crate::model::forward(self, rows));
+        let mut run = || {
+            let outcome = pool.install(|| crate::model::forward(self, rows));
+            self.memory.set(Purpose::Workspace, self.work.bytes() + self.matmul.bytes());
+            outcome
+        };
         if rayon::current_thread_index().is_none() {
             return run();
         }
@@ -184,7 +248,7 @@ impl Backend for CpuBackend {
     fn attn_qkv(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, cache, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        rms_norm(matmul.arch(), d, &w.x, &l.attn_norm, &mut w.normed);
+        norm(matmul.arch(), d, &w.x, &l.attn_norm, l.attn_norm_bias.as_ref(), &mut w.normed);
         let q = (&l.attn_q, &mut w.q[..]);
         let k = (&l.attn_k, &mut w.k[..]);
         let v = (&l.attn_v, &mut w.v[..]);
@@ -225,10 +289,11 @@ impl Backend for CpuBackend {
     fn ffn_up(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        rms_norm(matmul.arch(), d, &w.x, &l.ffn_norm, &mut w.normed);
+        norm(matmul.arch(), d, &w.x, &l.ffn_norm, l.ffn_norm_bias.as_ref(), &mut w.normed);
         matmul.run(&mut [(&l.ffn_gate, &mut w.gate), (&l.ffn_up, &mut w.up)], &w.normed)?;
         match d.activation {
             Activation::Silu => vector::silu_mul(matmul.arch(), &mut w.gate, &w.up),
+            Activation::Gelu => vector::gelu_mul(matmul.arch(), &mut w.gate, &w.up),
         }
         Ok(())
     }
@@ -251,16 +316,23 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         let normed = &mut w.normed[..n * d.n_embd];
-        rms_norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, normed);
+        let bias = weights.output_norm_bias.as_ref();
+        norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, bias, normed);
         let head = weights.output.as_ref().unwrap_or(&weights.token_embd);
         matmul.run(&mut [(head, &mut w.logits)], normed)
     }
 }
 
-fn rms_norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, out: &mut [f32]) {
+/// Normalises every row of `x` `[n, n_embd]` into `out`.
+fn norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, bias: Option<&Tensor>, out: &mut [f32]) {
+    let row = match desc.norm {
+        Norm::Rms => vector::rms_norm,
+        Norm::Layer => vector::layer_norm,
+    };
     for (x, out) in x.chunks_exact(desc.n_embd).zip(out.chunks_exact_mut(desc.n_embd)) {
-        vector::rms_norm(arch, x, weight.vector(), desc.norm_rms_eps, out);
+        row(arch, x, weight.vector(), desc.norm_eps, out);
     }
+    add_bias(out, bias);
 }
 
 /// Adds the bias `[width]`, where there is one, to every row of `x` `[n, width]`.

@@ -1,10 +1,14 @@
 //! A weight in host memory.
 
 use crate::Result;
+use crate::backend::Progress;
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::Role;
 use crate::quant::QuantType;
+
+/// Bytes that are read at once: a cancellation waits for so many, which takes milliseconds.
+const READ_BYTES: usize = 8 << 20;
 
 /// A weight: a matrix in its quantised form, or a vector in f32.
 #[derive(Debug)]
@@ -22,11 +26,16 @@ impl Tensor {
     /// Reads a tensor of the file.
     ///
     /// # Errors
-    /// When the file cannot be read or memory cannot be had.
-    pub fn load(gguf: &Gguf, info: &TensorInfo, role: Role) -> Result<Tensor> {
+    /// When the file cannot be read, memory cannot be had or the load is cancelled.
+    pub fn load(gguf: &Gguf, info: &TensorInfo, role: Role, progress: &Progress) -> Result<Tensor> {
         let mut data: Vec<u8> = try_vec(info.n_bytes as usize, &info.name)?;
-        data.resize(info.n_bytes as usize, 0);
-        gguf.read_tensor(info, &mut data)?;
+        while data.len() < info.n_bytes as usize {
+            progress.check()?;
+            let start = data.len();
+            data.resize((start + READ_BYTES).min(info.n_bytes as usize), 0);
+            gguf.read_tensor_part(info, start as u64, &mut data[start..])?;
+            progress.advance((data.len() - start) as u64);
+        }
         let cols = info.dims()[0] as usize;
         let rows = info.dims()[1..].iter().product::<u64>() as usize;
         let mut values = Vec::new();
@@ -37,6 +46,11 @@ impl Tensor {
             data = Vec::new();
         }
         Ok(Tensor { quant_type: info.quant_type, cols, rows, data, values })
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + size_of_val(&self.values[..])
     }
 
     /// Outputs of the product.

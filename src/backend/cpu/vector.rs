@@ -85,6 +85,25 @@ pub fn rms_norm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]
     arch.dispatch(Norm(x, weight, eps, out));
 }
 
+/// `out = (x - mean(x)) * weight / sqrt(var(x) + eps)` (Ba et al. 2016), the bias to be added. The mean is summed in f64.
+pub fn layer_norm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    struct Norm<'a>(&'a [f32], &'a [f32], f32, &'a mut [f32]);
+    impl WithSimd for Norm<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let Norm(x, weight, eps, out) = self;
+            let mean = (x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64) as f32;
+            out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean);
+            let mut squares = Sums::new(simd);
+            squares.add(simd, out, out);
+            let scale = 1.0 / (squares.total(simd) / x.len() as f32 + eps).sqrt();
+            out.iter_mut().zip(weight).for_each(|(out, weight)| *out = *out * scale * weight);
+        }
+    }
+    arch.dispatch(Norm(x, weight, eps, out));
+}
+
 /// `gate = silu(gate) * up`
 pub fn silu_mul(arch: Arch, gate: &mut [f32], up: &[f32]) {
     struct SiluMul<'a>(&'a mut [f32], &'a [f32]);
@@ -98,6 +117,23 @@ pub fn silu_mul(arch: Arch, gate: &mut [f32], up: &[f32]) {
         }
     }
     arch.dispatch(SiluMul(gate, up));
+}
+
+/// `gate = gelu(gate) * up` with gelu(x) = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + e^-2u).
+pub fn gelu_mul(arch: Arch, gate: &mut [f32], up: &[f32]) {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    struct GeluMul<'a>(&'a mut [f32], &'a [f32]);
+    impl WithSimd for GeluMul<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) {
+            for (gate, up) in self.0.iter_mut().zip(self.1) {
+                let u = SQRT_2_OVER_PI * *gate * mul_add::<S>(0.044_715 * *gate, *gate, 1.0);
+                *gate = *gate / (1.0 + exp::<S>(-2.0 * u)) * up;
+            }
+        }
+    }
+    arch.dispatch(GeluMul(gate, up));
 }
 
 /// e^x to within 2 units in the last place, without branches so that it vectorises: x = n ln 2 + r with the
@@ -172,6 +208,45 @@ mod tests {
         assert!(exp::<pulp::Scalar>(-1e30) < 1e-37);
         assert!(exp::<pulp::Scalar>(1e30).is_finite());
         assert!(exp::<pulp::Scalar>(f32::NAN).is_nan());
+    }
+
+    /// Rows with every number of columns, with a mean far from zero.
+    #[test]
+    fn norms_equal_their_formulas() {
+        for len in 1..150 {
+            let x: Vec<f32> = (0..len).map(|i| 3.0 + (i as f32 * 0.37).sin()).collect();
+            let weight: Vec<f32> = (0..len).map(|i| 1.0 + (i as f32 * 0.11).cos()).collect();
+            let n = len as f64;
+            let mean = |f: &dyn Fn(f64) -> f64| x.iter().map(|&x| f(f64::from(x))).sum::<f64>() / n;
+            let (mu, eps) = (mean(&|x| x), f64::from(1e-5f32));
+            let (variance, square) = (mean(&|x| (x - mu).powi(2)), mean(&|x| x * x));
+            let (mut layer, mut rms) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+            layer_norm(Arch::new(), &x, &weight, 1e-5, &mut layer);
+            rms_norm(Arch::new(), &x, &weight, 1e-5, &mut rms);
+            for i in 0..len {
+                let (x, weight) = (f64::from(x[i]), f64::from(weight[i]));
+                let expected = (x - mu) / (variance + eps).sqrt() * weight;
+                assert!((f64::from(layer[i]) - expected).abs() < 2e-5, "{len}: {} {expected}", layer[i]);
+                let expected = x / (square + eps).sqrt() * weight;
+                assert!((f64::from(rms[i]) - expected).abs() < 2e-6, "{len}: {} {expected}", rms[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn gates_equal_their_formulas() {
+        let x: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 200.0).chain([-1e30, 1e30]).collect();
+        let up = vec![0.5; x.len()];
+        let (mut gelu, mut silu) = (x.clone(), x.clone());
+        gelu_mul(Arch::new(), &mut gelu, &up);
+        silu_mul(Arch::new(), &mut silu, &up);
+        for (i, x) in x.iter().map(|&x| f64::from(x)).enumerate() {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            for (found, expected) in [(gelu[i], 0.25 * x * (1.0 + u.tanh())), (silu[i], 0.5 * x / (1.0 + (-x).exp()))] {
+                let error = (f64::from(found) - expected).abs();
+                assert!(error <= 1e-6 * expected.abs().max(0.1), "{x}: {found} {expected}");
+            }
+        }
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Devices, and the context that all of kigo's work on one happens in: the primary one, which the host may use too.
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::driver::{Code, CuContext, Driver, Functions, Loss, code, no_device};
 use super::memory::Ledger;
+pub use crate::backend::DeviceInfo;
 use crate::{Error, Result};
 
 /// Attributes of a device, `CUdevice_attribute`.
@@ -14,28 +17,6 @@ const COMPUTE_CAPABILITY_MINOR: c_uint = 76;
 
 /// The oldest architecture that the kernels are written for.
 const OLDEST_GPU: (u32, u32) = (8, 0);
-
-/// What there is to know about a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// Its number among those that the process may use.
-    pub ordinal: u32,
-    /// Its name, such as "NVIDIA H200".
-    pub name: String,
-    /// Its memory in bytes.
-    pub total_bytes: u64,
-    /// Major and minor number of its architecture: (9, 0) is sm_90.
-    pub compute_capability: (u32, u32),
-    /// Its multiprocessors.
-    pub n_sm: u32,
-}
-
-impl DeviceInfo {
-    /// Its architecture, such as `sm_90`.
-    pub fn architecture(&self) -> String {
-        format!("sm_{}{}", self.compute_capability.0, self.compute_capability.1)
-    }
-}
 
 /// The option value that selects the device.
 fn device_name(ordinal: u32) -> String {
@@ -61,6 +42,25 @@ impl Context {
         (0..driver.n_devices()).map(|ordinal| Ok(describe(driver, ordinal)?.1)).collect()
     }
 
+    /// What there is to know about one device, whether kigo can run on it or not.
+    ///
+    /// # Errors
+    /// Those of [`Driver::get`]; `NoDevice`, `DeviceLost`, `DeviceError`.
+    pub fn describe(ordinal: u32) -> Result<DeviceInfo> {
+        let driver = Driver::get()?;
+        check_exists(driver, ordinal)?;
+        Ok(describe(driver, ordinal)?.1)
+    }
+
+    /// Whether a model can run on a device, without touching its memory.
+    ///
+    /// # Errors
+    /// Those of [`Context::open`].
+    pub fn check(ordinal: u32) -> Result<()> {
+        let driver = Driver::get()?;
+        check_usable(driver, ordinal).map(|_| ())
+    }
+
     /// Makes a device ready. Contexts of one device share what the driver has for it, but each has its own ledger.
     ///
     /// # Errors
@@ -68,16 +68,7 @@ impl Context {
     /// lost, `OutOfMemory`, `DeviceError`.
     pub fn open(ordinal: u32) -> Result<Arc<Context>> {
         let driver = Driver::get()?;
-        let device = device_name(ordinal);
-        if ordinal >= driver.n_devices() {
-            return Err(no_device(&device, driver.n_devices()));
-        }
-        check_lost(driver, ordinal)?;
-        let (handle, info) = describe(driver, ordinal)?;
-        if info.compute_capability < OLDEST_GPU {
-            let expected = format!("sm_{}{} or later", OLDEST_GPU.0, OLDEST_GPU.1);
-            return Err(Error::UnsupportedGpu { device, found: info.architecture(), name: info.name, expected });
-        }
+        let (handle, info) = check_usable(driver, ordinal)?;
         let mut raw = CuContext::NULL;
         // SAFETY: `handle` is a device of the driver; it writes one pointer.
         let code = unsafe { (driver.functions.cuDevicePrimaryCtxRetain)(&raw mut raw, handle) };
@@ -106,16 +97,20 @@ impl Context {
     }
 
     /// Makes the context current in this thread until the guard is dropped, then the host's is again. Calls of this
-    /// module do so by themselves; it nests.
+    /// module do so by themselves; one guard around many calls spares each of them two calls of the driver.
     ///
     /// # Errors
     /// `DeviceLost`, `DeviceError`.
     pub fn bind(&self) -> Result<Bound<'_>> {
         check_lost(self.driver, self.info.ordinal)?;
-        // SAFETY: `raw` is a context that this value keeps alive.
-        let code = unsafe { (self.driver.functions.cuCtxPushCurrent)(self.raw) };
-        self.check("cuCtxPushCurrent", code)?;
-        Ok(Bound { context: self, thread: std::marker::PhantomData })
+        let before = BOUND.get();
+        if before != self.raw {
+            // SAFETY: `raw` is a context that this value keeps alive.
+            let code = unsafe { (self.driver.functions.cuCtxPushCurrent)(self.raw) };
+            self.checked("cuCtxPushCurrent", code)?;
+            BOUND.set(self.raw);
+        }
+        Ok(Bound { context: self, before, thread: PhantomData })
     }
 
     /// Free memory of the device in bytes, as the driver sees it now.
@@ -150,7 +145,7 @@ impl Context {
     pub(super) fn call(&self, name: &'static str, make: impl FnOnce(&Functions) -> Code) -> Result<()> {
         let _bound = self.bind()?;
         let code = make(&self.driver.functions);
-        self.check(name, code)
+        self.checked(name, code)
     }
 
     /// As [`Self::call`] for calls that free something: nobody hears of a failure, so it is tried once more; on a
@@ -162,7 +157,7 @@ impl Context {
     }
 
     /// What a code of the call `name` means.
-    pub(super) fn check(&self, name: &'static str, code: Code) -> Result<()> {
+    pub(super) fn checked(&self, name: &'static str, code: Code) -> Result<()> {
         check(self.driver, self.info.ordinal, name, code)
     }
 }
@@ -175,29 +170,62 @@ impl Drop for Context {
             }
             // SAFETY: `open` retained the context of this device once, and this releases it once.
             let code = unsafe { (self.driver.functions.cuDevicePrimaryCtxRelease)(self.handle) };
-            if self.check("cuDevicePrimaryCtxRelease", code).is_ok() {
+            if self.checked("cuDevicePrimaryCtxRelease", code).is_ok() {
                 return;
             }
         }
     }
 }
 
+thread_local! {
+    /// The context that the innermost [`Bound`] of this thread made current. Nothing of the host runs while there is one.
+    static BOUND: Cell<CuContext> = const { Cell::new(CuContext::NULL) };
+}
+
 /// A context that is current in this thread.
 pub struct Bound<'a> {
     context: &'a Context,
+    /// What the guard outside this one made current; this one pushed nothing if it is the same context.
+    before: CuContext,
     /// The guard must be dropped in the thread that made it.
-    thread: std::marker::PhantomData<*const ()>,
+    thread: PhantomData<*const ()>,
 }
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
         let _ = self.thread;
+        if self.before == self.context.raw {
+            return;
+        }
+        BOUND.set(self.before);
         let mut popped = CuContext::NULL;
         // Also on a lost device: it only restores what the host had.
-        // SAFETY: `bind` pushed in this thread, and guards are dropped in reverse order; it writes one pointer.
-        let code = unsafe { (self.context.driver.functions.cuCtxPopCurrent)(&raw mut popped) };
-        let _ = self.context.check("cuCtxPopCurrent", code);
+        let mut pop = || {
+            // SAFETY: `bind` pushed in this thread, and guards are dropped in reverse order; it writes one pointer.
+            let code = unsafe { (self.context.driver.functions.cuCtxPopCurrent)(&raw mut popped) };
+            self.context.checked("cuCtxPopCurrent", code)
+        };
+        if pop().is_err() && !self.context.is_lost() {
+            let _ = pop();
+        }
     }
+}
+
+fn check_exists(driver: &Driver, ordinal: u32) -> Result<()> {
+    if ordinal < driver.n_devices() { Ok(()) } else { Err(no_device(&device_name(ordinal), driver.n_devices())) }
+}
+
+/// A device that exists, is not lost and has an architecture that the kernels are written for.
+fn check_usable(driver: &Driver, ordinal: u32) -> Result<(c_int, DeviceInfo)> {
+    check_exists(driver, ordinal)?;
+    check_lost(driver, ordinal)?;
+    let (handle, info) = describe(driver, ordinal)?;
+    if info.compute_capability < OLDEST_GPU {
+        let expected = format!("sm_{}{} or later", OLDEST_GPU.0, OLDEST_GPU.1);
+        let (device, found) = (device_name(ordinal), info.architecture());
+        return Err(Error::UnsupportedGpu { device, found, name: info.name, expected });
+    }
+    Ok((handle, info))
 }
 
 /// The driver's number of a device, and what it says about it.

@@ -164,9 +164,9 @@ functions! {
 const OLDEST: c_int = 12040;
 
 #[cfg(not(windows))]
-const LIBRARY: &str = "libcuda.so.1";
+const LIBRARY_NAME: &str = "libcuda.so.1";
 #[cfg(windows)]
-const LIBRARY: &str = "nvcuda.dll";
+const LIBRARY_NAME: &str = "nvcuda.dll";
 
 /// How a device failed for good.
 pub(super) struct Loss {
@@ -180,11 +180,12 @@ pub struct Driver {
     version: c_int,
     /// One per device: set once it is lost, for this process and for ever.
     pub(super) losses: Vec<OnceLock<Loss>>,
-    /// Keeps the functions where they are.
-    _library: Library,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
+
+/// Once loaded it stays, also when it does not start: drivers do not like to be unloaded.
+static LIBRARY: OnceLock<Library> = OnceLock::new();
 
 impl Driver {
     /// The driver. It is loaded by the first call; a failure is not remembered, the next call tries again.
@@ -202,18 +203,24 @@ impl Driver {
     }
 
     fn load() -> Result<Driver> {
-        // SAFETY: the driver's library may be loaded at any time, from any thread.
-        let library = unsafe { Library::new(LIBRARY) }
-            .map_err(|error| Error::NoDriver { reason: error.to_string().replace('\n', " ") })?;
+        let library = match LIBRARY.get() {
+            Some(library) => library,
+            None => {
+                // SAFETY: the driver's library may be loaded at any time, from any thread.
+                let library = unsafe { Library::new(LIBRARY_NAME) }
+                    .map_err(|error| Error::NoDriver { reason: error.to_string().replace('\n', " ") })?;
+                LIBRARY.get_or_init(|| library)
+            }
+        };
         let mut version = 0;
         // SAFETY: the function has this type since the first drivers.
         let get_version = unsafe { library.get::<unsafe extern "C" fn(*mut c_int) -> Code>(b"cuDriverGetVersion\0") };
         match get_version {
             // SAFETY: it writes one integer, and may be called before the driver is initialised.
             Ok(get_version) => check_start("cuDriverGetVersion", unsafe { get_version(&raw mut version) }, 0, None)?,
-            Err(_) => return Err(Error::NoDriver { reason: format!("{LIBRARY} is not that of a driver") }),
+            Err(_) => return Err(Error::NoDriver { reason: format!("{LIBRARY_NAME} is not that of a driver") }),
         }
-        let found = Functions::find(&library);
+        let found = Functions::find(library);
         if version < OLDEST {
             return Err(too_old(version, OLDEST, String::new()));
         }
@@ -228,7 +235,7 @@ impl Driver {
             return Err(no_device("cuda", 0));
         }
         let losses = (0..count).map(|_| OnceLock::new()).collect();
-        Ok(Driver { functions, version, losses, _library: library })
+        Ok(Driver { functions, version, losses })
     }
 
     /// The CUDA version that the driver is for: major, minor.
@@ -266,11 +273,12 @@ fn check_start(call: &'static str, code: Code, version: c_int, functions: Option
         code::SUCCESS => Ok(()),
         code::NO_DEVICE => Err(no_device("cuda", 0)),
         code::STUB_LIBRARY => {
-            Err(Error::NoDriver { reason: format!("{LIBRARY} is the stub of the CUDA toolkit, not a driver") })
+            Err(Error::NoDriver { reason: format!("{LIBRARY_NAME} is the stub of the CUDA toolkit, not a driver") })
         }
         code::CALL_REQUIRES_NEWER_DRIVER | code::SYSTEM_DRIVER_MISMATCH | code::COMPAT_NOT_SUPPORTED_ON_DEVICE => {
             Err(too_old(version, OLDEST, format!(", whose {call} returned {code} ({})", name())))
         }
+        code::OUT_OF_MEMORY => Err(Error::OutOfDriverMemory { device: "cuda".into(), call }),
         code => Err(Error::DeviceError { device: "cuda".into(), call, code, name: name() }),
     }
 }

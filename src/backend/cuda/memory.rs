@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::context::Context;
 use super::stream::Stream;
+pub use crate::backend::Purpose;
+use crate::backend::{Memory, Residency};
 use crate::{Error, Result};
 
 /// Flags of `cuMemHostAlloc`: known to all contexts, mapped into the device.
@@ -18,17 +20,6 @@ const POINTER_MEMORY_TYPE: c_uint = 2;
 const POINTER_IS_MANAGED: c_uint = 8;
 const POINTER_DEVICE_ORDINAL: c_uint = 9;
 const MEMORY_TYPE_DEVICE: c_int = 2;
-
-/// What memory of the device is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Purpose {
-    /// Tensors of the model.
-    Weights,
-    /// Keys and values.
-    Cache,
-    /// Activations, parameters, everything else.
-    Workspace,
-}
 
 /// What is allocated through one context.
 #[derive(Default)]
@@ -88,6 +79,16 @@ impl Ledger {
             bytes += *len as u64;
         }
         Ok(bytes)
+    }
+}
+
+impl Memory for Context {
+    fn bytes(&self, purpose: Purpose) -> u64 {
+        self.ledger().bytes(purpose)
+    }
+
+    fn residency(&self) -> Result<Residency> {
+        Ok(Residency { device_bytes: self.verify_residency()?, host_bytes: self.ledger().pinned_bytes() })
     }
 }
 
@@ -213,12 +214,21 @@ impl DeviceBuffer {
     /// # Errors
     /// `DeviceLost`, `DeviceError`.
     pub fn fill_u8(&self, stream: &Stream, value: u8) -> Result<()> {
-        let address = self.part(stream, 0, self.len)?;
-        if self.is_empty() {
+        self.fill_part_u8(stream, 0..self.len, value)
+    }
+
+    /// Queues the writing of `value` to every byte of a part.
+    ///
+    /// # Errors
+    /// `Internal` when there is no such part; `DeviceLost`, `DeviceError`.
+    pub fn fill_part_u8(&self, stream: &Stream, part: Range<usize>, value: u8) -> Result<()> {
+        let bytes = part.len();
+        let address = self.part(stream, part.start, bytes)?;
+        if bytes == 0 {
             return Ok(());
         }
         // SAFETY: the bytes are those of this buffer.
-        self.context.call("cuMemsetD8Async", |f| unsafe { (f.cuMemsetD8Async)(address, value, self.len, stream.raw()) })
+        self.context.call("cuMemsetD8Async", |f| unsafe { (f.cuMemsetD8Async)(address, value, bytes, stream.raw()) })
     }
 
     /// The address of a part, for work in `stream`.

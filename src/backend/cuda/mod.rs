@@ -7,6 +7,8 @@
 
 pub mod context;
 pub mod driver;
+pub mod kv_cache;
+pub mod load;
 pub mod memory;
 pub mod module;
 pub mod params;

@@ -117,9 +117,10 @@ impl Stream {
         queue(self)?;
         let recorded = capture.end()?;
         let mut raw = CuGraphExec::NULL;
-        // SAFETY: the recorded graph is alive; it writes one pointer.
-        self.context
-            .call("cuGraphInstantiate", |f| unsafe { (f.cuGraphInstantiate)(&raw mut raw, recorded.raw, 0) })?;
+        self.context.call("cuGraphInstantiate", |f| {
+            // SAFETY: the recorded graph is alive; it writes one pointer.
+            unsafe { (f.cuGraphInstantiate)(&raw mut raw, recorded.raw, 0) }
+        })?;
         Ok(Graph { context: self.context.clone(), raw })
     }
 }

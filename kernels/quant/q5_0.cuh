@@ -1,0 +1,29 @@
+// Q5_0: 32 weights d * (q - 16), q of 5 bits (src/quant/q5_0.rs).
+#pragma once
+
+#include "block_scales.cuh"
+
+struct Q5_0 {
+    static constexpr int kBlockLen = 32, kBlockBytes = 22;
+    static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
+    static constexpr bool kHasMin = false;
+    static constexpr Operand kOperand = Operand::kF16;
+    static constexpr uint32_t kZero = 16;
+    using Planes = PlanesOf<4, 1>;
+    using Scales = BlockScales<1>;
+
+    KIGO_FN static uint32_t code(const uint8_t* block, int i) {
+        return (block[6 + i % 16] >> (i / 16 * 4) & 15) | (block[2 + i / 8] >> i % 8 & 1) << 4;
+    }
+
+    KIGO_FN static uint32_t operand(uint32_t pair) { return small_integers<16>(pair); }
+
+    template <class Rows>
+    KIGO_FN static void pack_scales(uint8_t* out, int lane, int n_columns, Rows rows) {
+        pack_block_scales<Q5_0, 2>(out, lane, n_columns, rows);
+    }
+
+    KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_block_scales<1>(scales, g); }
+
+    KIGO_FN static Float2 scale(const Scales& scales, int group) { return block_scale(scales, group); }
+};

@@ -1,0 +1,27 @@
+// Q8_0: 32 weights d * q, q a signed byte; the code is q + 128 (src/quant/q8_0.rs).
+#pragma once
+
+#include "block_scales.cuh"
+
+struct Q8_0 {
+    static constexpr int kBlockLen = 32, kBlockBytes = 34;
+    static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
+    static constexpr bool kHasMin = false;
+    static constexpr Operand kOperand = Operand::kF16;
+    static constexpr uint32_t kZero = 128;
+    using Planes = PlanesOf<8, 0>;
+    using Scales = BlockScales<1>;
+
+    KIGO_FN static uint32_t code(const uint8_t* block, int i) { return block[2 + i] ^ 0x80; }
+
+    KIGO_FN static uint32_t operand(uint32_t pair) { return small_integers<128>(pair); }
+
+    template <class Rows>
+    KIGO_FN static void pack_scales(uint8_t* out, int lane, int n_columns, Rows rows) {
+        pack_block_scales<Q8_0, 2>(out, lane, n_columns, rows);
+    }
+
+    KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_block_scales<1>(scales, g); }
+
+    KIGO_FN static Float2 scale(const Scales& scales, int group) { return block_scale(scales, group); }
+};

@@ -1,0 +1,725 @@
+/* A libcuda.so.1 without a GPU, for tests of what kigo does when the driver fails. Device memory is host memory, zero at
+ * first; copies copy, graphs replay, kernels do nothing. What a real driver refuses (a wrong handle, a copy outside its
+ * allocation, a call without a context, a launch with too much shared memory) is refused and counted as misuse.
+ *
+ *   FAKE_CUDA_DEVICES    architectures of the devices, "90" by default, "90,75" for two, "" for none
+ *   CUDA_VISIBLE_DEVICES as the driver takes it: numbers up to the first that is wrong
+ *   FAKE_CUDA_VERSION    13000 by default
+ *   FAKE_CUDA_MEMORY     bytes of a device, 1 GiB by default
+ *   FAKE_CUDA_FAIL_AT    this call fails, counted from 1
+ *   FAKE_CUDA_FAIL_IN    count calls of this function only
+ *   FAKE_CUDA_FAIL_CODE  what the call returns; an error of the kind that a process cannot recover from stays
+ *   FAKE_CUDA_REPORT     the file that gets what is counted, at exit: "name number" lines
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "launch.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum { CALLS = 1 << 16, MAX_DEVICES = 16, MAX_DEPTH = 64, DEFAULT_SHARED = 48 << 10, MAX_SHARED = 227 << 10 };
+
+/* Kernels by the start of their names, with the size of their parameter; the test that builds this writes the list. */
+static const struct {
+    const char *name;
+    size_t bytes;
+} KERNELS[] = {
+#include "kernels.inc"
+    {"test_kernel", 16},
+};
+
+typedef enum { ALLOCATION, PINNED, STREAM, EVENT, GRAPH, EXEC, MODULE, FUNCTION, KINDS } Kind;
+static const char *const KIND_NAMES[KINDS] = {"allocations", "pinned", "streams", "events", "graphs", "execs", "modules", 0};
+
+/* Work that a graph replays. */
+typedef struct Node {
+    struct Node *next;
+    void *to;
+    const void *from;
+    size_t bytes;
+    int fill;
+} Node;
+
+typedef struct Object {
+    struct Object *next;
+    Kind kind;
+    int device;
+    char *start;
+    size_t bytes;
+    int capturing, invalidated, recorded;
+    Node *nodes;
+    size_t param_bytes;
+    int max_shared;
+    struct Object *module;
+} Object;
+
+typedef struct {
+    int device;
+} Context;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int n_devices, visible[MAX_DEVICES], architectures[MAX_DEVICES];
+static Context contexts[MAX_DEVICES];
+static int retained[MAX_DEVICES];
+static size_t used[MAX_DEVICES], total = (size_t)1 << 30;
+static Object *objects;
+static int initialised, sticky;
+static long calls, counted, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
+static long fail_at;
+static int fail_code;
+static const char *fail_in;
+static _Thread_local Context *stack[MAX_DEPTH];
+static _Thread_local int depth;
+
+static int refuse(int code, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    misuse++;
+    fputs("fake_cuda: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    return code;
+}
+
+static int is_sticky(int code) {
+    return code == 214 || code == 220 || code == 226 || code == 700 || code == 702 || code == 710
+        || (code >= 714 && code <= 719) || code == 721 || code == 999;
+}
+
+static long number(const char *name, long otherwise) {
+    const char *text = getenv(name);
+    return text && *text ? atol(text) : otherwise;
+}
+
+__attribute__((constructor)) static void start(void) {
+    const char *list = getenv("FAKE_CUDA_DEVICES");
+    int n = 0, all[MAX_DEVICES];
+    for (char *end; (list = list ? list : "90") && *list && n < MAX_DEVICES; list = *end ? end + 1 : end) {
+        all[n++] = (int)strtol(list, &end, 10);
+    }
+    const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+    if (!shown) {
+        for (int i = 0; i < n; i++) {
+            visible[i] = i;
+        }
+        n_devices = n;
+    }
+    while (shown && *shown && n_devices < MAX_DEVICES) {
+        char *end;
+        long index = strtol(shown, &end, 10);
+        if (end == shown || index < 0 || index >= n || (*end && *end != ',')) {
+            break;
+        }
+        visible[n_devices++] = (int)index;
+        shown = *end ? end + 1 : end;
+    }
+    for (int i = 0; i < n_devices; i++) {
+        architectures[i] = all[visible[i]];
+        contexts[i].device = i;
+    }
+    total = (size_t)number("FAKE_CUDA_MEMORY", (long)total);
+    fail_at = number("FAKE_CUDA_FAIL_AT", 0);
+    fail_code = (int)number("FAKE_CUDA_FAIL_CODE", 999);
+    fail_in = getenv("FAKE_CUDA_FAIL_IN");
+}
+
+__attribute__((destructor)) static void report(void) {
+    const char *path = getenv("FAKE_CUDA_REPORT");
+    FILE *file = path ? fopen(path, "w") : 0;
+    if (!file) {
+        return;
+    }
+    long live[KINDS] = {0}, contexts_held = 0, bytes = 0;
+    for (Object *object = objects; object; object = object->next) {
+        live[object->kind]++;
+    }
+    for (int i = 0; i < n_devices; i++) {
+        contexts_held += retained[i];
+        bytes += (long)used[i];
+    }
+    fprintf(file, "calls %ld\ncalls_after_loss %ld\nlaunches %ld\ngraph_launches %ld\ndependent_launches %ld\n", calls,
+            calls_after_loss, launches, graph_launches, dependent_launches);
+    fprintf(file, "misuse %ld\nunpopped %ld\ncontexts %ld\nbytes %ld\n", misuse, pushes - pops, contexts_held, bytes);
+    for (int kind = 0; kind < KINDS; kind++) {
+        if (KIND_NAMES[kind]) {
+            fprintf(file, "%s %ld\n", KIND_NAMES[kind], live[kind]);
+        }
+    }
+    fclose(file);
+}
+
+/* Counts a call and says whether it must fail. */
+static int enter(const char *name) {
+    calls++;
+    int lost_already = sticky;
+    if (!fail_in || !strcmp(fail_in, name)) {
+        counted++;
+    }
+    if (fail_at && counted == fail_at && !lost_already) {
+        fail_at = 0;
+        sticky = is_sticky(fail_code) ? fail_code : 0;
+        return fail_code;
+    }
+    if (lost_already) {
+        calls_after_loss++;
+    }
+    return sticky;
+}
+
+#define CALL(name, ...)                  \
+    do {                                 \
+        pthread_mutex_lock(&lock);       \
+        int code = enter(#name);         \
+        if (!code) {                     \
+            do                           \
+                __VA_ARGS__              \
+            while (0);                   \
+        }                                \
+        pthread_mutex_unlock(&lock);     \
+        return code;                     \
+    } while (0)
+
+#define CHECK(condition, status, ...)            \
+    if (!(condition)) {                          \
+        code = refuse(status, __VA_ARGS__);      \
+        break;                                   \
+    }
+
+static Context *current(void) {
+    return depth > 0 ? stack[depth - 1] : 0;
+}
+
+static int known_device(int device) {
+    return initialised && device >= 0 && device < n_devices;
+}
+
+static Object *make(Kind kind) {
+    Object *object = calloc(1, sizeof *object);
+    object->kind = kind;
+    object->device = current()->device;
+    object->max_shared = DEFAULT_SHARED;
+    object->next = objects;
+    objects = object;
+    return object;
+}
+
+static Object *find(const void *handle, Kind kind) {
+    for (Object *object = objects; object; object = object->next) {
+        if (object == handle && object->kind == kind && current() && current()->device == object->device) {
+            return object;
+        }
+    }
+    return 0;
+}
+
+/* The allocation that has these bytes. */
+static Object *holder(const void *address, size_t bytes, Kind kind) {
+    const char *start = address;
+    for (Object *object = objects; object; object = object->next) {
+        if (object->kind == kind && start >= object->start && start + bytes <= object->start + object->bytes) {
+            return object;
+        }
+    }
+    return 0;
+}
+
+static void destroy(Object *object) {
+    Object **place = &objects;
+    while (*place != object) {
+        place = &(*place)->next;
+    }
+    *place = object->next;
+    for (Node *node = object->nodes, *next; node; node = next) {
+        next = node->next;
+        free(node);
+    }
+    if (object->kind == ALLOCATION || object->kind == PINNED) {
+        free(object->start);
+    }
+    if (object->kind == ALLOCATION) {
+        used[object->device] -= object->bytes;
+    }
+    free(object);
+}
+
+static void run(const Node *node) {
+    if (node->from) {
+        memmove(node->to, node->from, node->bytes);
+    } else if (node->to) {
+        memset(node->to, node->fill, node->bytes);
+    } else {
+        launches++;
+    }
+}
+
+/* Does the work, or records it in a stream that captures. */
+static void queue(Object *stream, Node node) {
+    if (!stream->capturing) {
+        run(&node);
+        return;
+    }
+    Node **place = &stream->nodes;
+    while (*place) {
+        place = &(*place)->next;
+    }
+    *place = malloc(sizeof node);
+    **place = node;
+    (*place)->next = 0;
+}
+
+/* Whether some stream captures, where calls that are not work of a stream are an error that spoils the capture. */
+static int spoils_capture(void) {
+    int spoilt = 0;
+    for (Object *object = objects; object; object = object->next) {
+        if (object->kind == STREAM && object->capturing) {
+            spoilt = object->invalidated = 1;
+        }
+    }
+    return spoilt;
+}
+
+EXPORT int cuDriverGetVersion(int *version) {
+    CALL(cuDriverGetVersion, { *version = (int)number("FAKE_CUDA_VERSION", 13000); });
+}
+
+EXPORT int cuInit(unsigned flags) {
+    CALL(cuInit, {
+        CHECK(flags == 0, 1, "cuInit(%u)", flags);
+        initialised = 1;
+        code = n_devices ? 0 : 100;
+    });
+}
+
+EXPORT int cuGetErrorName(int error, const char **name) {
+    static const struct {
+        int code;
+        const char *name;
+    } names[] = {{1, "CUDA_ERROR_INVALID_VALUE"},   {2, "CUDA_ERROR_OUT_OF_MEMORY"},
+                 {100, "CUDA_ERROR_NO_DEVICE"},     {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+                 {700, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
+                 {999, "CUDA_ERROR_UNKNOWN"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (names[i].code == error) {
+            *name = names[i].name;
+            return 0;
+        }
+    }
+    *name = 0;
+    return 1;
+}
+
+EXPORT int cuDeviceGetCount(int *count) {
+    CALL(cuDeviceGetCount, {
+        CHECK(initialised, 3, "cuDeviceGetCount before cuInit");
+        *count = n_devices;
+    });
+}
+
+EXPORT int cuDeviceGet(int *device, int ordinal) {
+    CALL(cuDeviceGet, {
+        CHECK(known_device(ordinal), 101, "cuDeviceGet(%d)", ordinal);
+        *device = ordinal;
+    });
+}
+
+EXPORT int cuDeviceGetName(char *name, int len, int device) {
+    CALL(cuDeviceGetName, {
+        CHECK(known_device(device) && len > 0, 101, "cuDeviceGetName(%d)", device);
+        snprintf(name, (size_t)len, "Fake GPU %d", visible[device]);
+    });
+}
+
+EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device) {
+    CALL(cuDeviceTotalMem, {
+        CHECK(known_device(device), 101, "cuDeviceTotalMem(%d)", device);
+        *bytes = total;
+    });
+}
+
+EXPORT int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
+    CALL(cuDeviceGetAttribute, {
+        CHECK(known_device(device), 101, "cuDeviceGetAttribute(%d)", device);
+        switch (attribute) {
+            case 16: *value = 8; break;
+            case 75: *value = architectures[device] / 10; break;
+            case 76: *value = architectures[device] % 10; break;
+            default: code = refuse(1, "unknown attribute %u", attribute);
+        }
+    });
+}
+
+EXPORT int cuDevicePrimaryCtxRetain(Context **context, int device) {
+    CALL(cuDevicePrimaryCtxRetain, {
+        CHECK(known_device(device), 101, "cuDevicePrimaryCtxRetain(%d)", device);
+        retained[device]++;
+        *context = &contexts[device];
+    });
+}
+
+EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
+    CALL(cuDevicePrimaryCtxRelease, {
+        CHECK(known_device(device) && retained[device] > 0, 201, "a release too many of device %d", device);
+        retained[device]--;
+    });
+}
+
+EXPORT int cuCtxPushCurrent_v2(Context *context) {
+    CALL(cuCtxPushCurrent, {
+        CHECK(context >= contexts && context < contexts + n_devices && retained[context->device], 201, "push of a wrong context");
+        CHECK(depth < MAX_DEPTH, 1, "push %d deep", depth);
+        stack[depth++] = context;
+        pushes++;
+    });
+}
+
+/* Works on a lost device too. */
+EXPORT int cuCtxPopCurrent_v2(Context **context) {
+    pthread_mutex_lock(&lock);
+    int lost_already = sticky, code = 0;
+    code = enter("cuCtxPopCurrent");
+    if (lost_already) {
+        calls_after_loss--;
+        code = 0;
+    }
+    if (code == 0 || sticky) {
+        if (depth == 0) {
+            code = refuse(201, "pop without a push");
+        } else {
+            *context = stack[--depth];
+            pops++;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return code;
+}
+
+EXPORT int cuMemGetInfo_v2(size_t *free_bytes, size_t *all_bytes) {
+    CALL(cuMemGetInfo, {
+        CHECK(current(), 201, "cuMemGetInfo without a context");
+        *all_bytes = total;
+        *free_bytes = total - used[current()->device];
+    });
+}
+
+EXPORT int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+    CALL(cuMemAlloc, {
+        CHECK(current(), 201, "cuMemAlloc without a context");
+        CHECK(bytes > 0, 1, "cuMemAlloc of nothing");
+        CHECK(!spoils_capture(), 900, "cuMemAlloc while a stream captures");
+        char *start = 0;
+        if (bytes > total - used[current()->device] || !(start = aligned_alloc(256, (bytes + 255) / 256 * 256))) {
+            code = 2;
+            break;
+        }
+        memset(start, 0, bytes);
+        Object *object = make(ALLOCATION);
+        object->start = start;
+        object->bytes = bytes;
+        used[object->device] += bytes;
+        *address = (uintptr_t)start;
+    });
+}
+
+EXPORT int cuMemFree_v2(uint64_t address) {
+    CALL(cuMemFree, {
+        Object *object = holder((void *)(uintptr_t)address, 1, ALLOCATION);
+        CHECK(current(), 201, "cuMemFree without a context");
+        CHECK(object && object->start == (char *)(uintptr_t)address, 1, "cuMemFree of what is no allocation");
+        CHECK(!spoils_capture(), 900, "cuMemFree while a stream captures");
+        destroy(object);
+    });
+}
+
+EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
+    CALL(cuMemHostAlloc, {
+        CHECK(current(), 201, "cuMemHostAlloc without a context");
+        CHECK(bytes > 0 && flags < 8, 1, "cuMemHostAlloc(%zu, %u)", bytes, flags);
+        char *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+        if (!memory) {
+            code = 2;
+            break;
+        }
+        memset(memory, 0xA5, bytes);
+        Object *object = make(PINNED);
+        object->start = memory;
+        object->bytes = bytes;
+        *start = memory;
+    });
+}
+
+EXPORT int cuMemFreeHost(void *start) {
+    CALL(cuMemFreeHost, {
+        Object *object = holder(start, 1, PINNED);
+        CHECK(object && object->start == start, 1, "cuMemFreeHost of what is no allocation");
+        destroy(object);
+    });
+}
+
+EXPORT int cuMemHostGetDevicePointer_v2(uint64_t *address, void *start, unsigned flags) {
+    CALL(cuMemHostGetDevicePointer, {
+        CHECK(holder(start, 1, PINNED) && flags == 0, 1, "cuMemHostGetDevicePointer of what is not pinned");
+        *address = (uintptr_t)start;
+    });
+}
+
+EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *handle) {
+    CALL(cuMemcpyHtoDAsync, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream, 400, "copy in a wrong stream");
+        CHECK(holder((void *)(uintptr_t)to, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
+        queue(stream, (Node){.to = (void *)(uintptr_t)to, .from = from, .bytes = bytes});
+    });
+}
+
+EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *handle) {
+    CALL(cuMemcpyDtoHAsync, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream, 400, "copy in a wrong stream");
+        CHECK(holder((void *)(uintptr_t)from, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
+        queue(stream, (Node){.to = to, .from = (void *)(uintptr_t)from, .bytes = bytes});
+    });
+}
+
+EXPORT int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *handle) {
+    CALL(cuMemsetD8Async, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream, 400, "fill in a wrong stream");
+        CHECK(holder((void *)(uintptr_t)to, bytes, ALLOCATION), 1, "fill of %zu bytes outside an allocation", bytes);
+        queue(stream, (Node){.to = (void *)(uintptr_t)to, .fill = value, .bytes = bytes});
+    });
+}
+
+EXPORT int cuPointerGetAttribute(void *value, unsigned attribute, uint64_t address) {
+    CALL(cuPointerGetAttribute, {
+        Object *object = holder((void *)(uintptr_t)address, 1, ALLOCATION);
+        CHECK(object, 1, "cuPointerGetAttribute of what is no allocation");
+        switch (attribute) {
+            case 2: *(int *)value = 2; break;
+            case 8: *(char *)value = 0; break;
+            case 9: *(int *)value = object->device; break;
+            default: code = refuse(1, "unknown pointer attribute %u", attribute);
+        }
+    });
+}
+
+EXPORT int cuStreamCreate(Object **stream, unsigned flags) {
+    CALL(cuStreamCreate, {
+        CHECK(current() && flags <= 1, 201, "cuStreamCreate(%u) without a context", flags);
+        *stream = make(STREAM);
+    });
+}
+
+#define DESTROY(symbol, name, kind, text)                \
+    EXPORT int symbol(void *handle) {                    \
+        CALL(name, {                                     \
+            Object *object = find(handle, kind);         \
+            CHECK(object, 400, #name " of no " text);    \
+            destroy(object);                             \
+        });                                              \
+    }
+
+DESTROY(cuStreamDestroy_v2, cuStreamDestroy, STREAM, "stream")
+DESTROY(cuEventDestroy_v2, cuEventDestroy, EVENT, "event")
+DESTROY(cuGraphDestroy, cuGraphDestroy, GRAPH, "graph")
+DESTROY(cuGraphExecDestroy, cuGraphExecDestroy, EXEC, "executable graph")
+
+EXPORT int cuStreamSynchronize(void *handle) {
+    CALL(cuStreamSynchronize, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream, 400, "cuStreamSynchronize of no stream");
+        CHECK(!stream->capturing, (stream->invalidated = 1, 900), "cuStreamSynchronize of a stream that captures");
+    });
+}
+
+EXPORT int cuStreamWaitEvent(void *handle, void *event, unsigned flags) {
+    CALL(cuStreamWaitEvent, { CHECK(find(handle, STREAM) && find(event, EVENT) && flags == 0, 400, "a wrong wait"); });
+}
+
+EXPORT int cuStreamBeginCapture_v2(void *handle, unsigned mode) {
+    CALL(cuStreamBeginCapture, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream && mode <= 2, 400, "cuStreamBeginCapture of no stream");
+        CHECK(!stream->capturing, 901, "cuStreamBeginCapture of a stream that captures");
+        stream->capturing = 1;
+        stream->invalidated = 0;
+    });
+}
+
+EXPORT int cuStreamEndCapture(void *handle, Object **graph) {
+    CALL(cuStreamEndCapture, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream, 400, "cuStreamEndCapture of no stream");
+        CHECK(stream->capturing, 901, "cuStreamEndCapture of a stream that does not capture");
+        stream->capturing = 0;
+        Object *made = make(GRAPH);
+        made->nodes = stream->nodes;
+        stream->nodes = 0;
+        *graph = made;
+        if (stream->invalidated) {
+            destroy(made);
+            *graph = 0;
+            code = 901;
+        }
+    });
+}
+
+EXPORT int cuGraphInstantiateWithFlags(Object **exec, void *handle, unsigned long long flags) {
+    CALL(cuGraphInstantiate, {
+        Object *graph = find(handle, GRAPH);
+        CHECK(graph && flags == 0, 400, "cuGraphInstantiate of no graph");
+        Object *made = make(EXEC);
+        Node **place = &made->nodes;
+        for (Node *node = graph->nodes; node; node = node->next) {
+            *place = malloc(sizeof *node);
+            **place = *node;
+            (*place)->next = 0;
+            place = &(*place)->next;
+        }
+        *exec = made;
+    });
+}
+
+EXPORT int cuGraphLaunch(void *handle, void *into) {
+    CALL(cuGraphLaunch, {
+        Object *exec = find(handle, EXEC);
+        CHECK(exec && find(into, STREAM), 400, "cuGraphLaunch of no graph, or in no stream");
+        graph_launches++;
+        for (Node *node = exec->nodes; node; node = node->next) {
+            run(node);
+        }
+    });
+}
+
+EXPORT int cuEventCreate(Object **event, unsigned flags) {
+    CALL(cuEventCreate, {
+        CHECK(current() && flags < 8, 201, "cuEventCreate without a context");
+        *event = make(EVENT);
+    });
+}
+
+EXPORT int cuEventRecord(void *handle, void *in) {
+    CALL(cuEventRecord, {
+        Object *event = find(handle, EVENT);
+        CHECK(event && find(in, STREAM), 400, "cuEventRecord of no event, or in no stream");
+        event->recorded = 1;
+    });
+}
+
+EXPORT int cuEventQuery(void *handle) {
+    CALL(cuEventQuery, { CHECK(find(handle, EVENT), 400, "cuEventQuery of no event"); });
+}
+
+EXPORT int cuEventSynchronize(void *handle) {
+    CALL(cuEventSynchronize, { CHECK(find(handle, EVENT), 400, "cuEventSynchronize of no event"); });
+}
+
+EXPORT int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
+    CALL(cuEventElapsedTime, {
+        Object *start = find(from, EVENT), *end = find(to, EVENT);
+        CHECK(start && end && start->recorded && end->recorded, 400, "cuEventElapsedTime of events that are not recorded");
+        *milliseconds = 1.0F;
+    });
+}
+
+EXPORT int cuModuleLoadData(Object **module, const void *image) {
+    CALL(cuModuleLoadData, {
+        CHECK(current() && image, 201, "cuModuleLoadData without a context");
+        CHECK(!spoils_capture(), 900, "cuModuleLoadData while a stream captures");
+        *module = make(MODULE);
+    });
+}
+
+EXPORT int cuModuleUnload(void *handle) {
+    CALL(cuModuleUnload, {
+        Object *module = find(handle, MODULE);
+        CHECK(module, 400, "cuModuleUnload of no module");
+        for (Object *object = objects, *next; object; object = next) {
+            next = object->next;
+            if (object->kind == FUNCTION && object->module == module) {
+                destroy(object);
+            }
+        }
+        destroy(module);
+    });
+}
+
+EXPORT int cuModuleGetFunction(Object **function, void *handle, const char *name) {
+    CALL(cuModuleGetFunction, {
+        Object *module = find(handle, MODULE);
+        CHECK(module, 400, "cuModuleGetFunction of no module");
+        size_t longest = 0, bytes = 0;
+        for (size_t i = 0; i < sizeof KERNELS / sizeof *KERNELS; i++) {
+            size_t len = strlen(KERNELS[i].name);
+            if (len > longest && !strncmp(name, KERNELS[i].name, len) && (!name[len] || name[len] == '_')) {
+                longest = len;
+                bytes = KERNELS[i].bytes;
+            }
+        }
+        if (!longest) {
+            code = 500;
+            break;
+        }
+        Object *made = make(FUNCTION);
+        made->module = module;
+        made->param_bytes = bytes;
+        *function = made;
+    });
+}
+
+EXPORT int cuFuncGetParamInfo(void *handle, size_t index, size_t *offset, size_t *bytes) {
+    CALL(cuFuncGetParamInfo, {
+        Object *function = find(handle, FUNCTION);
+        CHECK(function, 400, "cuFuncGetParamInfo of no function");
+        CHECK(index == 0, 1, "a kernel has one parameter");
+        *offset = 0;
+        *bytes = function->param_bytes;
+    });
+}
+
+EXPORT int cuFuncSetAttribute(void *handle, unsigned attribute, int value) {
+    CALL(cuFuncSetAttribute, {
+        Object *function = find(handle, FUNCTION);
+        CHECK(function && attribute == 8, 400, "cuFuncSetAttribute(%u) of no function", attribute);
+        CHECK(value >= 0 && value <= MAX_SHARED, 1, "%d bytes of shared memory", value);
+        function->max_shared = value > DEFAULT_SHARED ? value : DEFAULT_SHARED;
+    });
+}
+
+typedef struct {
+    unsigned id;
+    char pad[4];
+    int value[16];
+} Attribute;
+
+typedef struct {
+    unsigned grid[3], block[3], shared_bytes;
+    void *stream;
+    const Attribute *attributes;
+    unsigned n_attributes;
+} Config;
+
+EXPORT int cuLaunchKernelEx(const Config *config, void *handle, void **parameters, void **extra) {
+    CALL(cuLaunchKernelEx, {
+        Object *function = find(handle, FUNCTION), *stream = find(config->stream, STREAM);
+        CHECK(function && stream, 400, "launch of no function, or in no stream");
+        CHECK(parameters && parameters[0] && !extra, 1, "launch without a parameter");
+        const unsigned *grid = config->grid, *block = config->block;
+        CHECK(grid[0] && grid[1] && grid[2] && grid[1] < 65536 && grid[2] < 65536, 1, "grid %u %u %u", grid[0], grid[1], grid[2]);
+        CHECK((uint64_t)block[0] * block[1] * block[2] - 1 < 1024, 1, "block %u %u %u", block[0], block[1], block[2]);
+        CHECK((int)config->shared_bytes <= function->max_shared, 1, "%u bytes of shared memory", config->shared_bytes);
+        for (unsigned i = 0; i < config->n_attributes; i++) {
+            CHECK(config->attributes[i].id == 6, 1, "unknown launch attribute %u", config->attributes[i].id);
+            dependent_launches += config->attributes[i].value[0];
+        }
+        if (!code) {
+            queue(stream, (Node){0});
+        }
+    });
+}

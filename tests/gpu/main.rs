@@ -1,0 +1,50 @@
+//! The GPU, judged by the CPU backend. `make gpu-test` and `run.sh test` of the bundle run these tests; elsewhere they
+//! are compiled and ignored. Only the tests of the judge's own tools run everywhere.
+//!
+//! `KIGO_TEST_DEVICE` names the device (default: cuda).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../common/folder.rs"]
+mod folder;
+#[path = "../common/models.rs"]
+mod models;
+#[path = "../common/random_blocks.rs"]
+mod random_blocks;
+#[path = "../common/random_model.rs"]
+mod random_model;
+#[path = "../common/tiny.rs"]
+mod tiny;
+
+mod determinism;
+mod harness;
+mod logits;
+mod memory;
+mod random_models;
+mod sanitize;
+mod stages;
+
+/// docs/gpu-validation.md names every test that needs a GPU, and no other.
+#[test]
+fn the_documentation_lists_these_tests() {
+    let modules = [
+        ("determinism", include_str!("determinism.rs")),
+        ("logits", include_str!("logits.rs")),
+        ("memory", include_str!("memory.rs")),
+        ("random_models", include_str!("random_models.rs")),
+        ("sanitize", include_str!("sanitize.rs")),
+        ("stages", include_str!("stages.rs")),
+    ];
+    let tests = modules.iter().flat_map(|(module, source)| {
+        let ignored = source.split("#[ignore = \"needs a GPU\"]\nfn ").skip(1);
+        ignored.map(move |rest| format!("{module}::{}", rest.split('(').next().unwrap()))
+    });
+    let mut tests: Vec<String> = tests.collect();
+    let quoted = include_str!("../../docs/gpu-validation.md").split('`').skip(1).step_by(2);
+    let whole =
+        |name: &&str| modules.iter().any(|(module, _)| name.strip_prefix(module).is_some_and(|rest| rest.len() > 2));
+    let mut listed: Vec<String> = quoted.filter(whole).map(String::from).collect();
+    (tests.sort(), listed.sort());
+    listed.dedup();
+    assert_eq!(listed, tests);
+}

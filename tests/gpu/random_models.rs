@@ -1,0 +1,132 @@
+//! Models of odd shapes with random weights of every type, beside the CPU.
+
+use kigo::model::{Activation, ModelDesc, Norm, RopePairing};
+use kigo::quant::QuantType;
+
+use super::folder::Folder;
+use super::harness::*;
+use super::random_model::{Shape, draft};
+use super::stages::nmse;
+
+/// Most that the squared error of all logits may be of their square.
+const MAX_NMSE: f64 = 1e-4;
+/// Two logits of the CPU are a tie when they differ by less than this part of the root mean square of all.
+const TIE: f64 = 0.01;
+/// Positions: more than one page of the cache.
+const N_TOKENS: usize = 150;
+const N_VOCAB: usize = 1003;
+
+const fn shape(n_embd: usize, heads: (usize, usize), head_dim: usize, n_rot: usize, n_ff: usize) -> Shape {
+    let (n_head, n_head_kv) = heads;
+    let (tied, biases, norm_biases) = (n_ff.is_multiple_of(64), n_head == n_head_kv, false);
+    Shape { n_layer: 2, n_embd, n_head, n_head_kv, head_dim, n_rot, n_ff, n_vocab: N_VOCAB, tied, biases, norm_biases }
+}
+
+/// Every size of head and of group, widths that are odd multiples of 32 and multiples of 256.
+const SHAPES: [Shape; 8] = [
+    shape(96, (3, 1), 32, 32, 160),
+    shape(160, (4, 1), 80, 80, 288),
+    shape(288, (6, 6), 48, 32, 96),
+    shape(256, (8, 1), 64, 64, 512),
+    shape(512, (8, 2), 128, 128, 768),
+    shape(256, (3, 1), 256, 64, 256),
+    shape(256, (8, 8), 96, 96, 1024),
+    shape(320, (8, 1), 32, 16, 352),
+];
+
+fn tokens() -> Vec<u32> {
+    (0..N_TOKENS as u32).map(|i| (i * 379 + 11) % N_VOCAB as u32).collect()
+}
+
+/// Compares both devices on one model; returns the error.
+fn check(shape: &Shape, quant_types: &[QuantType], change: impl Fn(&mut ModelDesc)) -> f64 {
+    let folder = Folder::new();
+    let seed = shape.n_embd as u64 + quant_types[0] as u64;
+    let path = folder.write("model.gguf", &draft(shape, quant_types, seed).writer());
+    let tokens = tokens();
+    let run = |device: &str, chunks: &[usize]| -> Vec<Vec<Vec<f32>>> {
+        let mut backend = backend(&path, device, &change).unwrap_or_else(|error| panic!("{error}"));
+        chunks.iter().zip(0..).map(|(&chunk, sequence)| all_logits(&mut *backend, sequence, &tokens, chunk)).collect()
+    };
+    let cpu = run("cpu", &[64]).remove(0);
+    let gpu = run(&gpu(), &[1, 7, N_TOKENS]);
+    let name = format!("{shape:?} in {}", quant_types[0].name());
+    for other in &gpu[1..] {
+        for (position, (a, b)) in gpu[0].iter().zip(other).enumerate() {
+            assert!(bits(a) == bits(b), "{name}: other bits in other chunks at position {position}");
+        }
+    }
+    let (found, expected) = (gpu[0].concat(), cpu.concat());
+    let expected: Vec<f64> = expected.iter().map(|&x| f64::from(x)).collect();
+    let size = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
+    assert!(size > 0.01, "{name}: logits of {size} tell nothing");
+    for (position, (found, expected)) in gpu[0].iter().zip(&cpu).enumerate() {
+        let gap = f64::from(expected[argmax(expected)] - expected[argmax(found)]);
+        assert!(gap < TIE * size, "{name}: another top token at position {position}, {gap} below that of the CPU");
+    }
+    let error = nmse(&found, &expected);
+    assert!(error <= MAX_NMSE, "{name}: squared error {error:e} of the logits");
+    error
+}
+
+/// Whether some matrix of the shape can have the type.
+fn fits(shape: &Shape, quant_type: QuantType) -> bool {
+    shape.widths().iter().any(|width| width.is_multiple_of(quant_type.block_len()))
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn every_type_in_every_shape() {
+    for &quant_type in QuantType::ALL {
+        let fitting = SHAPES.iter().filter(|shape| fits(shape, quant_type));
+        let errors: Vec<f64> = fitting.map(|shape| check(shape, &[quant_type], |_| ())).collect();
+        assert!(errors.len() >= 4);
+        println!("{}: squared error at most {:.1e}", quant_type.name(), errors.into_iter().fold(0.0, f64::max));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn types_may_be_mixed() {
+    for shape in &SHAPES {
+        check(shape, QuantType::ALL, |_| ());
+    }
+}
+
+/// What no architecture that kigo runs says yet, but stages compute.
+#[test]
+#[ignore = "needs a GPU"]
+fn pairings_norms_and_activations() {
+    for quant_type in [QuantType::F16, QuantType::Q8_0, QuantType::Q4_K] {
+        for shape in SHAPES.iter().filter(|shape| fits(shape, quant_type)) {
+            for pairing in [RopePairing::Adjacent, RopePairing::Halves] {
+                for (norm, activation) in [(Norm::Rms, Activation::Gelu), (Norm::Layer, Activation::Silu)] {
+                    let shape = Shape { norm_biases: norm == Norm::Layer, ..*shape };
+                    check(&shape, &[quant_type], |desc| {
+                        desc.rope.pairing = pairing;
+                        (desc.norm, desc.activation) = (norm, activation);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The files themselves, on the CPU: every shape and type loads, and a change of the weights changes the logits.
+#[test]
+fn random_models_run_on_the_cpu() {
+    let folder = Folder::new();
+    let logits = |shape: &Shape, quant_type, seed| {
+        let path = folder.write("model.gguf", &draft(shape, &[quant_type, QuantType::F32], seed).writer());
+        let mut backend = backend(&path, "cpu", |_| ()).unwrap_or_else(|error| panic!("{error}"));
+        all_logits(&mut *backend, 0, &tokens()[..3], 3).concat()
+    };
+    for (i, shape) in SHAPES.iter().enumerate() {
+        for &quant_type in QuantType::ALL.iter().filter(|&&quant_type| fits(shape, quant_type)).skip(i).step_by(5) {
+            let (a, b) = (logits(shape, quant_type, 1), logits(shape, quant_type, 2));
+            let size = (a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32).sqrt();
+            assert!((0.05..20.0).contains(&size), "{shape:?} in {}: logits of {size}", quant_type.name());
+            assert_ne!(a, b);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! A small model for compute-sanitizer, under which everything is slow: two layers, odd sizes, many types.
+
+use kigo::quant::QuantType;
+
+use super::folder::Folder;
+use super::harness::*;
+use super::random_model::{Shape, draft};
+use super::stages::nmse;
+
+const SHAPE: Shape = Shape {
+    n_layer: 2,
+    n_embd: 96,
+    n_head: 6,
+    n_head_kv: 2,
+    head_dim: 48,
+    n_rot: 48,
+    n_ff: 160,
+    n_vocab: 331,
+    tied: false,
+    biases: true,
+    norm_biases: false,
+};
+
+#[test]
+#[ignore = "needs a GPU"]
+fn two_layers_of_odd_sizes() {
+    let folder = Folder::new();
+    let types = [QuantType::F16, QuantType::Q4_0, QuantType::Q8_0, QuantType::MXFP4, QuantType::F32, QuantType::Q5_1];
+    let path = folder.write("model.gguf", &draft(&SHAPE, &types, 1).writer());
+    let tokens: Vec<u32> = (0..70).map(|i| i * 53 % 331).collect();
+    let (gpu, cpu) = (load(&path, &gpu(), 33), load(&path, "cpu", 33));
+    let (mut on_gpu, mut on_cpu) = (Forced::new(&gpu), Forced::new(&cpu));
+    let mut rest = &tokens[..];
+    for n in [33, 1, 30, 1, 5] {
+        let (chunk, tail) = rest.split_at(n);
+        rest = tail;
+        let expected: Vec<f64> = on_cpu.push(chunk).iter().map(|&x| f64::from(x)).collect();
+        let error = nmse(&on_gpu.push(chunk), &expected);
+        assert!(error <= 1e-4, "squared error {error:e} after {n} rows");
+    }
+    drop((on_gpu, on_cpu));
+    // Sampling, and two sequences at once.
+    std::thread::scope(|scope| {
+        for seed in 0..2 {
+            let (gpu, tokens) = (&gpu, &tokens);
+            scope.spawn(move || assert!(!generate(gpu, &tokens[..9], &seeded(seed, 4)).is_empty()));
+        }
+    });
+}

@@ -1,0 +1,145 @@
+//! What the kernels share with the host: matrices packed and unpacked as plain C++ (`tests/kernels/layout.cpp`).
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use kigo::quant::QuantType;
+
+/// Rows of a tile.
+const TILE: usize = 16;
+
+/// `tests/kernels/layout.cpp`, compiled once.
+fn layout() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout");
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+        let mut command = Command::new(&compiler);
+        // The weights are compared with those of Rust, which never contracts.
+        command.args(["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-I"]);
+        command.arg(root.join("kernels")).arg(root.join("tests/kernels/layout.cpp")).arg("-o").arg(&program);
+        let output = command.output().unwrap_or_else(|error| {
+            panic!("{compiler}: {error}; install a C++ compiler (on Debian: apt install g++) or name yours with CXX")
+        });
+        assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        program
+    })
+}
+
+/// A matrix that went through records.
+struct Unpacked {
+    record_k: usize,
+    record_bytes: usize,
+    /// Columns with those that fill the last record.
+    stride: usize,
+    /// Rows, with those that fill the last tile, of `stride` weights.
+    weights: Vec<f32>,
+}
+
+fn unpack(kind: QuantType, n_rows: usize, n_columns: usize, blocks: Vec<u8>) -> Unpacked {
+    let mut command = Command::new(layout());
+    command.arg(kind.name()).args([n_rows, n_columns].map(|n| n.to_string()));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&blocks).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let words: Vec<u32> = output.stdout.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let [record_k, record_bytes] = [words[0] as usize, words[1] as usize];
+    let stride = n_columns.next_multiple_of(record_k);
+    let weights: Vec<f32> = words[2..].iter().map(|&bits| f32::from_bits(bits)).collect();
+    assert_eq!(weights.len(), n_rows.next_multiple_of(TILE) * stride, "{command:?}");
+    Unpacked { record_k, record_bytes, stride, weights }
+}
+
+/// Where the halves in a block are.
+fn halves(kind: QuantType) -> &'static [usize] {
+    match kind {
+        QuantType::F32 | QuantType::MXFP4 => &[],
+        QuantType::F16 | QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => &[0],
+        QuantType::IQ4_NL | QuantType::IQ4_XS => &[0],
+        QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => &[0, 2],
+        QuantType::Q2_K => &[80, 82],
+        QuantType::Q3_K => &[108],
+        QuantType::Q6_K => &[208],
+        QuantType::BF16 => &[],
+    }
+}
+
+/// `n` blocks of any bits that stand for finite numbers.
+fn random_blocks(kind: QuantType, n: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut byte = || {
+        // The multiplier is Knuth's, for MMIX.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let mut blocks: Vec<u8> = (0..n * kind.block_bytes()).map(|_| byte()).collect();
+    for block in blocks.chunks_exact_mut(kind.block_bytes()) {
+        for &at in halves(kind) {
+            if block[at + 1] & 0x7c == 0x7c {
+                block[at + 1] ^= 0x40;
+            }
+        }
+        // An exponent without its highest bit is not that of infinities.
+        match kind {
+            QuantType::BF16 if block[1] & 0x7f == 0x7f => block[1] ^= 0x40,
+            QuantType::F32 if block[3] & 0x7f == 0x7f => block[3] ^= 0x40,
+            _ => {}
+        }
+    }
+    blocks
+}
+
+/// Numbers of columns: one record, a part of one, several and a part.
+fn columns(kind: QuantType) -> [usize; 4] {
+    match kind.block_len() {
+        1 => [64, 1, 37, 199],
+        32 => [64, 32, 96, 320],
+        len => [len, 2 * len, 3 * len, 5 * len],
+    }
+}
+
+#[test]
+fn records_hold_exactly_the_weights_of_the_blocks() {
+    for (&kind, seed) in QuantType::ALL.iter().zip(1..) {
+        for (n_columns, n_rows) in
+            columns(kind).into_iter().flat_map(|columns| [(columns, 16), (columns, 19), (columns, 1)])
+        {
+            let name = format!("{} {n_rows} x {n_columns}", kind.name());
+            let blocks = random_blocks(kind, n_rows * n_columns / kind.block_len(), seed);
+            let mut expected = vec![f32::NAN; n_rows * n_columns];
+            kind.dequantize(&blocks, &mut expected);
+            assert!(expected.iter().any(|weight| weight.is_normal()), "{name}");
+
+            let found = unpack(kind, n_rows, n_columns, blocks);
+            for (i, &weight) in found.weights.iter().enumerate() {
+                let (row, column) = (i / found.stride, i % found.stride);
+                let inside = row < n_rows && column < n_columns;
+                let expected = if inside { expected[row * n_columns + column] } else { 0.0 };
+                assert!(
+                    weight == expected,
+                    "{name}, row {row}, column {column}: expected {expected:e}, found {weight:e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn records_have_the_bytes_of_their_blocks() {
+    for &kind in QuantType::ALL {
+        let n_columns = 256.max(kind.block_len());
+        let n_blocks = TILE * n_columns / kind.block_len();
+        let found = unpack(kind, TILE, n_columns, random_blocks(kind, n_blocks, 1));
+        let record_bytes = n_columns / found.record_k * found.record_bytes;
+        assert_eq!(record_bytes, n_blocks * kind.block_bytes(), "{}", kind.name());
+    }
+}

@@ -1,0 +1,182 @@
+//! kigo-bench measures a model through kigo: loading, prefill, first token, decoding, many sequences at once. See
+//! [`args::USAGE`].
+
+mod args;
+mod bandwidth;
+mod measure;
+mod model;
+mod report;
+mod rival;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use args::Args;
+use kigo::engine::{Engine, LoadOptions};
+use kigo::sampler::SamplingParams;
+use measure::{Sequences, prefill, prompt};
+use model::Model;
+use report::{Kind, Report, Row};
+
+/// Loads that are measured, at most; the first also starts the device.
+const MAX_LOADS: usize = 3;
+
+fn main() -> ExitCode {
+    let args = match Args::parse(std::env::args_os()) {
+        Ok(Some(args)) => args,
+        Ok(None) => {
+            print!("{}", args::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("kigo-bench: {error}; see kigo-bench --help");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("kigo-bench: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let progress = Progress::start();
+    progress.say("reading the file");
+    let model = Model::read(&args.model).map_err(|error| error.in_file(&args.model).to_string())?;
+    let (engine, loads) = load(args, &progress)?;
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let n_threads = args.threads.unwrap_or(cores);
+    progress.say("read bandwidth");
+    let bandwidth = bandwidth::bandwidth(engine.device(), n_threads);
+    let mut report = Report::new(args, &model, &engine, n_threads, bandwidth);
+    report.loads(&loads);
+
+    let sampling = sampling(args);
+    let mut tests = tests(args);
+    for round in 0..=args.reps {
+        for test in &mut tests {
+            let name = test.row.name();
+            progress.say(&if round == 0 { format!("warm-up: {name}") } else { format!("round {round}: {name}") });
+            let seconds = test.work.run(&engine, &sampling, test.row.n, round as u64)?;
+            if round > 0 {
+                test.row.first_seconds.extend(seconds.first);
+                test.row.seconds.push(seconds.all);
+            }
+        }
+        if let Some(command) = args.vs.as_ref().filter(|_| round > 0) {
+            progress.say(&format!("round {round}: {command}"));
+            let output = rival::run(command)?;
+            output.lines().for_each(|line| println!("vs: {line}"));
+            report.rival(&rival::speeds(&output));
+        }
+    }
+    report.rows(tests.into_iter().map(|test| test.row).collect());
+    print!("{}", report.table());
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.json()).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Loads the model a few times; returns the last one, and the seconds that each took.
+fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), String> {
+    let defaults = LoadOptions::default();
+    let options = LoadOptions {
+        device: args.device.clone(),
+        n_ctx: Some(args.n_ctx()),
+        n_threads: args.threads,
+        n_batch: args.n_batch.unwrap_or(defaults.n_batch),
+    };
+    let mut seconds = Vec::new();
+    loop {
+        progress.say(&format!("load {}", seconds.len() + 1));
+        let started = Instant::now();
+        let engine = Engine::load(&args.model, &options).map_err(|error| error.to_string())?;
+        seconds.push(started.elapsed().as_secs_f64());
+        if seconds.len() == args.reps.min(MAX_LOADS) {
+            return Ok((engine, seconds));
+        }
+    }
+}
+
+fn sampling(args: &Args) -> SamplingParams {
+    let defaults = SamplingParams::default();
+    SamplingParams { temperature: args.temperature.unwrap_or(defaults.temperature), ..defaults }
+}
+
+/// One thing that is measured in every round.
+struct Test {
+    row: Row,
+    work: Work,
+}
+
+enum Work {
+    Prefill,
+    Decode(Sequences),
+}
+
+/// What one round of a test took.
+struct Seconds {
+    /// Until the first token, where more follow.
+    first: Option<f64>,
+    /// What the speed is made of.
+    all: f64,
+}
+
+impl Work {
+    fn run(
+        &mut self,
+        engine: &Arc<Engine>,
+        sampling: &SamplingParams,
+        n: usize,
+        round: u64,
+    ) -> Result<Seconds, String> {
+        match self {
+            Work::Prefill => {
+                let time = prefill(engine, &prompt(engine.n_vocab(), n, round), sampling)?;
+                Ok(Seconds { first: None, all: time.as_secs_f64() })
+            }
+            Work::Decode(sequences) => {
+                let run = sequences.run(engine, sampling)?;
+                Ok(Seconds { first: Some(run.first.as_secs_f64()), all: run.rest.as_secs_f64() })
+            }
+        }
+    }
+}
+
+/// What the command line asks to measure, in the order of the table.
+fn tests(args: &Args) -> Vec<Test> {
+    let prefill = |&n: &usize| Test { row: Row::new(Kind::Prefill, n, 0, 1), work: Work::Prefill };
+    let decode = |kind, context, n_sequences| Test {
+        row: Row::new(kind, args.decode, context, n_sequences),
+        work: Work::Decode(Sequences::new(n_sequences, context, args.decode)),
+    };
+    let mut tests: Vec<Test> = args.prompts.iter().map(prefill).collect();
+    if args.decode > 0 {
+        tests.extend(args.contexts.iter().map(|&context| decode(Kind::Decode, context, 1)));
+    }
+    if let Some(&context) = args.contexts.first() {
+        tests.extend(args.batches.iter().map(|&n| decode(Kind::Batch, context, n)));
+    }
+    tests
+}
+
+/// Says on standard error what runs, once a run has lasted for a while.
+struct Progress(Instant);
+
+impl Progress {
+    fn start() -> Progress {
+        Progress(Instant::now())
+    }
+
+    fn say(&self, what: &str) {
+        let seconds = self.0.elapsed().as_secs_f64();
+        if seconds > 2.0 {
+            eprintln!("kigo-bench: {seconds:6.1} s: {what}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The table and the JSON.
+
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use kigo::engine::Engine;
+use serde_json::{Value, json};
+
+use crate::args::Args;
+use crate::model::Model;
+use crate::rival;
+
+/// What a row of the table measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Prefill,
+    Decode,
+    Batch,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Prefill => "prefill",
+            Kind::Decode => "decode",
+            Kind::Batch => "batch",
+        })
+    }
+}
+
+/// The samples of one test.
+pub struct Row {
+    pub kind: Kind,
+    /// Tokens that are measured, of one sequence.
+    pub n: usize,
+    /// Tokens of the prompt before them.
+    pub context: usize,
+    pub n_sequences: usize,
+    /// Seconds of each round until all sequences had their first token; none for a prefill.
+    pub first_seconds: Vec<f64>,
+    /// Seconds of each round for the tokens that are measured.
+    pub seconds: Vec<f64>,
+}
+
+impl Row {
+    pub fn new(kind: Kind, n: usize, context: usize, n_sequences: usize) -> Row {
+        Row { kind, n, context, n_sequences, first_seconds: Vec::new(), seconds: Vec::new() }
+    }
+
+    /// Tokens per second of each round, all sequences together.
+    fn speeds(&self) -> Vec<f64> {
+        self.seconds.iter().map(|seconds| (self.n * self.n_sequences) as f64 / seconds).collect()
+    }
+
+    pub fn name(&self) -> String {
+        match self.kind {
+            Kind::Prefill => format!("prefill of {}", self.n),
+            Kind::Decode => format!("decode of {} after {}", self.n, self.context),
+            Kind::Batch => format!("batch of {}, decode of {} after {}", self.n_sequences, self.n, self.context),
+        }
+    }
+
+    /// Whether the other program's test measures the same tokens; a prompt has at least one, its cache may have none.
+    fn is_like(&self, test: rival::Test) -> bool {
+        match (self.kind, test) {
+            (Kind::Prefill, rival::Test::Prefill { n, depth }) => n == self.n && depth == 0,
+            (Kind::Decode, rival::Test::Decode { n, depth }) => n == self.n && depth.max(1) == self.context,
+            _ => false,
+        }
+    }
+}
+
+/// Everything that was measured.
+pub struct Report<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    engine: Arc<Engine>,
+    n_threads: usize,
+    bandwidth: Option<f64>,
+    loads: Vec<f64>,
+    rows: Vec<Row>,
+    /// What the other program printed, of all rounds.
+    rival: Vec<rival::Speed>,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(
+        args: &'a Args,
+        model: &'a Model,
+        engine: &Arc<Engine>,
+        n_threads: usize,
+        bandwidth: Option<f64>,
+    ) -> Report<'a> {
+        let (loads, rows, rival) = (Vec::new(), Vec::new(), Vec::new());
+        Report { args, model, engine: engine.clone(), n_threads, bandwidth, loads, rows, rival }
+    }
+
+    pub fn loads(&mut self, seconds: &[f64]) {
+        self.loads = seconds.to_vec();
+    }
+
+    pub fn rows(&mut self, rows: Vec<Row>) {
+        self.rows = rows;
+    }
+
+    pub fn rival(&mut self, speeds: &[rival::Speed]) {
+        self.rival.extend(speeds);
+    }
+
+    /// Bytes that a step reads in the middle of a row's tokens: the matrices once, the cache of every sequence.
+    fn step_bytes(&self, row: &Row) -> f64 {
+        let middle = row.context as f64 + row.n as f64 / 2.0;
+        let cache = self.model.cache_bytes(middle, self.engine.device());
+        self.model.matrix_bytes as f64 + row.n_sequences as f64 * cache
+    }
+
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_table(&mut out);
+        out
+    }
+
+    fn write_table(&self, out: &mut String) -> fmt::Result {
+        let (engine, model) = (&self.engine, self.model);
+        let temperature = crate::sampling(self.args).temperature;
+        write!(out, "kigo {}{}, device {}", env!("CARGO_PKG_VERSION"), commit(), engine.device())?;
+        if engine.device() == "cpu" {
+            write!(out, ", {} threads", self.n_threads)?;
+        }
+        writeln!(out, "; {} rounds, median (least to most); temperature {temperature}", self.args.reps)?;
+        let file = self.args.model.file_name().unwrap_or_default().display();
+        let megabytes = model.matrix_bytes as f64 / 1e6;
+        writeln!(out, "{file}: {}; a token reads {megabytes:.1} MB of weights", model.desc.architecture)?;
+        match self.bandwidth {
+            Some(bandwidth) => writeln!(out, "read bandwidth: {:.1} GB/s, measured\n", bandwidth / 1e9)?,
+            None => writeln!(out, "read bandwidth: not measured on this device\n")?,
+        }
+        writeln!(out, "| | median | least to most | |\n|---|---|---|---|")?;
+        if let Some((first, later)) = self.loads.split_first() {
+            let bytes = model.tensor_bytes as f64;
+            let rate = |seconds: f64| format!("{:.2} GB/s", bytes / seconds / 1e9);
+            writeln!(out, "| first load | {first:.3} s | | {} |", rate(*first))?;
+            if !later.is_empty() {
+                let (middle, low, high) = spread(later);
+                writeln!(out, "| load | {middle:.3} s | {low:.3} to {high:.3} | {} |", rate(middle))?;
+            }
+        }
+        for row in &self.rows {
+            if !row.first_seconds.is_empty() {
+                let (middle, low, high) = spread(&row.first_seconds);
+                let name = match row.kind {
+                    Kind::Batch => format!("batch of {}, first tokens, prompts of {}", row.n_sequences, row.context),
+                    _ => format!("first token, prompt of {}", row.context),
+                };
+                let (middle, low, high) = (middle * 1e3, low * 1e3, high * 1e3);
+                writeln!(out, "| {name} | {middle:.2} ms | {low:.2} to {high:.2} | |")?;
+            }
+            let (middle, low, high) = spread(&row.speeds());
+            let note = self.note(row, middle);
+            writeln!(out, "| {} | {middle:.1} tok/s | {low:.1} to {high:.1} | {note} |", row.name())?;
+        }
+        self.write_ratios(out)
+    }
+
+    /// What a speed means: arithmetic of a prefill, bytes of decoding.
+    fn note(&self, row: &Row, tokens_per_second: f64) -> String {
+        let steps_per_second = tokens_per_second / row.n_sequences as f64;
+        if row.kind == Kind::Prefill {
+            let flop_per_second = self.model.prefill_flop(row.n) * tokens_per_second / row.n as f64;
+            return format!("{:.2} TFLOP/s", flop_per_second / 1e12);
+        }
+        let bytes = self.step_bytes(row);
+        let read = bytes * steps_per_second;
+        let share =
+            self.bandwidth.map_or(String::new(), |most| format!(", {:.0} % of the bandwidth", 100.0 * read / most));
+        let what = if row.kind == Kind::Batch { "step" } else { "token" };
+        format!(
+            "{:.1} us and {:.1} MB a {what}, {:.1} GB/s read{share}",
+            1e6 / steps_per_second,
+            bytes / 1e6,
+            read / 1e9
+        )
+    }
+
+    /// kigo beside the other program, where both measured the same.
+    fn write_ratios(&self, out: &mut String) -> fmt::Result {
+        for (row, theirs) in self.rivals() {
+            let ((middle, ..), (their_middle, low, high)) = (spread(&row.speeds()), spread(&theirs));
+            let ratio = middle / their_middle;
+            let name = row.name();
+            writeln!(
+                out,
+                "{name}: --vs has {their_middle:.1} tok/s ({low:.1} to {high:.1}); kigo is at {ratio:.2} of it"
+            )?;
+        }
+        for speed in self.rival.iter().filter(|speed| !self.rows.iter().any(|row| row.is_like(speed.test))) {
+            writeln!(out, "--vs also measured {:?}: {:.1} tok/s", speed.test, speed.tokens_per_second)?;
+        }
+        Ok(())
+    }
+
+    /// Rows that the other program has too, with its speeds.
+    fn rivals(&self) -> Vec<(&Row, Vec<f64>)> {
+        let theirs = |row: &Row| -> Vec<f64> {
+            let alike = self.rival.iter().filter(|speed| row.is_like(speed.test));
+            alike.map(|speed| speed.tokens_per_second).collect()
+        };
+        self.rows.iter().map(|row| (row, theirs(row))).filter(|(_, theirs)| !theirs.is_empty()).collect()
+    }
+
+    /// Every sample, with what is needed to judge it.
+    pub fn json(&self) -> String {
+        let rows: Vec<Value> = self.rows.iter().map(|row| self.json_row(row)).collect();
+        let rivals: Vec<Value> = self.rivals().iter().map(|(row, theirs)| json!([row.name(), theirs])).collect();
+        let report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": commit().trim_start_matches(", commit "),
+            "device": self.engine.device(),
+            "n_threads": self.n_threads,
+            "n_batch": self.engine.n_batch(),
+            "temperature": crate::sampling(self.args).temperature,
+            "model": self.args.model.file_name().unwrap_or_default().to_string_lossy(),
+            "architecture": self.model.desc.architecture,
+            "tensor_bytes": self.model.tensor_bytes,
+            "matrix_bytes": self.model.matrix_bytes,
+            "bandwidth": self.bandwidth,
+            "load_seconds": self.loads,
+            "rows": rows,
+            "vs": {"command": self.args.vs, "tokens_per_second": rivals},
+        });
+        format!("{report:#}\n")
+    }
+
+    fn json_row(&self, row: &Row) -> Value {
+        let mut value = json!({
+            "name": row.name(),
+            "kind": row.kind.to_string(),
+            "n_tokens": row.n,
+            "n_context": row.context,
+            "n_sequences": row.n_sequences,
+            "seconds": row.seconds,
+            "first_token_seconds": row.first_seconds,
+            "tokens_per_second": spread(&row.speeds()).0,
+        });
+        match row.kind {
+            Kind::Prefill => value["flop"] = json!(self.model.prefill_flop(row.n)),
+            Kind::Decode | Kind::Batch => value["step_bytes"] = json!(self.step_bytes(row)),
+        }
+        value
+    }
+}
+
+/// The commit that was built, where the build names one.
+fn commit() -> String {
+    option_env!("KIGO_COMMIT").map_or(String::new(), |commit| format!(", commit {commit}"))
+}
+
+/// Median, least and most; the mean of the middle two of an even number.
+fn spread(samples: &[f64]) -> (f64, f64, f64) {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
+    ((at(n / 2) + at(n.saturating_sub(1) / 2)) / 2.0, at(0), at(n.saturating_sub(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spread_of_samples() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), (2.0, 1.0, 3.0));
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), (2.5, 1.0, 4.0));
+        assert!(spread(&[]).0.is_nan());
+    }
+
+    #[test]
+    fn only_tests_of_the_same_tokens_are_compared() {
+        let prefill = Row::new(Kind::Prefill, 512, 0, 1);
+        let decode = Row::new(Kind::Decode, 128, 512, 1);
+        assert!(prefill.is_like(rival::Test::Prefill { n: 512, depth: 0 }));
+        assert!(!prefill.is_like(rival::Test::Prefill { n: 512, depth: 512 }));
+        assert!(decode.is_like(rival::Test::Decode { n: 128, depth: 512 }));
+        assert!(!decode.is_like(rival::Test::Decode { n: 128, depth: 0 }));
+        assert!(Row::new(Kind::Decode, 128, 1, 1).is_like(rival::Test::Decode { n: 128, depth: 0 }));
+        assert!(!decode.is_like(rival::Test::Prefill { n: 128, depth: 0 }));
+    }
+}
