@@ -762,6 +762,7 @@ int32_t kigo_model_get_i64(const kigo_model *model, const char *key, int64_t *va
  * @returns KIGO_OK: everything is where it belongs.
  *   - KIGO_INVALID_ARGUMENT: `device_bytes` or `host_bytes` is NULL.
  *   - KIGO_INTERNAL: an allocation is elsewhere; the message says which and where.
+ *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver cannot be asked.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED: see "Statuses".
  *
  * Any thread may call it at any time, also while inferences run.

@@ -19,6 +19,11 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
+/* Slots of a warp's ring of records, and of one of small records. */
+#define KIGO_RING_SLOTS 3
+#define KIGO_RING_SLOTS_SMALL 6
+#define KIGO_SMALL_RECORD 800
+
 /* Where the activations of a product come from. */
 typedef struct {
     /* f32 [rows][stride]; columns k..stride are zero. */
@@ -40,11 +45,13 @@ typedef struct {
     uint32_t pad;
 } KigoInput;
 
-enum { KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_NORM_LAYER };
+#define KIGO_NORM_NONE 0
+#define KIGO_NORM_RMS 1
+#define KIGO_NORM_LAYER 2
 
 /* prep: activations of many rows in the order of fragments. */
 typedef struct {
-    KigoInput in;
+    KigoInput input;
     /* [ceil(n / 8)][stride / 64] records; see kernels/activations.cuh. */
     uint64_t records;
     /* f32 [ceil(n / 8) * 8]: what a row's products are multiplied with. */
@@ -54,26 +61,24 @@ typedef struct {
     uint32_t pad;
 } KigoPrep;
 
-/* What becomes of a product. */
-enum {
-    /* out[row] = product + bias */
-    KIGO_STORE,
-    /* out[row] += product + bias */
-    KIGO_ADD,
-    /* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
-    KIGO_GATED,
-    /* out[row] = activation(out[row]) * product */
-    KIGO_GATE,
-    /* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
-    KIGO_QKV,
-};
+/* What becomes of a product: out[row] = product + bias */
+#define KIGO_STORE 0
+/* out[row] += product + bias */
+#define KIGO_ADD 1
+/* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
+#define KIGO_GATED 2
+/* out[row] = activation(out[row]) * product */
+#define KIGO_GATE 3
+/* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
+#define KIGO_QKV 4
 
-enum { KIGO_SILU, KIGO_GELU };
+#define KIGO_SILU 0
+#define KIGO_GELU 1
 
 /* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
 typedef struct {
     /* Read by matmul_one. */
-    KigoInput in;
+    KigoInput input;
     /* Read by the others, written by prep. */
     uint64_t records;
     uint64_t factors;
@@ -169,15 +174,12 @@ typedef struct {
     uint32_t stride;
 } KigoEmbed;
 
-/* Which row of the file stands where in a matrix. */
-enum {
-    /* As in the file. */
-    KIGO_ROWS_PLAIN,
-    /* Heads start a tile of their own. */
-    KIGO_ROWS_HEADS,
-    /* The same, and rope pairs stand 8 rows apart. */
-    KIGO_ROWS_ROPE,
-};
+/* Which row of the file stands where in a matrix: as in the file; */
+#define KIGO_ROWS_PLAIN 0
+/* heads start a tile of their own; */
+#define KIGO_ROWS_HEADS 1
+/* the same, and rope pairs stand 8 rows apart. */
+#define KIGO_ROWS_ROPE 2
 
 /* repack: some rows of a matrix, as blocks of the file, into records. */
 typedef struct {

@@ -19,7 +19,7 @@ extern __shared__ uint4 shared[];
 
 // Slots of a warp's ring: all but one are under way, with two blocks in a multiprocessor 64 KiB, which reads fastest
 // (kernels/notes.md).
-constexpr int kStages = TypeRecord::kBytes < 800 ? 6 : 3;
+constexpr int kStages = TypeRecord::kBytes < KIGO_SMALL_RECORD ? KIGO_RING_SLOTS_SMALL : KIGO_RING_SLOTS;
 
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     __shared__ float partial[kWarps][2][kSlices][kTileRows];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     __shared__ uint64_t barriers[kWarps][kStages];
-    const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.in.stride / kUnitK;
+    const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.input.stride / kUnitK;
 
     uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * TypeRecord::kBytes;
     uint8_t* rests = columns + n_units * 128;
@@ -94,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
 
     pdl_wait();
     pdl_launch();
-    const float factor = activate_row<kBf16>(p.in, 0, staging, scratch, [&](uint32_t quad, Quad value) {
+    const float factor = activate_row<kBf16>(p.input, 0, staging, scratch, [&](uint32_t quad, Quad value) {
         const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
         const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
         *reinterpret_cast<uint2*>(columns + at) = value.high;
@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
 template <int kColumnTiles>
 __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t n_units = p.in.stride / kUnitK;
+    const uint32_t n_units = p.input.stride / kUnitK;
     __shared__ uint64_t barriers[kWarps][kStages];
     // [slice][tile][row][column], beside the ring.
     float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * 2 * TypeRecord::kBytes);
@@ -277,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
     };
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const uint32_t first_tile = blockIdx.y * kBlockTiles, first_column = blockIdx.x * kBlockColumns;
-    const uint32_t n_units = p.in.stride / kUnitK, n_column_tiles = (p.n + 7) / 8;
+    const uint32_t n_units = p.input.stride / kUnitK, n_column_tiles = (p.n + 7) / 8;
 
     auto fetch = [&](uint32_t unit) {
         if (unit < n_units) {

@@ -7,7 +7,7 @@ __device__ void prepare(const KigoPrep& p) {
     extern __shared__ float4 staging[];
     __shared__ float2 scratch[kWarps];
     constexpr Operand kOperand = kBf16 ? Operand::kBf16 : Operand::kF16;
-    const uint32_t row = blockIdx.x, n_units = p.in.stride / kUnitK;
+    const uint32_t row = blockIdx.x, n_units = p.input.stride / kUnitK;
     uint8_t* tile = reinterpret_cast<uint8_t*>(p.records) + size_t(row / 8) * n_units * kActivationBytes<kOperand>;
     auto emit = [&](uint32_t quad, Quad value) {
         const uint32_t unit = quad / 16, j = quad / 4 % 4, lane = row % 8 * 4 + quad % 4;
@@ -23,10 +23,10 @@ __device__ void prepare(const KigoPrep& p) {
     pdl_wait();
     pdl_launch();
     float factor = 0;
-    if (row < p.in.n) {
-        factor = activate_row<kBf16>(p.in, row, staging, scratch, emit);
+    if (row < p.input.n) {
+        factor = activate_row<kBf16>(p.input, row, staging, scratch, emit);
     } else {
-        for (uint32_t quad = threadIdx.x; quad < p.in.stride / 4; quad += kThreads) emit(quad, Quad{});
+        for (uint32_t quad = threadIdx.x; quad < p.input.stride / 4; quad += kThreads) emit(quad, Quad{});
     }
     if (threadIdx.x == 0) reinterpret_cast<float*>(p.factors)[row] = factor;
 }

@@ -127,7 +127,9 @@ impl Engine {
         let n_threads = check_options(options)?;
         Self::load_file(path, options, n_threads, progress).map_err(|error| match error {
             Error::InFile { .. } | Error::OutOfMemory { .. } | Error::InvalidArgument { .. } => error,
-            Error::LoadCancelled => error,
+            // These are not the file's fault.
+            Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } | Error::LoadCancelled => error,
+            Error::DeviceLost { .. } | Error::DeviceError { .. } | Error::UnsupportedGpu { .. } => error,
             error => error.in_file(path),
         })
     }

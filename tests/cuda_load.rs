@@ -10,7 +10,7 @@ mod fake_driver;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use fake_driver::{Run, run, say};
@@ -35,11 +35,13 @@ struct CopyRows {
     /// What a launch that does not copy does.
     fault: Option<fn() -> Result<()>>,
     launches: AtomicUsize,
+    /// Most bytes that were pinned, and that were on the device beside the weights.
+    most: [AtomicU64; 2],
 }
 
 impl CopyRows {
     fn new() -> CopyRows {
-        CopyRows { fault: None, launches: AtomicUsize::new(0) }
+        CopyRows { fault: None, launches: AtomicUsize::new(0), most: Default::default() }
     }
 }
 
@@ -49,7 +51,7 @@ impl Repack for CopyRows {
 
     fn repack(
         &self,
-        _: &Stream,
+        stream: &Stream,
         source: u64,
         rows: Range<u64>,
         info: &TensorInfo,
@@ -65,6 +67,9 @@ impl Repack for CopyRows {
         {
             return fault();
         }
+        let ledger = stream.context().ledger();
+        self.most[0].fetch_max(ledger.pinned_bytes(), Relaxed);
+        self.most[1].fetch_max(ledger.bytes(Purpose::Workspace), Relaxed);
         let to = (weights + offset + rows.start * row_bytes) as *mut u8;
         let bytes = ((rows.end - rows.start) * row_bytes) as usize;
         // SAFETY: both are parts of allocations of the fake driver, as the loader says.
@@ -147,6 +152,9 @@ fn load(gguf: &Gguf, n_readers: usize, kernels: &CopyRows, progress: &Progress) 
         assert_eq!(weights.len() as u64, plan.weight_bytes());
         assert_eq!(context.bytes(Purpose::Weights), plan.weight_bytes());
         assert_eq!((context.bytes(Purpose::Workspace), context.ledger().pinned_bytes()), (0, 0), "slots are freed");
+        let most = kernels.most.each_ref().map(|most| most.load(Relaxed));
+        assert!(most.iter().all(|bytes| (8 << 20..=plan.staging_bytes()).contains(bytes)), "{most:?}");
+        assert!(plan.host_bytes() <= (n_readers as u64) * ((8 << 20) + (1 << 19)));
         let mut found = vec![0; weights.len()];
         weights.download(&Stream::new(&context)?, 0, &mut found)?;
         let mut at = 0;

@@ -282,7 +282,10 @@ impl<R: Repack> Job<'_, R> {
                 let thread = std::thread::Builder::new().name(format!("kigo-read-{i}"));
                 let reader = || {
                     panics::own_thread();
-                    let outcome = panics::caught(|| Reader::new(&self)?.run());
+                    let outcome = panics::caught(|| {
+                        let _bound = self.context.bind()?;
+                        Reader::new(&self)?.run()
+                    });
                     if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
                         self.fail(error);
                     }

@@ -48,6 +48,22 @@ constants! {
     KIGO_SAMPLE_SORTED = 2048,
     KIGO_SAMPLE_OUTCOMES = 64,
     KIGO_SAMPLE_FAILED = 0x8000_0000,
+    KIGO_NORM_NONE = 0,
+    KIGO_NORM_RMS = 1,
+    KIGO_NORM_LAYER = 2,
+    KIGO_STORE = 0,
+    KIGO_ADD = 1,
+    KIGO_GATED = 2,
+    KIGO_GATE = 3,
+    KIGO_QKV = 4,
+    KIGO_SILU = 0,
+    KIGO_GELU = 1,
+    KIGO_ROWS_PLAIN = 0,
+    KIGO_ROWS_HEADS = 1,
+    KIGO_ROWS_ROPE = 2,
+    KIGO_RING_SLOTS = 3,
+    KIGO_RING_SLOTS_SMALL = 6,
+    KIGO_SMALL_RECORD = 800,
 }
 
 mirrors! {
@@ -57,6 +73,110 @@ mirrors! {
         pages: u64,
         slot: u32,
         pad: u32,
+    }
+
+    KigoTile {
+        first_row: u32,
+        n_rows: u32,
+    }
+
+    KigoAttention {
+        rows: u64,
+        tiles: u64,
+        q: u64,
+        out: u64,
+        magnitudes: u64,
+        counters: u64,
+        n_head: u32,
+        n_head_kv: u32,
+        head_dim: u32,
+        layer: u32,
+        n_layer: u32,
+        splits: u32,
+    }
+
+    KigoInput {
+        x: u64,
+        norm_weight: u64,
+        norm_bias: u64,
+        magnitudes: u64,
+        select: u64,
+        n: u32,
+        k: u32,
+        stride: u32,
+        norm: u32,
+        eps: f32,
+        pad: u32,
+    }
+
+    KigoPrep {
+        input: KigoInput,
+        records: u64,
+        factors: u64,
+        bf16: u32,
+        pad: u32,
+    }
+
+    KigoMatmul {
+        input: KigoInput,
+        records: u64,
+        factors: u64,
+        weights: u64,
+        out: u64,
+        bias: [u64; 3],
+        magnitudes: u64,
+        n: u32,
+        n_rows: u32,
+        n_tiles: u32,
+        n_records: u32,
+        out_stride: u32,
+        kind: u32,
+        activation: u32,
+        first_tile: u32,
+        rows: u64,
+        q: u64,
+        turns: u64,
+        n_head: u32,
+        n_head_kv: u32,
+        head_dim: u32,
+        dp: u32,
+        n_rot: u32,
+        halves: u32,
+        layer: u32,
+        q_scale: f32,
+    }
+
+    KigoEmbed {
+        rows: u64,
+        weights: u64,
+        x: u64,
+        angles: u64,
+        turns: u64,
+        magnitudes: u64,
+        n_magnitudes: u32,
+        magnitudes_stride: u32,
+        n_pairs: u32,
+        n_records: u32,
+        k: u32,
+        stride: u32,
+    }
+
+    KigoRepack {
+        source: u64,
+        row_bytes: u64,
+        out: u64,
+        first_row: u32,
+        n_source_rows: u32,
+        k: u32,
+        n_records: u32,
+        first_tile: u32,
+        n_tiles: u32,
+        tile_step: u32,
+        tile_offset: u32,
+        order: u32,
+        head_dim: u32,
+        n_rot: u32,
+        halves: u32,
     }
 
     KigoSampler {
