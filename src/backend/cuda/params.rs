@@ -259,7 +259,8 @@ mod tests {
                 code += if i == 0 { part } else { part.split_once("*/").unwrap().1 };
             }
             for line in code.lines().filter_map(|line| line.strip_prefix("#define ")) {
-                if let Some((name, value)) = line.split_once(' ') {
+                // Macros that take arguments are no constants.
+                if let Some((name, value)) = line.split_once(' ').filter(|(name, _)| !name.contains('(')) {
                     let value = value.trim().trim_end_matches('u');
                     let value = match value.strip_prefix("0x") {
                         Some(digits) => u32::from_str_radix(digits, 16),
