@@ -38,8 +38,8 @@ constexpr float kLargest = 3.402823466e38f;
 
 // The exponential of the sampler (src/sampler/exp.rs, whose test compares the constants), in the same operations.
 constexpr double kLog2E = 1.442695040888963387;
-constexpr double kLn2High = 6.93147180369123816490e-01;
-constexpr double kLn2Low = 1.90821492927058770002e-10;
+constexpr double kLn2High = 6.931471803691238e-1;
+constexpr double kLn2Low = 1.9082149292705877e-10;
 constexpr double kWhole = 6755399441055744.0;
 
 __device__ __forceinline__ double mul(double a, double b) { return __dmul_rn(a, b); }

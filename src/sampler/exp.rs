@@ -3,11 +3,11 @@
 //! Only products, sums and integer operations in a written order, each rounded to nearest, so that `kernels/sample.cu`
 //! computes the same bits; the `exp` of a maths library may differ from one version or device to the next.
 
-/// The bits of 1 / ln 2.
+/// 1 / ln 2.
 const LOG2_E: f64 = std::f64::consts::LOG2_E;
 /// ln 2 in two parts, of which the first times a whole number up to 2^20 is exact (fdlibm's).
-const LN_2_HIGH: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
-const LN_2_LOW: f64 = f64::from_bits(0x3DEA_39EF_3579_3C76);
+const LN_2_HIGH: f64 = 6.931_471_803_691_238e-1;
+const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 /// 1.5 * 2^52: what is added to it is rounded to a whole number, which its lowest bits then hold.
 const WHOLE: f64 = 6_755_399_441_055_744.0;
 /// The Taylor coefficients 1/2! to 1/13!; what follows is below 2^-57 for `|r| <= ln(2) / 2`.

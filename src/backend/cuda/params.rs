@@ -244,11 +244,14 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// What `launch.h` says: the constants, and size, alignment and fields of the structs.
+    /// Size, alignment, and name, offset and size of each field.
+    type Layout = (usize, usize, Vec<(String, usize, usize)>);
+
+    /// What `launch.h` says.
     #[derive(Default)]
     struct Header {
         constants: HashMap<String, u32>,
-        structs: HashMap<String, (usize, usize, Vec<(String, usize, usize)>)>,
+        structs: HashMap<String, Layout>,
     }
 
     impl Header {
@@ -259,7 +262,8 @@ mod tests {
                 code += if i == 0 { part } else { part.split_once("*/").unwrap().1 };
             }
             for line in code.lines().filter_map(|line| line.strip_prefix("#define ")) {
-                if let Some((name, value)) = line.split_once(' ') {
+                // Macros that take arguments are no constants.
+                if let Some((name, value)) = line.split_once(' ').filter(|(name, _)| !name.contains('(')) {
                     let value = value.trim().trim_end_matches('u');
                     let value = match value.strip_prefix("0x") {
                         Some(digits) => u32::from_str_radix(digits, 16),
