@@ -106,6 +106,14 @@ __device__ __forceinline__ float2 block_sum_max(float sum, float largest, float2
     return all;
 }
 
+// Brings the weight of the norm near, which does not depend on the kernels before.
+__device__ __forceinline__ void prefetch_norm(const KigoInput& in) {
+    if (in.norm == KIGO_NORM_NONE) return;
+    for (uint32_t at = threadIdx.x * 128; at < in.stride * 4; at += kThreads * 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(in.norm_weight + at));
+    }
+}
+
 // Turns one row into quads, `emit(quad number, quad)`, and returns the factor of its products. Called by all threads of a
 // block; `staging` holds `stride` floats in shared memory where there is a norm.
 template <bool kBf16, class Emit>

@@ -63,11 +63,14 @@ struct Ring {
     // Slot and round of the next piece to fill and to use.
     int to_fill, to_use;
     uint32_t phase;
+    // How long L2 keeps what is copied: weights are read once in a step, and must not drive out what kernels hand to each other.
+    uint64_t policy;
 
     // `barriers` are kStages words in shared memory of this warp's own.
     __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers)
-        : slots(slots), full(barriers), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0) {
+        : slots(slots), full(barriers), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
 #if __CUDA_ARCH__ >= 900
+        asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
         if (lane < kStages) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         __syncwarp();
@@ -89,10 +92,11 @@ struct Ring {
             const uint32_t barrier = shared_address(full + to_fill);
             asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "n"(kBytes) : "memory");
             for (int i = 0; i < kPieces; i++) {
-                asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                                 shared_address(to + i * kPiece)),
-                             "l"(from(i)), "n"(kPiece), "r"(barrier)
-                             : "memory");
+                asm volatile(
+                    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                        shared_address(to + i * kPiece)),
+                    "l"(from(i)), "n"(kPiece), "r"(barrier), "l"(policy)
+                    : "memory");
             }
         }
 #else

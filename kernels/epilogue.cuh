@@ -27,8 +27,22 @@ __device__ __forceinline__ __half saturated_half(float value) {
     return __float2half_rn(value > limit ? limit : value < -limit ? -limit : value);
 }
 
+// Where the keys and values of a row go.
+struct CachePlace {
+    __half* page;
+    uint32_t position;
+};
+
+__device__ __forceinline__ CachePlace cache_place(const KigoMatmul& p, uint32_t column) {
+    const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + column;
+    const uint32_t position = __ldcg(&row->position);
+    const auto* pages = reinterpret_cast<const unsigned long long*>(__ldcg(reinterpret_cast<const unsigned long long*>(&row->pages)));
+    return {reinterpret_cast<__half*>(__ldcg(pages + position / KIGO_PAGE)), position % KIGO_PAGE};
+}
+
 // Takes rows g (`low`) and g + 8 (`high`) of tile `tile`, in column `column`.
-__device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, float low, float high) {
+__device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, CachePlace at_cache,
+                                           float low, float high) {
     const uint32_t per_head = (p.head_dim + 15) / 16, at = tile + p.first_tile;
     uint32_t head = at / per_head;
     const uint32_t of_head = at % per_head;
@@ -56,16 +70,12 @@ __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, u
         q[place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
         return;
     }
-    const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + column;
-    const uint32_t position = __ldcg(&row->position);
-    const unsigned long long* pages = reinterpret_cast<const unsigned long long*>(__ldcg(reinterpret_cast<const unsigned long long*>(&row->pages)));
-    __half* page = reinterpret_cast<__half*>(__ldcg(pages + position / KIGO_PAGE));
-    __half* keys = page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
+    __half* keys = at_cache.page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
     if (part == 1) {
-        keys[position % KIGO_PAGE * p.dp + place] = saturated_half(low);
-        keys[position % KIGO_PAGE * p.dp + place + 8] = saturated_half(high);
+        keys[at_cache.position * p.dp + place] = saturated_half(low);
+        keys[at_cache.position * p.dp + place + 8] = saturated_half(high);
     } else {
-        __half* values = keys + KIGO_PAGE * p.dp + position % KIGO_PAGE;
+        __half* values = keys + KIGO_PAGE * p.dp + at_cache.position;
         values[place * KIGO_PAGE] = saturated_half(low);
         values[(place + 8) * KIGO_PAGE] = saturated_half(high);
     }

@@ -92,8 +92,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     Stream<1> stream(p, barriers, per_item);
     const Slice slice = stream.slice;
 
+    prefetch_norm(p.input);
     pdl_wait();
     pdl_launch();
+    // Early: three loads that wait for each other.
+    const CachePlace place = p.kind == KIGO_QKV ? cache_place(p, 0) : CachePlace{};
     const float factor = activate_row<kBf16>(p.input, 0, staging, scratch, [&](uint32_t quad, Quad value) {
         const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
         const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
@@ -150,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
         };
         float largest = 0;
         if (p.kind == KIGO_QKV) {
-            if (lane < 8) finish_qkv(p, item, lane, 0, total(0, lane), total(0, lane + 8));
+            if (lane < 8) finish_qkv(p, item, lane, 0, place, total(0, lane), total(0, lane + 8));
         } else if (lane < kTileRows) {
             const uint32_t row = item * kTileRows + lane;
             largest = p.kind == KIGO_GATED ? finish_gated(p, row, 0, total(0, lane), total(1, lane)) : finish_row(p, row, 0, total(0, lane));
@@ -227,7 +230,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
             if (exists && p.kind == KIGO_QKV) {
                 const uint32_t tile = 2 * item + row / 8;
                 const int side = row / 8, g = row % 8;
-                if (tile < p.n_tiles) finish_qkv(p, tile, g, column, total(side, g), total(side, g + 8));
+                if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p, column), total(side, g), total(side, g + 8));
             } else if (exists && p.kind == KIGO_GATED) {
                 largest = fabsf(finish_gated(p, item * kTileRows + row, column, total(0, row), total(1, row)));
             } else if (exists) {
@@ -352,8 +355,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
             }
             float largest = 0;
             if (exists && p.kind == KIGO_QKV) {
+                const CachePlace place = cache_place(p, column);
                 for (int side = 0; side < 2; side++) {
-                    if (tile_of_pair + side < p.n_tiles) finish_qkv(p, tile_of_pair + side, g, column, v[side][0], v[side][1]);
+                    if (tile_of_pair + side < p.n_tiles) finish_qkv(p, tile_of_pair + side, g, column, place, v[side][0], v[side][1]);
                 }
             } else if (exists && p.kind == KIGO_GATED) {
                 for (int half = 0; half < 2; half++) {

@@ -306,6 +306,12 @@ pub mod shared {
     use super::{KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_SMALL_RECORD, QuantType, THREADS, WARPS};
     use super::{activation_bytes, code_bits, record_bytes, record_columns, wants_bf16};
 
+    /// What a block of `matmul_one` takes besides, at least: its sums of four tiles, and what the driver keeps.
+    pub const STATIC: u32 = 9 << 10;
+
+    /// Most that a block may have on sm_90, less [`STATIC`].
+    const MOST: u32 = (227 << 10) - STATIC;
+
     /// The ring of all warps, for one tile.
     fn ring(quant: QuantType) -> u32 {
         let record = record_bytes(quant) as u32;
@@ -316,6 +322,11 @@ pub mod shared {
     pub fn one(quant: QuantType, stride: usize, has_norm: bool) -> u32 {
         let columns = stride as u32 * if wants_bf16(quant) { 4 } else { 2 };
         ring(quant) + columns + stride as u32 / 4 + if has_norm { stride as u32 * 4 } else { 0 }
+    }
+
+    /// What `matmul_one` is to be allowed, where a launch takes up to `most`: more where it is there, to spread blocks.
+    pub fn allowed(most: u32, compute_capability: (u32, u32)) -> u32 {
+        if compute_capability == (9, 0) { most.max(MOST) } else { most }
     }
 
     /// `matmul_few8` and `matmul_few32`.
@@ -374,7 +385,7 @@ impl TypeTable {
                 repack: function("repack")?,
             };
             let most = shared::one(quant, normed, true).max(shared::one(quant, widest, false));
-            kernels.one.set_max_shared_bytes(most)?;
+            kernels.one.set_max_shared_bytes(shared::allowed(most, context.info().compute_capability))?;
             kernels.few8.set_max_shared_bytes(shared::few(quant, 8))?;
             kernels.few32.set_max_shared_bytes(shared::few(quant, 32))?;
             kernels.many.set_max_shared_bytes(shared::many(quant))?;

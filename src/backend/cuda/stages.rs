@@ -27,6 +27,9 @@ const HEADS_OF_BLOCK: usize = 16;
 /// Blocks of a product with one row on a multiprocessor: two keep 64 KiB under way, which reads fastest.
 const BLOCKS_PER_SM: u32 = 2;
 
+/// Shared memory of a multiprocessor of sm_90, in bytes (CUDA C++ Programming Guide, compute capabilities).
+const SHARED_PER_SM: u32 = 228 << 10;
+
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shape {
@@ -230,6 +233,8 @@ pub struct Kernels {
     prefill_shared: u32,
     head_width: usize,
     n_sm: u32,
+    /// Bytes of shared memory of a multiprocessor, where blocks are to be spread; else 0.
+    shared_per_sm: u32,
 }
 
 impl Kernels {
@@ -250,6 +255,7 @@ impl Kernels {
             prefill_shared,
             head_width,
             n_sm: context.info().n_sm,
+            shared_per_sm: if context.info().compute_capability == (9, 0) { SHARED_PER_SM } else { 0 },
         })
     }
 }
@@ -317,6 +323,13 @@ fn plain(b: &CudaBackend, x: u64, width: usize, magnitudes: u64) -> Source {
     Source { input, prepared: None }
 }
 
+/// Shared memory that a block of a product with one row takes at least, so that its `n_blocks` blocks spread evenly: blocks
+/// that start while the kernel before is ending would otherwise crowd where it ends first.
+fn spread(b: &CudaBackend, n_blocks: u32) -> u32 {
+    let per_sm = n_blocks.div_ceil(b.kernels.n_sm);
+    (b.kernels.shared_per_sm / (per_sm + 1)).saturating_sub(shared::STATIC)
+}
+
 /// Queues a product.
 fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
     let (d, w) = (&b.desc, &b.work);
@@ -357,8 +370,10 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
     let most = BLOCKS_PER_SM * b.kernels.n_sm;
     if n == 1 {
         let n_items = if result.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
-        let shared_bytes = shared::one(product.quant, input.stride as usize, has_norm);
-        return launch(b, &kernels.one, [n_items.min(most), 1, 1], THREADS, shared_bytes, &params);
+        let n_blocks = n_items.min(most);
+        let least = spread(b, n_blocks);
+        let shared_bytes = shared::one(product.quant, input.stride as usize, has_norm).max(least);
+        return launch(b, &kernels.one, [n_blocks, 1, 1], THREADS, shared_bytes, &params);
     }
     if source.prepared != Some(bf16) {
         let (records, factors) = (params.records, params.factors);
