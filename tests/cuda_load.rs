@@ -20,7 +20,7 @@ use kigo::backend::cuda::load::{Piece, Plan, Repack, Space, Target};
 use kigo::backend::cuda::stream::Stream;
 use kigo::backend::{Memory, Progress, Purpose};
 use kigo::gguf::{Gguf, Source, TensorInfo, Writer};
-use kigo::model::{Activation, ModelDesc, Rope, RopePairing};
+use kigo::model::{Activation, ModelDesc, Norm, Rope, RopePairing};
 use kigo::quant::QuantType;
 use kigo::{Error, Result};
 
@@ -50,7 +50,6 @@ impl Repack for CopyRows {
     fn rows(_: &Self::Matrix) -> u64 {
         GROUP
     }
-
 
     fn repack(
         &self,
@@ -372,7 +371,8 @@ fn desc(n_layer: usize, n_head_kv: usize, head_dim: usize) -> ModelDesc {
         head_dim,
         n_ff: 64,
         n_vocab: 64,
-        norm_rms_eps: 1e-5,
+        norm: Norm::Rms,
+        norm_eps: 1e-5,
         rope: Rope { pairing: RopePairing::Adjacent, n_rot: head_dim, freq_base: 1e4, freq_scale: 1.0 },
         activation: Activation::Silu,
         attn_scale: 1.0,

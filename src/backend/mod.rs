@@ -12,10 +12,10 @@ mod progress;
 
 use std::sync::Arc;
 
-use crate::sampler::Sampler;
 #[cfg(not(feature = "cuda"))]
 use crate::Error;
 use crate::Result;
+use crate::sampler::Sampler;
 pub use progress::Progress;
 
 /// Where a model is to run.

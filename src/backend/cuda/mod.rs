@@ -201,7 +201,9 @@ impl CudaBackend {
         }
         let starts = [0, self.work.rows.len(), self.work.rows.len() + self.work.tiles.len()];
         let sizes = [n * size_of::<KigoRow>(), n_tiles * size_of::<KigoTile>(), self.wanted.len() * 4];
-        for ((buffer, start), size) in [&self.work.rows, &self.work.tiles, &self.work.select].into_iter().zip(starts).zip(sizes) {
+        for ((buffer, start), size) in
+            [&self.work.rows, &self.work.tiles, &self.work.select].into_iter().zip(starts).zip(sizes)
+        {
             buffer.upload_async(&self.stream, 0, &self.staging, start..start + size)?;
         }
         Ok(())
@@ -369,10 +371,11 @@ impl Backend for CudaBackend {
     fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
         let context = self.context.clone();
         let _bound = context.bind()?;
-        if !self.slots.of.contains_key(&sequence) && self.slots.of.try_reserve(1).is_ok() {
-            if let Some(number) = self.slots.free.pop() {
-                self.slots.of.insert(sequence, Slot { number, drawn: None });
-            }
+        if !self.slots.of.contains_key(&sequence)
+            && self.slots.of.try_reserve(1).is_ok()
+            && let Some(number) = self.slots.free.pop()
+        {
+            self.slots.of.insert(sequence, Slot { number, drawn: None });
         }
         self.cache.reserve(&self.stream, sequence, n_positions)
     }
@@ -421,11 +424,12 @@ impl Backend for CudaBackend {
     fn sample(&mut self, draws: &mut [Draw]) {
         let context = self.context.clone();
         let _bound = context.bind();
-        let on_device = self.wanted.len() <= MAX_GRAPH_ROWS
-            && draws.iter().all(|draw| self.slots.of.contains_key(&draw.sequence));
+        let on_device =
+            self.wanted.len() <= MAX_GRAPH_ROWS && draws.iter().all(|draw| self.slots.of.contains_key(&draw.sequence));
         if !on_device {
             for draw in draws {
-                draw.outcome = Some(self.logits(draw.index).and_then(|logits| draw.sampler.sample(logits, draw.recent)));
+                draw.outcome =
+                    Some(self.logits(draw.index).and_then(|logits| draw.sampler.sample(logits, draw.recent)));
             }
         } else if let Err(error) = self.sample_on_device(draws) {
             self.forget_ahead();

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use super::CudaBackend;
 use super::context::Context;
 use super::kv_cache::{self, PAGE};
-use super::layout::{
-    Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, shared, stride, wants_bf16,
-};
+use super::layout::{Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, shared, stride, wants_bf16};
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
@@ -15,10 +13,10 @@ use super::params::{
     KIGO_STORE, KigoAttention, KigoEmbed, KigoInput, KigoMatmul, KigoPrep, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Stream};
+use crate::Result;
 use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, RopePairing};
-use crate::Result;
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
@@ -201,7 +199,7 @@ impl Workspace {
         if n <= self.n_logits {
             return Ok(false);
         }
-        let bytes = n.checked_mul(self.sizes.n_vocab * 4).unwrap_or(usize::MAX);
+        let bytes = n.saturating_mul(self.sizes.n_vocab * 4);
         let logits = DeviceBuffer::new(stream.context(), Purpose::Workspace, bytes, "the logits")?;
         stream.synchronize()?;
         (self.logits, self.n_logits) = (logits, n);
@@ -278,7 +276,14 @@ struct Outcome {
     layer: usize,
 }
 
-fn launch<P: KernelParams>(b: &CudaBackend, kernel: &Function, grid: [u32; 3], threads: u32, shared_bytes: u32, params: &P) -> Result<()> {
+fn launch<P: KernelParams>(
+    b: &CudaBackend,
+    kernel: &Function,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    params: &P,
+) -> Result<()> {
     b.stream.launch(kernel, Launch { grid, block: [threads, 1, 1], shared_bytes, dependent: true }, params)
 }
 
@@ -384,8 +389,10 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
     }
     let n_pairs = (product.n_tiles as u32).div_ceil(2);
     match n {
-        ..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
-        ..=32 => launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params),
+        2..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
+        9..=32 => {
+            launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params)
+        }
         _ => {
             let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), 1];
             launch(b, &kernels.many, grid, THREADS, shared::many(product.quant), &params)
