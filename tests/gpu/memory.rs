@@ -35,6 +35,10 @@ fn free_bytes() -> u64 {
     Context::open(ordinal).and_then(|context| context.free_memory()).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The driver hands out small allocations from blocks of 2 MiB, and at times keeps one. A model that leaked would leave a
+/// chunk of its cache, 32 MiB, every time.
+const DRIVER_KEEPS: u64 = 4 << 20;
+
 /// Runs `body` while another model holds the device's context, so that the driver's own memory does not come and go.
 /// Nothing else may use the device meanwhile: run these tests with `--test-threads=1`.
 fn in_kept_context(body: impl FnOnce()) {
@@ -75,7 +79,7 @@ fn the_books_are_what_the_driver_gave() {
         assert!(books[1] >= 2 * values as u64, "{} bytes hold {values} keys and values in f16", books[1]);
 
         drop((session, engine));
-        assert!(free_bytes() >= before, "{} bytes are not free again", before - free_bytes());
+        assert!(free_bytes() + DRIVER_KEEPS >= before, "{} bytes are not free again", before - free_bytes());
     });
 }
 
@@ -92,6 +96,6 @@ fn a_hundred_loads_leave_nothing() {
         (0..N_LOADS).for_each(|_| cycle());
         let after = free_bytes();
         println!("free before {before}, after {N_LOADS} loads {after}");
-        assert!(after >= before, "{} bytes are missing after {N_LOADS} loads", before - after);
+        assert!(after + DRIVER_KEEPS >= before, "{} bytes are missing after {N_LOADS} loads", before - after);
     });
 }
