@@ -257,7 +257,13 @@ impl CudaBackend {
     fn go_ahead(&mut self, sequence: SequenceId, position: u32, weigh: bool) -> Result<()> {
         while self.ahead.n_steps < STEPS_AHEAD {
             let n_positions = position as usize + 2 + self.ahead.n_steps;
-            if n_positions > self.n_ctx || self.cache.reserve(&self.stream, sequence, n_positions).is_err() {
+            if n_positions > self.n_ctx {
+                break;
+            }
+            if let Err(error) = self.cache.reserve(&self.stream, sequence, n_positions) {
+                if self.context.is_lost() {
+                    return Err(error);
+                }
                 break;
             }
             let Some(graph) = self.graphs.get(&1) else { break };
@@ -388,8 +394,10 @@ impl Backend for CudaBackend {
             self.forget_ahead();
         }
         if let Some(slot) = self.slots.of.remove(&sequence) {
-            // Steps ahead may still use the sampler.
-            let _ = self.stream.synchronize();
+            // Steps ahead may still use the sampler. A call that fails once is tried again; a lost device uses nothing.
+            if self.stream.synchronize().is_err() {
+                let _ = self.stream.synchronize();
+            }
             self.samplers.free(slot.number);
             self.slots.free.push(slot.number);
         }
@@ -423,7 +431,10 @@ impl Backend for CudaBackend {
 
     fn sample(&mut self, draws: &mut [Draw]) {
         let context = self.context.clone();
-        let _bound = context.bind();
+        let _bound = match context.bind() {
+            Ok(bound) => bound,
+            Err(error) => return fail(draws, error),
+        };
         let on_device =
             self.wanted.len() <= MAX_GRAPH_ROWS && draws.iter().all(|draw| self.slots.of.contains_key(&draw.sequence));
         if !on_device {
@@ -433,11 +444,13 @@ impl Backend for CudaBackend {
             }
         } else if let Err(error) = self.sample_on_device(draws) {
             self.forget_ahead();
-            let mut first = Some(error);
-            for draw in draws.iter_mut().filter(|draw| draw.outcome.is_none()) {
-                let error = first.take().unwrap_or_else(|| Error::Internal("the batch was not sampled".into()));
-                draw.outcome = Some(Err(error));
+            // The device may have drawn already.
+            for draw in draws.iter() {
+                if let Some(slot) = self.slots.of.get_mut(&draw.sequence) {
+                    slot.drawn = None;
+                }
             }
+            fail(draws, error);
         }
     }
 
@@ -487,6 +500,15 @@ impl Drop for CudaBackend {
         if self.stream.synchronize().is_err() {
             let _ = self.stream.synchronize();
         }
+    }
+}
+
+/// Gives every draw that has no outcome this one.
+fn fail(draws: &mut [Draw], error: Error) {
+    let mut first = Some(error);
+    for draw in draws.iter_mut().filter(|draw| draw.outcome.is_none()) {
+        let error = first.take().unwrap_or_else(|| Error::Internal("the batch was not sampled".into()));
+        draw.outcome = Some(Err(error));
     }
 }
 
