@@ -203,6 +203,15 @@ typedef struct {
     uint32_t halves;
 } KigoRepack;
 
+/* read_memory: any grid of any blocks. */
+typedef struct {
+    /* [n] of 16 bytes. */
+    uint64_t from;
+    uint64_t n;
+    /* u32: exclusive or of all words, combined with what is there. */
+    uint64_t sink;
+} KigoRead;
+
 /* The slot of a row that is not sampled. */
 #define KIGO_NO_SLOT 0xFFFFFFFFu
 /* Consecutive logits whose best is noted, logits of a block, ranges of logits whose weights are summed. */

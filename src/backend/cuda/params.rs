@@ -182,6 +182,12 @@ mirrors! {
         halves: u32,
     }
 
+    KigoRead {
+        from: u64,
+        n: u64,
+        sink: u64,
+    }
+
     KigoSampler {
         seed: u64,
         drawn: u64,

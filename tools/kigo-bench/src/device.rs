@@ -7,6 +7,14 @@ use kigo::backend::Device;
 const ROUNDS: usize = 5;
 /// Bytes of a buffer that fits into no cache of a CPU.
 const CPU_BYTES: usize = 512 << 20;
+/// The same of a GPU; a quarter of what is free if that is less.
+#[cfg(feature = "cuda")]
+const CUDA_BYTES: u64 = 2 << 30;
+#[cfg(feature = "cuda")]
+const CUDA_ROUNDS: usize = 10;
+/// As many as a multiprocessor holds.
+#[cfg(feature = "cuda")]
+const CUDA_BLOCKS_PER_SM: u32 = 4;
 
 /// What its maker calls the device.
 pub fn name(device: &str) -> Option<String> {
@@ -29,8 +37,47 @@ pub fn name(device: &str) -> Option<String> {
 pub fn bandwidth(device: &str, n_threads: usize) -> Option<f64> {
     match Device::parse(device)? {
         Device::Cpu => Some(cpu(n_threads)),
-        Device::Cuda(_) | Device::Auto => None,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => cuda(ordinal).ok(),
+        _ => None,
     }
+}
+
+/// Bytes per second at which one kernel reads a buffer that fits into no cache of the device.
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: u32) -> kigo::Result<f64> {
+    use kigo::backend::Purpose;
+    use kigo::backend::cuda::context::Context;
+    use kigo::backend::cuda::memory::DeviceBuffer;
+    use kigo::backend::cuda::module::{Module, embedded};
+    use kigo::backend::cuda::params::KigoRead;
+    use kigo::backend::cuda::stream::{Event, Launch, Stream};
+
+    let context = Context::open(ordinal)?;
+    let stream = Stream::new(&context)?;
+    // The model is loaded meanwhile.
+    let n_pieces = CUDA_BYTES.min(context.free_memory()? / 4) / 16;
+    let bytes = n_pieces * 16;
+    let buffer = DeviceBuffer::new(&context, Purpose::Workspace, bytes as usize, "a buffer to read")?;
+    let sink = DeviceBuffer::new(&context, Purpose::Workspace, 4, "a word")?;
+    buffer.fill_u8(&stream, 0)?;
+    sink.fill_u8(&stream, 0)?;
+    let kernel = Module::load(&context, embedded("read")?)?.function("read_memory")?;
+    let params = KigoRead { from: buffer.address(), n: n_pieces, sink: sink.address() };
+    let n_blocks = context.info().n_sm * CUDA_BLOCKS_PER_SM;
+    let launch = Launch { grid: [n_blocks, 1, 1], block: [512, 1, 1], shared_bytes: 0, dependent: false };
+    let (start, end) = (Event::new(&context)?, Event::new(&context)?);
+    let mut milliseconds = [0.0; CUDA_ROUNDS];
+    stream.launch(&kernel, launch, &params)?;
+    for round in &mut milliseconds {
+        start.record(&stream)?;
+        stream.launch(&kernel, launch, &params)?;
+        end.record(&stream)?;
+        end.synchronize()?;
+        *round = end.elapsed(&start)?;
+    }
+    milliseconds.sort_by(f32::total_cmp);
+    Ok(bytes as f64 / (f64::from(milliseconds[CUDA_ROUNDS / 2]) / 1e3))
 }
 
 /// Bytes per second at which `n_threads` threads add up a buffer.
