@@ -166,8 +166,8 @@ fn multiply(gpu: &Gpu, quant: QuantType, mut params: KigoMatmul) {
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
     let n_blocks = params.n_tiles.div_ceil(2).div_ceil(3) as usize;
     match n {
-        ..=8 => gpu.launch_rows(&kernels.few8, n_blocks, shared::few(quant, 8), &params),
-        ..=32 => gpu.launch_rows(&kernels.few32, n_blocks, shared::few(quant, 32), &params),
+        2..=8 => gpu.launch_rows(&kernels.few8, n_blocks, shared::few(quant, 8), &params),
+        9..=32 => gpu.launch_rows(&kernels.few32, n_blocks, shared::few(quant, 32), &params),
         _ => {
             let grid = [params.n.div_ceil(128), params.n_tiles.div_ceil(8), 1];
             gpu.launch(&kernels.many, grid, THREADS, shared::many(quant), &params);
