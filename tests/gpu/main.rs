@@ -18,6 +18,7 @@ mod tiny;
 
 mod determinism;
 mod harness;
+mod launches;
 mod logits;
 mod memory;
 mod random_models;

@@ -20,7 +20,7 @@ use crate::quant::QuantType;
 use crate::{Error, Result};
 
 /// Rows of a tile: `kTileRows`.
-const TILE_ROWS: usize = 16;
+pub const TILE_ROWS: usize = 16;
 /// Columns of a unit: `kUnitK`.
 const UNIT: usize = 64;
 /// Threads of every block of `matmul.cu` and `prep.cu`, and warps of it.
@@ -54,16 +54,24 @@ pub struct Product {
 /// Where one tensor goes: what the kernel `repack_<type>` wants to know.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
-    /// Where the tiles that it shares with others start.
-    offset: u64,
-    n_records: usize,
-    k: usize,
-    tile_step: usize,
-    tile_offset: usize,
-    order: u32,
-    head_dim: usize,
-    n_rot: usize,
-    halves: bool,
+    /// Where the tiles that it shares with others start, in bytes of the weights' allocation.
+    pub offset: u64,
+    /// Records in a tile.
+    pub n_records: usize,
+    /// Columns.
+    pub k: usize,
+    /// Its tile i stands as tile `i * tile_step + tile_offset` of those that are multiplied together.
+    pub tile_step: usize,
+    /// See `tile_step`.
+    pub tile_offset: usize,
+    /// `KIGO_ROWS_...`
+    pub order: u32,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Elements of a head that rope turns.
+    pub n_rot: usize,
+    /// Whether rope pairs are `(i, i + n_rot / 2)`.
+    pub halves: bool,
 }
 
 impl Place {
@@ -267,12 +275,12 @@ impl Placing<'_> {
 }
 
 /// Columns of a record: `kRecordK`.
-fn record_columns(quant: QuantType) -> usize {
+pub fn record_columns(quant: QuantType) -> usize {
     quant.block_len().max(UNIT)
 }
 
 /// Bytes of a record: as many as its blocks take in the file.
-fn record_bytes(quant: QuantType) -> u64 {
+pub fn record_bytes(quant: QuantType) -> u64 {
     (TILE_ROWS * record_columns(quant) / quant.block_len() * quant.block_bytes()) as u64
 }
 
