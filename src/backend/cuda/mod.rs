@@ -7,7 +7,7 @@
 //! One stream does all work of a model in order. Batches of single rows, one for each of some sequences, are graphs
 //! that are captured once for each power of two of rows: tokens, positions and page tables stand in device memory, so
 //! a graph serves every position. While one sequence runs alone, the device goes on to its next tokens before the host
-//! has asked for them: see [`Ahead`].
+//! has asked for them: see `Ahead`.
 #![allow(unsafe_code, reason = "the driver is a C library; every use of it is proved in place")]
 
 pub mod context;
