@@ -9,6 +9,14 @@ use crate::backend::{Backend, Row};
 /// What the stages return.
 pub fn forward(backend: &mut dyn Backend, rows: &[Row]) -> Result<()> {
     backend.begin(rows)?;
+    stages(backend)
+}
+
+/// The stages of a batch that [`Backend::begin`] has taken.
+///
+/// # Errors
+/// What they return.
+pub fn stages(backend: &mut dyn Backend) -> Result<()> {
     backend.embed()?;
     for layer in 0..backend.n_layer() {
         backend.attn_qkv(layer)?;

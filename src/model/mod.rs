@@ -7,5 +7,5 @@ mod forward;
 mod weights;
 
 pub use desc::{Activation, ModelDesc, Norm, Rope, RopePairing};
-pub use forward::forward;
+pub use forward::{forward, stages};
 pub use weights::{Layer, Role, Weights};

@@ -215,7 +215,7 @@ impl CudaBackend {
         if !self.graphs.contains_key(&n) {
             self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
             let stream = self.stream.clone();
-            let graph = stream.capture(|_| stages_of(self))?;
+            let graph = stream.capture(|_| crate::model::stages(self))?;
             self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
             self.graphs.insert(n, graph);
         }
@@ -510,19 +510,6 @@ fn fail(draws: &mut [Draw], error: Error) {
         let error = first.take().unwrap_or_else(|| Error::Internal("the batch was not sampled".into()));
         draw.outcome = Some(Err(error));
     }
-}
-
-/// All stages of a batch whose shape is set.
-fn stages_of(backend: &mut CudaBackend) -> Result<()> {
-    backend.embed()?;
-    for layer in 0..backend.n_layer() {
-        backend.attn_qkv(layer)?;
-        backend.attn_mix(layer)?;
-        backend.attn_output(layer)?;
-        backend.ffn_up(layer)?;
-        backend.ffn_down(layer)?;
-    }
-    backend.output()
 }
 
 /// Whether every row is of another sequence.
