@@ -158,6 +158,10 @@ fn fill_the_tables(options: Handle) {
     let starts = 0..MAX_INFERENCES + THREADS as usize;
     let inferences: Vec<Handle> = starts.map(|_| c_api::start(models[0], b"a", options).unwrap()).collect();
     c_api::live_errors(THREADS as usize);
+    let others: Vec<Handle> = (0..THREADS).map(|_| c_api::options(&[])).collect();
+    for other in others {
+        c_api::options_free(other).unwrap();
+    }
     for inference in inferences {
         c_api::inference_free(inference).unwrap();
     }
