@@ -1,7 +1,17 @@
 //! Architectures: one row of a table and one small file each. A file reads the model's metadata into a
 //! [`ModelDesc`]; the decoder loop and the backends never ask which architecture they run.
 
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod smollm3;
 
 use super::ModelDesc;
 use crate::gguf::Metadata;
@@ -16,7 +26,20 @@ pub struct Architecture {
 }
 
 /// Every architecture that kigo runs.
-pub const ARCHITECTURES: &[Architecture] = &[Architecture { name: llama::NAME, describe: llama::describe }];
+pub const ARCHITECTURES: &[Architecture] = &[
+    Architecture { name: llama::NAME, describe: llama::describe },
+    Architecture { name: qwen2::NAME, describe: qwen2::describe },
+    Architecture { name: qwen3::NAME, describe: qwen3::describe },
+    Architecture { name: qwen3::MOE, describe: qwen3::describe_moe },
+    Architecture { name: phi3::NAME, describe: phi3::describe },
+    Architecture { name: gemma2::NAME, describe: gemma2::describe },
+    Architecture { name: gemma3::NAME, describe: gemma3::describe },
+    Architecture { name: gpt2::NAME, describe: gpt2::describe },
+    Architecture { name: gpt_oss::NAME, describe: gpt_oss::describe },
+    Architecture { name: smollm3::NAME, describe: smollm3::describe },
+    Architecture { name: olmo2::NAME, describe: olmo2::describe },
+    Architecture { name: granite::NAME, describe: granite::describe },
+];
 
 /// Describes the model of a file.
 ///
