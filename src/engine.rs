@@ -163,7 +163,7 @@ impl Engine {
                 let sizes = (ordinal, n_ctx, options.n_batch);
                 Box::new(crate::backend::cuda::CudaBackend::load(&gguf, &desc, &plan, sizes, progress)?)
             }
-            _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, n_threads, progress)?),
+            _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?),
         };
         let template = tokenizer.chat_template().map(ChatTemplate::new);
         Ok(Arc::new(Engine {
@@ -220,7 +220,7 @@ impl Engine {
 
     /// Layers.
     pub fn n_layer(&self) -> usize {
-        self.desc.n_layer
+        self.desc.n_layer()
     }
 
     /// Most rows in a batch.

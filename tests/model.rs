@@ -20,7 +20,7 @@ fn load(path: &std::path::Path) -> (CpuBackend, ModelDesc) {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    (CpuBackend::load(&gguf, &desc, &plan, 2, &Progress::default()).unwrap(), desc)
+    (CpuBackend::load(&gguf, &desc, &plan, (4096, 2), &Progress::default()).unwrap(), desc)
 }
 
 fn row(sequence: u64, position: usize, token: u32, logits: bool) -> Row {
@@ -109,7 +109,7 @@ fn first_logits(draft: &Draft, desc: &ModelDesc, token: u32) -> Vec<f64> {
     let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
     let add = |x: &mut [f64], delta: Vec<f64>| x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
     let mut x = values("token_embd.weight")[token as usize * desc.n_embd..][..desc.n_embd].to_vec();
-    for layer in 0..desc.n_layer {
+    for layer in 0..desc.n_layer() {
         let name = |role: &str| format!("blk.{layer}.{role}");
         let v = product(&name("attn_v.weight"), &norm(&name("attn_norm"), &x));
         let group = desc.n_head / desc.n_head_kv;
@@ -142,7 +142,8 @@ fn layer_norm_with_biases_and_gelu_equal_the_decoder_written_out() {
         let desc = arch::describe(gguf.metadata()).unwrap();
         assert_eq!((desc.norm, desc.activation), (Norm::Rms, Activation::Silu));
         let desc = ModelDesc { norm: Norm::Layer, activation: Activation::Gelu, ..desc };
-        (CpuBackend::load(&gguf, &desc, &Weights::plan(&gguf, &desc).unwrap(), 2, &Progress::default()).unwrap(), desc)
+        let plan = Weights::plan(&gguf, &desc).unwrap();
+        (CpuBackend::load(&gguf, &desc, &plan, (4096, 2), &Progress::default()).unwrap(), desc)
     };
     let zeros = names(&plain).iter().fold(plain.clone(), |draft, name| draft.with_tensor(name, &[64], &[0.0; 64]));
     for (file, written_out) in [(&biased, &biased), (&plain, &zeros)] {

@@ -1,6 +1,6 @@
 //! Hyperparameters, in GGUF's words.
 
-use super::rope::{Rope, RopeKind, RopePairing, RopeScaling};
+use super::rope::{Rope, RopeKind, RopePairing};
 use crate::error::try_vec;
 use crate::gguf::{Array, Metadata, Value};
 use crate::{Error, Result};
@@ -292,7 +292,7 @@ impl ModelDesc {
     pub(super) fn set_window_rope(&mut self, metadata: &Metadata, freq_base: f32) -> Result<()> {
         let key = format!("{}.rope.freq_base_swa", self.architecture);
         let freq_base = in_range(metadata, &key, Some(freq_base), 1.0, 1e12)?;
-        self.rope.kinds.push(RopeKind { freq_base, scaling: RopeScaling::Linear(1.0), attn_factor: 1.0 });
+        self.rope.kinds.push(RopeKind::unscaled(freq_base));
         self.layers.iter_mut().filter(|layer| layer.window.is_some()).for_each(|layer| layer.rope = Some(1));
         Ok(())
     }

@@ -136,8 +136,8 @@ impl RopeKind {
         Ok(RopeKind { freq_base, scaling, attn_factor: range(&key("scaling.attn_factor"), 1.0)? })
     }
 
-    /// The same without scaling.
-    pub(super) fn unscaled(self, freq_base: f32) -> RopeKind {
+    /// Turns that nothing stretches.
+    pub(super) fn unscaled(freq_base: f32) -> RopeKind {
         RopeKind { freq_base, scaling: RopeScaling::Linear(1.0), attn_factor: 1.0 }
     }
 }

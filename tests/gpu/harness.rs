@@ -35,7 +35,10 @@ pub fn backend(path: &Path, device: &str, change: impl FnOnce(&mut ModelDesc)) -
     change(&mut desc);
     let plan = Weights::plan(&gguf, &desc)?;
     match Device::parse(device) {
-        Some(Device::Cpu) => Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, cores(), &Progress::default())?)),
+        Some(Device::Cpu) => {
+            let sizes = (MAX_POSITIONS, cores());
+            Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
+        }
         Some(Device::Cuda(ordinal)) => {
             let sizes = (ordinal, MAX_POSITIONS, MAX_ROWS);
             Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::{Backend, Memory, Progress, Purpose, Residency, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::Gguf;
-use crate::model::{Activation, ModelDesc, Norm, Weights};
+use crate::model::{Activation, ModelDesc, Norm, RopeTable, Weights};
 use crate::{Error, Result};
 use attention::Head;
 use kv_cache::KvCache;
@@ -29,8 +29,8 @@ pub struct CpuBackend {
     desc: ModelDesc,
     weights: Weights<Tensor>,
     weight_bytes: u64,
-    /// Turn of rope pair `i` per position, in radians: `[n_rot / 2]`.
-    rope_angles: Vec<f64>,
+    /// One for each kind of rope.
+    ropes: Vec<RopeTable>,
     cache: KvCache,
     matmul: MatMul,
     pool: Arc<rayon::ThreadPool>,
@@ -65,7 +65,7 @@ impl Memory for HostMemory {
 #[derive(Default)]
 struct Workspace {
     rows: Vec<Row>,
-    /// cos and sin of every rope pair: `[n, n_rot / 2]`.
+    /// cos and sin of every rope pair, times the magnitude: `[kinds, n, n_rot / 2]`.
     turns: Vec<(f32, f32)>,
     /// The residual stream: `[n, n_embd]`.
     x: Vec<f32>,
@@ -110,7 +110,7 @@ impl Workspace {
 }
 
 impl CpuBackend {
-    /// Reads the planned tensors into memory and starts `n_threads` threads.
+    /// Reads the planned tensors into memory, for contexts of up to `n_ctx` tokens, and starts `n_threads` threads.
     ///
     /// # Errors
     /// When the file cannot be read, memory cannot be had, threads cannot be started, or the load is cancelled.
@@ -118,7 +118,7 @@ impl CpuBackend {
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<crate::gguf::TensorInfo>,
-        n_threads: usize,
+        (n_ctx, n_threads): (usize, usize),
         progress: &Progress,
     ) -> Result<Self> {
         let weight_bytes = plan.file_bytes();
@@ -130,7 +130,7 @@ impl CpuBackend {
             Ok(tensor)
         })?;
         memory.set(Purpose::Weights, held);
-        let rope_angles = desc.rope_angles(weights.rope_freqs.as_ref().map(Tensor::vector));
+        let ropes = desc.rope.tables(weights.rope_divisors(desc, n_ctx).map(Tensor::vector));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|i| format!("kigo-cpu-{i}"))
@@ -139,11 +139,11 @@ impl CpuBackend {
             .map_err(|_| no_threads(n_threads))?;
         Ok(CpuBackend {
             matmul: MatMul::new(n_threads, desc.n_embd.max(desc.n_ff).max(desc.n_embd_q()))?,
-            cache: KvCache::new(desc.n_layer, desc.n_embd_kv()),
+            cache: KvCache::new(desc.n_layer(), desc.n_embd_kv()),
             desc: desc.clone(),
             weights,
             weight_bytes,
-            rope_angles,
+            ropes,
             pool: Arc::new(pool),
             work: Workspace::default(),
             memory,
@@ -202,7 +202,7 @@ impl Backend for CpuBackend {
     }
 
     fn n_layer(&self) -> usize {
-        self.desc.n_layer
+        self.desc.n_layer()
     }
 
     fn begin(&mut self, rows: &[Row]) -> Result<()> {
@@ -226,12 +226,13 @@ impl Backend for CpuBackend {
         }
         resize(&mut w.logits, n_logits, d.n_vocab)?;
         w.turns.clear();
-        let n_turns = n * self.rope_angles.len();
+        let n_turns = self.ropes.len() * n * (d.rope.n_rot / 2);
         w.turns.try_reserve(n_turns).map_err(|_| workspace_error(n_turns * size_of::<(f32, f32)>()))?;
-        for row in rows {
-            w.turns.extend(self.rope_angles.iter().map(|angle| {
+        for (table, row) in self.ropes.iter().flat_map(|table| rows.iter().map(move |row| (table, row))) {
+            w.turns.extend(table.angles.iter().map(|angle| {
                 let (sin, cos) = (angle * f64::from(row.position)).sin_cos();
-                (cos as f32, sin as f32)
+                let magnitude = f64::from(table.magnitude);
+                ((cos * magnitude) as f32, (sin * magnitude) as f32)
             }));
         }
         Ok(())
@@ -248,16 +249,20 @@ impl Backend for CpuBackend {
     fn attn_qkv(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, cache, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        norm(matmul.arch(), d, &w.x, &l.attn_norm, l.attn_norm_bias.as_ref(), &mut w.normed);
+        let input = norm(matmul.arch(), d, &w.x, l.attn_norm.as_ref(), l.attn_norm_bias.as_ref(), &mut w.normed);
         let q = (&l.attn_q, &mut w.q[..]);
         let k = (&l.attn_k, &mut w.k[..]);
         let v = (&l.attn_v, &mut w.v[..]);
-        matmul.run(&mut [q, k, v], &w.normed)?;
+        matmul.run(&mut [q, k, v], input)?;
         add_bias(&mut w.q, l.attn_q_bias.as_ref());
         add_bias(&mut w.k, l.attn_k_bias.as_ref());
         add_bias(&mut w.v, l.attn_v_bias.as_ref());
-        rope(d, &w.turns, &mut w.q, d.n_head);
-        rope(d, &w.turns, &mut w.k, d.n_head_kv);
+        if let Some(kind) = d.layers[layer].rope {
+            let n_turns = w.rows.len() * (d.rope.n_rot / 2);
+            let turns = &w.turns[kind * n_turns..][..n_turns];
+            rope(d, turns, &mut w.q, d.n_head);
+            rope(d, turns, &mut w.k, d.n_head_kv);
+        }
         let width = d.n_embd_kv();
         for ((row, k), v) in w.rows.iter().zip(w.k.chunks_exact(width)).zip(w.v.chunks_exact(width)) {
             cache.store(row, layer, k, v);
@@ -289,11 +294,15 @@ impl Backend for CpuBackend {
     fn ffn_up(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        norm(matmul.arch(), d, &w.x, &l.ffn_norm, l.ffn_norm_bias.as_ref(), &mut w.normed);
-        matmul.run(&mut [(&l.ffn_gate, &mut w.gate), (&l.ffn_up, &mut w.up)], &w.normed)?;
+        let input = norm(matmul.arch(), d, &w.x, l.ffn_norm.as_ref(), l.ffn_norm_bias.as_ref(), &mut w.normed);
+        match &l.ffn_gate {
+            Some(gate) => matmul.run(&mut [(gate, &mut w.gate), (&l.ffn_up, &mut w.up)], input)?,
+            None => matmul.run(&mut [(&l.ffn_up, &mut w.up)], input)?,
+        }
         match d.activation {
             Activation::Silu => vector::silu_mul(matmul.arch(), &mut w.gate, &w.up),
             Activation::Gelu => vector::gelu_mul(matmul.arch(), &mut w.gate, &w.up),
+            Activation::GeluUngated | Activation::SiluClamped => return Err(Error::Internal("to come".into())),
         }
         Ok(())
     }
@@ -317,14 +326,23 @@ impl Backend for CpuBackend {
         }
         let normed = &mut w.normed[..n * d.n_embd];
         let bias = weights.output_norm_bias.as_ref();
-        norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, bias, normed);
+        let x = &w.x[..n * d.n_embd];
+        let normed = norm(matmul.arch(), d, x, Some(&weights.output_norm), bias, normed);
         let head = weights.output.as_ref().unwrap_or(&weights.token_embd);
         matmul.run(&mut [(head, &mut w.logits)], normed)
     }
 }
 
-/// Normalises every row of `x` `[n, n_embd]` into `out`.
-fn norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, bias: Option<&Tensor>, out: &mut [f32]) {
+/// Normalises every row of `x` `[n, n_embd]` into `out`, and gives that; `x` itself where there is no weight.
+fn norm<'a>(
+    arch: pulp::Arch,
+    desc: &ModelDesc,
+    x: &'a [f32],
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    out: &'a mut [f32],
+) -> &'a [f32] {
+    let Some(weight) = weight else { return x };
     let row = match desc.norm {
         Norm::Rms => vector::rms_norm,
         Norm::Layer => vector::layer_norm,
@@ -333,6 +351,7 @@ fn norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, bias: Op
         row(arch, x, weight.vector(), desc.norm_eps, out);
     }
     add_bias(out, bias);
+    out
 }
 
 /// Adds the bias `[width]`, where there is one, to every row of `x` `[n, width]`.
