@@ -57,7 +57,7 @@ impl Sizes {
         let width = head_width(desc)? as u64;
         let product = |factors: &[u64]| factors.iter().try_fold(1u64, |n, &factor| n.checked_mul(factor));
         let sizes = || {
-            let keys = product(&[desc.n_layer as u64, desc.n_head_kv as u64, 2, PAGE as u64, width, 2])?;
+            let keys = product(&[desc.n_layer() as u64, desc.n_head_kv as u64, 2, PAGE as u64, width, 2])?;
             let partials = product(&[desc.n_head as u64, width + 2, 4])?;
             let page = keys.checked_add(partials)?.checked_next_multiple_of(ALIGNMENT)?;
             let table = product(&[n_ctx.div_ceil(PAGE) as u64, 8])?.checked_next_multiple_of(ALIGNMENT)?;

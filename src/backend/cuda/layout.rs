@@ -86,11 +86,13 @@ impl Place {
     }
 }
 
-/// Gate and up of a feed-forward layer.
+/// Gate and up of a feed-forward layer, or up alone.
 #[derive(Debug, Clone, Copy)]
 pub enum Gate {
     /// Of one type: their tiles alternate.
     Joint(Product),
+    /// There is no gate.
+    None(Product),
     /// Of two.
     Apart {
         /// First.
@@ -112,7 +114,7 @@ pub struct NormPlace {
 /// The weights of one layer.
 pub struct LayerPlaces {
     /// Before the attention.
-    pub attn_norm: NormPlace,
+    pub attn_norm: Option<NormPlace>,
     /// q, k and v: one product where they have the same type.
     pub attn_qkv: Vec<Product>,
     /// Biases of q, k and v.
@@ -122,7 +124,7 @@ pub struct LayerPlaces {
     /// Its bias.
     pub attn_output_bias: Option<u64>,
     /// Before the feed-forward layer.
-    pub ffn_norm: NormPlace,
+    pub ffn_norm: Option<NormPlace>,
     /// Its first half.
     pub ffn_gate: Gate,
     /// Its second half.
@@ -182,7 +184,7 @@ impl Placing<'_> {
     fn layer(&mut self, layer: &Layer<TensorInfo>) -> Result<LayerPlaces> {
         let bias = |bias: &Option<TensorInfo>, this: &mut Self| bias.as_ref().map(|b| this.vector(b)).transpose();
         Ok(LayerPlaces {
-            attn_norm: self.norm(&layer.attn_norm, layer.attn_norm_bias.as_ref())?,
+            attn_norm: self.optional_norm(layer.attn_norm.as_ref(), layer.attn_norm_bias.as_ref())?,
             attn_qkv: self.qkv([&layer.attn_q, &layer.attn_k, &layer.attn_v])?,
             attn_bias: [
                 bias(&layer.attn_q_bias, self)?,
@@ -191,8 +193,11 @@ impl Placing<'_> {
             ],
             attn_output: self.plain(&layer.attn_output)?,
             attn_output_bias: bias(&layer.attn_output_bias, self)?,
-            ffn_norm: self.norm(&layer.ffn_norm, layer.ffn_norm_bias.as_ref())?,
-            ffn_gate: self.gate(&layer.ffn_gate, &layer.ffn_up)?,
+            ffn_norm: self.optional_norm(layer.ffn_norm.as_ref(), layer.ffn_norm_bias.as_ref())?,
+            ffn_gate: match &layer.ffn_gate {
+                Some(gate) => self.gate(gate, &layer.ffn_up)?,
+                None => Gate::None(self.plain(&layer.ffn_up)?),
+            },
             ffn_down: self.plain(&layer.ffn_down)?,
         })
     }
@@ -205,6 +210,10 @@ impl Placing<'_> {
 
     fn norm(&mut self, weight: &TensorInfo, bias: Option<&TensorInfo>) -> Result<NormPlace> {
         Ok(NormPlace { weight: self.vector(weight)?, bias: bias.map(|bias| self.vector(bias)).transpose()? })
+    }
+
+    fn optional_norm(&mut self, weight: Option<&TensorInfo>, bias: Option<&TensorInfo>) -> Result<Option<NormPlace>> {
+        weight.map(|weight| self.norm(weight, bias)).transpose()
     }
 
     /// Room for `n_tiles` tiles of the shape of `info`.

@@ -136,10 +136,8 @@ impl CudaBackend {
         let weights = load.load(gguf, &context, &types, later, progress)?;
 
         let stream = Arc::new(Stream::new(&context)?);
-        let divisors = rope_divisors(gguf, plan)?;
-        let angles: Vec<f64> = desc.rope_angles(divisors.as_deref());
-        let half_turns: Vec<f64> = angles.iter().map(|angle| angle / std::f64::consts::PI).collect();
-        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &half_turns)?;
+        let divisors = plan.rope_divisors(desc, n_ctx).map(|info| vector(gguf, info)).transpose()?;
+        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &desc.rope.tables(divisors.as_deref()))?;
         let mut free = try_vec(N_SLOTS, "the samplers")?;
         free.extend((0..N_SLOTS as u32).rev());
         let backend = CudaBackend {
@@ -455,7 +453,7 @@ impl Backend for CudaBackend {
     }
 
     fn n_layer(&self) -> usize {
-        self.desc.n_layer
+        self.desc.n_layer()
     }
 
     fn begin(&mut self, rows: &[Row]) -> Result<()> {
@@ -546,9 +544,8 @@ fn check_desc(desc: &ModelDesc) -> Result<()> {
     Err(Error::bad_file(field, "an even number on a GPU", desc.head_dim))
 }
 
-/// The divisors of the rope frequencies, where the file has them.
-fn rope_divisors(gguf: &Gguf, plan: &Weights<TensorInfo>) -> Result<Option<Vec<f32>>> {
-    let Some(info) = &plan.rope_freqs else { return Ok(None) };
+/// Reads a vector to the host.
+fn vector(gguf: &Gguf, info: &TensorInfo) -> Result<Vec<f32>> {
     let too_large = || Error::OutOfMemory { what: info.name.clone(), bytes: info.n_bytes };
     let mut blocks = try_vec(usize::try_from(info.n_bytes).map_err(|_| too_large())?, &info.name)?;
     blocks.resize(blocks.capacity().min(info.n_bytes as usize), 0);
@@ -556,7 +553,7 @@ fn rope_divisors(gguf: &Gguf, plan: &Weights<TensorInfo>) -> Result<Option<Vec<f
     let mut values = try_vec(info.n_elements as usize, &info.name)?;
     values.resize(info.n_elements as usize, 0.0);
     info.quant_type.dequantize(&blocks, &mut values);
-    Ok(Some(values))
+    Ok(values)
 }
 
 fn no_memory(what: &str) -> Error {

@@ -16,7 +16,7 @@ use super::stream::{Launch, Stream};
 use crate::Result;
 use crate::backend::Purpose;
 use crate::error::try_vec;
-use crate::model::{Activation, ModelDesc, Norm, RopePairing};
+use crate::model::{Activation, ModelDesc, Norm, RopePairing, RopeTable};
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
@@ -72,7 +72,7 @@ impl Sizes {
             n_vocab: desc.n_vocab,
             q: desc.n_head * kv_cache::head_width(desc)?,
             n_pairs: desc.rope.n_rot / 2,
-            n_layer: desc.n_layer,
+            n_layer: desc.n_layer(),
             counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
         };
         // Each size is at most 2^20, rows are at most 2^17 and layers 2^10, so that products of three stay within 64 bits.
@@ -144,7 +144,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// `half_turns` is the turn of every rope pair per position, over pi.
+    /// `ropes` has a table for each kind of rope.
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
@@ -153,7 +153,7 @@ impl Workspace {
         desc: &ModelDesc,
         sizes: Sizes,
         n_logits: usize,
-        half_turns: &[f64],
+        ropes: &[RopeTable],
     ) -> Result<Workspace> {
         let context = stream.context();
         let [x, q, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] = sizes.buffers();
@@ -181,7 +181,8 @@ impl Workspace {
             sizes,
         };
         let mut bytes = try_vec(angles, "the rope frequencies")?;
-        bytes.extend(half_turns.iter().flat_map(|angle| angle.to_le_bytes()));
+        let half_turns = ropes.iter().flat_map(|table| table.angles.iter().map(|angle| angle / std::f64::consts::PI));
+        bytes.extend(half_turns.flat_map(f64::to_le_bytes));
         work.angles.upload(stream, 0, &bytes)?;
         Ok(work)
     }
@@ -288,7 +289,8 @@ fn launch<P: KernelParams>(
 }
 
 /// Rows `x` `[n, width]` after a norm.
-fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
+fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: Option<NormPlace>) -> Source {
+    let Some(norm) = norm else { return plain(b, x, width, 0) };
     let kind = match b.desc.norm {
         Norm::Rms => KIGO_NORM_RMS,
         Norm::Layer => KIGO_NORM_LAYER,
@@ -355,7 +357,8 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         kind: result.kind,
         activation: match d.activation {
             Activation::Silu => KIGO_SILU,
-            Activation::Gelu => KIGO_GELU,
+            Activation::Gelu | Activation::GeluUngated => KIGO_GELU,
+            Activation::SiluClamped => KIGO_SILU,
         },
         first_tile: product.first_tile as u32,
         rows: w.rows.address(),
@@ -410,7 +413,7 @@ pub fn embed(b: &CudaBackend) -> Result<()> {
         angles: w.angles.address(),
         turns: w.turns.address(),
         magnitudes: w.magnitudes.address(),
-        n_magnitudes: 2 * b.desc.n_layer as u32,
+        n_magnitudes: 2 * b.desc.n_layer() as u32,
         magnitudes_stride: w.sizes.n_rows as u32,
         n_pairs: w.sizes.n_pairs as u32,
         n_records: table.n_records as u32,
@@ -445,7 +448,7 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
         n_head_kv: d.n_head_kv as u32,
         head_dim: d.head_dim as u32,
         layer: layer as u32,
-        n_layer: d.n_layer as u32,
+        n_layer: d.n_layer() as u32,
         splits,
         out_stride: w.sizes.n_mix as u32,
         pad: 0,
@@ -472,6 +475,7 @@ pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
     let magnitudes = w.magnitudes(layer, true);
     match &l.ffn_gate {
         Gate::Joint(both) => multiply(b, &mut source, both, Outcome { kind: KIGO_GATED, magnitudes, ..out }),
+        Gate::None(up) => multiply(b, &mut source, up, Outcome { kind: KIGO_STORE, magnitudes, ..out }),
         Gate::Apart { gate, up } => {
             multiply(b, &mut source, gate, Outcome { kind: KIGO_STORE, ..out })?;
             multiply(b, &mut source, up, Outcome { kind: KIGO_GATE, magnitudes, ..out })
@@ -491,7 +495,7 @@ pub fn output(b: &CudaBackend) -> Result<()> {
     if b.shape.n_logits == 0 {
         return Ok(());
     }
-    let mut source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, b.places.output_norm);
+    let mut source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, Some(b.places.output_norm));
     if !b.shape.all_want {
         source.input.select = w.select.address();
     }
