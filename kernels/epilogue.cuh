@@ -14,11 +14,20 @@ __host__ __device__ __forceinline__ HeadPair head_pair(uint32_t pair, uint32_t n
     return {2 * pair, 2 * pair + 1};
 }
 
-__device__ __forceinline__ float activation(float gate, uint32_t kind) {
-    if (kind == KIGO_SILU) return __fdiv_rn(gate, 1 + expf(-gate));
-    // The tanh form of GELU, as ggml computes it.
-    const float inner = 0.7978845608028654f * gate * (1 + 0.044715f * gate * gate);
-    return 0.5f * gate * (1 + tanhf(inner));
+// The tanh form of GELU, as ggml computes it.
+__device__ __forceinline__ float gelu(float x) {
+    const float inner = 0.7978845608028654f * x * (1 + 0.044715f * x * x);
+    return 0.5f * x * (1 + tanhf(inner));
+}
+
+// What becomes of gate and up; see Activation in src/model/desc.rs.
+__device__ __forceinline__ float gated(float gate, float up, uint32_t kind) {
+    if (kind == KIGO_SILU_CLAMPED) {
+        const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);
+        return __fmul_rn(__fdiv_rn(g, 1 + expf(-1.702f * g)), u + 1);
+    }
+    const float activated = kind == KIGO_SILU ? __fdiv_rn(gate, 1 + expf(-gate)) : gelu(gate);
+    return __fmul_rn(activated, up);
 }
 
 // The nearest half, without infinities.
@@ -81,20 +90,27 @@ __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, u
     }
 }
 
+// value + the bias of row `row`; experts have their biases one after the other.
+__device__ __forceinline__ float biased(const KigoMatmul& p, int part, uint32_t expert, uint32_t row, float value) {
+    if (!p.bias[part]) return value;
+    return __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[part]) + size_t(expert) * p.n_rows + row));
+}
+
 // One row of a product; returns what went to `out`, or 0 beyond the matrix.
-__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t row, uint32_t column, float value) {
+__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
     if (row >= p.n_rows) return 0;
     float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
-    if (p.bias[0]) value = __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[0]) + row));
+    value = biased(p, 0, expert, row, value);
     if (p.kind == KIGO_ADD) value = __fadd_rn(__ldcg(out), value);
-    if (p.kind == KIGO_GATE) value = __fmul_rn(activation(__ldcg(out), p.activation), value);
+    if (p.kind == KIGO_GATE) value = gated(__ldcg(out), value, p.activation);
+    if (p.kind == KIGO_UNGATED) value = gelu(value);
     *out = value;
     return value;
 }
 
-__device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t row, uint32_t column, float gate, float up) {
+__device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float gate, float up) {
     if (row >= p.n_rows) return 0;
-    const float value = __fmul_rn(activation(gate, p.activation), up);
+    const float value = gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
     reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
     return value;
 }

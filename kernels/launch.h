@@ -33,7 +33,7 @@ typedef struct {
     uint64_t norm_bias;
     /* u32 [n]: bits of the largest magnitude in each row of x; read where there is no norm. */
     uint64_t magnitudes;
-    /* u32 [n]: which row of x each row of the product takes; 0: rows in order. */
+    /* u32 [n]: which row of x each row of the product takes, KIGO_NO_ROW for none; 0: rows in order. */
     uint64_t select;
     /* Rows, columns, columns rounded up to 64. */
     uint32_t n;
@@ -65,17 +65,23 @@ typedef struct {
 #define KIGO_STORE 0
 /* out[row] += product + bias */
 #define KIGO_ADD 1
-/* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
+/* Tiles 2 i are of the gate, 2 i + 1 of up, as are bias[0] and bias[1]: out[row] = gated(gate, up) */
 #define KIGO_GATED 2
-/* out[row] = activation(out[row]) * product */
+/* out[row] = gated(out[row], product + bias) */
 #define KIGO_GATE 3
 /* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
 #define KIGO_QKV 4
+/* out[row] = gelu(product + bias) */
+#define KIGO_UNGATED 5
 
+/* silu(gate) * up, gelu(gate) * up, and the form of gpt-oss. */
 #define KIGO_SILU 0
 #define KIGO_GELU 1
+#define KIGO_SILU_CLAMPED 2
 
-/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
+/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k].
+ * With experts, each row of the product has the matrix of one of them. Then matmul_one has a grid of n rows in y and
+ * row i takes row i / share of x; matmul_many has one of all experts in z, and rows that stand by expert (KigoGroup). */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -116,7 +122,74 @@ typedef struct {
     uint32_t layer;
     /* Factor on q. */
     float q_scale;
+    /* Bytes from the tiles of one expert to those of the next, n_tiles each; biases follow each other too. */
+    uint64_t expert_bytes;
+    /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
+    uint64_t experts;
+    /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
+    uint64_t starts;
+    uint32_t share;
+    uint32_t pad;
 } KigoMatmul;
+
+/* Experts that a row uses at most. */
+#define KIGO_MAX_EXPERTS_USED 32
+/* A row of a product that no row of the batch stands for. */
+#define KIGO_NO_ROW 0xFFFFFFFFu
+
+/* route: the experts of every row, in the order of descending logit, equal ones by ascending number. A warp per row.
+ * Slot i of row r is number r * n_used + i. */
+typedef struct {
+    /* f32 [n][n_expert] */
+    uint64_t logits;
+    /* u32 [n * n_used]: the expert of each slot. */
+    uint64_t experts;
+    /* f32 [n * n_used]: its weight, the softmax of the chosen logits. */
+    uint64_t weights;
+    /* u32 [n * n_used]: which row of the products is the slot's, here the slot itself. */
+    uint64_t places;
+    /* u32 [n_products]: set to zero, the magnitudes of the rows of the products. */
+    uint64_t magnitudes;
+    uint32_t n;
+    uint32_t n_expert;
+    uint32_t n_used;
+    uint32_t n_products;
+} KigoRoute;
+
+/* group: puts the slots of each expert side by side, from a multiple of 8 on. One block. */
+typedef struct {
+    /* u32 [n_slots] */
+    uint64_t experts;
+    /* u32 [n_slots]: the row of the products that is the slot's. */
+    uint64_t places;
+    /* u32 [n_products]: the row of the batch that each row of the products takes, or KIGO_NO_ROW. */
+    uint64_t rows;
+    /* u32 [n_expert + 1] */
+    uint64_t starts;
+    uint32_t n_slots;
+    uint32_t n_used;
+    uint32_t n_expert;
+    /* At least n_slots + 7 n_expert. */
+    uint32_t n_products;
+} KigoGroup;
+
+/* mix_experts: out[row] += the sum over slots, in their order, of weight times the row of the slot's product; or, where
+ * `store` is not 0, out[row] = the sum. A block per 256 columns and row. */
+typedef struct {
+    /* f32 [n_products][in_stride] */
+    uint64_t products;
+    uint64_t weights;
+    uint64_t places;
+    /* f32 [n][out_stride] */
+    uint64_t out;
+    /* Factor on the sum. */
+    float scale;
+    uint32_t store;
+    uint32_t n_used;
+    uint32_t n_columns;
+    uint32_t in_stride;
+    uint32_t out_stride;
+} KigoMixExperts;
 
 /* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */
 typedef struct {

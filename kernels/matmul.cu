@@ -33,9 +33,9 @@ struct Stream {
     // The next record to fetch.
     uint32_t item, tile_of_item, record;
 
-    __device__ __forceinline__ Stream(const KigoMatmul& p, uint64_t (*barriers)[kStages], uint32_t tiles_per_item)
+    __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, uint64_t (*barriers)[kStages], uint32_t tiles_per_item)
         : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * kStages * kBytes, barriers[threadIdx.x / kWarp]),
-          weights(reinterpret_cast<const uint8_t*>(p.weights)),
+          weights(reinterpret_cast<const uint8_t*>(p.weights) + expert * p.expert_bytes),
           tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
           n_tiles(p.n_tiles),
@@ -89,15 +89,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
     float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
 
-    Stream<1> stream(p, barriers, per_item);
+    // Which matrix it is has to be known before any of it is fetched.
+    const uint32_t column = blockIdx.y;
+    if (p.experts) pdl_wait();
+    const uint32_t expert = p.experts ? __ldcg(reinterpret_cast<const uint32_t*>(p.experts) + column) : 0;
+    Stream<1> stream(p, expert, barriers, per_item);
     const Slice slice = stream.slice;
 
     prefetch_norm(p.input);
-    pdl_wait();
+    if (!p.experts) pdl_wait();
     pdl_launch();
     // Early: three loads that wait for each other.
     const CachePlace place = p.kind == KIGO_QKV ? cache_place(p, 0) : CachePlace{};
-    const float factor = activate_row<kBf16>(p.input, 0, staging, scratch, [&](uint32_t quad, Quad value) {
+    const float factor = activate_row<kBf16>(p.input, column / max(p.share, 1u), staging, scratch, [&](uint32_t quad, Quad value) {
         const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
         const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
         *reinterpret_cast<uint2*>(columns + at) = value.high;
@@ -156,11 +160,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
             if (lane < 8) finish_qkv(p, item, lane, 0, place, total(0, lane), total(0, lane + 8));
         } else if (lane < kTileRows) {
             const uint32_t row = item * kTileRows + lane;
-            largest = p.kind == KIGO_GATED ? finish_gated(p, row, 0, total(0, lane), total(1, lane)) : finish_row(p, row, 0, total(0, lane));
+            largest = p.kind == KIGO_GATED ? finish_gated(p, expert, row, column, total(0, lane), total(1, lane))
+                                            : finish_row(p, expert, row, column, total(0, lane));
         }
         if (p.magnitudes) {
             largest = warp_max(fabsf(largest));
-            if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes), largest);
+            if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
         }
     }
     stream.ring.drain();
@@ -176,7 +181,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * 2 * TypeRecord::kBytes);
     constexpr int kColumns = 8 * kColumnTiles;
 
-    Stream<2> stream(p, barriers, 2);
+    Stream<2> stream(p, 0, barriers, 2);
     const Slice slice = stream.slice;
     pdl_wait();
     pdl_launch();
@@ -232,11 +237,11 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 const int side = row / 8, g = row % 8;
                 if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p, column), total(side, g), total(side, g + 8));
             } else if (exists && p.kind == KIGO_GATED) {
-                largest = fabsf(finish_gated(p, item * kTileRows + row, column, total(0, row), total(1, row)));
+                largest = fabsf(finish_gated(p, 0, item * kTileRows + row, column, total(0, row), total(1, row)));
             } else if (exists) {
                 const uint32_t first = 2 * item * kTileRows + row;
-                largest = fabsf(finish_row(p, first, column, total(0, row)));
-                if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, first + kTileRows, column, total(1, row))));
+                largest = fabsf(finish_row(p, 0, first, column, total(0, row)));
+                if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, 0, first + kTileRows, column, total(1, row))));
             }
             if (p.magnitudes) {
                 for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
@@ -256,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few32, K
 }
 
 // The product with many rows: a block computes 8 tiles by 128 rows of activations, a warp 2 tiles by 64. Grid: pieces of 128
-// rows of activations, then groups of 8 tiles.
+// rows of activations, then groups of 8 tiles, then experts, each with the rows that are its own.
 constexpr int kBlockTiles = 8;
 constexpr int kBlockColumns = 128;
 
@@ -279,8 +284,15 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
         }
     };
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t first_tile = blockIdx.y * kBlockTiles, first_column = blockIdx.x * kBlockColumns;
-    const uint32_t n_units = p.input.stride / kUnitK, n_column_tiles = (p.n + 7) / 8;
+    pdl_wait();
+    pdl_launch();
+    const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts);
+    const uint32_t expert = blockIdx.z, n_columns = starts ? __ldcg(starts + expert + 1) : p.n;
+    const uint32_t first_tile = blockIdx.y * kBlockTiles;
+    const uint32_t first_column = (starts ? __ldcg(starts + expert) : 0) + blockIdx.x * kBlockColumns;
+    if (first_column >= n_columns) return;
+    const uint8_t* weights = reinterpret_cast<const uint8_t*>(p.weights) + expert * p.expert_bytes;
+    const uint32_t n_units = p.input.stride / kUnitK, n_column_tiles = (n_columns + 7) / 8;
 
     auto fetch = [&](uint32_t unit) {
         if (unit < n_units) {
@@ -294,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
                                                                  : TypeRecord::kScales + at - UnitRecord::kScales;
                 const uint32_t of = min(first_tile + tile, p.n_tiles - 1);
                 const size_t record = size_t(of) * p.n_records + record_place(of, unit / kUnits, p.n_records);
-                copy_async(to + chunk * 16, reinterpret_cast<const uint8_t*>(p.weights) + record * TypeRecord::kBytes + from);
+                copy_async(to + chunk * 16, weights + record * TypeRecord::kBytes + from);
             }
             for (int chunk = threadIdx.x; chunk < kInputBytes / 16; chunk += kThreads) {
                 const int tile = chunk * 16 / kColumnBytes, at = chunk * 16 % kColumnBytes;
@@ -305,8 +317,6 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
         copy_async_commit();
     };
 
-    pdl_wait();
-    pdl_launch();
     for (int unit = 0; unit < kDepth - 1; unit++) fetch(unit);
     const uint32_t tile_pair = warp % 4, column_part = warp / 4;
     const uint32_t slice_units = Slice(p.n_records, 0).last * kUnits;
@@ -344,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
 #pragma unroll
         for (int odd = 0; odd < 2; odd++) {
             const uint32_t column = first_column + (column_part * kColumnTiles + tile) * 8 + 2 * (lane % 4) + odd;
-            const bool exists = column < p.n;
+            const bool exists = column < n_columns;
             const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
             float v[2][2];
             for (int side = 0; side < 2; side++) {
@@ -362,14 +372,14 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
             } else if (exists && p.kind == KIGO_GATED) {
                 for (int half = 0; half < 2; half++) {
                     const uint32_t row = tile_of_pair / 2 * kTileRows + g + 8 * half;
-                    largest = fmaxf(largest, fabsf(finish_gated(p, row, column, v[0][half], v[1][half])));
+                    largest = fmaxf(largest, fabsf(finish_gated(p, expert, row, column, v[0][half], v[1][half])));
                 }
             } else if (exists) {
                 for (int side = 0; side < 2; side++) {
                     if (tile_of_pair + side >= p.n_tiles) continue;
                     for (int half = 0; half < 2; half++) {
                         const uint32_t row = (tile_of_pair + side) * kTileRows + g + 8 * half;
-                        largest = fmaxf(largest, fabsf(finish_row(p, row, column, v[side][half])));
+                        largest = fmaxf(largest, fabsf(finish_row(p, expert, row, column, v[side][half])));
                     }
                 }
             }
