@@ -12,6 +12,7 @@
 
 pub mod context;
 pub mod driver;
+mod experts;
 pub mod kv_cache;
 pub mod layout;
 pub mod load;
@@ -147,7 +148,7 @@ impl CudaBackend {
             n_ctx,
             file_bytes: plan.file_bytes(),
             places,
-            kernels: Kernels::new(&context, types, kv_cache::head_width(desc)?)?,
+            kernels: Kernels::new(&context, types, desc)?,
             cache: KvCache::new(&context, &stream, desc, n_ctx)?,
             samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, MAX_GRAPH_ROWS.max(FIRST_LOGITS))?,
             slots: Slots { free, of: HashMap::new() },
@@ -537,6 +538,7 @@ fn tiles_of(rows: &[Row]) -> impl Iterator<Item = KigoTile> + '_ {
 /// What the kernels cannot do.
 fn check_desc(desc: &ModelDesc) -> Result<()> {
     kv_cache::head_width(desc)?;
+    experts::check(desc)?;
     if desc.head_dim.is_multiple_of(2) {
         return Ok(());
     }
