@@ -19,10 +19,8 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
-/* Slots of a warp's ring of records, and of one of small records. */
-#define KIGO_RING_SLOTS 3
-#define KIGO_RING_SLOTS_SMALL 6
-#define KIGO_SMALL_RECORD 800
+/* Most slots of a warp's ring of records. */
+#define KIGO_MAX_SLOTS 16
 
 /* Where the activations of a product come from. */
 typedef struct {
@@ -75,7 +73,7 @@ typedef struct {
 #define KIGO_SILU 0
 #define KIGO_GELU 1
 
-/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
+/* matmul_one, matmul_few8, matmul_few32, matmul_many, matmul_many_narrow: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -116,6 +114,10 @@ typedef struct {
     uint32_t layer;
     /* Factor on q. */
     float q_scale;
+    /* matmul_one, matmul_few: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
+    uint32_t n_slots;
+    /* matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
+    uint32_t sum_columns;
 } KigoMatmul;
 
 /* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
+use super::blocks::{Card, Job, Kernel};
 use super::context::Context;
 use super::kv_cache::{self, PAGE};
-use super::layout::{Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, shared, stride, wants_bf16};
+use super::layout::{Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, stride, wants_bf16};
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
@@ -21,12 +22,6 @@ use crate::model::{Activation, ModelDesc, Norm, RopePairing};
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
 const HEADS_OF_BLOCK: usize = 16;
-
-/// Blocks of a product with one row on a multiprocessor: two keep 64 KiB under way, which reads fastest.
-const BLOCKS_PER_SM: u32 = 2;
-
-/// Shared memory of a multiprocessor of sm_90, in bytes (CUDA C++ Programming Guide, compute capabilities).
-const SHARED_PER_SM: u32 = 228 << 10;
 
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -230,9 +225,7 @@ pub struct Kernels {
     prefill: Function,
     prefill_shared: u32,
     head_width: usize,
-    n_sm: u32,
-    /// Bytes of shared memory of a multiprocessor, where blocks are to be spread; else 0.
-    shared_per_sm: u32,
+    card: Card,
 }
 
 impl Kernels {
@@ -245,15 +238,18 @@ impl Kernels {
         let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
+        let card = Card::new(context.info());
+        let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
+        // All but what it has besides: a number for each warp.
+        prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
         Ok(Kernels {
             types,
-            prep: Module::load(context, embedded("prep")?)?.function("prep")?,
+            prep,
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
             prefill_shared,
             head_width,
-            n_sm: context.info().n_sm,
-            shared_per_sm: if context.info().compute_capability == (9, 0) { SHARED_PER_SM } else { 0 },
+            card,
         })
     }
 }
@@ -328,17 +324,13 @@ fn plain(b: &CudaBackend, x: u64, width: usize, magnitudes: u64) -> Source {
     Source { input, prepared: None }
 }
 
-/// Shared memory that a block of a product with one row takes at least, so that its `n_blocks` blocks spread evenly: blocks
-/// that start while the kernel before is ending would otherwise crowd where it ends first.
-fn spread(b: &CudaBackend, n_blocks: u32) -> u32 {
-    let per_sm = n_blocks.div_ceil(b.kernels.n_sm);
-    (b.kernels.shared_per_sm / (per_sm + 1)).saturating_sub(shared::STATIC)
-}
-
 /// Queues a product.
 fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
     let (d, w) = (&b.desc, &b.work);
     let (n, input, bf16) = (source.input.n, source.input, wants_bf16(product.quant));
+    let (has_norm, gated) = (input.norm != KIGO_NORM_NONE, result.kind == KIGO_GATED);
+    let (quant, n_tiles) = (product.quant, product.n_tiles as u32);
+    let blocks = b.kernels.card.blocks(&Job { quant, n, k: product.k, has_norm, n_tiles, gated });
     let params = KigoMatmul {
         input,
         records: w.records.address(),
@@ -349,7 +341,7 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         magnitudes: result.magnitudes,
         n,
         n_rows: product.n_rows as u32,
-        n_tiles: product.n_tiles as u32,
+        n_tiles,
         n_records: product.n_records as u32,
         out_stride: result.out_stride as u32,
         kind: result.kind,
@@ -369,35 +361,18 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         halves: u32::from(d.rope.pairing == RopePairing::Halves),
         layer: result.layer as u32,
         q_scale: d.attn_scale * std::f32::consts::LOG2_E,
+        n_slots: blocks.n_slots,
+        sum_columns: blocks.sum_columns,
     };
-    let kernels = b.kernels.types.of(product.quant)?;
-    let has_norm = input.norm != KIGO_NORM_NONE;
-    let most = BLOCKS_PER_SM * b.kernels.n_sm;
-    if n == 1 {
-        let n_items = if result.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
-        let n_blocks = n_items.min(most);
-        let least = spread(b, n_blocks);
-        let shared_bytes = shared::one(product.quant, input.stride as usize, has_norm).max(least);
-        return launch(b, &kernels.one, [n_blocks, 1, 1], THREADS, shared_bytes, &params);
-    }
-    if source.prepared != Some(bf16) {
+    if blocks.kernel != Kernel::One && source.prepared != Some(bf16) {
         let (records, factors) = (params.records, params.factors);
         let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
         let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
         launch(b, &b.kernels.prep, [n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
         source.prepared = Some(bf16);
     }
-    let n_pairs = (product.n_tiles as u32).div_ceil(2);
-    match n {
-        2..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
-        9..=32 => {
-            launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params)
-        }
-        _ => {
-            let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), 1];
-            launch(b, &kernels.many, grid, THREADS, shared::many(product.quant), &params)
-        }
-    }
+    let kernel = b.kernels.types.of(quant)?.of(blocks.kernel);
+    launch(b, kernel, blocks.grid, THREADS, blocks.shared_bytes, &params)
 }
 
 /// x = rows of `token_embd`; rope turns; the magnitudes of all layers become zero.
@@ -433,7 +408,7 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let n_blocks = w.sizes.counters as u32;
     // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
     let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.n_sm / (n_blocks * n)).clamp(1, 64);
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
     let params = KigoAttention {
         rows: w.rows.address(),
         tiles: w.tiles.address(),
