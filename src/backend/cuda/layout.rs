@@ -119,22 +119,32 @@ pub struct LayerPlaces {
     pub attn_qkv: Vec<Product>,
     /// Biases of q, k and v.
     pub attn_bias: [Option<u64>; 3],
+    /// Norms of q and of k.
+    pub attn_qk_norm: Option<[u64; 2]>,
+    /// Scores that stand for no key: `[n_head]`.
+    pub attn_sinks: Option<u64>,
     /// After it.
     pub attn_output: Product,
     /// Its bias.
     pub attn_output_bias: Option<u64>,
+    /// Norm of what the attention adds.
+    pub attn_post_norm: Option<u64>,
     /// Before the feed-forward layer.
     pub ffn_norm: Option<NormPlace>,
     /// Its first half.
     pub ffn_gate: Gate,
     /// Its second half.
     pub ffn_down: Product,
+    /// Norm of what it adds.
+    pub ffn_post_norm: Option<u64>,
 }
 
 /// The weights of a model.
 pub struct Places {
     /// The table of tokens.
     pub token_embd: Product,
+    /// That of positions: `[n_ctx_train, n_embd]`.
+    pub position_embd: Option<u64>,
     /// Before the head.
     pub output_norm: NormPlace,
     /// The head.
@@ -166,6 +176,7 @@ impl Places {
         let token_embd = placing.plain(&plan.token_embd)?;
         let places = Places {
             token_embd,
+            position_embd: placing.optional(&plan.position_embd)?,
             output: plan.output.as_ref().map_or(Ok(token_embd), |output| placing.plain(output))?,
             output_norm: placing.norm(&plan.output_norm, plan.output_norm_bias.as_ref())?,
             layers: {
@@ -182,23 +193,28 @@ impl Places {
 
 impl Placing<'_> {
     fn layer(&mut self, layer: &Layer<TensorInfo>) -> Result<LayerPlaces> {
-        let bias = |bias: &Option<TensorInfo>, this: &mut Self| bias.as_ref().map(|b| this.vector(b)).transpose();
+        let q_norm = self.optional(&layer.attn_q_norm)?;
+        let k_norm = self.optional(&layer.attn_k_norm)?;
         Ok(LayerPlaces {
             attn_norm: self.optional_norm(layer.attn_norm.as_ref(), layer.attn_norm_bias.as_ref())?,
             attn_qkv: self.qkv([&layer.attn_q, &layer.attn_k, &layer.attn_v])?,
             attn_bias: [
-                bias(&layer.attn_q_bias, self)?,
-                bias(&layer.attn_k_bias, self)?,
-                bias(&layer.attn_v_bias, self)?,
+                self.optional(&layer.attn_q_bias)?,
+                self.optional(&layer.attn_k_bias)?,
+                self.optional(&layer.attn_v_bias)?,
             ],
+            attn_qk_norm: q_norm.zip(k_norm).map(<[u64; 2]>::from),
+            attn_sinks: self.optional(&layer.attn_sinks)?,
             attn_output: self.plain(&layer.attn_output)?,
-            attn_output_bias: bias(&layer.attn_output_bias, self)?,
+            attn_output_bias: self.optional(&layer.attn_output_bias)?,
+            attn_post_norm: self.optional(&layer.attn_post_norm)?,
             ffn_norm: self.optional_norm(layer.ffn_norm.as_ref(), layer.ffn_norm_bias.as_ref())?,
             ffn_gate: match &layer.ffn_gate {
                 Some(gate) => self.gate(gate, &layer.ffn_up)?,
                 None => Gate::None(self.plain(&layer.ffn_up)?),
             },
             ffn_down: self.plain(&layer.ffn_down)?,
+            ffn_post_norm: self.optional(&layer.ffn_post_norm)?,
         })
     }
 
@@ -206,6 +222,10 @@ impl Placing<'_> {
         let offset = self.space.place_vector(info)?;
         self.pieces.push(Piece { info: info.clone(), target: Target::Vector(offset) });
         Ok(offset)
+    }
+
+    fn optional(&mut self, info: &Option<TensorInfo>) -> Result<Option<u64>> {
+        info.as_ref().map(|info| self.vector(info)).transpose()
     }
 
     fn norm(&mut self, weight: &TensorInfo, bias: Option<&TensorInfo>) -> Result<NormPlace> {
