@@ -105,7 +105,8 @@ typedef struct {
 #define KIGO_SILU_CLAMPED 2
 
 /* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k].
- * With experts, each row of the product has the matrix of one of them. Then matmul_one has a grid of n rows in y and
+ * With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases of all stand one after
+ * the other. Then matmul_one has a grid of n rows in y and
  * row i takes row i / share of x; matmul_many has one of all experts in z, and rows that stand by expert (KigoGroup). */
 typedef struct {
     /* Read by matmul_one. */
@@ -136,8 +137,6 @@ typedef struct {
     KigoQkv qkv;
     float scale;
     float softcap;
-    /* Bytes from the tiles of one expert to those of the next, n_tiles each; biases follow each other too. */
-    uint64_t expert_bytes;
     /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
     uint64_t experts;
     /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */

@@ -29,16 +29,18 @@ struct Stream {
     const uint8_t* weights;
     size_t tile_bytes;
     Slice slice;
-    uint32_t n_tiles, tiles_per_item, n_items, n_records;
+    // `tiles_before` are of the experts before.
+    uint32_t n_tiles, tiles_before, tiles_per_item, n_items, n_records;
     // The next record to fetch.
     uint32_t item, tile_of_item, record;
 
     __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, uint64_t (*barriers)[kStages], uint32_t tiles_per_item)
         : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * kStages * kBytes, barriers[threadIdx.x / kWarp]),
-          weights(reinterpret_cast<const uint8_t*>(p.weights) + expert * p.expert_bytes),
+          weights(reinterpret_cast<const uint8_t*>(p.weights)),
           tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
           n_tiles(p.n_tiles),
+          tiles_before(expert * p.n_tiles),
           tiles_per_item(tiles_per_item),
           n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
           n_records(p.n_records),
@@ -54,8 +56,8 @@ struct Stream {
         const uint32_t tile = item * tiles_per_item + tile_of_item;
         ring.template fill<kTiles>(any, [&](int side) {
             // A missing last tile is read as the one before.
-            const uint32_t from = min(tile + side, n_tiles - 1);
-            return weights + from * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
+            const uint32_t from = tiles_before + min(tile + side, n_tiles - 1);
+            return weights + size_t(from) * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
         });
         if (any && ++record == slice.last) {
             record = slice.first;
@@ -291,7 +293,6 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
     const uint32_t first_tile = blockIdx.y * kBlockTiles;
     const uint32_t first_column = (starts ? __ldcg(starts + expert) : 0) + blockIdx.x * kBlockColumns;
     if (first_column >= n_columns) return;
-    const uint8_t* weights = reinterpret_cast<const uint8_t*>(p.weights) + expert * p.expert_bytes;
     const uint32_t n_units = p.input.stride / kUnitK, n_column_tiles = (n_columns + 7) / 8;
 
     auto fetch = [&](uint32_t unit) {
@@ -304,9 +305,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
                 const uint32_t from = at < UnitRecord::kHigh     ? of_record * UnitRecord::kLowBytes + at
                                       : at < UnitRecord::kScales ? TypeRecord::kHigh + of_record * UnitRecord::kHighBytes + at - UnitRecord::kHigh
                                                                  : TypeRecord::kScales + at - UnitRecord::kScales;
-                const uint32_t of = min(first_tile + tile, p.n_tiles - 1);
+                const uint32_t of = expert * p.n_tiles + min(first_tile + tile, p.n_tiles - 1);
                 const size_t record = size_t(of) * p.n_records + record_place(of, unit / kUnits, p.n_records);
-                copy_async(to + chunk * 16, weights + record * TypeRecord::kBytes + from);
+                copy_async(to + chunk * 16, reinterpret_cast<const uint8_t*>(p.weights) + record * TypeRecord::kBytes + from);
             }
             for (int chunk = threadIdx.x; chunk < kInputBytes / 16; chunk += kThreads) {
                 const int tile = chunk * 16 / kColumnBytes, at = chunk * 16 % kColumnBytes;

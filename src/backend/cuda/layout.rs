@@ -39,11 +39,11 @@ pub struct Product {
     pub quant: QuantType,
     /// Where the first tile starts, in bytes of the weights' allocation.
     pub offset: u64,
-    /// Rows of the result.
+    /// Rows of the result; with experts, of one, whose tiles stand one after the other.
     pub n_rows: usize,
     /// Columns.
     pub k: usize,
-    /// Tiles of all of them.
+    /// Tiles of all of them; with experts, of one.
     pub n_tiles: usize,
     /// Records in a tile.
     pub n_records: usize,
@@ -131,10 +131,16 @@ pub struct LayerPlaces {
     pub attn_post_norm: Option<u64>,
     /// Before the feed-forward layer.
     pub ffn_norm: Option<NormPlace>,
+    /// The router, where there are experts, and its bias.
+    pub ffn_gate_inp: Option<(Product, Option<u64>)>,
     /// Its first half.
     pub ffn_gate: Gate,
+    /// Biases of gate and up.
+    pub ffn_gate_bias: [Option<u64>; 2],
     /// Its second half.
     pub ffn_down: Product,
+    /// Its bias.
+    pub ffn_down_bias: Option<u64>,
     /// Norm of what it adds.
     pub ffn_post_norm: Option<u64>,
 }
@@ -209,11 +215,17 @@ impl Placing<'_> {
             attn_output_bias: self.optional(&layer.attn_output_bias)?,
             attn_post_norm: self.optional(&layer.attn_post_norm)?,
             ffn_norm: self.optional_norm(layer.ffn_norm.as_ref(), layer.ffn_norm_bias.as_ref())?,
+            ffn_gate_inp: match &layer.ffn_gate_inp {
+                Some(router) => Some((self.plain(router)?, self.optional(&layer.ffn_gate_inp_bias)?)),
+                None => None,
+            },
             ffn_gate: match &layer.ffn_gate {
                 Some(gate) => self.gate(gate, &layer.ffn_up)?,
-                None => Gate::None(self.plain(&layer.ffn_up)?),
+                None => Gate::None(self.experts(&layer.ffn_up)?),
             },
-            ffn_down: self.plain(&layer.ffn_down)?,
+            ffn_gate_bias: [self.optional(&layer.ffn_gate_bias)?, self.optional(&layer.ffn_up_bias)?],
+            ffn_down: self.experts(&layer.ffn_down)?,
+            ffn_down_bias: self.optional(&layer.ffn_down_bias)?,
             ffn_post_norm: self.optional(&layer.ffn_post_norm)?,
         })
     }
@@ -267,6 +279,18 @@ impl Placing<'_> {
         Ok(product)
     }
 
+    /// A matrix of the feed-forward layer, or those of its experts.
+    fn experts(&mut self, info: &TensorInfo) -> Result<Product> {
+        let all = self.plain(info)?;
+        Ok(self.per_expert(all))
+    }
+
+    /// Whole tiles belong to one expert: their rows are a multiple of 16 (`check_desc`).
+    fn per_expert(&self, all: Product) -> Product {
+        let n = self.desc.experts.map_or(1, |experts| experts.n_expert);
+        Product { n_rows: all.n_rows / n, n_tiles: all.n_tiles / n, ..all }
+    }
+
     /// Neighbours of the same type stand side by side.
     fn qkv(&mut self, parts: [&TensorInfo; 3]) -> Result<Vec<Product>> {
         let per_head = self.desc.head_dim.div_ceil(TILE_ROWS);
@@ -293,13 +317,13 @@ impl Placing<'_> {
 
     fn gate(&mut self, gate: &TensorInfo, up: &TensorInfo) -> Result<Gate> {
         if gate.quant_type != up.quant_type {
-            return Ok(Gate::Apart { gate: self.plain(gate)?, up: self.plain(up)? });
+            return Ok(Gate::Apart { gate: self.experts(gate)?, up: self.experts(up)? });
         }
         let n_rows = gate.dims[1] as usize;
         let product = self.product(gate, n_rows, 2 * n_rows.div_ceil(TILE_ROWS))?;
         self.place(gate, &product, (2, 0), KIGO_ROWS_PLAIN);
         self.place(up, &product, (2, 1), KIGO_ROWS_PLAIN);
-        Ok(Gate::Joint(product))
+        Ok(Gate::Joint(self.per_expert(product)))
     }
 }
 

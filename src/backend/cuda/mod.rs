@@ -12,6 +12,7 @@
 
 pub mod context;
 pub mod driver;
+mod experts;
 pub mod kv_cache;
 pub mod layout;
 pub mod load;
@@ -148,7 +149,7 @@ impl CudaBackend {
             n_ctx,
             file_bytes: plan.file_bytes(),
             places,
-            kernels: Kernels::new(&context, types, kv_cache::head_width(desc)?)?,
+            kernels: Kernels::new(&context, types, desc)?,
             cache: KvCache::new(&context, &stream, desc, (n_ctx, n_batch))?,
             samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, MAX_GRAPH_ROWS.max(FIRST_LOGITS))?,
             slots: Slots { free, of: HashMap::new() },
@@ -541,6 +542,10 @@ fn check_desc(desc: &ModelDesc) -> Result<()> {
     if desc.post_norm && desc.norm == Norm::Layer {
         return Err(Error::Internal("no kernel adds what LayerNorm gives".into()));
     }
+    if desc.experts.is_some() && !desc.pre_norm && !desc.post_norm {
+        return Err(Error::Internal("nobody says how large the sum of experts is".into()));
+    }
+    experts::check(desc)?;
     if desc.head_dim.is_multiple_of(2) {
         return Ok(());
     }

@@ -57,8 +57,12 @@ constants! {
     KIGO_GATED = 2,
     KIGO_GATE = 3,
     KIGO_QKV = 4,
+    KIGO_UNGATED = 5,
     KIGO_SILU = 0,
     KIGO_GELU = 1,
+    KIGO_SILU_CLAMPED = 2,
+    KIGO_MAX_EXPERTS_USED = 32,
+    KIGO_NO_ROW = 0xFFFF_FFFF,
     KIGO_ROWS_PLAIN = 0,
     KIGO_ROWS_HEADS = 1,
     KIGO_ROWS_ROPE = 2,
@@ -160,7 +164,6 @@ mirrors! {
         qkv: KigoQkv,
         scale: f32,
         softcap: f32,
-        expert_bytes: u64,
         experts: u64,
         starts: u64,
         share: u32,
@@ -187,6 +190,42 @@ mirrors! {
         stride: u32,
         scale: f32,
         eps: f32,
+    }
+
+    KigoRoute {
+        logits: u64,
+        experts: u64,
+        weights: u64,
+        places: u64,
+        magnitudes: u64,
+        n: u32,
+        n_expert: u32,
+        n_used: u32,
+        n_products: u32,
+    }
+
+    KigoGroup {
+        experts: u64,
+        places: u64,
+        rows: u64,
+        starts: u64,
+        n_slots: u32,
+        n_used: u32,
+        n_expert: u32,
+        n_products: u32,
+    }
+
+    KigoMixExperts {
+        products: u64,
+        weights: u64,
+        places: u64,
+        out: u64,
+        scale: f32,
+        store: u32,
+        n_used: u32,
+        n_columns: u32,
+        in_stride: u32,
+        out_stride: u32,
     }
 
     KigoEmbed {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::CudaBackend;
 use super::context::Context;
+use super::experts;
 use super::kv_cache::{self, PAGE};
 use super::layout::{
     Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, activation_bytes, shared, stride, wants_bf16,
@@ -12,8 +13,8 @@ use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
     KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_STORE, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow,
-    KigoTile,
+    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput,
+    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Stream};
 use crate::Result;
@@ -47,8 +48,8 @@ pub struct Shape {
 /// What activations take.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    n_rows: usize,
-    n_embd: usize,
+    pub n_rows: usize,
+    pub n_embd: usize,
     n_mix: usize,
     n_ff: usize,
     n_vocab: usize,
@@ -64,6 +65,10 @@ pub struct Sizes {
     counters: usize,
     /// Whether what is added to the residual stream is normed before.
     post_norm: bool,
+    /// Rows of the products of the feed-forward layer.
+    pub n_products: usize,
+    /// Bytes of [`experts::Workspace`].
+    experts: usize,
 }
 
 impl Sizes {
@@ -73,9 +78,10 @@ impl Sizes {
     /// When heads are too wide, or anything is beyond 64 bits.
     pub fn new(desc: &ModelDesc, n_batch: usize) -> Result<Sizes> {
         let group = desc.n_head / desc.n_head_kv;
+        // Batches that are run as graphs are padded.
+        let n_rows = n_batch.max(super::MAX_GRAPH_ROWS).next_multiple_of(8);
         let sizes = Sizes {
-            // Batches that are run as graphs are padded.
-            n_rows: n_batch.max(super::MAX_GRAPH_ROWS).next_multiple_of(8),
+            n_rows,
             n_embd: stride(desc.n_embd),
             n_mix: stride(desc.n_embd_q()),
             n_ff: stride(desc.n_ff),
@@ -89,6 +95,8 @@ impl Sizes {
             n_layer: desc.n_layer(),
             counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
             post_norm: desc.post_norm,
+            n_products: desc.experts.map_or(n_rows, |experts| experts::n_products(experts, n_rows)),
+            experts: desc.experts.map_or(0, |experts| experts::bytes(experts, n_rows, desc.n_embd).iter().sum()),
         };
         // Each size is at most 2^20, rows are at most 2^17 and layers 2^10, so that products of three stay within 64 bits.
         Ok(sizes)
@@ -108,12 +116,12 @@ impl Sizes {
             n * self.n_heads * 4,
             if self.post_norm { n * self.n_embd * 4 } else { 0 },
             n * self.n_mix * 4,
-            n * self.n_ff * 4,
+            self.n_products * self.n_ff * 4,
             n * self.n_turns * 8,
             self.n_turns * 16,
             self.n_magnitudes * n * 4,
-            n / 8 * self.widest() / 64 * activation_bytes(true),
-            n * 4,
+            n.max(self.n_products) / 8 * self.widest() / 64 * activation_bytes(true),
+            n.max(self.n_products) * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
             n * 4 + n * self.counters * 4,
@@ -122,25 +130,25 @@ impl Sizes {
 
     /// Bytes of the workspace with `n_logits` rows of logits.
     pub fn bytes(&self, n_logits: usize) -> u64 {
-        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4) as u64
+        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4 + self.experts) as u64
     }
 }
 
 /// Activations and tables of a batch.
 pub struct Workspace {
-    sizes: Sizes,
+    pub sizes: Sizes,
     /// The residual stream: f32 `[n, n_embd]`. This and the other rows are padded with zeros to whole units.
-    x: DeviceBuffer,
+    pub x: DeviceBuffer,
     /// f16 `[n, n_head, head width]`
     q: DeviceBuffer,
     /// q, k and v before their norm, in the rows of their tiles: f32 `[n, n_heads]`.
     heads: DeviceBuffer,
     /// What is added to the residual stream, before its norm: f32 `[n, n_embd]`.
-    delta: DeviceBuffer,
+    pub delta: DeviceBuffer,
     /// Output of the attention: f32 `[n, n_head, head_dim]`.
     mix: DeviceBuffer,
-    /// f32 `[n, n_ff]`
-    ff: DeviceBuffer,
+    /// f32 `[n_products, n_ff]`
+    pub ff: DeviceBuffer,
     /// f32 `[n, kinds of rope, n_rot / 2, 2]`
     turns: DeviceBuffer,
     /// f64 `[kinds of rope, n_rot / 2, 2]`
@@ -162,6 +170,8 @@ pub struct Workspace {
     /// f32 `[rows that want logits, n_vocab]`
     pub logits: DeviceBuffer,
     n_logits: usize,
+    /// Where there are experts.
+    pub experts: Option<experts::Workspace>,
 }
 
 impl Workspace {
@@ -202,6 +212,10 @@ impl Workspace {
             counters: buffer(sizes.n_rows * sizes.counters * 4)?,
             logits: buffer(n_logits * desc.n_vocab * 4)?,
             n_logits,
+            experts: match desc.experts {
+                Some(experts) => Some(experts::Workspace::new(experts, &sizes, buffer)?),
+                None => None,
+            },
             sizes,
         };
         let mut bytes = try_vec(angles, "the rope frequencies")?;
@@ -262,6 +276,8 @@ pub struct Kernels {
     prep: Function,
     heads: Function,
     add_normed: Function,
+    /// Where there are experts.
+    pub experts: Option<experts::Kernels>,
     decode: Function,
     prefill: Function,
     prefill_shared: u32,
@@ -276,7 +292,8 @@ impl Kernels {
     ///
     /// # Errors
     /// Those of loading kernels.
-    pub fn new(context: &Arc<Context>, types: TypeTable, head_width: usize) -> Result<Kernels> {
+    pub fn new(context: &Arc<Context>, types: TypeTable, desc: &ModelDesc) -> Result<Kernels> {
+        let head_width = kv_cache::head_width(desc)?;
         let attention = Module::load(context, embedded("attention")?)?;
         let rows = Module::load(context, embedded("rows")?)?;
         let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
@@ -287,6 +304,7 @@ impl Kernels {
             prep: Module::load(context, embedded("prep")?)?.function("prep")?,
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
+            experts: desc.experts.map(|_| experts::Kernels::new(context)).transpose()?,
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
             prefill_shared,
@@ -298,23 +316,23 @@ impl Kernels {
 }
 
 /// Activations that a product takes.
-struct Source {
-    input: KigoInput,
+pub struct Source {
+    pub input: KigoInput,
     /// Which records `prep` has written.
     prepared: Option<bool>,
 }
 
 /// What becomes of a product.
 #[derive(Clone, Copy)]
-struct Outcome {
-    kind: u32,
-    out: u64,
-    out_stride: usize,
-    bias: [u64; 3],
-    magnitudes: u64,
-    scale: f32,
-    softcap: f32,
-    layer: usize,
+pub struct Outcome {
+    pub kind: u32,
+    pub out: u64,
+    pub out_stride: usize,
+    pub bias: [u64; 3],
+    pub magnitudes: u64,
+    pub scale: f32,
+    pub softcap: f32,
+    pub layer: usize,
 }
 
 impl Default for Outcome {
@@ -332,7 +350,7 @@ impl Default for Outcome {
     }
 }
 
-fn launch<P: KernelParams>(
+pub fn launch<P: KernelParams>(
     b: &CudaBackend,
     kernel: &Function,
     grid: [u32; 3],
@@ -367,7 +385,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
-fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
+pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
     let input = KigoInput {
         x,
         norm_weight: 0,
@@ -385,7 +403,7 @@ fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
 }
 
 /// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
-fn residual(b: &CudaBackend, layer: usize, after: bool, n: usize) -> Source {
+pub fn residual(b: &CudaBackend, layer: usize, after: bool, n: usize) -> Source {
     let l = &b.places.layers[layer];
     let (x, width) = (b.work.x.address(), b.desc.n_embd);
     match if after { l.ffn_norm } else { l.attn_norm } {
@@ -440,7 +458,7 @@ fn add(
 }
 
 /// x += the norm of `delta`. `magnitudes` are those of x, or 0.
-fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
+pub fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
     let w = &b.work;
     let params = KigoAddNormed {
         x: w.x.address(),
@@ -462,11 +480,10 @@ fn spread(b: &CudaBackend, n_blocks: u32) -> u32 {
     (b.kernels.shared_per_sm / (per_sm + 1)).saturating_sub(shared::STATIC)
 }
 
-/// Queues a product.
-fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
+/// What a product is told.
+pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outcome) -> KigoMatmul {
     let (d, w) = (&b.desc, &b.work);
-    let (n, input, bf16) = (source.input.n, source.input, wants_bf16(product.quant));
-    let params = KigoMatmul {
+    KigoMatmul {
         input,
         records: w.records.address(),
         factors: w.factors.address(),
@@ -474,7 +491,7 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         out: result.out,
         bias: result.bias,
         magnitudes: result.magnitudes,
-        n,
+        n: input.n,
         n_rows: product.n_rows as u32,
         n_tiles: product.n_tiles as u32,
         n_records: product.n_records as u32,
@@ -483,45 +500,66 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         activation: match d.activation {
             Activation::Silu => KIGO_SILU,
             Activation::Gelu | Activation::GeluUngated => KIGO_GELU,
-            Activation::SiluClamped => KIGO_SILU,
+            Activation::SiluClamped => KIGO_SILU_CLAMPED,
         },
         first_tile: product.first_tile as u32,
         qkv: qkv(b, result.layer),
         scale: result.scale,
         softcap: result.softcap,
-        expert_bytes: 0,
         experts: 0,
         starts: 0,
         share: 1,
         pad: 0,
-    };
-    let kernels = b.kernels.types.of(product.quant)?;
-    let has_norm = input.norm != KIGO_NORM_NONE;
-    let most = BLOCKS_PER_SM * b.kernels.n_sm;
+    }
+}
+
+/// Queues products with `n` single rows, each of which has a matrix of its own where there are experts.
+pub fn multiply_singly(b: &CudaBackend, product: &Product, n: u32, params: &KigoMatmul) -> Result<()> {
+    let n_items = if params.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
+    let n_blocks = n_items.min((BLOCKS_PER_SM * b.kernels.n_sm).div_ceil(n));
+    let least = spread(b, n_blocks * n);
+    let has_norm = params.input.norm != KIGO_NORM_NONE;
+    let shared_bytes = shared::one(product.quant, params.input.stride as usize, has_norm).max(least);
+    launch(b, &b.kernels.types.of(product.quant)?.one, [n_blocks, n, 1], THREADS, shared_bytes, params)
+}
+
+/// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
+pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product) -> Result<()> {
+    let (input, bf16) = (source.input, wants_bf16(product.quant));
+    if source.prepared == Some(bf16) {
+        return Ok(());
+    }
+    let (records, factors) = (b.work.records.address(), b.work.factors.address());
+    let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
+    let shared_bytes = if input.norm == KIGO_NORM_NONE { 0 } else { input.stride * 4 };
+    launch(b, &b.kernels.prep, [input.n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
+    source.prepared = Some(bf16);
+    Ok(())
+}
+
+/// Queues the product with many rows, of each of `n_expert` where there are experts.
+pub fn multiply_many(b: &CudaBackend, product: &Product, n: u32, n_expert: u32, params: &KigoMatmul) -> Result<()> {
+    let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), n_expert];
+    launch(b, &b.kernels.types.of(product.quant)?.many, grid, THREADS, shared::many(product.quant), params)
+}
+
+/// Queues a product.
+pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
+    let n = source.input.n;
+    let params = matmul(b, source.input, product, result);
     if n == 1 {
-        let n_items = if result.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
-        let n_blocks = n_items.min(most);
-        let least = spread(b, n_blocks);
-        let shared_bytes = shared::one(product.quant, input.stride as usize, has_norm).max(least);
-        return launch(b, &kernels.one, [n_blocks, 1, 1], THREADS, shared_bytes, &params);
+        return multiply_singly(b, product, 1, &params);
     }
-    if source.prepared != Some(bf16) {
-        let (records, factors) = (params.records, params.factors);
-        let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
-        let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
-        launch(b, &b.kernels.prep, [n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
-        source.prepared = Some(bf16);
-    }
+    prepare(b, source, product)?;
+    let kernels = b.kernels.types.of(product.quant)?;
+    let most = BLOCKS_PER_SM * b.kernels.n_sm;
     let n_pairs = (product.n_tiles as u32).div_ceil(2);
     match n {
         2..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
         9..=32 => {
             launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params)
         }
-        _ => {
-            let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), 1];
-            launch(b, &kernels.many, grid, THREADS, shared::many(product.quant), &params)
-        }
+        _ => multiply_many(b, product, n, 1, &params),
     }
 }
 
@@ -623,23 +661,49 @@ pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {
 
 pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
+    if let (Some(router), Some(experts)) = (&l.ffn_gate_inp, &w.experts) {
+        return experts::ffn_up(b, layer, router, experts);
+    }
     let mut source = residual(b, layer, true, b.shape.n);
-    let out = Outcome { out: w.ff.address(), out_stride: w.sizes.n_ff, ..Outcome::default() };
-    let magnitudes = w.magnitudes(layer, true);
+    gate(b, layer, w.magnitudes(layer, true), &mut source, |source, product, result| {
+        multiply(b, source, product, result)
+    })
+}
+
+/// The products of gate and up by `multiply`, and what becomes of them: to `ff`.
+pub fn gate(
+    b: &CudaBackend,
+    layer: usize,
+    magnitudes: u64,
+    source: &mut Source,
+    mut multiply: impl FnMut(&mut Source, &Product, Outcome) -> Result<()>,
+) -> Result<()> {
+    let l = &b.places.layers[layer];
+    let [gate_bias, up_bias] = l.ffn_gate_bias.map(|bias| bias.map_or(0, |offset| b.weights.address() + offset));
+    let out = Outcome { out: b.work.ff.address(), out_stride: b.work.sizes.n_ff, ..Outcome::default() };
     match &l.ffn_gate {
-        Gate::Joint(both) => multiply(b, &mut source, both, Outcome { kind: KIGO_GATED, magnitudes, ..out }),
-        Gate::None(up) => multiply(b, &mut source, up, Outcome { kind: KIGO_STORE, magnitudes, ..out }),
+        Gate::Joint(both) => {
+            multiply(source, both, Outcome { kind: KIGO_GATED, magnitudes, bias: [gate_bias, up_bias, 0], ..out })
+        }
+        Gate::None(up) => {
+            multiply(source, up, Outcome { kind: KIGO_UNGATED, magnitudes, bias: [up_bias, 0, 0], ..out })
+        }
         Gate::Apart { gate, up } => {
-            multiply(b, &mut source, gate, Outcome { kind: KIGO_STORE, ..out })?;
-            multiply(b, &mut source, up, Outcome { kind: KIGO_GATE, magnitudes, ..out })
+            multiply(source, gate, Outcome { kind: KIGO_STORE, bias: [gate_bias, 0, 0], ..out })?;
+            multiply(source, up, Outcome { kind: KIGO_GATE, magnitudes, bias: [up_bias, 0, 0], ..out })
         }
     }
 }
 
 pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
+    let after = (l.ffn_post_norm, w.x_magnitudes(layer + 1, false));
+    let bias = [l.ffn_down_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
+    if let Some(experts) = &w.experts {
+        return experts::ffn_down(b, &l.ffn_down, bias, after, experts);
+    }
     let mut source = plain(w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
-    add(b, &mut source, &l.ffn_down, [0; 3], (l.ffn_post_norm, w.x_magnitudes(layer + 1, false)))
+    add(b, &mut source, &l.ffn_down, bias, after)
 }
 
 pub fn output(b: &CudaBackend) -> Result<()> {
