@@ -93,6 +93,60 @@ impl Default for Features {
 }
 
 impl Features {
+    /// A combination that no architecture need have. The head has at least 4 elements, and a sequence at most 256 positions.
+    pub fn random(random: &mut Random) -> Features {
+        let kinds = [
+            RopeKind { freq_base: 10_000.0, scaling: RopeScaling::Linear(4.0), attn_factor: 1.0 },
+            RopeKind { freq_base: 500.0, scaling: RopeScaling::Linear(1.0), attn_factor: 1.2 },
+            RopeKind {
+                freq_base: 10_000.0,
+                scaling: RopeScaling::Yarn { factor: 8.0, beta_fast: 32.0, beta_slow: 1.0 },
+                attn_factor: 0.9,
+            },
+        ];
+        let n_expert = random.pick(&[1, 4, 9]);
+        let n_layer = random.pick(&[1, 2, 3]);
+        let layer = |random: &mut Random| LayerDesc {
+            window: random.pick(&[None, Some(1), Some(7), Some(32), Some(33), Some(64)]),
+            rope: random.pick(&[None, Some(0), Some(1), Some(2)]),
+        };
+        let layers = (0..n_layer).map(|_| layer(random)).collect();
+        let (pre_norm, post_norm) = random.pick(&[(true, false), (true, true), (false, true)]);
+        Features {
+            norm: random.pick(&[Norm::Rms, Norm::Layer]),
+            pre_norm,
+            post_norm,
+            qk_norm: random.pick(&[None, Some(QkNorm::Head), Some(QkNorm::Row)]),
+            sinks: random.pick(&[true, false]),
+            activation: random.pick(&[
+                Activation::Silu,
+                Activation::Gelu,
+                Activation::GeluUngated,
+                Activation::SiluClamped,
+            ]),
+            experts: random.pick(&[
+                None,
+                Some(Experts { n_expert, n_expert_used: 1 }),
+                Some(Experts { n_expert, n_expert_used: n_expert.div_ceil(2) }),
+                Some(Experts { n_expert, n_expert_used: n_expert }),
+            ]),
+            ffn_biases: random.pick(&[true, false]),
+            fused: random.pick(&[true, false]),
+            layers,
+            pairing: random.pick(&[RopePairing::Adjacent, RopePairing::Halves]),
+            rope_kinds: kinds.to_vec(),
+            n_ctx_orig: random.pick(&[64, 4096]),
+            rope_freqs: random.pick(&[true, false]),
+            learned_positions: random.pick(&[None, None, Some(256)]),
+            attn_scale: random.pick(&[None, Some(0.4)]),
+            attn_softcap: random.pick(&[None, Some(1.5), Some(50.0)]),
+            embd_scale: random.pick(&[1.0, 12.0]),
+            residual_scale: random.pick(&[1.0, 0.22]),
+            logit_scale: random.pick(&[1.0, 0.125]),
+            logit_softcap: random.pick(&[None, Some(2.0), Some(30.0)]),
+        }
+    }
+
     /// Gives the description of the file, which is that of a `llama`, these features.
     pub fn describe(&self, desc: &mut ModelDesc) {
         desc.norm = self.norm;

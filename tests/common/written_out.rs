@@ -62,7 +62,8 @@ impl File<'_> {
     fn part(&self, name: &str, (at, n): (usize, usize), x: &[f64]) -> Vector {
         let weight = self.values(&format!("{name}.weight")).unwrap();
         let weight = &weight[at * weight.len() / n..(at + 1) * weight.len() / n];
-        let mut out: Vector = weight.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect();
+        let mut out: Vector =
+            weight.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect();
         if let Some(bias) = self.values(&format!("{name}.bias")) {
             add(&mut out, &bias[at * bias.len() / n..(at + 1) * bias.len() / n], 1.0);
         }
@@ -118,9 +119,11 @@ impl File<'_> {
                     RopeScaling::Yarn { factor, beta_fast, beta_slow } => {
                         let (factor, n_orig) = (f64::from(factor), self.desc.rope.n_ctx_orig as f64);
                         let at = |beta: f32| {
-                            n_rot as f64 * (n_orig / (f64::from(beta) * 2.0 * std::f64::consts::PI)).ln() / (2.0 * base.ln())
+                            n_rot as f64 * (n_orig / (f64::from(beta) * 2.0 * std::f64::consts::PI)).ln()
+                                / (2.0 * base.ln())
                         };
-                        let (low, high) = (at(beta_fast).floor().max(0.0), at(beta_slow).ceil().min(n_rot as f64 - 1.0));
+                        let (low, high) =
+                            (at(beta_fast).floor().max(0.0), at(beta_slow).ceil().min(n_rot as f64 - 1.0));
                         let kept = 1.0 - ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
                         angle = angle / factor * (1.0 - kept) + angle * kept;
                         growth *= 0.1 * factor.ln() + 1.0;
@@ -210,7 +213,8 @@ impl File<'_> {
 
     fn activation(&self, gate: &[f64], up: &[f64]) -> Vector {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
+        let gelu =
+            |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
         let each = |i: usize| match self.desc.activation {
             Activation::Silu => gate[i] * sigmoid(gate[i]) * up[i],
             Activation::Gelu => gelu(gate[i]) * up[i],
