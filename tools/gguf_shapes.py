@@ -79,7 +79,8 @@ SHAPES = {
     "tiny-qwen3moe": Shape("qwen3moe", 2, 32, 4, 2, 16, 16, V, n_expert=6, n_expert_used=3, n_ctx=512),
     "tiny-phi3": Shape("phi3", 2, 32, 2, 1, 16, 48, V, n_ctx=512, rope_base=1e4),
     "tiny-phi3-longrope": Shape(
-        "phi3", 2, 32, 2, 2, 16, 48, V, True, n_rot=12, n_ctx=1024, rope_base=1e4, rope_factors=LONG | SHORT, keys=LONGROPE
+        "phi3", 2, 32, 2, 2, 16, 48, V, True, n_rot=12, n_ctx=1024, rope_base=1e4,
+        rope_factors=LONG | SHORT, keys=LONGROPE,
     ),
     "tiny-phi3-window": Shape("phi3", 2, 32, 2, 1, 16, 48, V, window=16, n_ctx=512, rope_base=1e4),
     "tiny-gemma2": Shape("gemma2", 3, 32, 2, 1, 16, 48, V, True, window=16, n_ctx=512, rope_base=1e4, keys=CAPS),
@@ -105,7 +106,8 @@ SHAPES = {
     "llama-70b": Shape("llama", 80, 8192, 64, 8, 128, 28672, 128256),
     "gpt2-124m": Shape("gpt2", 12, 768, 12, 12, 64, 3072, 50257, True, n_ctx=1024),
     "gpt-oss-20b": Shape(
-        "gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, n_expert=32, n_expert_used=4, window=128, rope_base=150000.0, keys=YARN
+        "gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, n_expert=32, n_expert_used=4, window=128,
+        n_ctx=131072, rope_base=150000.0, keys=YARN,
     ),
     "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 32, 4, 128, 768, 151936, n_expert=128, n_expert_used=8),
     "smollm3-3b": Shape("smollm3", 36, 2048, 16, 4, 128, 11008, 128256, True, rope_base=5e6),

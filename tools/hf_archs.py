@@ -84,12 +84,15 @@ class File:
         field = self.fields.get(f"{self.arch}.{key}")
         return default if field is None else field.contents()
 
+    def head_dim(self):
+        return self.get("attention.key_length", self.get("embedding_length") // self.get("attention.head_count"))
+
 
 def rope_parameters(file):
     """How positions turn, in the words of transformers."""
-    rope = {"rope_theta": file.get("rope.freq_base"), "rope_type": "default"}
+    rope = {"rope_theta": file.get("rope.freq_base", 10000.0), "rope_type": "default"}
     factor, original = file.get("rope.scaling.factor"), file.get("rope.scaling.original_context_length")
-    share = file.get("rope.dimension_count") / file.get("attention.key_length")
+    share = file.get("rope.dimension_count", file.head_dim()) / file.head_dim()
     if share < 1:
         rope["partial_rotary_factor"] = share
     if "rope_freqs.weight" in file.tensors:
@@ -131,7 +134,7 @@ def config(file):
         sizes = {"n_embd": n_embd, "n_layer": file.get("block_count"), "n_head": n_head, "n_positions": n_ctx}
         sizes |= {"n_inner": file.get("feed_forward_length"), "activation_function": "gelu_new"}
         return transformers.GPT2Config(**common, **sizes, layer_norm_epsilon=file.get("attention.layer_norm_epsilon"))
-    more = {"head_dim": file.get("attention.key_length")}
+    more = {"head_dim": file.head_dim()}
     window = file.get("attention.sliding_window")
     if file.arch == "phi3":
         more |= {"sliding_window": window or None}

@@ -67,9 +67,9 @@ def load_library():
 
 
 class LlamaCpp:
-    """A file and one context of `n_ctx` positions."""
+    """A file and one context of `n_ctx` positions, which takes up to `n_batch` tokens at a time."""
 
-    def __init__(self, library, path, n_ctx, n_threads=1):
+    def __init__(self, library, path, n_ctx, n_batch=None, n_threads=1):
         self.lib = library
         params = library.llama_model_default_params()
         params.n_gpu_layers, params.use_extra_bufts = 0, False
@@ -79,7 +79,7 @@ class LlamaCpp:
         self.vocab = library.llama_model_get_vocab(self.model)
         self.n_vocab = library.llama_vocab_n_tokens(self.vocab)
         params = library.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, n_batch or n_ctx, n_batch or n_ctx
         params.n_threads = params.n_threads_batch = n_threads
         # 0 is GGML_TYPE_F32, and flash attention off.
         params.type_k = params.type_v = params.flash_attn_type = 0
@@ -98,6 +98,13 @@ class LlamaCpp:
         n = self.lib.llama_tokenize(self.vocab, text, len(text), ids, len(ids), add_special, False)
         assert n >= 0
         return list(ids[:n])
+
+    def text(self, tokens):
+        """What tokens stand for."""
+        piece, out = ctypes.create_string_buffer(256), b""
+        for token in tokens:
+            out += piece.raw[: self.lib.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)]
+        return out.decode(errors="replace")
 
     def logits(self, tokens, keep=None):
         """The logits that follow `tokens`, computed as one batch from position 0: f32 `[n, n_vocab]`.

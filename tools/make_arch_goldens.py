@@ -15,11 +15,12 @@ For each shape `tiny-X` of gguf_shapes.py there are X.gguf and X.json:
 
 The whole prompt is one sequence, however it is cut into batches. In Rust:
 
-  let golden: serde_json::Value = serde_json::from_slice(&std::fs::read("tests/data/arch/llama.json")?)?;
-  for prompt in golden["prompts"].as_array().unwrap() {
-      let tokens: Vec<u32> = prompt["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect();
-      for (position, logits) in prompt["positions"].as_array().unwrap().iter().zip(prompt["logits"].as_array().unwrap()) {
-          // Compare with what follows tokens[..=position].
+  let golden: Value = serde_json::from_slice(&std::fs::read("tests/data/arch/llama.json")?)?;
+  let list = |value: &Value, key: &str| value[key].as_array().unwrap().clone();
+  for prompt in list(&golden, "prompts") {
+      let tokens: Vec<u32> = list(&prompt, "tokens").iter().map(|t| t.as_u64().unwrap() as u32).collect();
+      for (position, logits) in list(&prompt, "positions").iter().zip(list(&prompt, "logits")) {
+          // Compare `logits` with what follows tokens[..=position].
       }
   }
 
