@@ -42,52 +42,74 @@ struct CachePlace {
     uint32_t position;
 };
 
-__device__ __forceinline__ CachePlace cache_place(const KigoMatmul& p, uint32_t column) {
+__device__ __forceinline__ CachePlace cache_place(const KigoQkv& p, uint32_t column) {
     const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + column;
     const uint32_t position = __ldcg(&row->position);
     const auto* pages = reinterpret_cast<const unsigned long long*>(__ldcg(reinterpret_cast<const unsigned long long*>(&row->pages)));
-    return {reinterpret_cast<__half*>(__ldcg(pages + position / KIGO_PAGE)), position % KIGO_PAGE};
+    return {reinterpret_cast<__half*>(__ldcg(pages + p.table + position / KIGO_PAGE)), position % KIGO_PAGE};
+}
+
+// Two elements of a head, at rows g (`low`) and g + 8 (`high`) of tile `tile` of all of q, k and v.
+struct HeadElements {
+    // 0 for q, 1 for k, 2 for v; the head of it.
+    uint32_t part, head;
+    // Which elements of the head they are; those from head_dim on do not exist.
+    HeadPair dims;
+    // The pair that rope turns, from n_rot / 2 on none; the place of `low` in q and the cache, 8 before that of `high`.
+    uint32_t pair, place;
+};
+
+__device__ __forceinline__ HeadElements head_elements(const KigoQkv& p, uint32_t tile, uint32_t g) {
+    const uint32_t per_head = (p.head_dim + 15) / 16, head = tile / per_head, of_head = tile % per_head;
+    HeadElements e;
+    e.part = head < p.n_head ? 0 : head < p.n_head + p.n_head_kv ? 1 : 2;
+    e.head = head - (e.part == 0 ? 0 : e.part == 1 ? p.n_head : p.n_head + p.n_head_kv);
+    e.pair = 8 * of_head + g;
+    e.place = 16 * of_head + g;
+    e.dims = e.part < 2 ? head_pair(e.pair, p.n_rot, p.halves) : HeadPair{e.place, e.place + 8};
+    return e;
+}
+
+// Adds the elements' of `vector` [heads][head_dim].
+__device__ __forceinline__ void add_bias(const KigoQkv& p, const HeadElements& e, uint64_t vector, float& low, float& high) {
+    const float* bias = reinterpret_cast<const float*>(vector) + e.head * p.head_dim;
+    if (e.dims.low < p.head_dim) low = __fadd_rn(low, __ldg(bias + e.dims.low));
+    if (e.dims.high < p.head_dim) high = __fadd_rn(high, __ldg(bias + e.dims.high));
+}
+
+// Turns two elements of row `column` and puts them where attention looks for them.
+__device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float low,
+                                             float high) {
+    if (e.part < 2 && p.turns && e.pair < p.n_rot / 2) {
+        const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
+        const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
+        high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
+        low = turned;
+    }
+    if (e.part == 0) {
+        __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + e.head) * p.dp;
+        q[e.place] = saturated_half(__fmul_rn(low, p.q_scale));
+        q[e.place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
+        return;
+    }
+    __half* keys = at_cache.page + size_t(p.layer * p.n_head_kv + e.head) * 2 * KIGO_PAGE * p.dp;
+    if (e.part == 1) {
+        keys[at_cache.position * p.dp + e.place] = saturated_half(low);
+        keys[at_cache.position * p.dp + e.place + 8] = saturated_half(high);
+    } else {
+        __half* values = keys + KIGO_PAGE * p.dp + at_cache.position;
+        values[e.place * KIGO_PAGE] = saturated_half(low);
+        values[(e.place + 8) * KIGO_PAGE] = saturated_half(high);
+    }
 }
 
 // Takes rows g (`low`) and g + 8 (`high`) of tile `tile`, in column `column`.
 __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, CachePlace at_cache,
                                            float low, float high) {
-    const uint32_t per_head = (p.head_dim + 15) / 16, at = tile + p.first_tile;
-    uint32_t head = at / per_head;
-    const uint32_t of_head = at % per_head;
-    const uint32_t part = head < p.n_head ? 0 : head < p.n_head + p.n_head_kv ? 1 : 2;
-    HeadPair dims = {16 * of_head + g, 16 * of_head + 8 + g};
-    if (part < 2) dims = head_pair(8 * of_head + g, p.n_rot, p.halves);
-    head -= part == 0 ? 0 : part == 1 ? p.n_head : p.n_head + p.n_head_kv;
-    const bool has_low = dims.low < p.head_dim, has_high = dims.high < p.head_dim;
-    if (p.bias[part]) {
-        const float* bias = reinterpret_cast<const float*>(p.bias[part]) + head * p.head_dim;
-        if (has_low) low = __fadd_rn(low, __ldg(bias + dims.low));
-        if (has_high) high = __fadd_rn(high, __ldg(bias + dims.high));
-    }
-    const uint32_t pair = 8 * of_head + g;
-    if (part < 2 && pair < p.n_rot / 2) {
-        const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * (p.n_rot / 2) + pair);
-        const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
-        high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
-        low = turned;
-    }
-    const uint32_t place = 16 * of_head + g;
-    if (part == 0) {
-        __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + head) * p.dp;
-        q[place] = saturated_half(__fmul_rn(low, p.q_scale));
-        q[place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
-        return;
-    }
-    __half* keys = at_cache.page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
-    if (part == 1) {
-        keys[at_cache.position * p.dp + place] = saturated_half(low);
-        keys[at_cache.position * p.dp + place + 8] = saturated_half(high);
-    } else {
-        __half* values = keys + KIGO_PAGE * p.dp + at_cache.position;
-        values[place * KIGO_PAGE] = saturated_half(low);
-        values[(place + 8) * KIGO_PAGE] = saturated_half(high);
-    }
+    const HeadElements e = head_elements(p.qkv, tile + p.first_tile, g);
+    const uint64_t bias = e.part == 0 ? p.bias[0] : e.part == 1 ? p.bias[1] : p.bias[2];
+    if (bias) add_bias(p.qkv, e, bias, low, high);
+    put_elements(p.qkv, e, column, at_cache, low, high);
 }
 
 // value + the bias of row `row`; experts have their biases one after the other.
@@ -101,7 +123,11 @@ __device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert
     if (row >= p.n_rows) return 0;
     float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
     value = biased(p, 0, expert, row, value);
-    if (p.kind == KIGO_ADD) value = __fadd_rn(__ldcg(out), value);
+    if (p.kind == KIGO_STORE) {
+        value = __fmul_rn(value, p.scale);
+        if (p.softcap > 0) value = __fmul_rn(p.softcap, tanhf(__fdiv_rn(value, p.softcap)));
+    }
+    if (p.kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, __ldcg(out));
     if (p.kind == KIGO_GATE) value = gated(__ldcg(out), value, p.activation);
     if (p.kind == KIGO_UNGATED) value = gelu(value);
     *out = value;

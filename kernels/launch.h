@@ -12,7 +12,7 @@
 typedef struct {
     uint32_t token;
     uint32_t position;
-    /* The sequence's page table: u64 per page, the address of the page. */
+    /* The sequence's page tables, one for each group of layers: u64 per page, the address of the page. */
     uint64_t pages;
     /* The sequence's sampler state. */
     uint32_t slot;
@@ -59,9 +59,34 @@ typedef struct {
     uint32_t pad;
 } KigoPrep;
 
-/* What becomes of a product: out[row] = product + bias */
+/* Heads of q, k and v, and where they go. */
+typedef struct {
+    /* KigoRow [n] */
+    uint64_t rows;
+    /* halves [n][n_head][dp] */
+    uint64_t q;
+    /* float2 [n][turns_stride], of which n_rot / 2 are the layer's: cosine and sine of every pair; 0: nothing turns. */
+    uint64_t turns;
+    uint32_t turns_stride;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t head_dim;
+    /* head_dim as it stands in q and the cache. */
+    uint32_t dp;
+    /* Elements of a head that turn in some layer: their pairs stand 8 rows apart. */
+    uint32_t n_rot;
+    /* Whether pairs are (i, i + n_rot / 2) rather than (2 i, 2 i + 1). */
+    uint32_t halves;
+    /* First entry of the layer's group in a sequence's page tables; the layer's number in the group. */
+    uint32_t table;
+    uint32_t layer;
+    /* Factor on q. */
+    float q_scale;
+} KigoQkv;
+
+/* What becomes of a product: out[row] = softcap tanh(scale (product + bias) / softcap), or where softcap is 0 without it */
 #define KIGO_STORE 0
-/* out[row] += product + bias */
+/* out[row] += scale (product + bias) */
 #define KIGO_ADD 1
 /* Tiles 2 i are of the gate, 2 i + 1 of up, as are bias[0] and bias[1]: out[row] = gated(gate, up) */
 #define KIGO_GATED 2
@@ -106,21 +131,10 @@ typedef struct {
     uint32_t activation;
     /* KIGO_QKV: place of tile 0 among all tiles of q, k and v. */
     uint32_t first_tile;
-    /* KIGO_QKV: KigoRow [n]; q, halves [n][n_head][dp]; float2 [n][n_rot / 2] cosine and sine of every pair. */
-    uint64_t rows;
-    uint64_t q;
-    uint64_t turns;
-    uint32_t n_head;
-    uint32_t n_head_kv;
-    uint32_t head_dim;
-    /* head_dim as it stands in q and the cache. */
-    uint32_t dp;
-    uint32_t n_rot;
-    /* Whether pairs are (i, i + n_rot / 2) rather than (2 i, 2 i + 1). */
-    uint32_t halves;
-    uint32_t layer;
-    /* Factor on q. */
-    float q_scale;
+    /* KIGO_QKV */
+    KigoQkv qkv;
+    float scale;
+    float softcap;
     /* matmul_one, matmul_few: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
     uint32_t n_slots;
     /* matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
@@ -132,6 +146,37 @@ typedef struct {
     uint32_t share;
     uint32_t pad;
 } KigoMatmul;
+
+/* heads: bias, norm, rope and cache for q, k and v that a product has stored, a block per row and head of them in y (or, with
+ * `whole`, per row and q, k and v). Blocks have 32 threads up to 256. */
+typedef struct {
+    KigoQkv qkv;
+    /* f32 [n][stride]: tiles of q, then k, then v, as KIGO_QKV takes them; zero where a head has no element. */
+    uint64_t x;
+    /* f32 [n_head * head_dim] and twice [n_head_kv * head_dim], or 0. */
+    uint64_t bias[3];
+    /* Of q and of k: f32 [head_dim] for each head, or with `whole` for all heads together. */
+    uint64_t norm_weight[2];
+    uint32_t stride;
+    uint32_t whole;
+    float eps;
+    uint32_t pad;
+} KigoHeads;
+
+/* add_normed: x += scale * norm(delta) by RMSNorm, a block per row. */
+typedef struct {
+    /* f32 [n][stride] */
+    uint64_t x;
+    uint64_t delta;
+    /* f32 [k] */
+    uint64_t norm_weight;
+    /* u32 [n]: raised to the largest magnitude of x; 0: not wanted. */
+    uint64_t magnitudes;
+    uint32_t k;
+    uint32_t stride;
+    float scale;
+    float eps;
+} KigoAddNormed;
 
 /* Experts that a row uses at most. */
 #define KIGO_MAX_EXPERTS_USED 32
@@ -216,37 +261,52 @@ typedef struct {
     uint64_t magnitudes;
     /* attn_decode: u32 [n][n_head_kv * m_tiles], zero before and after. */
     uint64_t counters;
+    /* f32 [n_head]: a score of each head that stands for no key; 0: none. */
+    uint64_t sinks;
     uint32_t n_head;
     uint32_t n_head_kv;
     /* Even. */
     uint32_t head_dim;
+    /* First entry of the layer's group in a sequence's page tables; the layer's number in the group; layers of the group. */
+    uint32_t table;
     uint32_t layer;
     uint32_t n_layer;
+    /* A row sees so many positions, its own the last; 0: all. */
+    uint32_t window;
+    /* c log2(e) of scores that become c tanh(score / c), and 2 / c; 0: scores stay as they are. */
+    float softcap;
+    float softcap_rate;
     /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
     uint32_t splits;
     uint32_t out_stride;
     uint32_t pad;
 } KigoAttention;
 
-
 /* embed: rows of the token table, and what the step computes from positions alone. */
 typedef struct {
     uint64_t rows;
     /* The table: tiles of records. */
     uint64_t weights;
-    /* f32 [n][stride] */
+    /* f32 [n][stride]: row of the table * scale + row of `positions`. */
     uint64_t x;
-    /* f64 [n_pairs]: turn of every rope pair per position, in half turns; float2 [n][n_pairs] cosine and sine. */
+    /* f32 [positions][k], or 0. */
+    uint64_t positions;
+    /* f64 [n_turns][2]: turn of every pair of every kind of rope per position, in half turns, and the factor on its
+     * cosine and sine; float2 [n][n_turns] those. */
     uint64_t angles;
     uint64_t turns;
     /* u32 [n_magnitudes][magnitudes_stride]: set to zero for the batch's rows. */
     uint64_t magnitudes;
+    /* u32 [n], among those: raised to the largest magnitude of x; 0: not wanted. */
+    uint64_t x_magnitudes;
     uint32_t n_magnitudes;
     uint32_t magnitudes_stride;
-    uint32_t n_pairs;
+    uint32_t n_turns;
     uint32_t n_records;
     uint32_t k;
     uint32_t stride;
+    float scale;
+    uint32_t pad;
 } KigoEmbed;
 
 /* Which row of the file stands where in a matrix: as in the file; */

@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     if (!p.experts) pdl_wait();
     pdl_launch();
     // Early: three loads that wait for each other.
-    const CachePlace place = p.kind == KIGO_QKV ? cache_place(p, 0) : CachePlace{};
+    const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, 0) : CachePlace{};
     const float factor = activate_row<kBf16>(p.input, column / max(p.share, 1u), staging, scratch, [&](uint32_t quad, Quad value) {
         const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
         const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
@@ -240,7 +240,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 if (exists && p.kind == KIGO_QKV) {
                     const uint32_t tile = 2 * item + row / 8;
                     const int side = row / 8, g = row % 8;
-                    if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p, column), total(side, g), total(side, g + 8));
+                    if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p.qkv, column), total(side, g), total(side, g + 8));
                 } else if (exists && p.kind == KIGO_GATED) {
                     largest = fabsf(finish_gated(p, 0, item * kTileRows + row, column, total(0, row), total(1, row)));
                 } else if (exists) {
@@ -372,7 +372,7 @@ __device__ __forceinline__ void matmul_many(const KigoMatmul& p) {
             }
             float largest = 0;
             if (exists && p.kind == KIGO_QKV) {
-                const CachePlace place = cache_place(p, column);
+                const CachePlace place = cache_place(p.qkv, column);
                 for (int side = 0; side < 2; side++) {
                     if (tile_of_pair + side < p.n_tiles) finish_qkv(p, tile_of_pair + side, g, column, place, v[side][0], v[side][1]);
                 }
@@ -425,16 +425,21 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
     for (uint32_t i = threadIdx.x; i < p.n_magnitudes; i += kThreads) {
         reinterpret_cast<uint32_t*>(p.magnitudes)[size_t(i) * p.magnitudes_stride + blockIdx.x] = 0;
     }
-    float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_pairs;
-    for (uint32_t i = threadIdx.x; i < p.n_pairs; i += kThreads) {
+    float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_turns;
+    for (uint32_t i = threadIdx.x; i < p.n_turns; i += kThreads) {
+        const double2 angle = reinterpret_cast<const double2*>(p.angles)[i];
         double sine, cosine;
-        sincospi(__dmul_rn(reinterpret_cast<const double*>(p.angles)[i], double(position)), &sine, &cosine);
-        turns[i] = {float(cosine), float(sine)};
+        sincospi(__dmul_rn(angle.x, double(position)), &sine, &cosine);
+        turns[i] = {float(__dmul_rn(cosine, angle.y)), float(__dmul_rn(sine, angle.y))};
     }
+    // The magnitudes of x are zero before they are raised.
+    __syncthreads();
 
     const uint8_t* tile = reinterpret_cast<const uint8_t*>(p.weights) + size_t(token / kTileRows) * p.n_records * TypeRecord::kBytes;
     float* x = reinterpret_cast<float*>(p.x) + size_t(blockIdx.x) * p.stride;
+    const float* positions = reinterpret_cast<const float*>(p.positions) + size_t(position) * p.k;
     const int side = token / 8 % 2;
+    float largest = 0;
     if (lane / 4 != token % 8) return;
     for (uint32_t record = warp; record < p.n_records; record += kWarps) {
         const uint8_t* in = tile + size_t(record_place(token / kTileRows, record, p.n_records)) * TypeRecord::kBytes;
@@ -458,11 +463,16 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
                         if constexpr (Type::kHasMin) value = __fsub_rn(value, side ? w.min[group].y : w.min[group].x);
                     }
                     const uint32_t k = (record * kUnits + unit) * kUnitK + 16 * j + 4 * (lane % 4) + i;
-                    if (k < p.k) x[k] = value;
+                    if (k >= p.k) continue;
+                    value = __fmul_rn(value, p.scale);
+                    if (p.positions) value = __fadd_rn(value, __ldg(positions + k));
+                    largest = fmaxf(largest, fabsf(value));
+                    x[k] = value;
                 }
             }
         }
     }
+    if (p.x_magnitudes) raise_magnitude(reinterpret_cast<uint32_t*>(p.x_magnitudes) + blockIdx.x, largest);
 }
 
 // Rows of the file to records: a warp per record, grid (groups of 8 records, tiles).

@@ -153,10 +153,15 @@ impl Engine {
         progress.check()?;
         let gguf = Gguf::open(path)?;
         let desc = arch::describe(gguf.metadata())?;
+        let n_ctx = match (options.n_ctx, desc.max_positions()) {
+            (Some(n), Some(most)) if n > most => {
+                return Err(Error::invalid_argument("n_ctx", format!("1 to {most}, the positions of this model"), n));
+            }
+            (n, _) => n.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX)),
+        };
         progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let n_ctx = options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX));
         let backend: Box<dyn Backend> = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {

@@ -285,16 +285,31 @@ impl ModelDesc {
         Ok(())
     }
 
-    /// Gives layers with a window a rope of their own kind: of `rope.freq_base_swa`, or else of `freq_base`, unscaled.
+    /// Gives layers with a window, where there are some, a rope of their own kind: of `rope.freq_base_swa`, or else of
+    /// `freq_base`, unscaled.
     ///
     /// # Errors
     /// A value of a wrong type or outside of its range, naming the key.
     pub(super) fn set_window_rope(&mut self, metadata: &Metadata, freq_base: f32) -> Result<()> {
+        if self.layers.iter().all(|layer| layer.window.is_none()) {
+            return Ok(());
+        }
         let key = format!("{}.rope.freq_base_swa", self.architecture);
         let freq_base = in_range(metadata, &key, Some(freq_base), 1.0, 1e12)?;
         self.rope.kinds.push(RopeKind::unscaled(freq_base));
         self.layers.iter_mut().filter(|layer| layer.window.is_some()).for_each(|layer| layer.rope = Some(1));
         Ok(())
+    }
+
+    /// For architectures that are nothing without experts.
+    ///
+    /// # Errors
+    /// When the file has none, naming the key.
+    pub(super) fn require_experts(&self) -> Result<()> {
+        match self.experts {
+            Some(_) => Ok(()),
+            None => Err(Error::bad_file(format!("{}.expert_count", self.architecture), "at least 1", "none")),
+        }
     }
 
     /// Reads the factor `name`, `default` where the file has none.

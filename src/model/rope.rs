@@ -103,7 +103,7 @@ impl RopeKind {
     /// Factor on what was turned; that of YaRN keeps the sharpness of the attention over longer contexts.
     fn magnitude(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { factor, .. } => self.attn_factor * (1.0 + 0.1 * factor.ln()),
+            RopeScaling::Yarn { factor, .. } => self.attn_factor * (1.0 + 0.1 * factor.max(1.0).ln()),
             RopeScaling::Linear(_) => self.attn_factor,
         }
     }

@@ -345,15 +345,17 @@ impl Finder<'_> {
                 down_bias: bias(self.find(&name("ffn_down_exps.bias"), &[n, n_embd])?),
             });
         }
-        let gate = self.find_if(gated, &name("ffn_gate.weight"), &[n_ff, n_embd])?;
         // Without a tensor of its own the gate is the first half of `ffn_up`.
-        let (gate, up) = match gate {
-            None if gated => {
-                let whole = self.require(&name("ffn_up.weight"), &[2 * n_ff, n_embd])?;
-                let [gate, up] = parts(&whole, [n_ff, n_ff])?;
-                (Some(gate), up)
-            }
-            gate => (gate, self.require(&name("ffn_up.weight"), &[n_ff, n_embd])?),
+        let has = |role: &str, n_rows: usize| {
+            self.gguf.tensor(&name(role)).is_some_and(|tensor| tensor.dims().get(1) == Some(&(n_rows as u64)))
+        };
+        let (gate, up) = if gated && !has("ffn_gate.weight", n_ff) && has("ffn_up.weight", 2 * n_ff) {
+            let whole = self.require(&name("ffn_up.weight"), &[2 * n_ff, n_embd])?;
+            let [gate, up] = parts(&whole, [n_ff, n_ff])?;
+            (Some(gate), up)
+        } else {
+            let up = self.require(&name("ffn_up.weight"), &[n_ff, n_embd])?;
+            (self.require_if(gated, &name("ffn_gate.weight"), &[n_ff, n_embd])?, up)
         };
         Ok(Ffn {
             router: None,

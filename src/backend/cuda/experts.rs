@@ -14,7 +14,8 @@ use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{KIGO_MAX_EXPERTS_USED, KIGO_STORE, KigoGroup, KigoMatmul, KigoMixExperts, KigoRoute};
 use super::stages::{
-    Outcome, Sizes, Source, blocks, gate, launch, launch_product, matmul, multiply, normed, plain, prepare,
+    Outcome, Sizes, Source, add_normed, blocks, gate, launch, launch_product, matmul, multiply, plain, prepare,
+    residual,
 };
 use crate::model::{Experts, ModelDesc};
 use crate::{Error, Result};
@@ -153,9 +154,9 @@ impl Rows {
 /// # Errors
 /// Those of launches.
 pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w: &Workspace) -> Result<()> {
-    let (x, ffn_norm, rows) = (b.work.x.address(), b.places.layers[layer].ffn_norm, Rows::of(w.experts, b.shape.n));
+    let rows = Rows::of(w.experts, b.shape.n);
     let (router, bias) = router;
-    let mut source = normed(b, x, rows.n, b.desc.n_embd, ffn_norm);
+    let mut source = residual(b, layer, true, rows.n);
     let bias = [bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
     let n_expert = w.experts.n_expert;
     let result =
@@ -164,7 +165,7 @@ pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w:
     route(b, w, rows)?;
 
     // Slots by row take their row themselves; those by expert are told which.
-    let mut source = normed(b, x, rows.n_products, b.desc.n_embd, ffn_norm);
+    let mut source = residual(b, layer, true, rows.n_products);
     if rows.grouped {
         source.input.select = w.rows.address();
     }
@@ -174,13 +175,19 @@ pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w:
     })
 }
 
-/// The second half of the experts, and the sum: x += it.
+/// The second half of the experts, and the sum: x += it, after a norm where there is one. `magnitudes` are those of x, or 0.
 ///
 /// # Errors
 /// Those of launches.
-pub fn ffn_down(b: &CudaBackend, product: &Product, bias: [u64; 3], w: &Workspace) -> Result<()> {
+pub fn ffn_down(
+    b: &CudaBackend,
+    product: &Product,
+    bias: [u64; 3],
+    (post_norm, magnitudes): (Option<u64>, u64),
+    w: &Workspace,
+) -> Result<()> {
     let (d, rows) = (&b.desc, Rows::of(w.experts, b.shape.n));
-    let mut source = plain(b, b.work.ff.address(), rows.n_products, d.n_ff, w.magnitudes.address());
+    let mut source = plain(b.work.ff.address(), rows.n_products, d.n_ff, w.magnitudes.address());
     let n_embd = b.work.sizes.n_embd;
     let result =
         Outcome { kind: KIGO_STORE, out: w.products.address(), out_stride: n_embd, bias, ..Outcome::default() };
@@ -189,15 +196,19 @@ pub fn ffn_down(b: &CudaBackend, product: &Product, bias: [u64; 3], w: &Workspac
         products: w.products.address(),
         weights: w.weights.address(),
         places: w.places.address(),
-        out: b.work.x.address(),
-        scale: d.residual_scale,
-        store: 0,
+        out: if post_norm.is_some() { b.work.delta.address() } else { b.work.x.address() },
+        scale: if post_norm.is_some() { 1.0 } else { d.residual_scale },
+        store: u32::from(post_norm.is_some()),
         n_used: w.experts.n_expert_used as u32,
         n_columns: d.n_embd as u32,
         in_stride: n_embd as u32,
         out_stride: n_embd as u32,
     };
-    launch(b, &kernels(b)?.mix, [params.n_columns.div_ceil(THREADS), rows.n as u32, 1], THREADS, 0, &params)
+    launch(b, &kernels(b)?.mix, [params.n_columns.div_ceil(THREADS), rows.n as u32, 1], THREADS, 0, &params)?;
+    match post_norm {
+        Some(norm) => add_normed(b, norm, magnitudes),
+        None => Ok(()),
+    }
 }
 
 /// Which experts rows use, and, of many rows, which rows experts have.

@@ -118,10 +118,16 @@ pub struct LayerPlaces {
     pub attn_qkv: Vec<Product>,
     /// Biases of q, k and v.
     pub attn_bias: [Option<u64>; 3],
+    /// Norms of q and of k.
+    pub attn_qk_norm: Option<[u64; 2]>,
+    /// Scores that stand for no key: `[n_head]`.
+    pub attn_sinks: Option<u64>,
     /// After it.
     pub attn_output: Product,
     /// Its bias.
     pub attn_output_bias: Option<u64>,
+    /// Norm of what the attention adds.
+    pub attn_post_norm: Option<u64>,
     /// Before the feed-forward layer.
     pub ffn_norm: Option<NormPlace>,
     /// The router, where there are experts, and its bias.
@@ -134,12 +140,16 @@ pub struct LayerPlaces {
     pub ffn_down: Product,
     /// Its bias.
     pub ffn_down_bias: Option<u64>,
+    /// Norm of what it adds.
+    pub ffn_post_norm: Option<u64>,
 }
 
 /// The weights of a model.
 pub struct Places {
     /// The table of tokens.
     pub token_embd: Product,
+    /// That of positions: `[n_ctx_train, n_embd]`.
+    pub position_embd: Option<u64>,
     /// Before the head.
     pub output_norm: NormPlace,
     /// The head.
@@ -171,6 +181,7 @@ impl Places {
         let token_embd = placing.plain(&plan.token_embd)?;
         let places = Places {
             token_embd,
+            position_embd: placing.optional(&plan.position_embd)?,
             output: plan.output.as_ref().map_or(Ok(token_embd), |output| placing.plain(output))?,
             output_norm: placing.norm(&plan.output_norm, plan.output_norm_bias.as_ref())?,
             layers: {
@@ -187,29 +198,34 @@ impl Places {
 
 impl Placing<'_> {
     fn layer(&mut self, layer: &Layer<TensorInfo>) -> Result<LayerPlaces> {
-        let bias = |bias: &Option<TensorInfo>, this: &mut Self| bias.as_ref().map(|b| this.vector(b)).transpose();
+        let q_norm = self.optional(&layer.attn_q_norm)?;
+        let k_norm = self.optional(&layer.attn_k_norm)?;
         Ok(LayerPlaces {
             attn_norm: self.optional_norm(layer.attn_norm.as_ref(), layer.attn_norm_bias.as_ref())?,
             attn_qkv: self.qkv([&layer.attn_q, &layer.attn_k, &layer.attn_v])?,
             attn_bias: [
-                bias(&layer.attn_q_bias, self)?,
-                bias(&layer.attn_k_bias, self)?,
-                bias(&layer.attn_v_bias, self)?,
+                self.optional(&layer.attn_q_bias)?,
+                self.optional(&layer.attn_k_bias)?,
+                self.optional(&layer.attn_v_bias)?,
             ],
+            attn_qk_norm: q_norm.zip(k_norm).map(<[u64; 2]>::from),
+            attn_sinks: self.optional(&layer.attn_sinks)?,
             attn_output: self.plain(&layer.attn_output)?,
-            attn_output_bias: bias(&layer.attn_output_bias, self)?,
+            attn_output_bias: self.optional(&layer.attn_output_bias)?,
+            attn_post_norm: self.optional(&layer.attn_post_norm)?,
             ffn_norm: self.optional_norm(layer.ffn_norm.as_ref(), layer.ffn_norm_bias.as_ref())?,
             ffn_gate_inp: match &layer.ffn_gate_inp {
-                Some(router) => Some((self.plain(router)?, bias(&layer.ffn_gate_inp_bias, self)?)),
+                Some(router) => Some((self.plain(router)?, self.optional(&layer.ffn_gate_inp_bias)?)),
                 None => None,
             },
             ffn_gate: match &layer.ffn_gate {
                 Some(gate) => self.gate(gate, &layer.ffn_up)?,
                 None => Gate::None(self.experts(&layer.ffn_up)?),
             },
-            ffn_gate_bias: [bias(&layer.ffn_gate_bias, self)?, bias(&layer.ffn_up_bias, self)?],
+            ffn_gate_bias: [self.optional(&layer.ffn_gate_bias)?, self.optional(&layer.ffn_up_bias)?],
             ffn_down: self.experts(&layer.ffn_down)?,
-            ffn_down_bias: bias(&layer.ffn_down_bias, self)?,
+            ffn_down_bias: self.optional(&layer.ffn_down_bias)?,
+            ffn_post_norm: self.optional(&layer.ffn_post_norm)?,
         })
     }
 
@@ -217,6 +233,10 @@ impl Placing<'_> {
         let offset = self.space.place_vector(info)?;
         self.pieces.push(Piece { info: info.clone(), target: Target::Vector(offset) });
         Ok(offset)
+    }
+
+    fn optional(&mut self, info: &Option<TensorInfo>) -> Result<Option<u64>> {
+        info.as_ref().map(|info| self.vector(info)).transpose()
     }
 
     fn norm(&mut self, weight: &TensorInfo, bias: Option<&TensorInfo>) -> Result<NormPlace> {

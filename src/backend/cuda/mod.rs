@@ -30,7 +30,7 @@ use std::sync::Arc;
 use super::{Backend, Draw, Memory, Progress, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{ModelDesc, Weights};
+use crate::model::{ModelDesc, Norm, Weights};
 use crate::{Error, Result};
 use context::Context;
 use kv_cache::KvCache;
@@ -128,11 +128,12 @@ impl CudaBackend {
         let context = Context::open(ordinal)?;
         let bound = context.bind()?;
         check_desc(desc)?;
+        let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (places, pieces, space) = Places::new(plan, desc)?;
         let sizes = stages::Sizes::new(desc, n_batch)?;
         let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx)?.first_bytes();
+        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
         let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
         let weights = load.load(gguf, &context, &types, later, progress)?;
 
@@ -149,7 +150,7 @@ impl CudaBackend {
             file_bytes: plan.file_bytes(),
             places,
             kernels: Kernels::new(&context, types, desc)?,
-            cache: KvCache::new(&context, &stream, desc, n_ctx)?,
+            cache: KvCache::new(&context, &stream, desc, (n_ctx, n_batch))?,
             samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, MAX_GRAPH_ROWS.max(FIRST_LOGITS))?,
             slots: Slots { free, of: HashMap::new() },
             staging: PinnedBuffer::new(&context, work.staging_bytes(), "the rows of a batch")?,
@@ -538,6 +539,12 @@ fn tiles_of(rows: &[Row]) -> impl Iterator<Item = KigoTile> + '_ {
 /// What the kernels cannot do.
 fn check_desc(desc: &ModelDesc) -> Result<()> {
     kv_cache::head_width(desc)?;
+    if desc.post_norm && desc.norm == Norm::Layer {
+        return Err(Error::Internal("no kernel adds what LayerNorm gives".into()));
+    }
+    if desc.experts.is_some() && !desc.pre_norm && !desc.post_norm {
+        return Err(Error::Internal("nobody says how large the sum of experts is".into()));
+    }
     experts::check(desc)?;
     if desc.head_dim.is_multiple_of(2) {
         return Ok(());

@@ -90,11 +90,16 @@ mirrors! {
         out: u64,
         magnitudes: u64,
         counters: u64,
+        sinks: u64,
         n_head: u32,
         n_head_kv: u32,
         head_dim: u32,
+        table: u32,
         layer: u32,
         n_layer: u32,
+        window: u32,
+        softcap: f32,
+        softcap_rate: f32,
         splits: u32,
         out_stride: u32,
         pad: u32,
@@ -122,6 +127,22 @@ mirrors! {
         pad: u32,
     }
 
+    KigoQkv {
+        rows: u64,
+        q: u64,
+        turns: u64,
+        turns_stride: u32,
+        n_head: u32,
+        n_head_kv: u32,
+        head_dim: u32,
+        dp: u32,
+        n_rot: u32,
+        halves: u32,
+        table: u32,
+        layer: u32,
+        q_scale: f32,
+    }
+
     KigoMatmul {
         input: KigoInput,
         records: u64,
@@ -138,23 +159,37 @@ mirrors! {
         kind: u32,
         activation: u32,
         first_tile: u32,
-        rows: u64,
-        q: u64,
-        turns: u64,
-        n_head: u32,
-        n_head_kv: u32,
-        head_dim: u32,
-        dp: u32,
-        n_rot: u32,
-        halves: u32,
-        layer: u32,
-        q_scale: f32,
+        qkv: KigoQkv,
+        scale: f32,
+        softcap: f32,
         n_slots: u32,
         sum_columns: u32,
         experts: u64,
         starts: u64,
         share: u32,
         pad: u32,
+    }
+
+    KigoHeads {
+        qkv: KigoQkv,
+        x: u64,
+        bias: [u64; 3],
+        norm_weight: [u64; 2],
+        stride: u32,
+        whole: u32,
+        eps: f32,
+        pad: u32,
+    }
+
+    KigoAddNormed {
+        x: u64,
+        delta: u64,
+        norm_weight: u64,
+        magnitudes: u64,
+        k: u32,
+        stride: u32,
+        scale: f32,
+        eps: f32,
     }
 
     KigoRoute {
@@ -197,15 +232,19 @@ mirrors! {
         rows: u64,
         weights: u64,
         x: u64,
+        positions: u64,
         angles: u64,
         turns: u64,
         magnitudes: u64,
+        x_magnitudes: u64,
         n_magnitudes: u32,
         magnitudes_stride: u32,
-        n_pairs: u32,
+        n_turns: u32,
         n_records: u32,
         k: u32,
         stride: u32,
+        scale: f32,
+        pad: u32,
     }
 
     KigoRepack {

@@ -7,19 +7,19 @@ use super::blocks::{Blocks, Card, Job, Kernel};
 use super::context::Context;
 use super::experts;
 use super::kv_cache::{self, PAGE};
-use super::layout::{Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, stride, wants_bf16};
+use super::layout::{Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, activation_bytes, stride, wants_bf16};
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
     KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAttention, KigoEmbed, KigoInput, KigoMatmul, KigoPrep, KigoRow,
-    KigoTile,
+    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput,
+    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Stream};
 use crate::Result;
 use crate::backend::Purpose;
 use crate::error::try_vec;
-use crate::model::{Activation, ModelDesc, Norm, RopePairing, RopeTable};
+use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
@@ -48,9 +48,16 @@ pub struct Sizes {
     n_vocab: usize,
     /// Halves of q of a row.
     q: usize,
-    n_pairs: usize,
+    /// q, k and v of a row before their norm, whole tiles for each head; 0 where they have none.
+    n_heads: usize,
+    /// Pairs of all kinds of rope.
+    n_turns: usize,
+    /// Rows of magnitudes.
+    n_magnitudes: usize,
     n_layer: usize,
     counters: usize,
+    /// Whether what is added to the residual stream is normed before.
+    post_norm: bool,
     /// Rows of the products of the feed-forward layer.
     pub n_products: usize,
     /// Bytes of [`experts::Workspace`].
@@ -73,9 +80,14 @@ impl Sizes {
             n_ff: stride(desc.n_ff),
             n_vocab: desc.n_vocab,
             q: desc.n_head * kv_cache::head_width(desc)?,
-            n_pairs: desc.rope.n_rot / 2,
+            n_heads: desc
+                .qk_norm
+                .map_or(0, |_| (desc.n_head + 2 * desc.n_head_kv) * desc.head_dim.next_multiple_of(TILE_ROWS)),
+            n_turns: desc.rope.kinds.len() * (desc.rope.n_rot / 2),
+            n_magnitudes: desc.n_layer() * if desc.pre_norm { 2 } else { 4 },
             n_layer: desc.n_layer(),
             counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
+            post_norm: desc.post_norm,
             n_products: desc.experts.map_or(n_rows, |experts| experts::n_products(experts, n_rows)),
             experts: desc.experts.map_or(0, |experts| experts::bytes(experts, n_rows, desc.n_embd).iter().sum()),
         };
@@ -89,16 +101,18 @@ impl Sizes {
     }
 
     /// Bytes of each buffer but the logits, in the order of [`Workspace`].
-    fn buffers(&self) -> [usize; 12] {
+    fn buffers(&self) -> [usize; 14] {
         let n = self.n_rows;
         [
             n * self.n_embd * 4,
             n * self.q * 2,
+            n * self.n_heads * 4,
+            if self.post_norm { n * self.n_embd * 4 } else { 0 },
             n * self.n_mix * 4,
             self.n_products * self.n_ff * 4,
-            n * self.n_pairs * 8,
-            self.n_pairs * 8,
-            2 * self.n_layer * n * 4,
+            n * self.n_turns * 8,
+            self.n_turns * 16,
+            self.n_magnitudes * n * 4,
             n.max(self.n_products) / 8 * self.widest() / 64 * activation_bytes(true),
             n.max(self.n_products) * 4,
             n * size_of::<KigoRow>(),
@@ -120,15 +134,19 @@ pub struct Workspace {
     pub x: DeviceBuffer,
     /// f16 `[n, n_head, head width]`
     q: DeviceBuffer,
+    /// q, k and v before their norm, in the rows of their tiles: f32 `[n, n_heads]`.
+    heads: DeviceBuffer,
+    /// What is added to the residual stream, before its norm: f32 `[n, n_embd]`.
+    pub delta: DeviceBuffer,
     /// Output of the attention: f32 `[n, n_head, head_dim]`.
     mix: DeviceBuffer,
     /// f32 `[n_products, n_ff]`
     pub ff: DeviceBuffer,
-    /// f32 `[n, n_rot / 2, 2]`
+    /// f32 `[n, kinds of rope, n_rot / 2, 2]`
     turns: DeviceBuffer,
-    /// f64 `[n_rot / 2]`
+    /// f64 `[kinds of rope, n_rot / 2, 2]`
     angles: DeviceBuffer,
-    /// u32 `[n_layer, mix and ff, n]`
+    /// u32 `[n_layer, mix and ff, n]`, then where products take x as it is `[n_layer, x before attention and after, n]`.
     magnitudes: DeviceBuffer,
     /// Activations as operands.
     records: DeviceBuffer,
@@ -162,7 +180,8 @@ impl Workspace {
         ropes: &[RopeTable],
     ) -> Result<Workspace> {
         let context = stream.context();
-        let [x, q, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] = sizes.buffers();
+        let [x, q, heads, delta, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] =
+            sizes.buffers();
         let buffer = |bytes: usize| -> Result<DeviceBuffer> {
             let buffer = DeviceBuffer::new(context, Purpose::Workspace, bytes, "the workspace")?;
             buffer.fill_u8(stream, 0)?;
@@ -171,6 +190,8 @@ impl Workspace {
         let work = Workspace {
             x: buffer(x)?,
             q: buffer(q)?,
+            heads: buffer(heads)?,
+            delta: buffer(delta)?,
             mix: buffer(mix)?,
             ff: buffer(ff)?,
             turns: buffer(turns)?,
@@ -191,8 +212,10 @@ impl Workspace {
             sizes,
         };
         let mut bytes = try_vec(angles, "the rope frequencies")?;
-        let half_turns = ropes.iter().flat_map(|table| table.angles.iter().map(|angle| angle / std::f64::consts::PI));
-        bytes.extend(half_turns.flat_map(f64::to_le_bytes));
+        for table in ropes {
+            let pair = |angle: &f64| [angle / std::f64::consts::PI, f64::from(table.magnitude)];
+            bytes.extend(table.angles.iter().flat_map(pair).flat_map(f64::to_le_bytes));
+        }
         work.angles.upload(stream, 0, &bytes)?;
         Ok(work)
     }
@@ -231,12 +254,21 @@ impl Workspace {
     fn magnitudes(&self, layer: usize, of_ff: bool) -> u64 {
         self.magnitudes.address() + ((2 * layer + usize::from(of_ff)) * self.sizes.n_rows * 4) as u64
     }
+
+    /// Magnitudes of the residual stream before the attention of a layer or, if `after`, after it; 0 where nothing takes it
+    /// as it is.
+    fn x_magnitudes(&self, layer: usize, after: bool) -> u64 {
+        let has_any = self.sizes.n_magnitudes > 2 * self.sizes.n_layer && layer < self.sizes.n_layer;
+        if has_any { self.magnitudes(self.sizes.n_layer + layer, after) } else { 0 }
+    }
 }
 
 /// All kernels of a model.
 pub struct Kernels {
     types: TypeTable,
     prep: Function,
+    heads: Function,
+    add_normed: Function,
     /// Where there are experts.
     pub experts: Option<experts::Kernels>,
     decode: Function,
@@ -254,6 +286,7 @@ impl Kernels {
     pub fn new(context: &Arc<Context>, types: TypeTable, desc: &ModelDesc) -> Result<Kernels> {
         let head_width = kv_cache::head_width(desc)?;
         let attention = Module::load(context, embedded("attention")?)?;
+        let rows = Module::load(context, embedded("rows")?)?;
         let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
@@ -264,6 +297,8 @@ impl Kernels {
         Ok(Kernels {
             types,
             prep,
+            heads: rows.function("heads")?,
+            add_normed: rows.function("add_normed")?,
             experts: desc.experts.map(|_| experts::Kernels::new(context)).transpose()?,
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
@@ -282,14 +317,31 @@ pub struct Source {
 }
 
 /// What becomes of a product.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Outcome {
     pub kind: u32,
     pub out: u64,
     pub out_stride: usize,
     pub bias: [u64; 3],
     pub magnitudes: u64,
+    pub scale: f32,
+    pub softcap: f32,
     pub layer: usize,
+}
+
+impl Default for Outcome {
+    fn default() -> Outcome {
+        Outcome {
+            kind: KIGO_STORE,
+            out: 0,
+            out_stride: 0,
+            bias: [0; 3],
+            magnitudes: 0,
+            scale: 1.0,
+            softcap: 0.0,
+            layer: 0,
+        }
+    }
 }
 
 pub fn launch<P: KernelParams>(
@@ -304,8 +356,7 @@ pub fn launch<P: KernelParams>(
 }
 
 /// Rows `x` `[n, width]` after a norm.
-pub fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: Option<NormPlace>) -> Source {
-    let Some(norm) = norm else { return plain(b, x, n, width, 0) };
+fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
     let kind = match b.desc.norm {
         Norm::Rms => KIGO_NORM_RMS,
         Norm::Layer => KIGO_NORM_LAYER,
@@ -328,7 +379,7 @@ pub fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: Option<Norm
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
-pub fn plain(b: &CudaBackend, x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
+pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
     let input = KigoInput {
         x,
         norm_weight: 0,
@@ -343,6 +394,77 @@ pub fn plain(b: &CudaBackend, x: u64, n: usize, width: usize, magnitudes: u64) -
         pad: 0,
     };
     Source { input, prepared: None }
+}
+
+/// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
+pub fn residual(b: &CudaBackend, layer: usize, after: bool, n: usize) -> Source {
+    let l = &b.places.layers[layer];
+    let (x, width) = (b.work.x.address(), b.desc.n_embd);
+    match if after { l.ffn_norm } else { l.attn_norm } {
+        Some(norm) => normed(b, x, n, width, norm),
+        None => plain(x, n, width, b.work.x_magnitudes(layer, after)),
+    }
+}
+
+/// What the kernels need to know of the heads of a layer, and of its cache.
+fn qkv(b: &CudaBackend, layer: usize) -> KigoQkv {
+    let (d, w) = (&b.desc, &b.work);
+    let (cache, n_pairs) = (b.cache.sizes(), d.rope.n_rot / 2);
+    let place = cache.layers[layer];
+    let turns = d.layers[layer].rope.map_or(0, |kind| w.turns.address() + (kind * n_pairs * 8) as u64);
+    KigoQkv {
+        rows: w.rows.address(),
+        q: w.q.address(),
+        turns,
+        turns_stride: w.sizes.n_turns as u32,
+        n_head: d.n_head as u32,
+        n_head_kv: d.n_head_kv as u32,
+        head_dim: d.head_dim as u32,
+        dp: b.kernels.head_width as u32,
+        n_rot: d.rope.n_rot as u32,
+        halves: u32::from(d.rope.pairing == RopePairing::Halves),
+        table: (place.group * cache.n_entries) as u32,
+        layer: place.index as u32,
+        q_scale: d.attn_scale * std::f32::consts::LOG2_E,
+    }
+}
+
+/// x += what `product` gives of `source`, after a norm where there is one. `magnitudes` are those of x, or 0.
+fn add(
+    b: &CudaBackend,
+    source: &mut Source,
+    product: &Product,
+    bias: [u64; 3],
+    (post_norm, magnitudes): (Option<u64>, u64),
+) -> Result<()> {
+    let (w, scale) = (&b.work, b.desc.residual_scale);
+    let result = Outcome { bias, out_stride: w.sizes.n_embd, ..Outcome::default() };
+    let Some(norm) = post_norm else {
+        return multiply(
+            b,
+            source,
+            product,
+            Outcome { kind: KIGO_ADD, out: w.x.address(), magnitudes, scale, ..result },
+        );
+    };
+    multiply(b, source, product, Outcome { kind: KIGO_STORE, out: w.delta.address(), ..result })?;
+    add_normed(b, norm, magnitudes)
+}
+
+/// x += the norm of `delta`. `magnitudes` are those of x, or 0.
+pub fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
+    let w = &b.work;
+    let params = KigoAddNormed {
+        x: w.x.address(),
+        delta: w.delta.address(),
+        norm_weight: b.weights.address() + norm,
+        magnitudes,
+        k: b.desc.n_embd as u32,
+        stride: w.sizes.n_embd as u32,
+        scale: b.desc.residual_scale,
+        eps: b.desc.norm_eps,
+    };
+    launch(b, &b.kernels.add_normed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
 }
 
 /// What a product is told; `blocks` are its own.
@@ -368,17 +490,9 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
             Activation::SiluClamped => KIGO_SILU_CLAMPED,
         },
         first_tile: product.first_tile as u32,
-        rows: w.rows.address(),
-        q: w.q.address(),
-        turns: w.turns.address(),
-        n_head: d.n_head as u32,
-        n_head_kv: d.n_head_kv as u32,
-        head_dim: d.head_dim as u32,
-        dp: b.kernels.head_width as u32,
-        n_rot: d.rope.n_rot as u32,
-        halves: u32::from(d.rope.pairing == RopePairing::Halves),
-        layer: result.layer as u32,
-        q_scale: d.attn_scale * std::f32::consts::LOG2_E,
+        qkv: qkv(b, result.layer),
+        scale: result.scale,
+        softcap: result.softcap,
         n_slots: blocks.n_slots,
         sum_columns: blocks.sum_columns,
         experts: 0,
@@ -430,38 +544,65 @@ pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result:
     launch_product(b, product, &blocks, &matmul(b, source.input, product, result, &blocks))
 }
 
-/// x = rows of `token_embd`; rope turns; the magnitudes of all layers become zero.
+/// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero.
 pub fn embed(b: &CudaBackend) -> Result<()> {
     let (w, table) = (&b.work, &b.places.token_embd);
     let params = KigoEmbed {
         rows: w.rows.address(),
         weights: b.weights.address() + table.offset,
         x: w.x.address(),
+        positions: b.places.position_embd.map_or(0, |offset| b.weights.address() + offset),
         angles: w.angles.address(),
         turns: w.turns.address(),
         magnitudes: w.magnitudes.address(),
-        n_magnitudes: 2 * b.desc.n_layer() as u32,
+        x_magnitudes: w.x_magnitudes(0, false),
+        n_magnitudes: w.sizes.n_magnitudes as u32,
         magnitudes_stride: w.sizes.n_rows as u32,
-        n_pairs: w.sizes.n_pairs as u32,
+        n_turns: w.sizes.n_turns as u32,
         n_records: table.n_records as u32,
         k: b.desc.n_embd as u32,
         stride: w.sizes.n_embd as u32,
+        scale: b.desc.embd_scale,
+        pad: 0,
     };
     launch(b, &b.kernels.types.of(table.quant)?.embed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
 }
 
 pub fn attn_qkv(b: &CudaBackend, layer: usize) -> Result<()> {
-    let l = &b.places.layers[layer];
-    let mut source = normed(b, b.work.x.address(), b.shape.n, b.desc.n_embd, l.attn_norm);
+    let (l, d, w) = (&b.places.layers[layer], &b.desc, &b.work);
+    let mut source = residual(b, layer, false, b.shape.n);
     let bias = l.attn_bias.map(|bias| bias.map_or(0, |offset| b.weights.address() + offset));
-    let result = Outcome { kind: KIGO_QKV, bias, layer, ..Outcome::default() };
-    l.attn_qkv.iter().try_for_each(|product| multiply(b, &mut source, product, result))
+    let (Some(norm), Some(norms)) = (d.qk_norm, l.attn_qk_norm) else {
+        let result = Outcome { kind: KIGO_QKV, bias, layer, ..Outcome::default() };
+        return l.attn_qkv.iter().try_for_each(|product| multiply(b, &mut source, product, result));
+    };
+    for product in &l.attn_qkv {
+        let out = w.heads.address() + (product.first_tile * TILE_ROWS * 4) as u64;
+        multiply(b, &mut source, product, Outcome { out, out_stride: w.sizes.n_heads, ..Outcome::default() })?;
+    }
+    let whole = norm == QkNorm::Row;
+    let (n_blocks, n_heads) = if whole { (3, d.n_head) } else { (d.n_head + 2 * d.n_head_kv, 1) };
+    let n_pairs = n_heads * d.head_dim.next_multiple_of(TILE_ROWS) / 2;
+    let params = KigoHeads {
+        qkv: qkv(b, layer),
+        x: w.heads.address(),
+        bias,
+        norm_weight: norms.map(|offset| b.weights.address() + offset),
+        stride: w.sizes.n_heads as u32,
+        whole: u32::from(whole),
+        eps: d.norm_eps,
+        pad: 0,
+    };
+    let threads = (n_pairs as u32).next_multiple_of(32).min(THREADS);
+    launch(b, &b.kernels.heads, [b.shape.n as u32, n_blocks as u32, 1], threads, 0, &params)
 }
 
 pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let (d, w, n) = (&b.desc, &b.work, b.shape.n as u32);
     let n_blocks = w.sizes.counters as u32;
     // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+    let (cache, l) = (b.cache.sizes(), &b.places.layers[layer]);
+    let place = cache.layers[layer];
     let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
     let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
     let params = KigoAttention {
@@ -471,11 +612,16 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
         out: w.mix.address(),
         magnitudes: w.magnitudes(layer, false),
         counters: w.counters.address(),
+        sinks: l.attn_sinks.map_or(0, |offset| b.weights.address() + offset),
         n_head: d.n_head as u32,
         n_head_kv: d.n_head_kv as u32,
         head_dim: d.head_dim as u32,
-        layer: layer as u32,
-        n_layer: d.n_layer() as u32,
+        table: (place.group * cache.n_entries) as u32,
+        layer: place.index as u32,
+        n_layer: cache.groups[place.group].n_layer as u32,
+        window: place.window,
+        softcap: d.attn_softcap.map_or(0.0, |cap| cap * std::f32::consts::LOG2_E),
+        softcap_rate: d.attn_softcap.map_or(0.0, |cap| 2.0 / cap),
         splits,
         out_stride: w.sizes.n_mix as u32,
         pad: 0,
@@ -489,10 +635,9 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
 
 pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
-    let mut source = plain(b, w.mix.address(), b.shape.n, b.desc.n_embd_q(), w.magnitudes(layer, false));
+    let mut source = plain(w.mix.address(), b.shape.n, b.desc.n_embd_q(), w.magnitudes(layer, false));
     let bias = [l.attn_output_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
-    let result = Outcome { kind: KIGO_ADD, out: w.x.address(), out_stride: w.sizes.n_embd, bias, ..Outcome::default() };
-    multiply(b, &mut source, &l.attn_output, result)
+    add(b, &mut source, &l.attn_output, bias, (l.attn_post_norm, w.x_magnitudes(layer, true)))
 }
 
 pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
@@ -500,7 +645,7 @@ pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
     if let (Some(router), Some(experts)) = (&l.ffn_gate_inp, &w.experts) {
         return experts::ffn_up(b, layer, router, experts);
     }
-    let mut source = normed(b, w.x.address(), b.shape.n, b.desc.n_embd, l.ffn_norm);
+    let mut source = residual(b, layer, true, b.shape.n);
     gate(b, layer, w.magnitudes(layer, true), &mut source, |source, product, result| {
         multiply(b, source, product, result)
     })
@@ -533,13 +678,13 @@ pub fn gate(
 
 pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
+    let after = (l.ffn_post_norm, w.x_magnitudes(layer + 1, false));
     let bias = [l.ffn_down_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
     if let Some(experts) = &w.experts {
-        return experts::ffn_down(b, &l.ffn_down, bias, experts);
+        return experts::ffn_down(b, &l.ffn_down, bias, after, experts);
     }
-    let mut source = plain(b, w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
-    let result = Outcome { kind: KIGO_ADD, out: w.x.address(), out_stride: w.sizes.n_embd, bias, ..Outcome::default() };
-    multiply(b, &mut source, &l.ffn_down, result)
+    let mut source = plain(w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
+    add(b, &mut source, &l.ffn_down, bias, after)
 }
 
 pub fn output(b: &CudaBackend) -> Result<()> {
@@ -547,11 +692,17 @@ pub fn output(b: &CudaBackend) -> Result<()> {
     if b.shape.n_logits == 0 {
         return Ok(());
     }
-    let mut source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, Some(b.places.output_norm));
+    let mut source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, b.places.output_norm);
     if !b.shape.all_want {
         source.input.select = w.select.address();
     }
-    let result = Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride: n_vocab, ..Outcome::default() };
+    let result = Outcome {
+        out: w.logits.address(),
+        out_stride: n_vocab,
+        scale: b.desc.logit_scale,
+        softcap: b.desc.logit_softcap.unwrap_or(0.0),
+        ..Outcome::default()
+    };
     multiply(b, &mut source, &b.places.output, result)
 }
 

@@ -19,6 +19,8 @@ pub(super) fn describe(metadata: &Metadata) -> Result<ModelDesc> {
         desc.attn_scale = 1.0 / ((desc.n_embd / desc.n_head) as f32).sqrt();
     }
     desc.set_windows(metadata, Some(4096), 2)?;
+    let freq_base = desc.rope.kinds.first().map_or(10_000.0, |kind| kind.freq_base);
+    desc.set_window_rope(metadata, freq_base)?;
     // The defaults are what all models of the family have.
     desc.attn_softcap = desc.softcap(metadata, "attn_logit_softcapping", 50.0)?;
     desc.logit_softcap = desc.softcap(metadata, "final_logit_softcapping", 30.0)?;

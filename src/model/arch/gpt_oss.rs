@@ -6,6 +6,7 @@ use crate::gguf::Metadata;
 use crate::model::{Activation, ModelDesc, Norm, RopePairing};
 
 pub(super) const NAME: &str = "gpt-oss";
+const WINDOW: &str = "gpt-oss.attention.sliding_window";
 
 pub(super) fn describe(metadata: &Metadata) -> Result<ModelDesc> {
     let mut desc = ModelDesc::from_metadata(metadata, NAME, Norm::Rms)?;
@@ -13,6 +14,8 @@ pub(super) fn describe(metadata: &Metadata) -> Result<ModelDesc> {
     desc.ffn_norm = "post_attention_norm";
     desc.activation = Activation::SiluClamped;
     desc.sinks = true;
+    desc.require_experts()?;
+    Metadata::require(WINDOW, metadata.u64(WINDOW)?)?;
     desc.set_windows(metadata, None, 2)?;
     Ok(desc)
 }

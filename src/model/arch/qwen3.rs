@@ -12,7 +12,9 @@ pub(super) fn describe(metadata: &Metadata) -> Result<ModelDesc> {
 }
 
 pub(super) fn describe_moe(metadata: &Metadata) -> Result<ModelDesc> {
-    describe_as(metadata, MOE)
+    let desc = describe_as(metadata, MOE)?;
+    desc.require_experts()?;
+    Ok(desc)
 }
 
 fn describe_as(metadata: &Metadata, name: &'static str) -> Result<ModelDesc> {
