@@ -163,7 +163,7 @@ typedef struct {
     uint32_t pad;
 } KigoHeads;
 
-/* add_normed: x += scale * norm(delta) by RMSNorm, a block per row. */
+/* add_normed: x += scale * norm(delta), a block per row. */
 typedef struct {
     /* f32 [n][stride] */
     uint64_t x;
@@ -174,8 +174,11 @@ typedef struct {
     uint64_t magnitudes;
     uint32_t k;
     uint32_t stride;
-    float scale;
+    /* KIGO_NORM_RMS or KIGO_NORM_LAYER, without a bias. */
+    uint32_t norm;
     float eps;
+    float scale;
+    uint32_t pad;
 } KigoAddNormed;
 
 /* Experts that a row uses at most. */

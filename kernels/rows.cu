@@ -8,9 +8,10 @@ namespace {
 
 constexpr uint32_t kMaxWarps = 8;
 
-// The sum over the block, in every thread; all threads call it, once.
+// The sum over the block, in every thread; all threads call it.
 __device__ __forceinline__ float block_sum(float value, float (&scratch)[kMaxWarps]) {
     value = warp_sum(value);
+    __syncthreads();
     if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
     __syncthreads();
     float sum = scratch[0];
@@ -18,8 +19,8 @@ __device__ __forceinline__ float block_sum(float value, float (&scratch)[kMaxWar
     return sum;
 }
 
-// What RMSNorm multiplies n elements with, whose squares add up to `squares`.
-__device__ __forceinline__ float rms_factor(float squares, uint32_t n, float eps) {
+// What n elements whose squares add up to `squares` are multiplied with.
+__device__ __forceinline__ float norm_factor(float squares, uint32_t n, float eps) {
     return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(n)), eps)));
 }
 
@@ -56,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256) heads(const __grid_constant__ 
             load(i, low, high);
             squares = __fmaf_rn(low, low, __fmaf_rn(high, high, squares));
         }
-        factor = rms_factor(block_sum(squares, scratch), n_heads * qkv.head_dim, p.eps);
+        factor = norm_factor(block_sum(squares, scratch), n_heads * qkv.head_dim, p.eps);
     }
     for (uint32_t i = threadIdx.x; i < n_pairs; i += blockDim.x) {
         float low, high;
@@ -78,15 +79,21 @@ extern "C" __global__ void __launch_bounds__(256) add_normed(const __grid_consta
     const float* weight = reinterpret_cast<const float*>(p.norm_weight);
     pdl_wait();
     pdl_launch();
+    float mean = 0;
+    if (p.norm == KIGO_NORM_LAYER) {
+        float sum = 0;
+        for (uint32_t i = threadIdx.x; i < p.k; i += blockDim.x) sum = __fadd_rn(sum, __ldcg(delta + i));
+        mean = __fdiv_rn(block_sum(sum, scratch), float(p.k));
+    }
     float squares = 0;
     for (uint32_t i = threadIdx.x; i < p.k; i += blockDim.x) {
-        const float value = __ldcg(delta + i);
+        const float value = __fsub_rn(__ldcg(delta + i), mean);
         squares = __fmaf_rn(value, value, squares);
     }
-    const float factor = rms_factor(block_sum(squares, scratch), p.k, p.eps);
+    const float factor = norm_factor(block_sum(squares, scratch), p.k, p.eps);
     float largest = 0;
     for (uint32_t i = threadIdx.x; i < p.k; i += blockDim.x) {
-        const float normed = __fmul_rn(__fmul_rn(__ldcg(delta + i), factor), __ldg(weight + i));
+        const float normed = __fmul_rn(__fmul_rn(__fsub_rn(__ldcg(delta + i), mean), factor), __ldg(weight + i));
         const float sum = __fmaf_rn(p.scale, normed, __ldcg(x + i));
         largest = fmaxf(largest, fabsf(sum));
         x[i] = sum;

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use super::{Backend, Draw, Memory, Progress, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{ModelDesc, Norm, Weights};
+use crate::model::{ModelDesc, Weights};
 use crate::{Error, Result};
 use context::Context;
 use kv_cache::KvCache;
@@ -539,9 +539,6 @@ fn tiles_of(rows: &[Row]) -> impl Iterator<Item = KigoTile> + '_ {
 /// What the kernels cannot do.
 fn check_desc(desc: &ModelDesc) -> Result<()> {
     kv_cache::head_width(desc)?;
-    if desc.post_norm && desc.norm == Norm::Layer {
-        return Err(Error::Internal("no kernel adds what LayerNorm gives".into()));
-    }
     if desc.experts.is_some() && !desc.pre_norm && !desc.post_norm {
         return Err(Error::Internal("nobody says how large the sum of experts is".into()));
     }

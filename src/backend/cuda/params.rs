@@ -188,8 +188,10 @@ mirrors! {
         magnitudes: u64,
         k: u32,
         stride: u32,
-        scale: f32,
+        norm: u32,
         eps: f32,
+        scale: f32,
+        pad: u32,
     }
 
     KigoRoute {

@@ -355,12 +355,15 @@ pub fn launch<P: KernelParams>(
     b.stream.launch(kernel, Launch { grid, block: [threads, 1, 1], shared_bytes, dependent: true }, params)
 }
 
-/// Rows `x` `[n, width]` after a norm.
-fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
-    let kind = match b.desc.norm {
+fn norm_kind(norm: Norm) -> u32 {
+    match norm {
         Norm::Rms => KIGO_NORM_RMS,
         Norm::Layer => KIGO_NORM_LAYER,
-    };
+    }
+}
+
+/// Rows `x` `[n, width]` after a norm.
+fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
     let at = |offset: u64| b.weights.address() + offset;
     let input = KigoInput {
         x,
@@ -371,7 +374,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
         n: n as u32,
         k: width as u32,
         stride: stride(width) as u32,
-        norm: kind,
+        norm: norm_kind(b.desc.norm),
         eps: b.desc.norm_eps,
         pad: 0,
     };
@@ -461,8 +464,10 @@ pub fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
         magnitudes,
         k: b.desc.n_embd as u32,
         stride: w.sizes.n_embd as u32,
-        scale: b.desc.residual_scale,
+        norm: norm_kind(b.desc.norm),
         eps: b.desc.norm_eps,
+        scale: b.desc.residual_scale,
+        pad: 0,
     };
     launch(b, &b.kernels.add_normed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
 }
