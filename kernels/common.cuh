@@ -53,25 +53,35 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// The same for a number from 0 to `kMost` that is known only at run time: the instruction has it in its code.
+template <int kMost>
+__device__ __forceinline__ void copy_async_wait_until(int pending) {
+    if constexpr (kMost > 0) {
+        if (pending < kMost) return copy_async_wait_until<kMost - 1>(pending);
+    }
+    copy_async_wait<kMost>();
+}
+
 // A ring of pieces of memory that one warp copies to shared memory ahead of using them: by the bulk copy engine, which one
-// lane tells what to do, where there is one (sm_90), else by all lanes. `kBytes` of each of `kStages` slots are used.
-template <int kStages, int kBytes>
+// lane tells what to do, where there is one (sm_90), else by all lanes. Slots have `kBytes`.
+template <int kBytes>
 struct Ring {
     uint8_t* slots;
     uint64_t* full;
-    int lane;
+    // From 2 to KIGO_MAX_SLOTS.
+    int n_slots, lane;
     // Slot and round of the next piece to fill and to use.
     int to_fill, to_use;
     uint32_t phase;
     // How long L2 keeps what is copied: weights are read once in a step, and must not drive out what kernels hand to each other.
     uint64_t policy;
 
-    // `barriers` are kStages words in shared memory of this warp's own.
-    __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers)
-        : slots(slots), full(barriers), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
+    // `barriers` are n_slots words in shared memory of this warp's own.
+    __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers, int n_slots)
+        : slots(slots), full(barriers), n_slots(n_slots), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
 #if __CUDA_ARCH__ >= 900
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-        if (lane < kStages) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
+        if (lane < n_slots) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         __syncwarp();
 #endif
@@ -107,7 +117,7 @@ struct Ring {
         }
         copy_async_commit();
 #endif
-        to_fill = to_fill + 1 == kStages ? 0 : to_fill + 1;
+        to_fill = to_fill + 1 == n_slots ? 0 : to_fill + 1;
     }
 
     // Waits for the oldest piece and returns it. Between this and the next call comes one `fill`.
@@ -120,11 +130,11 @@ struct Ring {
             "r"(phase)
             : "memory");
 #else
-        copy_async_wait<kStages - 2>();
+        copy_async_wait_until<KIGO_MAX_SLOTS - 2>(n_slots - 2);
 #endif
         // Every lane has used the piece before, and sees what all lanes copied.
         __syncwarp();
-        if (++to_use == kStages) {
+        if (++to_use == n_slots) {
             to_use = 0;
             phase ^= 1;
         }

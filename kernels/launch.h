@@ -19,10 +19,8 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
-/* Slots of a warp's ring of records, and of one of small records. */
-#define KIGO_RING_SLOTS 3
-#define KIGO_RING_SLOTS_SMALL 6
-#define KIGO_SMALL_RECORD 800
+/* Most slots of a warp's ring of records. */
+#define KIGO_MAX_SLOTS 16
 
 /* Where the activations of a product come from. */
 typedef struct {
@@ -104,10 +102,10 @@ typedef struct {
 #define KIGO_GELU 1
 #define KIGO_SILU_CLAMPED 2
 
-/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k].
- * With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases of all stand one after
- * the other. Then matmul_one has a grid of n rows in y and
- * row i takes row i / share of x; matmul_many has one of all experts in z, and rows that stand by expert (KigoGroup). */
+/* matmul_one, matmul_few8, matmul_few32, matmul_many, matmul_many_narrow: out [n][n_rows] = x [n][k] times the transposed
+ * matrix [n_rows][k]. With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases
+ * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; matmul_many
+ * has one of all experts in z, and rows that stand by expert (KigoGroup). */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -137,6 +135,10 @@ typedef struct {
     KigoQkv qkv;
     float scale;
     float softcap;
+    /* matmul_one, matmul_few: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
+    uint32_t n_slots;
+    /* matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
+    uint32_t sum_columns;
     /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
     uint64_t experts;
     /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */

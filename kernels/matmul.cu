@@ -17,15 +17,14 @@ extern __shared__ uint4 shared[];
 #define KIGO_NAME_OF(name, type) name##_##type
 #define KIGO_NAME(name, type) KIGO_NAME_OF(name, type)
 
-// Slots of a warp's ring: all but one are under way, with two blocks in a multiprocessor 64 KiB, which reads fastest
-// (kernels/notes.md).
-constexpr int kStages = TypeRecord::kBytes < KIGO_SMALL_RECORD ? KIGO_RING_SLOTS_SMALL : KIGO_RING_SLOTS;
+// Words of shared memory of each warp's ring.
+using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
     static constexpr int kBytes = kTiles * TypeRecord::kBytes;
-    Ring<kStages, kBytes> ring;
+    Ring<kBytes> ring;
     const uint8_t* weights;
     size_t tile_bytes;
     Slice slice;
@@ -34,8 +33,8 @@ struct Stream {
     // The next record to fetch.
     uint32_t item, tile_of_item, record;
 
-    __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, uint64_t (*barriers)[kStages], uint32_t tiles_per_item)
-        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * kStages * kBytes, barriers[threadIdx.x / kWarp]),
+    __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, Barriers& barriers, uint32_t tiles_per_item)
+        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * kBytes, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
@@ -47,7 +46,8 @@ struct Stream {
           item(blockIdx.x),
           tile_of_item(0),
           record(slice.first) {
-        for (int i = 0; i < kStages - 1; i++) fetch();
+#pragma unroll 1
+        for (int i = 1; i < ring.n_slots; i++) fetch();
     }
 
     // Starts to fetch the next record, if there is one.
@@ -83,10 +83,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     // A turn's sums are added by one warp while the others go on; see below.
     __shared__ float partial[kWarps][2][kSlices][kTileRows];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    __shared__ uint64_t barriers[kWarps][kStages];
+    __shared__ Barriers barriers;
     const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.input.stride / kUnitK;
 
-    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * TypeRecord::kBytes;
+    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * TypeRecord::kBytes;
     uint8_t* rests = columns + n_units * 128;
     float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
     float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
@@ -178,10 +178,7 @@ template <int kColumnTiles>
 __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const uint32_t n_units = p.input.stride / kUnitK;
-    __shared__ uint64_t barriers[kWarps][kStages];
-    // [slice][tile][row][column], beside the ring.
-    float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * 2 * TypeRecord::kBytes);
-    constexpr int kColumns = 8 * kColumnTiles;
+    __shared__ Barriers barriers;
 
     Stream<2> stream(p, 0, barriers, 2);
     const Slice slice = stream.slice;
@@ -211,43 +208,50 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 }
             }
         }
-        __syncthreads();
-        for (int side = 0; side < 2; side++) {
+        // [slice][tile][row][column], beside the ring, of some tiles of columns at a time.
+        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * 2 * TypeRecord::kBytes);
+        const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;
+#pragma unroll 1
+        for (int first = 0; first < kColumnTiles; first += n_columns / 8) {
+            __syncthreads();
+#pragma unroll
             for (int tile = 0; tile < kColumnTiles; tile++) {
-                for (int i = 0; i < 4; i++) {
-                    const int row = lane / 4 + 8 * (i / 2), column = 8 * tile + 2 * (lane % 4) + i % 2;
-                    partial[((warp * 2 + side) * kTileRows + row) * kColumns + column] = acc[side][tile][i];
+                if (tile < first || tile >= first + n_columns / 8) continue;
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int side = i / 4, row = lane / 4 + 8 * (i / 2 % 2), column = 8 * (tile - first) + 2 * (lane % 4) + i % 2;
+                    partial[((warp * 2 + side) * kTileRows + row) * n_columns + column] = acc[side][tile][i % 4];
                 }
             }
-        }
-        __syncthreads();
-        // Neighbouring threads take neighbouring rows of one column.
-        for (int index = threadIdx.x; index < kTileRows * kColumns; index += kThreads) {
-            const int row = index % kTileRows, column = index / kTileRows;
-            const bool exists = column < p.n;
-            const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
-            auto total = [&](int side, int row) {
-                float sum = 0;
-                for (int w = 0; w < kSlices; w++) {
-                    sum = __fadd_rn(sum, partial[((w * 2 + side) * kTileRows + row) * kColumns + column]);
+            __syncthreads();
+            // Neighbouring threads take neighbouring rows of one column.
+            for (int index = threadIdx.x; index < kTileRows * n_columns; index += kThreads) {
+                const int row = index % kTileRows, of_sums = index / kTileRows, column = 8 * first + of_sums;
+                const bool exists = column < p.n;
+                const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
+                auto total = [&](int side, int row) {
+                    float sum = 0;
+                    for (int w = 0; w < kSlices; w++) {
+                        sum = __fadd_rn(sum, partial[((w * 2 + side) * kTileRows + row) * n_columns + of_sums]);
+                    }
+                    return __fmul_rn(sum, factor);
+                };
+                float largest = 0;
+                if (exists && p.kind == KIGO_QKV) {
+                    const uint32_t tile = 2 * item + row / 8;
+                    const int side = row / 8, g = row % 8;
+                    if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p.qkv, column), total(side, g), total(side, g + 8));
+                } else if (exists && p.kind == KIGO_GATED) {
+                    largest = fabsf(finish_gated(p, 0, item * kTileRows + row, column, total(0, row), total(1, row)));
+                } else if (exists) {
+                    const uint32_t of_first = 2 * item * kTileRows + row;
+                    largest = fabsf(finish_row(p, 0, of_first, column, total(0, row)));
+                    if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, 0, of_first + kTileRows, column, total(1, row))));
                 }
-                return __fmul_rn(sum, factor);
-            };
-            float largest = 0;
-            if (exists && p.kind == KIGO_QKV) {
-                const uint32_t tile = 2 * item + row / 8;
-                const int side = row / 8, g = row % 8;
-                if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p.qkv, column), total(side, g), total(side, g + 8));
-            } else if (exists && p.kind == KIGO_GATED) {
-                largest = fabsf(finish_gated(p, 0, item * kTileRows + row, column, total(0, row), total(1, row)));
-            } else if (exists) {
-                const uint32_t first = 2 * item * kTileRows + row;
-                largest = fabsf(finish_row(p, 0, first, column, total(0, row)));
-                if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, 0, first + kTileRows, column, total(1, row))));
-            }
-            if (p.magnitudes) {
-                for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-                if (exists && row == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
+                if (p.magnitudes) {
+                    for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+                    if (exists && row == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
+                }
             }
         }
     }
@@ -262,18 +266,20 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few32, K
     matmul_few<4>(p);
 }
 
-// The product with many rows: a block computes 8 tiles by 128 rows of activations, a warp 2 tiles by 64. Grid: pieces of 128
-// rows of activations, then groups of 8 tiles, then experts, each with the rows that are its own.
+// The product with many rows: a block computes 8 tiles by 16 * kColumnTiles rows of activations, a warp 2 tiles by half of the
+// rows. Grid: pieces of so many rows of activations, then groups of 8 tiles, then experts, each with the rows that are its own.
+// It takes kDepth units of shared memory, as many as fit into kMostBytes, and what `total` does.
 constexpr int kBlockTiles = 8;
-constexpr int kBlockColumns = 128;
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+template <int kColumnTiles, int kMostBytes>
+__device__ __forceinline__ void matmul_many(const KigoMatmul& p) {
     using UnitRecord = Record<Type, 1>;
+    constexpr int kBlockColumns = 16 * kColumnTiles;
     constexpr int kWeightBytes = kBlockTiles * UnitRecord::kBytes;
     constexpr int kInputBytes = kBlockColumns / 8 * kColumnBytes;
     constexpr int kStageBytes = kWeightBytes + kInputBytes;
-    constexpr int kDepth = kStageBytes > 40 * 1024 ? 2 : 4;
-    constexpr int kColumnTiles = 8;
+    constexpr int kDepth = kMostBytes / kStageBytes < 4 ? kMostBytes / kStageBytes : 4;
+    static_assert(kDepth >= 2);
     // What the slices so far add up to: [2 * kColumnTiles * 4][kThreads], behind the stages.
     float* total = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kDepth * kStageBytes) + threadIdx.x;
     float acc[2][kColumnTiles][4] = {};
@@ -390,6 +396,16 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
             }
         }
     }
+}
+
+// Where a block may have 227 KiB, and where 99.
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_many<8, (227 - 64) * 1024>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    constexpr int kColumnTiles = Type::kOperand == Operand::kF32 ? 2 : 4;
+    matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
 }
 
 // Half `half` of a pair of operands, widened.

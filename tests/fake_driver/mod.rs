@@ -1,5 +1,7 @@
 //! Builds the fake driver, and runs a test of this program again under it.
 
+pub mod control;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -117,14 +119,24 @@ pub fn run(test: &str, variables: &[(&str, &str)]) -> Run {
     run_with(folder(), test, variables)
 }
 
+/// As [`run`], in this folder.
+#[allow(dead_code, reason = "each test binary uses what it needs")]
+pub fn run_in(current: &Path, test: &str, variables: &[(&str, &str)]) -> Run {
+    finish(folder(), current, test, variables)
+}
+
 /// As [`run`], with the driver that is in `folder`.
 pub fn run_with(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Run {
+    finish(folder, Path::new("."), test, variables)
+}
+
+fn finish(folder: &Path, current: &Path, test: &str, variables: &[(&str, &str)]) -> Run {
     static SERIAL: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-{}-{serial}", std::process::id()));
     let mut command = Command::new("timeout");
     command.arg("20").arg(std::env::current_exe().unwrap()).args([test, "--exact", "--ignored", "--nocapture"]);
-    command.args(["--test-threads", "1"]);
+    command.args(["--test-threads", "1"]).current_dir(current);
     command.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", folder).env("FAKE_CUDA_REPORT", &report);
     command.envs(variables.iter().copied());
     let start = Instant::now();

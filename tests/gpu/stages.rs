@@ -1,6 +1,7 @@
 //! Single stages of the GPU against f64: random matrices of any type, their products, the error of what was computed.
 
-use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, shared, stride, wants_bf16};
+use kigo::backend::cuda::blocks::{Card, Job, Kernel};
+use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, stride, wants_bf16};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::params::*;
 use kigo::model::QkNorm;
@@ -146,16 +147,27 @@ fn activated(gate: f64, kind: u32) -> f64 {
     0.5 * gate * (1.0 + inner.tanh())
 }
 
-/// Queues a product, after what prepares its rows. `params` lacks only `records` and `factors`.
-fn multiply(gpu: &Gpu, quant: QuantType, mut params: KigoMatmul) {
+/// The device's card; the same with so few multiprocessors that blocks share one; the smallest card.
+fn cards(gpu: &Gpu) -> [Card; 3] {
+    let card = Card::new(gpu.context().info());
+    [card, Card { n_sm: 1, ..card }, Card { block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false, ..card }]
+}
+
+/// Queues a product as on `card`, after what prepares its rows. `params` lacks only what depends on that.
+fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let kernels = gpu.types().of(quant).unwrap();
     let (n, input, bf16) = (params.n as usize, params.input, wants_bf16(quant));
-    let has_norm = input.norm != KIGO_NORM_NONE;
-    if n == 1 {
-        let n_items = params.n_tiles / if params.kind == KIGO_GATED { 2 } else { 1 };
-        let shared_bytes = shared::one(quant, input.stride as usize, has_norm);
+    let (has_norm, gated) = (input.norm != KIGO_NORM_NONE, params.kind == KIGO_GATED);
+    let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated, copies: 1 };
+    let blocks = card.blocks(&job);
+    (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
+    let mut grid = blocks.grid;
+    if !matches!(blocks.kernel, Kernel::Many | Kernel::ManyNarrow) {
         // Fewer blocks than tiles, so that a block has several.
-        return gpu.launch_rows(&kernels.one, n_items.div_ceil(3) as usize, shared_bytes, &params);
+        grid[0] = grid[0].div_ceil(3);
+    }
+    if blocks.kernel == Kernel::One {
+        return gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
     }
     // The kernels of up to 32 rows read the records of 32, whatever is in those beyond n.
     let n_groups = n.div_ceil(8).max(4);
@@ -165,15 +177,7 @@ fn multiply(gpu: &Gpu, quant: QuantType, mut params: KigoMatmul) {
     let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
     let prepared = KigoPrep { input, records: params.records, factors: params.factors, bf16: u32::from(bf16), pad: 0 };
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
-    let n_blocks = params.n_tiles.div_ceil(2).div_ceil(3) as usize;
-    match n {
-        2..=8 => gpu.launch_rows(&kernels.few8, n_blocks, shared::few(quant, 8), &params),
-        9..=32 => gpu.launch_rows(&kernels.few32, n_blocks, shared::few(quant, 32), &params),
-        _ => {
-            let grid = [params.n.div_ceil(128), params.n_tiles.div_ceil(8), 1];
-            gpu.launch(&kernels.many, grid, THREADS, shared::many(quant), &params);
-        }
-    }
+    gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
     gpu.synchronize();
 }
 
@@ -215,6 +219,8 @@ fn no_product() -> KigoMatmul {
         starts: 0,
         share: 1,
         pad: 0,
+        n_slots: 0,
+        sum_columns: 0,
     }
 }
 
@@ -355,7 +361,7 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
                 })
                 .collect();
             let in_place = matches!(kind, KIGO_ADD | KIGO_GATE);
-            let run = |first: usize, n: usize| {
+            let run = |card: &Card, first: usize, n: usize| {
                 let mut out = poisoned((n + 1) * (n_rows + GAP));
                 for row in (0..n).filter(|_| in_place) {
                     let from = &before[(first + row) * n_rows..][..n_rows];
@@ -381,7 +387,7 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
                     softcap,
                     ..no_product()
                 };
-                multiply(gpu, quant_type, params);
+                multiply(gpu, card, quant_type, params);
                 let name = format!(
                     "{} [{n_rows}, {k}], kind {kind}, activation {activation}, norm {norm}, {n} rows from {first}",
                     quant_type.name()
@@ -401,16 +407,19 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
                 assert!(error <= MAX_QUANTISED, "{name}: squared error {error:e}");
                 (found, error)
             };
-            let (all, error) = run(0, MOST);
+            let cards = cards(gpu);
+            let (all, error) = run(&cards[0], 0, MOST);
             worst = worst.max(error);
             for (first, n) in [(0, 1), (77, 1), (MOST - 1, 1), (0, 5), (9, 8), (0, 9), (3, 32), (0, 33)] {
-                let same = super::harness::bits(&run(first, n).0)
-                    == super::harness::bits(&all[first * n_rows..][..n * n_rows]);
-                assert!(
-                    same,
-                    "{} [{n_rows}, {k}], kind {kind}, norm {norm}: other bits in {n} rows from {first}",
-                    quant_type.name()
-                );
+                for card in &cards {
+                    let same = super::harness::bits(&run(card, first, n).0)
+                        == super::harness::bits(&all[first * n_rows..][..n * n_rows]);
+                    assert!(
+                        same,
+                        "{} [{n_rows}, {k}], kind {kind}, norm {norm}: other bits in {n} rows from {first}, {card:?}",
+                        quant_type.name()
+                    );
+                }
             }
         }
     }
@@ -680,7 +689,7 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
             qkv,
             ..no_product()
         };
-        multiply(gpu, types[start], params);
+        multiply(gpu, &cards(gpu)[0], types[start], params);
         gpu.synchronize();
         start = end;
     }

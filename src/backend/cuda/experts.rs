@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
+use super::blocks::Kernel;
 use super::context::Context;
 use super::layout::Product;
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{KIGO_MAX_EXPERTS_USED, KIGO_STORE, KigoGroup, KigoMatmul, KigoMixExperts, KigoRoute};
 use super::stages::{
-    Outcome, Sizes, Source, add_normed, gate, launch, matmul, multiply, multiply_many, multiply_singly, plain, prepare,
+    Outcome, Sizes, Source, add_normed, blocks, gate, launch, launch_product, matmul, multiply, plain, prepare,
     residual,
 };
 use crate::model::{Experts, ModelDesc};
@@ -251,14 +252,22 @@ fn multiply_experts(
     result: Outcome,
     share: usize,
 ) -> Result<()> {
-    let params = matmul(b, source.input, product, result);
     if !rows.grouped {
+        let blocks = blocks(b, &source.input, product, result.kind, 1, rows.n_slots as u32);
+        if blocks.kernel != Kernel::One {
+            return Err(Error::Internal(format!(
+                "experts of {} columns, which are more than a block holds",
+                product.k
+            )));
+        }
+        let params = matmul(b, source.input, product, result, &blocks);
         let params = KigoMatmul { experts: w.chosen.address(), share: share as u32, ..params };
-        return multiply_singly(b, product, rows.n_slots as u32, &params);
+        return launch_product(b, product, &blocks, &params);
     }
     prepare(b, source, product)?;
-    let params = KigoMatmul { starts: w.starts.address(), ..params };
-    multiply_many(b, product, rows.n as u32, w.experts.n_expert as u32, &params)
+    let blocks = blocks(b, &source.input, product, result.kind, rows.n as u32, w.experts.n_expert as u32);
+    let params = matmul(b, source.input, product, result, &blocks);
+    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), ..params })
 }
 
 fn kernels(b: &CudaBackend) -> Result<&Kernels> {

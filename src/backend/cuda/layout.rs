@@ -5,13 +5,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::blocks::{Card, Kernel};
 use super::context::Context;
 use super::load::{Piece, Repack, Space, Target};
 use super::module::{Function, Module, embedded};
-use super::params::{
-    KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KIGO_SMALL_RECORD,
-    KigoRepack,
-};
+use super::params::{KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KigoRepack};
 use super::stream::{Launch, Stream};
 use crate::error::try_vec;
 use crate::gguf::TensorInfo;
@@ -23,9 +21,10 @@ use crate::{Error, Result};
 pub const TILE_ROWS: usize = 16;
 /// Columns of a unit: `kUnitK`.
 const UNIT: usize = 64;
-/// Threads of every block of `matmul.cu` and `prep.cu`, and warps of it.
+/// Threads of every block of `matmul.cu` and `prep.cu`.
 pub const THREADS: u32 = 256;
-const WARPS: u32 = THREADS / 32;
+/// Warps of it.
+pub const WARPS: u32 = THREADS / 32;
 
 /// `columns` rounded up to whole units: the width of a row of activations.
 pub fn stride(columns: usize) -> usize {
@@ -338,7 +337,7 @@ pub fn record_bytes(quant: QuantType) -> u64 {
 }
 
 /// Bits of a weight without its scales.
-fn code_bits(quant: QuantType) -> u32 {
+pub fn code_bits(quant: QuantType) -> u32 {
     match quant {
         QuantType::F32 => 32,
         QuantType::F16 | QuantType::BF16 => 16,
@@ -362,72 +361,41 @@ pub fn activation_bytes(bf16: bool) -> usize {
     if bf16 { 2048 } else { 1152 }
 }
 
-/// Dynamic shared memory of a launch: what the kernels of `matmul.cu` divide up.
-pub mod shared {
-    use super::{KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_SMALL_RECORD, QuantType, THREADS, WARPS};
-    use super::{activation_bytes, code_bits, record_bytes, record_columns, wants_bf16};
-
-    /// What a block of `matmul_one` takes besides, at least: its sums of four tiles, and what the driver keeps.
-    pub const STATIC: u32 = 9 << 10;
-
-    /// Most that a block may have on sm_90, less [`STATIC`].
-    const MOST: u32 = (227 << 10) - STATIC;
-
-    /// The ring of all warps, for one tile.
-    fn ring(quant: QuantType) -> u32 {
-        let record = record_bytes(quant) as u32;
-        WARPS * record * if record < KIGO_SMALL_RECORD { KIGO_RING_SLOTS_SMALL } else { KIGO_RING_SLOTS }
-    }
-
-    /// `matmul_one`, of a row of `stride` columns.
-    pub fn one(quant: QuantType, stride: usize, has_norm: bool) -> u32 {
-        let columns = stride as u32 * if wants_bf16(quant) { 4 } else { 2 };
-        ring(quant) + columns + stride as u32 / 4 + if has_norm { stride as u32 * 4 } else { 0 }
-    }
-
-    /// What `matmul_one` is to be allowed, where a launch takes up to `most`: more where it is there, to spread blocks.
-    pub fn allowed(most: u32, compute_capability: (u32, u32)) -> u32 {
-        if compute_capability == (9, 0) { most.max(MOST) } else { most }
-    }
-
-    /// `matmul_few8` and `matmul_few32`.
-    pub fn few(quant: QuantType, columns: u32) -> u32 {
-        2 * ring(quant) + WARPS * 2 * 16 * columns * 4
-    }
-
-    /// `matmul_many`.
-    pub fn many(quant: QuantType) -> u32 {
-        let planes = |columns: usize| 16 * columns as u32 * code_bits(quant) / 8;
-        let scales = record_bytes(quant) as u32 - planes(record_columns(quant));
-        let stage = 8 * (planes(64) + scales) + 16 * activation_bytes(wants_bf16(quant)) as u32;
-        stage * if stage > 40 * 1024 { 2 } else { 4 } + 64 * THREADS * 4
-    }
-}
-
 /// The kernels of one type.
 pub struct TypeKernels {
-    /// One row.
-    pub one: Function,
-    /// Up to 8 rows.
-    pub few8: Function,
-    /// Up to 32.
-    pub few32: Function,
-    /// Any number.
-    pub many: Function,
+    one: Function,
+    few8: Function,
+    few32: Function,
+    many: Function,
+    many_narrow: Function,
     /// Rows of a table.
     pub embed: Function,
     repack: Function,
+}
+
+impl TypeKernels {
+    /// One of those that multiply.
+    pub fn of(&self, kernel: Kernel) -> &Function {
+        match kernel {
+            Kernel::One => &self.one,
+            Kernel::Few8 => &self.few8,
+            Kernel::Few32 => &self.few32,
+            Kernel::Many => &self.many,
+            Kernel::ManyNarrow => &self.many_narrow,
+        }
+    }
 }
 
 /// The kernels of the types that a model has.
 pub struct TypeTable(HashMap<QuantType, TypeKernels>);
 
 impl TypeTable {
-    /// Loads what `pieces` need. Rows of activations are `normed` columns wide where there is a norm, else up to `widest`.
+    /// Loads what `pieces` need.
     ///
     /// # Errors
-    /// Those of loading kernels; `Internal` when a row is too wide for shared memory.
-    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>], normed: usize, widest: usize) -> Result<TypeTable> {
+    /// Those of loading kernels.
+    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>]) -> Result<TypeTable> {
+        let card = Card::new(context.info());
         let mut table = HashMap::new();
         for piece in pieces {
             let quant = piece.info.quant_type;
@@ -437,19 +405,20 @@ impl TypeTable {
             let name = quant.name();
             let module = Module::load(context, embedded(&format!("matmul_{name}"))?)?;
             let function = |kernel: &str| module.function(&format!("{kernel}_{name}"));
+            let product = |name: &str, kernel: Kernel| {
+                let function = function(name)?;
+                function.set_max_shared_bytes(card.most_shared(kernel))?;
+                Ok(function)
+            };
             let kernels = TypeKernels {
-                one: function("matmul_one")?,
-                few8: function("matmul_few8")?,
-                few32: function("matmul_few32")?,
-                many: function("matmul_many")?,
+                one: product("matmul_one", Kernel::One)?,
+                few8: product("matmul_few8", Kernel::Few8)?,
+                few32: product("matmul_few32", Kernel::Few32)?,
+                many: product("matmul_many", Kernel::Many)?,
+                many_narrow: product("matmul_many_narrow", Kernel::ManyNarrow)?,
                 embed: function("embed")?,
                 repack: function("repack")?,
             };
-            let most = shared::one(quant, normed, true).max(shared::one(quant, widest, false));
-            kernels.one.set_max_shared_bytes(shared::allowed(most, context.info().compute_capability))?;
-            kernels.few8.set_max_shared_bytes(shared::few(quant, 8))?;
-            kernels.few32.set_max_shared_bytes(shared::few(quant, 32))?;
-            kernels.many.set_max_shared_bytes(shared::many(quant))?;
             table.insert(quant, kernels);
         }
         Ok(TypeTable(table))

@@ -10,6 +10,7 @@
 //! has asked for them: see `Ahead`.
 #![allow(unsafe_code, reason = "the driver is a C library; every use of it is proved in place")]
 
+pub mod blocks;
 pub mod context;
 pub mod driver;
 mod experts;
@@ -130,8 +131,7 @@ impl CudaBackend {
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (places, pieces, space) = Places::new(plan, desc)?;
         let sizes = stages::Sizes::new(desc, n_batch)?;
-        let widest = sizes.widest();
-        let types = TypeTable::load(&context, &pieces, layout::stride(desc.n_embd), widest)?;
+        let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
         let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
         let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);

@@ -66,9 +66,7 @@ constants! {
     KIGO_ROWS_PLAIN = 0,
     KIGO_ROWS_HEADS = 1,
     KIGO_ROWS_ROPE = 2,
-    KIGO_RING_SLOTS = 3,
-    KIGO_RING_SLOTS_SMALL = 6,
-    KIGO_SMALL_RECORD = 800,
+    KIGO_MAX_SLOTS = 16,
 }
 
 mirrors! {
@@ -164,6 +162,8 @@ mirrors! {
         qkv: KigoQkv,
         scale: f32,
         softcap: f32,
+        n_slots: u32,
+        sum_columns: u32,
         experts: u64,
         starts: u64,
         share: u32,

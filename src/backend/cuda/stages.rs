@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
+use super::blocks::{Blocks, Card, Job, Kernel};
 use super::context::Context;
 use super::experts;
 use super::kv_cache::{self, PAGE};
-use super::layout::{
-    Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, activation_bytes, shared, stride, wants_bf16,
-};
+use super::layout::{Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, activation_bytes, stride, wants_bf16};
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
@@ -25,12 +24,6 @@ use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
 const HEADS_OF_BLOCK: usize = 16;
-
-/// Blocks of a product with one row on a multiprocessor: two keep 64 KiB under way, which reads fastest.
-const BLOCKS_PER_SM: u32 = 2;
-
-/// Shared memory of a multiprocessor of sm_90, in bytes (CUDA C++ Programming Guide, compute capabilities).
-const SHARED_PER_SM: u32 = 228 << 10;
 
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -282,9 +275,7 @@ pub struct Kernels {
     prefill: Function,
     prefill_shared: u32,
     head_width: usize,
-    n_sm: u32,
-    /// Bytes of shared memory of a multiprocessor, where blocks are to be spread; else 0.
-    shared_per_sm: u32,
+    card: Card,
 }
 
 impl Kernels {
@@ -299,9 +290,13 @@ impl Kernels {
         let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
+        let card = Card::new(context.info());
+        let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
+        // All but what it has besides: a number for each warp.
+        prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
         Ok(Kernels {
             types,
-            prep: Module::load(context, embedded("prep")?)?.function("prep")?,
+            prep,
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
             experts: desc.experts.map(|_| experts::Kernels::new(context)).transpose()?,
@@ -309,8 +304,7 @@ impl Kernels {
             prefill,
             prefill_shared,
             head_width,
-            n_sm: context.info().n_sm,
-            shared_per_sm: if context.info().compute_capability == (9, 0) { SHARED_PER_SM } else { 0 },
+            card,
         })
     }
 }
@@ -478,15 +472,8 @@ pub fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
     launch(b, &b.kernels.add_normed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
 }
 
-/// Shared memory that a block of a product with one row takes at least, so that its `n_blocks` blocks spread evenly: blocks
-/// that start while the kernel before is ending would otherwise crowd where it ends first.
-fn spread(b: &CudaBackend, n_blocks: u32) -> u32 {
-    let per_sm = n_blocks.div_ceil(b.kernels.n_sm);
-    (b.kernels.shared_per_sm / (per_sm + 1)).saturating_sub(shared::STATIC)
-}
-
-/// What a product is told.
-pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outcome) -> KigoMatmul {
+/// What a product is told; `blocks` are its own.
+pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outcome, blocks: &Blocks) -> KigoMatmul {
     let (d, w) = (&b.desc, &b.work);
     KigoMatmul {
         input,
@@ -511,6 +498,8 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         qkv: qkv(b, result.layer),
         scale: result.scale,
         softcap: result.softcap,
+        n_slots: blocks.n_slots,
+        sum_columns: blocks.sum_columns,
         experts: 0,
         starts: 0,
         share: 1,
@@ -518,14 +507,17 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
     }
 }
 
-/// Queues products with `n` single rows, each of which has a matrix of its own where there are experts.
-pub fn multiply_singly(b: &CudaBackend, product: &Product, n: u32, params: &KigoMatmul) -> Result<()> {
-    let n_items = if params.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
-    let n_blocks = n_items.min((BLOCKS_PER_SM * b.kernels.n_sm).div_ceil(n));
-    let least = spread(b, n_blocks * n);
-    let has_norm = params.input.norm != KIGO_NORM_NONE;
-    let shared_bytes = shared::one(product.quant, params.input.stride as usize, has_norm).max(least);
-    launch(b, &b.kernels.types.of(product.quant)?.one, [n_blocks, n, 1], THREADS, shared_bytes, params)
+/// The blocks of a product with `n` rows, of which `copies` are launched together.
+pub fn blocks(b: &CudaBackend, input: &KigoInput, product: &Product, kind: u32, n: u32, copies: u32) -> Blocks {
+    b.kernels.card.blocks(&Job {
+        quant: product.quant,
+        n,
+        k: product.k,
+        has_norm: input.norm != KIGO_NORM_NONE,
+        n_tiles: product.n_tiles as u32,
+        gated: kind == KIGO_GATED,
+        copies,
+    })
 }
 
 /// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
@@ -542,30 +534,19 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product) -> Resul
     Ok(())
 }
 
-/// Queues the product with many rows, of each of `n_expert` where there are experts.
-pub fn multiply_many(b: &CudaBackend, product: &Product, n: u32, n_expert: u32, params: &KigoMatmul) -> Result<()> {
-    let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), n_expert];
-    launch(b, &b.kernels.types.of(product.quant)?.many, grid, THREADS, shared::many(product.quant), params)
+/// Queues a product whose rows stand as its kernel takes them.
+pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, params: &KigoMatmul) -> Result<()> {
+    let kernel = b.kernels.types.of(product.quant)?.of(blocks.kernel);
+    launch(b, kernel, blocks.grid, THREADS, blocks.shared_bytes, params)
 }
 
 /// Queues a product.
 pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
-    let n = source.input.n;
-    let params = matmul(b, source.input, product, result);
-    if n == 1 {
-        return multiply_singly(b, product, 1, &params);
+    let blocks = blocks(b, &source.input, product, result.kind, source.input.n, 1);
+    if blocks.kernel != Kernel::One {
+        prepare(b, source, product)?;
     }
-    prepare(b, source, product)?;
-    let kernels = b.kernels.types.of(product.quant)?;
-    let most = BLOCKS_PER_SM * b.kernels.n_sm;
-    let n_pairs = (product.n_tiles as u32).div_ceil(2);
-    match n {
-        2..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
-        9..=32 => {
-            launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params)
-        }
-        _ => multiply_many(b, product, n, 1, &params),
-    }
+    launch_product(b, product, &blocks, &matmul(b, source.input, product, result, &blocks))
 }
 
 /// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero.
@@ -628,7 +609,7 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let (cache, l) = (b.cache.sizes(), &b.places.layers[layer]);
     let place = cache.layers[layer];
     let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.n_sm / (n_blocks * n)).clamp(1, 64);
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
     let params = KigoAttention {
         rows: w.rows.address(),
         tiles: w.tiles.address(),
