@@ -158,7 +158,7 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let kernels = gpu.types().of(quant).unwrap();
     let (n, input, bf16) = (params.n as usize, params.input, wants_bf16(quant));
     let (has_norm, gated) = (input.norm != KIGO_NORM_NONE, params.kind == KIGO_GATED);
-    let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated };
+    let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated, copies: 1 };
     let blocks = card.blocks(&job);
     (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
     let mut grid = blocks.grid;
