@@ -173,9 +173,6 @@ __device__ __forceinline__ float last_factor(const KigoAttention& p, uint32_t he
     return __fmul_rn(f.state, __frcp_rn(fold(L, 1.0f, f)));
 }
 
-// Positions before its own that a row sees, at most; small enough to be taken from a key of any page.
-__device__ __forceinline__ uint32_t seen_before(const KigoAttention& p) { return p.window ? p.window - 1 : 0x7fff0000; }
-
 // The page of the first key that the row at `position` sees.
 __device__ __forceinline__ uint32_t first_page_of(uint32_t position, uint32_t before) {
     return position > before ? (position - before) / KIGO_PAGE : 0;
@@ -226,7 +223,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
     // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end. Units are counted
     // from that of the first page; the first chunk may lack pages.
-    const uint32_t before = seen_before(p), first_page = first_page_of(position, before), n_pages = position / KIGO_PAGE + 1;
+    const uint32_t first_page = first_page_of(position, p.before), n_pages = position / KIGO_PAGE + 1;
     const uint32_t span = n_pages - first_page <= 4 * (p.splits - 1) ? 1 : kChunk, first_unit = first_page / span;
     const uint32_t units = (n_pages - 1) / span + 1 - first_unit, blocks = min(units, p.splits);
     auto page_of = [&](uint32_t unit) { return max((first_unit + unit) * span, first_page); };
@@ -293,8 +290,8 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
 
         cap_scores(p, s);
         const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
-        if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(before)) {
-            mask<2>(s, 2 * warp, t, last_key, last_key, before);
+        if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
+            mask<2>(s, 2 * warp, t, last_key, last_key, p.before);
 #pragma unroll
             for (int n = 0; n < kPieces; n++) {
 #pragma unroll
@@ -499,7 +496,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
     const KigoRow* source = at<KigoRow>(p.rows) + first_row;
     const uint32_t first_position = __ldcg(&source->position), n_keys = first_position + n_rows;
     const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
-    const uint32_t before = seen_before(p), first_page = first_page_of(first_position, before), n_pages = (n_keys - 1) / KIGO_PAGE + 1;
+    const uint32_t first_page = first_page_of(first_position, p.before), n_pages = (n_keys - 1) / KIGO_PAGE + 1;
     const uint64_t here = page_offset(p, kDp, head_kv), first_address = __ldcg(pages + first_page);
     uint64_t next_address = n_pages > first_page + 1 ? __ldcg(pages + first_page + 1) : 0;
     pdl_wait();
@@ -562,8 +559,8 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
         const int32_t last_key = static_cast<int32_t>(first_position + row0) - static_cast<int32_t>(page * KIGO_PAGE);
         const int32_t warp_first = last_key - static_cast<int32_t>(g);
         // Whether some row of the warp sees some key of the page, and whether some row does not see all.
-        const bool any = warp_first + 15 >= 0 && warp_first - static_cast<int32_t>(before) < KIGO_PAGE;
-        const bool partly = warp_first < KIGO_PAGE - 1 || warp_first + 15 > static_cast<int32_t>(before);
+        const bool any = warp_first + 15 >= 0 && warp_first - static_cast<int32_t>(p.before) < KIGO_PAGE;
+        const bool partly = warp_first < KIGO_PAGE - 1 || warp_first + 15 > static_cast<int32_t>(p.before);
         if (warp * 16 < n_rows && any) {
             const uint4* k = shared + (page % kStages) * 2 * kPagePieces;
             const uint4* v = k + kPagePieces;
@@ -572,7 +569,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                 s, [&](int j, int r) { return kQShared ? q_shared[(2 * j + r) * 32] : q_lane[kQShared ? 0 : 2 * j + r]; },
                 [&](int i, int j) { return k[key_of(i, g) * kRow + piece(j, kRow % 8 == 0)]; });
             cap_scores(p, s);
-            if (partly) mask<8>(s, 0, t, last_key, last_key + 8, before);
+            if (partly) mask<8>(s, 0, t, last_key, last_key + 8, p.before);
             largest<8>(s, m);
             uint32_t w[4][4];
 #pragma unroll
@@ -604,7 +601,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
             for (int r = 0; r < 2; r++) {
                 // A row of the tile may end in an earlier chunk, or start in a later one.
                 const int32_t last = last_key + 8 * r;
-                const bool seen = last + static_cast<int32_t>(page % kChunk * KIGO_PAGE) >= 0 && last - static_cast<int32_t>(before) < KIGO_PAGE;
+                const bool seen = last + static_cast<int32_t>(page % kChunk * KIGO_PAGE) >= 0 && last - static_cast<int32_t>(p.before) < KIGO_PAGE;
                 const Factors f = rescale(M1[r], M[r]);
                 if (seen) L1[r] = fold(L1[r], L[r], f);
                 const float factor = ends ? last_factor(p, head, M1[r], L1[r]) : 1.0f;
@@ -615,7 +612,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                 for (int n = 0; n < kDp / 8; n++) {
                     if (n * 8 + 2 * t >= p.head_dim) continue;
                     float2* cell = reinterpret_cast<float2*>(to + n * 8);
-                    float2 x = page / kChunk == first_page_of(first_position, before) / kChunk ? make_float2(-0.0f, -0.0f) : *cell;
+                    float2 x = page / kChunk == first_page_of(first_position, p.before) / kChunk ? make_float2(-0.0f, -0.0f) : *cell;
                     if (seen) x = make_float2(fold(x.x, O[n][2 * r], f), fold(x.y, O[n][2 * r + 1], f));
                     if (ends) {
                         x = make_float2(__fmul_rn(x.x, factor), __fmul_rn(x.y, factor));

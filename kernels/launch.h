@@ -247,6 +247,9 @@ typedef struct {
     uint32_t n_rows;
 } KigoTile;
 
+/* Less than 2^31 by so much that it can be taken from a place in any page. */
+#define KIGO_ALL_BEFORE 0x7FFF0000u
+
 /* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
  * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
  * attn_decode: rows of distinct sequences; grid (n_head_kv * m_tiles, n, splits).
@@ -274,8 +277,8 @@ typedef struct {
     uint32_t table;
     uint32_t layer;
     uint32_t n_layer;
-    /* A row sees so many positions, its own the last; 0: all. */
-    uint32_t window;
+    /* Positions before its own that a row sees, at most KIGO_ALL_BEFORE, which is all. */
+    uint32_t before;
     /* c log2(e) of scores that become c tanh(score / c), and 2 / c; 0: scores stay as they are. */
     float softcap;
     float softcap_rate;

@@ -17,6 +17,7 @@ use fake_driver::{Run, run, say};
 use kigo::backend::cuda::context::Context;
 use kigo::backend::cuda::kv_cache::{KvCache, PAGE, Sizes};
 use kigo::backend::cuda::load::{Piece, Plan, Repack, Space, Target};
+use kigo::backend::cuda::params::KIGO_ALL_BEFORE;
 use kigo::backend::cuda::stream::Stream;
 use kigo::backend::{Memory, Progress, Purpose};
 use kigo::gguf::{Gguf, Source, TensorInfo, Writer};
@@ -428,8 +429,9 @@ fn layers_with_a_window_have_pages_of_their_own() {
     // 100 positions that are seen, 30 rows of a batch and 2 steps ahead lie in at most 4 pages.
     assert_eq!((full.ring, ring.ring, sizes.n_entries), (157, 4, 157));
     assert_eq!(sizes.table, (2 * 157 * 8_usize).next_multiple_of(256));
-    let places = sizes.layers.iter().map(|layer| (layer.group, layer.index, layer.window));
-    let expected = [(0, 0, 0), (1, 0, 50), (1, 1, 100), (0, 1, 0), (1, 2, 100), (1, 3, 50), (0, 2, 0)];
+    let places = sizes.layers.iter().map(|layer| (layer.group, layer.index, layer.before));
+    let all = KIGO_ALL_BEFORE;
+    let expected = [(0, 0, all), (1, 0, 49), (1, 1, 99), (0, 1, all), (1, 2, 99), (1, 3, 49), (0, 2, all)];
     assert_eq!(places.collect::<Vec<_>>(), expected);
     assert_eq!(sizes.sequence_bytes(65), (2 * (full.page + ring.page)) as u64);
     assert_eq!(sizes.sequence_bytes(10_000), (157 * full.page + 4 * ring.page) as u64);

@@ -922,7 +922,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 table: TABLE as u32,
                 layer: LAYER as u32,
                 n_layer: N_LAYER as u32,
-                window: window as u32,
+                before: if window == 0 { KIGO_ALL_BEFORE } else { window as u32 - 1 },
                 softcap: softcap * log2_e,
                 softcap_rate: if softcap > 0.0 { 2.0 / softcap } else { 0.0 },
                 splits: splits.unwrap_or(1),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
+use super::params::KIGO_ALL_BEFORE;
 use super::stream::Stream;
 use crate::backend::{Purpose, SequenceId};
 use crate::error::try_vec;
@@ -59,8 +60,8 @@ pub struct LayerPlace {
     pub group: usize,
     /// Its number in the group.
     pub index: usize,
-    /// A row sees so many positions; 0: all.
-    pub window: u32,
+    /// A row sees so many positions before its own, at most `KIGO_ALL_BEFORE`.
+    pub before: u32,
 }
 
 /// What pages and tables take, in bytes.
@@ -120,7 +121,9 @@ impl Sizes {
         for layer in &desc.layers {
             let window = window(layer);
             let group = usize::from(window.is_some() && n_full > 0);
-            layers.push(LayerPlace { group, index: seen[group], window: window.map_or(0, |window| window as u32) });
+            let before = window
+                .map_or(KIGO_ALL_BEFORE, |window| (window.saturating_sub(1) as u64).min(KIGO_ALL_BEFORE.into()) as u32);
+            layers.push(LayerPlace { group, index: seen[group], before });
             seen[group] += 1;
         }
         let table = product(&[groups.len() as u64, n_entries as u64, 8])

@@ -42,6 +42,7 @@ macro_rules! constants {
 
 constants! {
     KIGO_PAGE = 64,
+    KIGO_ALL_BEFORE = 0x7FFF_0000,
     KIGO_NO_SLOT = 0xFFFF_FFFF,
     KIGO_SAMPLE_CHUNK = 128,
     KIGO_SAMPLE_SLICE = 2048,
@@ -97,7 +98,7 @@ mirrors! {
         table: u32,
         layer: u32,
         n_layer: u32,
-        window: u32,
+        before: u32,
         softcap: f32,
         softcap_rate: f32,
         splits: u32,
