@@ -103,7 +103,8 @@ class LlamaCpp:
         """What tokens stand for."""
         piece, out = ctypes.create_string_buffer(256), b""
         for token in tokens:
-            out += piece.raw[: self.lib.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)]
+            n = self.lib.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)
+            out += piece.raw[:n]
         return out.decode(errors="replace")
 
     def logits(self, tokens, keep=None):

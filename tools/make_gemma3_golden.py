@@ -85,10 +85,10 @@ def main():
         "reference": llama_reference.VERSION,
         "n_ctx": N_CTX,
         "tokens": tokens,
-        "mean_nll": theirs.mean(),
-        "perplexity": np.exp(theirs.mean()),
+        "mean_nll": round(theirs.mean(), 6),
+        "perplexity": round(np.exp(theirs.mean()), 4),
         "nll": [round(x, 4) for x in sums],
-        "transformers_perplexity": np.exp(exact.mean()),
+        "transformers_perplexity": round(np.exp(exact.mean()), 4),
         "greedy": greedy(judge, PROMPT),
     }
     hf.write(DATA / "gemma3.json", golden)
