@@ -61,6 +61,8 @@ typedef struct Object {
     Kind kind;
     int device;
     char *start;
+    /* What `start` is in, which may begin before it. */
+    void *block;
     size_t bytes;
     int capturing, invalidated, recorded;
     Node *nodes;
@@ -316,9 +318,7 @@ static void destroy(Object *object) {
         next = node->next;
         free(node);
     }
-    if (object->kind == ALLOCATION || object->kind == PINNED) {
-        free(object->start);
-    }
+    free(object->block);
     if (object->kind == ALLOCATION) {
         used[object->device] -= object->bytes;
     }
@@ -545,13 +545,15 @@ EXPORT int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
         CHECK(current(), 201, "cuMemAlloc without a context");
         CHECK(bytes > 0, 1, "cuMemAlloc of nothing");
         CHECK(!spoils_capture(), 900, "cuMemAlloc while a stream captures");
-        char *start = 0;
-        if (bytes > total - used[current()->device] || !(start = aligned_alloc(256, (bytes + 255) / 256 * 256))) {
+        void *block = 0;
+        /* Zero, without being touched. */
+        if (bytes > total - used[current()->device] || !(block = calloc(1, bytes + 256))) {
             code = 2;
             break;
         }
-        memset(start, 0, bytes);
+        char *start = (char *)block + (256 - (uintptr_t)block % 256);
         Object *object = make(ALLOCATION);
+        object->block = block;
         object->start = start;
         object->bytes = bytes;
         used[object->device] += bytes;
@@ -580,7 +582,7 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
         }
         memset(memory, 0xA5, bytes);
         Object *object = make(PINNED);
-        object->start = memory;
+        object->block = object->start = memory;
         object->bytes = bytes;
         *start = memory;
     });
