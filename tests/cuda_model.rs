@@ -25,6 +25,7 @@ mod random_model;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use c_api::{Handle, Setting};
@@ -474,6 +475,87 @@ fn child_two_devices() {
 #[test]
 fn r13_models_on_two_devices_write_what_they_write_alone() {
     run("child_two_devices", &[("FAKE_CUDA_DEVICES", "90,90")]).assert_clean("two devices");
+}
+
+/// A model of 36 MB, almost all of it in its feed-forward layer.
+const LARGE: Shape = Shape { n_layer: 1, n_ff: 8192, n_embd: 1024, n_vocab: 2048, tied: false, ..LARGE_PAGES };
+
+fn large(folder: &Folder) -> PathBuf {
+    folder.write("large.gguf", &random_model::draft(&LARGE, &[QuantType::Q8_0], 1).writer())
+}
+
+/// Loads a model that is larger than what the load may take of the host.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_bounded() {
+    let (driver, folder) = (Driver::get(), Folder::new());
+    let (path, options) = (large(&folder), options(1, &[]));
+    let file_bytes = std::fs::metadata(&path).unwrap().len() as i64;
+    let (before, mut most) = (alloc::process().bytes, 0);
+    let load = c_api::load_start(&path, options).unwrap();
+    while c_api::load_progress(load).unwrap().2 {
+        most = most.max(alloc::process().bytes - before);
+        std::thread::yield_now();
+    }
+    let model = c_api::load_finish(load).unwrap();
+    // Two slots of 4 MiB for each of the readers, of which there are as many as cores, up to 12; the rows that they widen,
+    // the tokenizer, the samplers.
+    let n_readers = std::thread::available_parallelism().unwrap().get().min(12) as i64;
+    let (bound, found) = (n_readers * (8 << 20) + (4 << 20), driver.count("most_pinned") + most as i64);
+    say(format!("{found} of at most {bound}, in a file of {file_bytes}"));
+    assert!(found <= bound && most > 0);
+    assert_eq!(c_api::model_free(model), Ok(0));
+}
+
+/// Loads it again and again with more and more memory.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_limited() {
+    let (driver, folder) = (Driver::get(), Folder::new());
+    let (path, options) = (large(&folder), options(3, &[]));
+    let mut n_failures = 0;
+    for megabytes in [4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512] {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+        let size: u64 = size.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+        limit_memory((size << 10) + (megabytes << 20));
+        let outcome = c_api::load(&path, options);
+        limit_memory(u64::MAX);
+        match outcome {
+            Ok(model) => assert_eq!(c_api::model_free(model), Ok(0)),
+            Err(status) => {
+                assert_eq!(status, Status::OutOfMemory, "{megabytes} MiB");
+                n_failures += 1;
+            }
+        }
+        say(format!("{megabytes} MiB: {outcome:?}"));
+        driver.assert_clean(&format!("{megabytes} MiB"));
+    }
+    assert!((1..12).contains(&n_failures));
+}
+
+/// Sets how much address space the process may have.
+fn limit_memory(bytes: u64) {
+    #[repr(C)]
+    struct Limit {
+        now: u64,
+        most: u64,
+    }
+    unsafe extern "C" {
+        fn setrlimit(resource: i32, limit: *const Limit) -> i32;
+    }
+    const RLIMIT_AS: i32 = 9;
+    let limit = Limit { now: bytes, most: u64::MAX };
+    // SAFETY: it reads the limit, a local.
+    assert_eq!(unsafe { setrlimit(RLIMIT_AS, &raw const limit) }, 0);
+}
+
+#[test]
+fn r15_a_load_takes_no_more_of_the_host_than_it_says_and_survives_a_limit() {
+    for child in ["child_bounded", "child_limited"] {
+        let run = run(child, &[]);
+        run.assert_clean(child);
+    }
 }
 
 #[test]

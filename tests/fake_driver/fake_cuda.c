@@ -80,7 +80,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int n_devices, visible[MAX_DEVICES], architectures[MAX_DEVICES];
 static Context contexts[MAX_DEVICES];
 static int retained[MAX_DEVICES];
-static size_t used[MAX_DEVICES], total = (size_t)1 << 30;
+static size_t used[MAX_DEVICES], total = (size_t)1 << 30, pinned, most_pinned;
 static Object *objects;
 static int initialised, sticky;
 static long calls, counted, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
@@ -149,7 +149,7 @@ typedef struct {
     long value;
 } Count;
 
-enum { MAX_COUNTS = 10 + KINDS };
+enum { MAX_COUNTS = 11 + KINDS };
 
 /* All that is counted; returns how many there are. */
 static int count(Count counts[MAX_COUNTS]) {
@@ -170,7 +170,8 @@ static int count(Count counts[MAX_COUNTS]) {
                          {"misuse", misuse},
                          {"unpopped", pushes - pops},
                          {"contexts", contexts_held},
-                         {"bytes", bytes}};
+                         {"bytes", bytes},
+                         {"most_pinned", (long)most_pinned}};
     int n = sizeof all / sizeof *all;
     memcpy(counts, all, sizeof all);
     for (int kind = 0; kind < KINDS; kind++) {
@@ -321,6 +322,9 @@ static void destroy(Object *object) {
     free(object->block);
     if (object->kind == ALLOCATION) {
         used[object->device] -= object->bytes;
+    }
+    if (object->kind == PINNED) {
+        pinned -= object->bytes;
     }
     free(object);
 }
@@ -584,6 +588,8 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
         Object *object = make(PINNED);
         object->block = object->start = memory;
         object->bytes = bytes;
+        pinned += bytes;
+        most_pinned = pinned > most_pinned ? pinned : most_pinned;
         *start = memory;
     });
 }
