@@ -5,7 +5,8 @@
 
 use super::hash::{Merge, NONE, PairTable, TextIndex};
 use super::merge::merge;
-use super::pretokenize::Family;
+use super::nfc::composed;
+use super::pretokenize::{Family, Step, split};
 use crate::error::{Error, Result, quoted};
 use crate::gguf::StringArray;
 
@@ -34,7 +35,8 @@ pub struct Bpe {
     /// tokenizers do; SmolLM2 lacks 8 control characters and the first bytes of unassigned planes.
     bytes: Box<[u32; 256]>,
     merges: PairTable,
-    family: &'static Family,
+    steps: Vec<Step>,
+    nfc: bool,
     /// Tokens by their bytes, where whole pieces are looked up before merging.
     whole: Option<TextIndex>,
 }
@@ -49,7 +51,7 @@ impl Bpe {
         index: &TextIndex,
         merges: &StringArray,
         texts: &StringArray,
-        family: &'static Family,
+        family: &Family,
     ) -> Result<Bpe> {
         let token = |text: &[u8]| index.get(text, |id| text_of(tokens, id));
         let mut bytes = Box::new([NONE; 256]);
@@ -81,12 +83,14 @@ impl Bpe {
             table.insert(left, right, Merge { rank, id });
         }
         let whole = if family.ignore_merges { Some(whole_index(tokens, texts)?) } else { None };
-        Ok(Bpe { bytes, merges: table, family, whole })
+        Ok(Bpe { bytes, merges: table, steps: family.steps.to_vec(), nfc: family.nfc, whole })
     }
 
     /// Appends the tokens of `text` to `out`; `symbols` is scratch space.
     pub fn encode(&self, text: &str, texts: &StringArray, symbols: &mut Vec<u32>, out: &mut Vec<u32>) -> Result<()> {
-        self.family.split(text, &mut |piece| {
+        let mut buffer = String::new();
+        let text = if self.nfc { composed(text, &mut buffer)? } else { text };
+        split(&self.steps, text, &mut |piece| {
             symbols.clear();
             let id = self.whole.as_ref().and_then(|index| index.get(piece.as_bytes(), |id| text_of(texts, id)));
             match id {

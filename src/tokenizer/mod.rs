@@ -4,14 +4,15 @@
 //! (`special.rs`), the rest into pieces (`pretokenize.rs`), and merges the bytes (`bpe.rs`) or characters (`spm.rs`) of
 //! each piece (`merge.rs`). Time is linear in the text, n log n inside one piece.
 //!
-//! Text is taken as it is. The tokenizer of Qwen2 composes characters first (Unicode NFC); text that is composed
-//! already, as nearly all is, gives the same tokens.
+//! Text is taken as it is, but for the families whose models were trained on composed characters (`nfc.rs`): Qwen, OLMo,
+//! MPT, Command R. llama.cpp does not compose them; text that is composed already, as nearly all is, gives the same tokens.
 
 mod bpe;
 pub mod chat;
 mod hash;
 mod load;
 mod merge;
+mod nfc;
 mod pretokenize;
 mod special;
 mod spm;
