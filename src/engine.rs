@@ -16,7 +16,7 @@ use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, SequenceId, c
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
-use crate::sampler::Sampler;
+use crate::sampler::{ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
@@ -62,6 +62,7 @@ pub struct Engine {
     tokenizer: Tokenizer,
     template: Option<Result<ChatTemplate>>,
     control_tokens: ControlTokens,
+    sampling_defaults: Vec<ModelDefault>,
     device: String,
     n_ctx: usize,
     n_batch: usize,
@@ -155,6 +156,7 @@ impl Engine {
         let desc = arch::describe(gguf.metadata())?;
         progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+        let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let n_ctx = options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX));
         let backend: Box<dyn Backend> = match device {
@@ -175,6 +177,7 @@ impl Engine {
             template,
             control_tokens: ControlTokens::new(tokenizer.control_tokens()),
             tokenizer,
+            sampling_defaults,
             desc,
             queue: Mutex::default(),
             backend: Mutex::new(backend),
@@ -251,6 +254,11 @@ impl Engine {
     /// The texts that user text must not be able to turn into tokens.
     pub fn control_tokens(&self) -> &ControlTokens {
         &self.control_tokens
+    }
+
+    /// What the model's file says about how to sample from it.
+    pub fn sampling_defaults(&self) -> &[ModelDefault] {
+        &self.sampling_defaults
     }
 
     /// The model's chat template.

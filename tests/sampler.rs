@@ -259,7 +259,7 @@ proptest! {
         if coarse {
             logits.iter_mut().for_each(|l| *l = l.round());
         }
-        let params = SamplingParams { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n: 64, seed };
+        let params = SamplingParams { temperature, top_k, top_p, min_p, repeat_penalty, seed, ..SamplingParams::default() };
         let reference = reference(&params, &logits, &recent);
         let mut sampler = sampler(params);
         for n in 0..8 {

@@ -80,7 +80,7 @@ impl Session {
     /// # Errors
     /// A prompt that is empty, too long, or no message list; a bad template; parameters out of range.
     pub fn start(engine: &Arc<Engine>, prompt: Prompt, options: &SessionOptions) -> Result<Session> {
-        let sampler = Sampler::new(options.sampling.clone())?;
+        let sampler = Sampler::for_model(options.sampling.clone(), engine.n_vocab(), engine.tokenizer())?;
         let tokens = tokenize(engine, prompt)?;
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
