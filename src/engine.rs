@@ -8,7 +8,7 @@ mod loading;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
@@ -16,7 +16,7 @@ use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, SequenceId, c
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
-use crate::sampler::{ModelDefault, Sampler, model_defaults};
+use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
@@ -63,6 +63,7 @@ pub struct Engine {
     template: Option<Result<ChatTemplate>>,
     control_tokens: ControlTokens,
     sampling_defaults: Vec<ModelDefault>,
+    grammars: OnceLock<Grammars>,
     device: String,
     n_ctx: usize,
     n_batch: usize,
@@ -178,6 +179,7 @@ impl Engine {
             control_tokens: ControlTokens::new(tokenizer.control_tokens()),
             tokenizer,
             sampling_defaults,
+            grammars: OnceLock::new(),
             desc,
             queue: Mutex::default(),
             backend: Mutex::new(backend),
@@ -259,6 +261,18 @@ impl Engine {
     /// What the model's file says about how to sample from it.
     pub fn sampling_defaults(&self) -> &[ModelDefault] {
         &self.sampling_defaults
+    }
+
+    /// The vocabulary as grammars need it, made when it is first asked for.
+    ///
+    /// # Errors
+    /// Those of [`Grammars::new`].
+    pub fn grammars(&self) -> Result<&Grammars> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let grammars = Grammars::new(&self.tokenizer, self.n_vocab())?;
+        Ok(self.grammars.get_or_init(|| grammars))
     }
 
     /// The model's chat template.

@@ -77,14 +77,7 @@ pub(super) struct Candidates {
 
 impl Default for Candidates {
     fn default() -> Candidates {
-        Candidates {
-            changed: Vec::new(),
-            list: Vec::new(),
-            sorted: 0,
-            listed: false,
-            temperature: 1.0,
-            min_keep: 1,
-        }
+        Candidates { changed: Vec::new(), list: Vec::new(), sorted: 0, listed: false, temperature: 1.0, min_keep: 1 }
     }
 }
 

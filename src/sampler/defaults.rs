@@ -37,11 +37,11 @@ const NUMBERS: [(&str, &str); 8] = [
 ];
 
 /// With what a negative number means in the file.
-const INTEGERS: [(&str, &str, i64); 3] = [
-    ("general.sampling.top_k", "top_k", 0),
-    ("general.sampling.penalty_last_n", "repeat_last_n", i32::MAX as i64),
-    ("general.sampling.mirostat", "mirostat", 0),
-];
+const INTEGERS: [(&str, &str, i64); 2] =
+    [("general.sampling.top_k", "top_k", 0), ("general.sampling.penalty_last_n", "repeat_last_n", i32::MAX as i64)];
+
+/// The version of mirostat, 0 for none.
+const MIROSTAT: (&str, &str) = ("general.sampling.mirostat", "mirostat");
 
 const ORDER: (&str, &str) = ("general.sampling.sequence", "samplers");
 
@@ -61,6 +61,11 @@ pub fn model_defaults(metadata: &Metadata) -> Result<Vec<ModelDefault>> {
             let value = if value < 0 { negative } else { value };
             all.push(ModelDefault { key, option, value: DefaultValue::Integer(value) });
         }
+    }
+    let (key, option) = MIROSTAT;
+    if let Some(version) = metadata.i64(key)? {
+        let text = if version == 0 { "off".to_owned() } else { format!("v{version}") };
+        all.push(ModelDefault { key, option, value: DefaultValue::Text(text) });
     }
     let (key, option) = ORDER;
     if let Some(text) = metadata.str(key)? {

@@ -30,6 +30,7 @@ mod candidates;
 mod defaults;
 mod dry;
 mod exp;
+mod grammar;
 mod logprobs;
 mod min_p;
 mod mirostat;
@@ -53,6 +54,7 @@ use penalties::Penalties;
 
 pub use bias::{EXPECTED as BIAS_EXPECTED, parse as parse_bias};
 pub use defaults::{DefaultValue, ModelDefault, model_defaults};
+pub use grammar::{Grammar, GrammarText, Grammars, MAX_BYTES as MAX_GRAMMAR_BYTES};
 pub use logprobs::logprobs;
 pub use order::Step;
 pub use params::SamplingParams;
@@ -68,6 +70,7 @@ pub struct Sampler {
     penalties: Penalties,
     dry: Dry,
     mirostat: Mirostat,
+    grammar: Option<Box<Grammar>>,
     candidates: Candidates,
     /// The logits of the last token and its id, if they are to be kept and there is one.
     kept: Vec<f32>,
@@ -104,6 +107,38 @@ impl Sampler {
         self.dry.set_breakers(tokens);
     }
 
+    /// Allows only what this grammar does, from here on.
+    pub fn set_grammar(&mut self, grammar: Grammar) {
+        self.grammar = Some(Box::new(grammar));
+    }
+
+    /// Does what can be done before the logits are there: call it before each [`Self::sample`]. False if the grammar is
+    /// complete, so that no token can follow.
+    ///
+    /// # Errors
+    /// Those of [`Grammar::prepare`].
+    pub fn prepare(&mut self) -> Result<bool> {
+        self.grammar.as_mut().map_or(Ok(true), |grammar| grammar.prepare())
+    }
+
+    /// Takes note of a token that became part of the sequence.
+    ///
+    /// # Errors
+    /// Those of [`Grammar::accept`].
+    pub fn accept(&mut self, token: u32) -> Result<()> {
+        self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.accept(token))
+    }
+
+    /// Goes back to before the last `n` tokens that were accepted, when `drawn` random numbers had been used.
+    ///
+    /// # Errors
+    /// Those of [`Grammar::rewind`].
+    pub fn rewind(&mut self, n: usize, drawn: u64) -> Result<()> {
+        self.set_drawn(drawn);
+        self.last = None;
+        self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.rewind(n))
+    }
+
     /// The parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
@@ -111,7 +146,7 @@ impl Sampler {
 
     /// Whether [`SamplingParams::is_simple`] says all there is to its choices, so that a device may make them.
     pub fn is_simple(&self) -> bool {
-        self.params.is_simple()
+        self.params.is_simple() && self.grammar.is_none()
     }
 
     /// How many random numbers were used.
@@ -167,7 +202,7 @@ impl Sampler {
             self.kept = try_vec(logits.len(), "the logits")?;
             self.kept.resize(logits.len(), 0.0);
         }
-        let token = self.choose(Source { logits, allowed: None }, recent)?;
+        let token = self.choose(logits, recent)?;
         if keeps {
             self.kept.copy_from_slice(logits);
             self.last = Some(token);
@@ -175,8 +210,9 @@ impl Sampler {
         Ok(token)
     }
 
-    fn choose(&mut self, source: Source, recent: &[u32]) -> Result<u32> {
-        let (params, candidates) = (&self.params, &mut self.candidates);
+    fn choose(&mut self, logits: &[f32], recent: &[u32]) -> Result<u32> {
+        let allowed = self.grammar.as_ref().map(|grammar| grammar.allowed());
+        let (params, candidates, source) = (&self.params, &mut self.candidates, Source { logits, allowed });
         candidates.reset(usize::try_from(params.min_keep).unwrap_or(usize::MAX));
         bias::apply(&params.logit_bias, candidates, source)?;
         let greedy = params.temperature == 0.0;

@@ -1,0 +1,294 @@
+//! Grammars: what they allow, what is refused, what they may cost, and whole generations that follow them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "common/models.rs"]
+mod models;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kigo::engine::{Engine, LoadOptions};
+use kigo::sampler::{Grammar, GrammarText, SamplingParams};
+use kigo::session::{FinishReason, Prompt, Session, SessionOptions};
+use kigo::{Error, Status};
+use serde_json::Value;
+
+fn load(path: &std::path::Path) -> Arc<Engine> {
+    let options = LoadOptions { device: "cpu".into(), n_ctx: Some(512), ..LoadOptions::default() };
+    Engine::load(path, &options).unwrap()
+}
+
+fn tiny() -> Arc<Engine> {
+    load(&models::data("tiny-llama.gguf"))
+}
+
+fn json(text: &str) -> GrammarText {
+    GrammarText::JsonSchema(text.into())
+}
+
+fn regex(text: &str) -> GrammarText {
+    GrammarText::Regex(text.into())
+}
+
+fn lark(text: &str) -> GrammarText {
+    GrammarText::Lark(text.into())
+}
+
+fn start(engine: &Engine, text: &GrammarText) -> Grammar {
+    engine.grammars().unwrap().start(text).unwrap()
+}
+
+fn options(grammar: GrammarText, seed: u64, max_tokens: usize) -> SessionOptions {
+    let sampling = SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed, ..Default::default() };
+    SessionOptions { sampling, grammar: Some(grammar), max_tokens: Some(max_tokens), ..Default::default() }
+}
+
+/// The text of a generation and why it ended.
+fn generate(engine: &Arc<Engine>, prompt: &str, options: &SessionOptions) -> (String, FinishReason) {
+    let mut session = Session::start(engine, Prompt::Text(prompt), options).unwrap();
+    let mut all = String::new();
+    while let Some(text) = session.peek_text().unwrap() {
+        all.push_str(text);
+        session.take_text();
+    }
+    (all, session.finish_reason().unwrap())
+}
+
+/// Whether `text` is a whole text of the grammar, token by token as the tokenizer cuts it.
+fn accepts(engine: &Engine, grammar: &GrammarText, text: &str) -> bool {
+    let mut grammar = start(engine, grammar);
+    for token in engine.tokenizer().encode(text, Default::default()).unwrap() {
+        if !grammar.prepare().unwrap() || !grammar.allows(token) {
+            return false;
+        }
+        grammar.accept(token).unwrap();
+    }
+    !grammar.prepare().unwrap() || engine.tokenizer().eog().iter().any(|id| grammar.allows(*id))
+}
+
+const PERSON: &str = r#"{"type": "object", "additionalProperties": false, "required": ["name", "age", "tags"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "bc", "def"]}, "maxItems": 3}}}"#;
+
+/// Checks a value against `PERSON` by hand.
+fn is_person(text: &str) -> bool {
+    let value: Value = serde_json::from_str(text).unwrap();
+    let object = value.as_object().unwrap();
+    let name = object["name"].as_str().unwrap().chars().count();
+    let tags = object["tags"].as_array().unwrap();
+    object.len() == 3
+        && (1..=12).contains(&name)
+        && object["age"].as_u64().unwrap() <= 150
+        && tags.len() <= 3
+        && tags.iter().all(|tag| ["a", "bc", "def"].contains(&tag.as_str().unwrap()))
+}
+
+fn twenty_seeds(engine: &Arc<Engine>, prompt: &str) {
+    for seed in 0..20 {
+        let (text, reason) = generate(engine, prompt, &options(json(PERSON), seed, 400));
+        assert!(matches!(reason, FinishReason::Grammar | FinishReason::EndOfGeneration), "{reason:?}: {text}");
+        assert!(is_person(&text), "{text}");
+    }
+}
+
+#[test]
+fn twenty_seeds_give_twenty_values_of_the_schema() {
+    twenty_seeds(&tiny(), "Once");
+}
+
+#[test]
+fn smollm2_gives_twenty_values_of_the_schema() {
+    let Some(path) = models::cached(models::SMOLLM2) else { return };
+    twenty_seeds(&load(&path), "A person as JSON: ");
+}
+
+#[test]
+fn the_end_of_the_grammar_is_the_end_of_the_text() {
+    let engine = tiny();
+    for temperature in [0.0, 1.0] {
+        for (grammar, expected) in [(regex("abc"), "abc"), (lark("start: \"x\" y\ny: \"z\"~3"), "xzzz")] {
+            let mut options = options(grammar, 1, 100);
+            options.sampling.temperature = temperature;
+            assert_eq!(generate(&engine, "Once", &options), (expected.into(), FinishReason::Grammar));
+        }
+    }
+    let mut session = Session::start(&engine, Prompt::Text("Once"), &options(regex(""), 1, 100)).unwrap();
+    assert!(session.peek_token().unwrap().is_none());
+    assert_eq!(session.generated_tokens(), 0);
+}
+
+/// Case: a grammar that never ends is ended by the limits of the generation.
+#[test]
+fn endless_grammars_end_at_the_limits() {
+    let engine = tiny();
+    for grammar in [regex("(ab)+c{1000000000,}"), regex("x+y"), lark("start: \"(\" start \")\"")] {
+        let outcome = Session::start(&engine, Prompt::Text("Once"), &options(grammar.clone(), 3, 60));
+        let Ok(mut session) = outcome else { continue };
+        let started = Instant::now();
+        loop {
+            match session.peek_token() {
+                Ok(Some(_)) => session.take_token(),
+                Ok(None) => break,
+                Err(error) => panic!("{grammar:?}: {error}"),
+            }
+        }
+        assert!(session.generated_tokens() <= 60 && started.elapsed() < Duration::from_secs(20), "{grammar:?}");
+    }
+    let (text, reason) = generate(&engine, "Once", &options(lark("start: \"(\" start \")\""), 3, 60));
+    assert!(text.bytes().all(|byte| byte == b'('), "{text}");
+    assert_eq!(reason, FinishReason::MaxTokens);
+}
+
+#[test]
+fn texts_are_accepted_or_not() {
+    let engine = tiny();
+    for (grammar, good, bad) in [
+        (json("{}"), r#"[1, {"a": null}, "b", true, -2.5e3]"#, "[1,"),
+        (json(r#"{"type": "integer"}"#), "42", "4.5"),
+        (json(r#"{"enum": ["red", "blue"]}"#), "\"blue\"", "\"green\""),
+        (
+            json(r##"{"$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"}"##),
+            "[[],[[]]]",
+            "[1]",
+        ),
+        (regex("[a-c]{2}-[0-9]+"), "ab-17", "ad-17"),
+        (regex("naïve (日本|x)"), "naïve 日本", "naive x"),
+        (lark("start: greeting \" \" NAME\ngreeting: \"hi\" | \"hello\"\nNAME: /[a-z]+/"), "hello bob", "hey bob"),
+    ] {
+        assert!(accepts(&engine, &grammar, good), "{grammar:?} {good}");
+        assert!(!accepts(&engine, &grammar, bad), "{grammar:?} {bad}");
+    }
+}
+
+#[test]
+fn control_tokens_are_not_text() {
+    let engine = tiny();
+    let mut grammar = start(&engine, &regex("(.|\n)*"));
+    assert!(grammar.prepare().unwrap());
+    let tokenizer = engine.tokenizer();
+    for id in 0..engine.n_vocab() as u32 {
+        let silent = tokenizer.token_bytes(id, false).is_empty();
+        assert!(!silent || !grammar.allows(id) || tokenizer.is_eog(id), "token {id}");
+    }
+}
+
+#[test]
+fn going_back_gives_the_same_again() {
+    let engine = tiny();
+    let mut grammar = start(&engine, &json(PERSON));
+    let mut masks = Vec::new();
+    let mask = |grammar: &mut Grammar| -> Vec<bool> {
+        assert!(grammar.prepare().unwrap());
+        (0..engine.n_vocab() as u32).map(|id| grammar.allows(id)).collect()
+    };
+    let tokens = engine.tokenizer().encode("{\"name\": \"abc\", \"age\": 1", Default::default()).unwrap();
+    for token in &tokens {
+        masks.push(mask(&mut grammar));
+        grammar.accept(*token).unwrap();
+    }
+    for back in [1, 3, tokens.len()] {
+        let mut again = grammar.clone();
+        again.rewind(back).unwrap();
+        for (token, expected) in tokens.iter().zip(&masks).skip(tokens.len() - back) {
+            assert!(mask(&mut again) == *expected);
+            again.accept(*token).unwrap();
+        }
+    }
+    assert!(grammar.clone().rewind(tokens.len() + 1).is_err());
+}
+
+#[test]
+fn invalid_grammars_are_refused_at_the_start() {
+    let engine = tiny();
+    let many = |n: usize, of: &str| of.repeat(n);
+    let cases = [
+        json(""),
+        json("{"),
+        json("[]"),
+        json("7"),
+        json(r#"{"type": "nothing"}"#),
+        json(r#"{"type": "object", "properties": 3}"#),
+        json(r##"{"$ref": "#/missing"}"##),
+        json(&format!("{}{}", many(1000, "{\"not\":"), many(1000, "}"))),
+        json(&many(100_000, "[")),
+        regex("("),
+        regex("a{2,1}"),
+        regex("[z-a]"),
+        regex("(?<=a)b"),
+        regex("\\"),
+        regex(&many(100_000, "(")),
+        regex(&format!("{}{}", many(200, "("), many(200, ")"))),
+        regex("((a{1000}){1000}){1000}"),
+        regex(&"x".repeat(kigo::sampler::MAX_GRAMMAR_BYTES + 1)),
+        lark(""),
+        lark("start"),
+        lark("start: missing"),
+        lark("start: \"unclosed"),
+        lark("begin: \"a\""),
+        lark("start: A\nA: A \"a\""),
+        lark("%import python.x\nstart: \"a\""),
+        lark("start: <unknown>"),
+        lark("\0\u{1}\u{fffd}"),
+    ];
+    for grammar in cases {
+        let started = Instant::now();
+        let outcome = Session::start(&engine, Prompt::Text("Once"), &options(grammar.clone(), 1, 10));
+        let error = outcome.err().unwrap_or_else(|| panic!("{grammar:?} is taken"));
+        let text = error.to_string();
+        assert_eq!(error.status(), Status::BadGrammar, "{text}");
+        assert!(text.starts_with(&format!("{}: ", grammar.option())), "{text}");
+        assert!(text.len() < 400 && !text.contains('\n') && !text.contains("panic"), "{text}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{text}: {:?}", started.elapsed());
+    }
+}
+
+/// Compiling recurses along rules and terminals; the longest chains that fit must not overflow a stack.
+#[test]
+fn long_chains_of_rules_do_not_end_the_process() {
+    let engine = tiny();
+    for (first, name) in [("start: r0\n", "r"), ("start: R0\n", "R")] {
+        let mut text = String::from(first);
+        for i in 0.. {
+            let line = format!("{name}{i}: {name}{}\n", i + 1);
+            if text.len() + line.len() + 16 > kigo::sampler::MAX_GRAMMAR_BYTES {
+                text.push_str(&format!("{name}{i}: \"a\"\n"));
+                break;
+            }
+            text.push_str(&line);
+        }
+        let started = Instant::now();
+        match engine.grammars().unwrap().start(&lark(&text)) {
+            Ok(mut grammar) => assert!(grammar.prepare().is_ok()),
+            Err(error) => assert!(matches!(error, Error::BadGrammar { .. }), "{error}"),
+        }
+        println!("{} bytes of {name}: {:?}", text.len(), started.elapsed());
+    }
+}
+
+/// A mask of a large vocabulary takes little beside a token.
+#[test]
+fn masks_are_quick() {
+    let Some(path) = models::cached(models::SMOLLM2) else { return };
+    let engine = load(&path);
+    let started = Instant::now();
+    let mut grammar = start(&engine, &json(PERSON));
+    println!("vocabulary and grammar: {:?}", started.elapsed());
+    let started = Instant::now();
+    start(&engine, &json(PERSON));
+    println!("grammar: {:?}", started.elapsed());
+    let text = "{ \"name\": \"Ada\", \"age\": 36, \"tags\": [\"a\", \"def\"] ";
+    let mut times = Vec::new();
+    for token in engine.tokenizer().encode(text, Default::default()).unwrap() {
+        let started = Instant::now();
+        assert!(grammar.prepare().unwrap());
+        times.push(started.elapsed());
+        grammar.accept(token).unwrap();
+    }
+    times.sort_unstable();
+    let n_vocab = engine.n_vocab();
+    println!("{n_vocab} tokens: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
+    // Not a benchmark: a bound that only a change of complexity breaks.
+    assert!(times[times.len() / 2] < Duration::from_millis(5), "{times:?}");
+}
