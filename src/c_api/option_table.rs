@@ -472,7 +472,7 @@ pub(super) static ROWS: &[Row] = &[
         doc: "Which of the options that change or drop tokens take part, and in which order. A token is drawn after the last; logit_bias and the grammar always come first.",
         show: |settings| {
             let names: Vec<&str> = settings.session.sampling.samplers.iter().map(|step| step.name()).collect();
-            format!("\"{}\"", names.join(","))
+            names.join(",")
         },
     },
     Row {

@@ -43,20 +43,31 @@ pub(super) struct Source<'a> {
     pub(super) allowed: Option<&'a [u32]>,
 }
 
-impl Source<'_> {
-    /// Calls `visit` with the tokens that are allowed and their logits, by ascending id.
-    fn each_allowed(&self, mut visit: impl FnMut(u32, f32)) {
-        let words = self.allowed.unwrap_or_default();
-        for (first, (word, logits)) in (0u32..).step_by(32).zip(words.iter().zip(self.logits.chunks(32))) {
-            let mut word = *word;
-            while word != 0 {
-                let bit = word.trailing_zeros();
-                word &= word - 1;
-                if let Some(logit) = logits.get(bit as usize) {
-                    visit(first + bit, *logit);
-                }
+/// Calls `visit` with the tokens that are allowed and their logits, by ascending id.
+fn each_allowed(logits: &[f32], allowed: &[u32], mut visit: impl FnMut(u32, f32)) {
+    for (first, (word, logits)) in (0u32..).step_by(32).zip(allowed.iter().zip(logits.chunks(32))) {
+        let mut word = *word;
+        while word != 0 {
+            let bit = word.trailing_zeros();
+            word &= word - 1;
+            if let Some(logit) = logits.get(bit as usize) {
+                visit(first + bit, *logit);
             }
         }
+    }
+}
+
+/// Puts element `at` of `list` and those before it, and some more, into their final places, which the first `sorted` are in.
+pub(super) fn sort_up_to<T: Ord>(list: &mut [T], sorted: &mut usize, at: usize) {
+    while *sorted <= at && *sorted < list.len() {
+        let rest = &mut list[*sorted..];
+        // Four times as many each time keep the whole linear beside the sorting.
+        let more = FIRST_SORTED.max(sorted.saturating_mul(3)).min(rest.len());
+        if more < rest.len() {
+            rest.select_nth_unstable(more - 1);
+        }
+        rest[..more].sort_unstable();
+        *sorted += more;
     }
 }
 
@@ -99,22 +110,37 @@ impl Candidates {
     }
 
     /// Calls `visit` with every candidate, in no particular order.
+    #[inline]
     pub(super) fn each(&self, source: Source, mut visit: impl FnMut(Candidate)) {
         if self.listed {
             return self.list.iter().copied().for_each(visit);
         }
+        let Some(allowed) = source.allowed else { return self.each_of_all(source.logits, visit) };
         let mut changed = self.changed.iter().copied().peekable();
-        let mut visit_one = |id: u32, mut logit: f32| {
+        each_allowed(source.logits, allowed, |id, mut logit| {
             while let Some((next, new)) = changed.next_if(|(next, _)| *next <= id) {
                 logit = if next == id { new } else { logit };
             }
             if logit != f32::NEG_INFINITY {
                 visit(Candidate::new(id, logit));
             }
-        };
-        match source.allowed {
-            None => (0u32..).zip(source.logits).for_each(|(id, &logit)| visit_one(id, logit)),
-            Some(_) => source.each_allowed(|id, logit| visit_one(id, logit)),
+        });
+    }
+
+    /// From one changed logit to the next, so that the loop over those between has nothing to ask.
+    #[inline]
+    fn each_of_all(&self, logits: &[f32], mut visit: impl FnMut(Candidate)) {
+        let mut start = 0;
+        let end = (logits.len() as u32, f32::NEG_INFINITY);
+        for &(id, new) in self.changed.iter().chain([&end]) {
+            let between = logits.get(start as usize..id as usize).unwrap_or_default();
+            for (id, logit) in (start..).zip(between) {
+                visit(Candidate::new(id, *logit));
+            }
+            if new != f32::NEG_INFINITY {
+                visit(Candidate::new(id, new));
+            }
+            start = id + 1;
         }
     }
 
@@ -254,16 +280,7 @@ impl Candidates {
 
     /// Puts candidate `at` and those before it, and some more, into their final places.
     pub(super) fn sort_up_to(&mut self, at: usize) {
-        while self.sorted <= at && self.sorted < self.list.len() {
-            let rest = &mut self.list[self.sorted..];
-            // Four times as many each time keep the whole linear beside the sorting.
-            let more = FIRST_SORTED.max(self.sorted.saturating_mul(3)).min(rest.len());
-            if more < rest.len() {
-                rest.select_nth_unstable(more - 1);
-            }
-            rest[..more].sort_unstable();
-            self.sorted += more;
-        }
+        sort_up_to(&mut self.list, &mut self.sorted, at);
     }
 
     /// Candidate `at`, which must be there; sorts as far as that takes.

@@ -1,6 +1,6 @@
 //! Locally typical sampling (Meister et al. 2022, "Locally Typical Sampling").
 
-use super::candidates::{Candidate, Candidates};
+use super::candidates::{Candidate, Candidates, sort_up_to};
 use crate::Result;
 use crate::error::try_vec;
 
@@ -11,19 +11,19 @@ use crate::error::try_vec;
 /// `OutOfMemory`.
 pub(super) fn apply(typical_p: f32, candidates: &mut Candidates) -> Result<()> {
     let (entropy, ln_sum) = candidates.entropy();
-    let mut by_distance: Vec<(f64, Candidate)> = try_vec(candidates.len(), "the candidates of the sampler")?;
+    let mut by_distance: Vec<(u64, Candidate)> = try_vec(candidates.len(), "the candidates of the sampler")?;
     by_distance.extend(candidates.list().iter().map(|candidate| {
         let surprise = ln_sum - candidates.exponent(*candidate);
-        ((surprise - entropy).abs(), *candidate)
+        // The bits of numbers that are not negative are in the order of these.
+        ((surprise - entropy).abs().to_bits(), *candidate)
     }));
-    by_distance.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     let wanted = f64::from(typical_p) * candidates.total() as f64;
-    let mut sum = 0;
-    let enough = by_distance.iter().position(|(_, candidate)| {
-        sum += candidates.weight(*candidate);
-        sum as f64 >= wanted
-    });
-    let n = enough.map_or(by_distance.len(), |last| last + 1).max(candidates.min_keep());
+    let (mut n, mut sorted, mut sum) = (0, 0, 0);
+    while n < by_distance.len() && (n < candidates.min_keep() || (sum as f64) < wanted) {
+        sort_up_to(&mut by_distance, &mut sorted, n);
+        sum += candidates.weight(by_distance[n].1);
+        n += 1;
+    }
     candidates.keep(|list| {
         list.clear();
         list.extend(by_distance.iter().take(n).map(|(_, candidate)| *candidate));
