@@ -104,6 +104,7 @@ impl Queue {
 }
 
 /// What a session wants of its rows.
+#[allow(clippy::large_enum_variant, reason = "a box for the sampler would be an allocation for each token")]
 enum Wanted {
     /// The logits of the last row that wants them, in this buffer; nothing if none does.
     Logits(Vec<f32>),

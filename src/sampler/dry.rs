@@ -121,3 +121,33 @@ impl Dry {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::gguf::Gguf;
+    use std::path::Path;
+
+    #[test]
+    fn breakers_are_the_tokens_that_contain_a_text() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
+        let tokenizer = Tokenizer::from_gguf(Gguf::open(&path).unwrap().metadata()).unwrap();
+        let find = |texts: &[&str]| {
+            let mut dry = Dry::default();
+            dry.find_breakers(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(), &tokenizer).unwrap();
+            dry.breakers
+        };
+        let ids = 0..tokenizer.n_vocab() as u32;
+        let with = |byte: u8| ids.clone().filter(move |id| tokenizer.token_bytes(*id, true).contains(&byte));
+        assert_eq!(find(&["e"]), with(b'e').collect::<Vec<_>>());
+        assert!(find(&["e"]).len() > 1);
+        let mut both: Vec<u32> = with(b'e').chain(with(b'a')).collect();
+        both.sort_unstable();
+        both.dedup();
+        assert_eq!(find(&["a", "", "e"]), both);
+        let last = *tokenizer.encode("no token is that long", EncodeOptions::default()).unwrap().last().unwrap();
+        assert_eq!(find(&["no token is that long"]), [last]);
+        assert!(find(&[]).is_empty());
+    }
+}

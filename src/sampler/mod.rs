@@ -63,7 +63,7 @@ pub use params::SamplingParams;
 pub(crate) const MAX_VOCAB: usize = 1 << 23;
 
 /// Draws tokens with one set of parameters. Its buffers are reused from call to call.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
     drawn: u64,
@@ -75,6 +75,23 @@ pub struct Sampler {
     /// The logits of the last token and its id, if they are to be kept and there is one.
     kept: Vec<f32>,
     last: Option<u32>,
+}
+
+/// One to stand in for another that is elsewhere for a moment; it takes no memory.
+impl Default for Sampler {
+    fn default() -> Sampler {
+        Sampler {
+            params: SamplingParams::BARE,
+            drawn: 0,
+            penalties: Penalties::default(),
+            dry: Dry::default(),
+            mirostat: Mirostat::default(),
+            grammar: None,
+            candidates: Candidates::default(),
+            kept: Vec::new(),
+            last: None,
+        }
+    }
 }
 
 impl Sampler {

@@ -69,38 +69,45 @@ pub struct SamplingParams {
 impl Default for SamplingParams {
     fn default() -> SamplingParams {
         SamplingParams {
-            temperature: 0.8,
-            dynatemp_range: 0.0,
-            dynatemp_exponent: 1.0,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            typical_p: 1.0,
-            top_n_sigma: 0.0,
-            xtc_probability: 0.0,
-            xtc_threshold: 0.1,
-            min_keep: 1,
-            repeat_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repeat_last_n: 64,
-            dry_multiplier: 0.0,
-            dry_base: 1.75,
-            dry_allowed_length: 2,
-            dry_penalty_last_n: u32::MAX,
             dry_sequence_breakers: ["\n", ":", "\"", "*"].map(str::to_owned).to_vec(),
-            mirostat: false,
-            mirostat_tau: 5.0,
-            mirostat_eta: 0.1,
-            logit_bias: Vec::new(),
             samplers: Step::DEFAULT.to_vec(),
-            seed: 0,
-            logprobs: 0,
+            ..SamplingParams::BARE
         }
     }
 }
 
 impl SamplingParams {
+    /// The defaults but for what takes memory.
+    pub(super) const BARE: SamplingParams = SamplingParams {
+        temperature: 0.8,
+        dynatemp_range: 0.0,
+        dynatemp_exponent: 1.0,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.05,
+        typical_p: 1.0,
+        top_n_sigma: 0.0,
+        xtc_probability: 0.0,
+        xtc_threshold: 0.1,
+        min_keep: 1,
+        repeat_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        repeat_last_n: 64,
+        dry_multiplier: 0.0,
+        dry_base: 1.75,
+        dry_allowed_length: 2,
+        dry_penalty_last_n: u32::MAX,
+        dry_sequence_breakers: Vec::new(),
+        mirostat: false,
+        mirostat_tau: 5.0,
+        mirostat_eta: 0.1,
+        logit_bias: Vec::new(),
+        samplers: Vec::new(),
+        seed: 0,
+        logprobs: 0,
+    };
+
     /// The largest finite amount of a bias.
     pub const MAX_BIAS: f32 = 1000.0;
 

@@ -375,7 +375,8 @@ fn nothing_left_is_an_error() {
 #[test]
 fn min_keep_holds_against_each_filter() {
     let logits = logits(300, 7);
-    let cutting: [(&str, fn(&mut SamplingParams)); 5] = [
+    type Cut = fn(&mut SamplingParams);
+    let cutting: [(&str, Cut); 5] = [
         ("top_k", |p| p.top_k = 1),
         ("top_p", |p| p.top_p = 1e-6),
         ("min_p", |p| p.min_p = 1.0),
