@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kigo::engine::{Engine, LoadOptions};
-use kigo::sampler::{Grammar, GrammarText, SamplingParams};
+use kigo::gguf::Gguf;
+use kigo::sampler::{Grammar, GrammarText, Grammars, SamplingParams};
 use kigo::session::{FinishReason, Prompt, Session, SessionOptions};
+use kigo::tokenizer::Tokenizer;
 use kigo::{Error, Status};
 use serde_json::Value;
 
@@ -233,7 +235,7 @@ fn invalid_grammars_are_refused_at_the_start() {
         regex("\\"),
         regex(&many(100_000, "(")),
         regex(&format!("{}{}", many(200, "("), many(200, ")"))),
-        regex(&"x".repeat(kigo::sampler::MAX_GRAMMAR_BYTES + 1)),
+        regex(&"x".repeat(regex("").max_bytes() + 1)),
         lark(""),
         lark("start"),
         lark("start: missing"),
@@ -265,12 +267,16 @@ fn invalid_grammars_are_refused_at_the_start() {
 #[test]
 fn long_chains_of_rules_do_not_end_the_process() {
     let engine = tiny();
-    for (first, name) in [("start: r0\n", "r"), ("start: R0\n", "R")] {
-        let mut text = String::from(first);
+    let letters: Vec<char> = ('a'..='z').collect();
+    let name = |i: usize| -> String { [i / 676, i / 26, i].iter().map(|i| letters[i % 26]).collect() };
+    for (deep, upper) in [(0, false), (0, true), (120, false), (120, true)] {
+        let rule = |i: usize| if upper { name(i).to_uppercase() } else { name(i) };
+        let (open, close) = ("(".repeat(deep), ")".repeat(deep));
+        let mut text = format!("start: {}\n", rule(0));
         for i in 0.. {
-            let line = format!("{name}{i}: {name}{}\n", i + 1);
-            if text.len() + line.len() + 16 > kigo::sampler::MAX_GRAMMAR_BYTES {
-                text.push_str(&format!("{name}{i}: \"a\"\n"));
+            let line = format!("{}:{open}{}{close}\n", rule(i), rule(i + 1));
+            if text.len() + line.len() + 16 > lark("").max_bytes() || i + 2 == 26 * 26 * 26 {
+                text.push_str(&format!("{}: \"a\"\n", rule(i)));
                 break;
             }
             text.push_str(&line);
@@ -280,32 +286,45 @@ fn long_chains_of_rules_do_not_end_the_process() {
             Ok(mut grammar) => assert!(grammar.prepare().is_ok()),
             Err(error) => assert!(matches!(error, Error::BadGrammar { .. }), "{error}"),
         }
-        println!("{} bytes of {name}: {:?}", text.len(), started.elapsed());
+        println!("{} bytes, {deep} brackets: {:?}", text.len(), started.elapsed());
     }
 }
 
-/// A mask of a large vocabulary takes little beside a token.
-#[test]
-fn masks_are_quick() {
-    let Some(path) = models::cached(models::SMOLLM2) else { return };
-    let engine = load(&path);
-    let started = Instant::now();
-    let mut grammar = start(&engine, &json(PERSON));
-    println!("vocabulary and grammar: {:?}", started.elapsed());
-    let started = Instant::now();
-    start(&engine, &json(PERSON));
-    println!("grammar: {:?}", started.elapsed());
-    let text = "{ \"name\": \"Ada\", \"age\": 36, \"tags\": [\"a\", \"def\"] ";
+/// Checks that the vocabulary spells JSON, and returns the time that masks took, ascending.
+fn spell(tokenizer: &Tokenizer) -> Vec<Duration> {
+    let grammars = Grammars::new(tokenizer, tokenizer.n_vocab()).unwrap();
+    let mut grammar = grammars.start(&json(PERSON)).unwrap();
+    let text = r#"{ "name": "Ada 日本 é", "age": 36, "tags": ["a", "def"] }"#;
+    let mut tokens = tokenizer.encode(text, Default::default()).unwrap();
+    if tokenizer.adds_space_prefix() {
+        // The answer goes on from a prompt: it begins without the space.
+        let brace = (0..tokenizer.n_vocab() as u32).find(|id| tokenizer.token_bytes(*id, false) == b"{").unwrap();
+        let first = (1..=tokens.len()).find(|n| tokenizer.decode(&tokens[..*n], false).unwrap() == b"{").unwrap();
+        tokens.splice(..first, [brace]);
+    }
     let mut times = Vec::new();
-    for token in engine.tokenizer().encode(text, Default::default()).unwrap() {
+    for token in tokens {
         let started = Instant::now();
         assert!(grammar.prepare().unwrap());
         times.push(started.elapsed());
+        let bytes = tokenizer.token_bytes(token, true).escape_ascii();
+        assert!(grammar.allows(token), "{bytes} after {} tokens", times.len());
         grammar.accept(token).unwrap();
     }
+    assert!(!grammar.prepare().unwrap(), "complete");
     times.sort_unstable();
-    let n_vocab = engine.n_vocab();
-    println!("{n_vocab} tokens: median {:?}, worst {:?}", times[times.len() / 2], times[times.len() - 1]);
-    // Not a benchmark: a bound that only a change of complexity breaks.
-    assert!(times[times.len() / 2] < Duration::from_millis(5), "{times:?}");
+    times
+}
+
+#[test]
+fn every_vocabulary_spells_json_and_masks_are_quick() {
+    for name in ["gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3"] {
+        let Some(path) = models::cached(&format!("vocabs/ggml-vocab-{name}.gguf")) else { return };
+        let tokenizer = Tokenizer::from_gguf(Gguf::open(&path).unwrap().metadata()).unwrap();
+        let times = spell(&tokenizer);
+        let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+        println!("{name}: {} tokens: median {median:?}, worst {worst:?}", tokenizer.n_vocab());
+        // Not a benchmark: a bound that only a change of complexity breaks.
+        assert!(median < Duration::from_millis(5), "{name}: {times:?}");
+    }
 }

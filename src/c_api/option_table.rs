@@ -3,7 +3,7 @@
 use crate::backend::Device;
 use crate::engine::LoadOptions;
 use crate::error::quoted;
-use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, MAX_GRAMMAR_BYTES, ModelDefault, Step, parse_bias};
+use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, Step, parse_bias};
 use crate::session::SessionOptions;
 use crate::{Error, Result};
 use std::ops::RangeInclusive;
@@ -526,7 +526,7 @@ pub(super) static ROWS: &[Row] = &[
         key: "regex",
         reader: Reader::InferenceStart,
         values: Values::Text {
-            expected: "a regular expression of 1 to 262144 bytes, and no json_schema or lark beside it",
+            expected: "a regular expression of 1 to 65536 bytes, and no json_schema or lark beside it",
             set: |settings, value, row| row.set_grammar(settings, value, GrammarText::Regex),
         },
         doc: "The generated text as a whole matches this regular expression, in the syntax of Rust's crate regex.",
@@ -542,7 +542,7 @@ pub(super) static ROWS: &[Row] = &[
         key: "lark",
         reader: Reader::InferenceStart,
         values: Values::Text {
-            expected: "a grammar of 1 to 262144 bytes, and no json_schema or regex beside it",
+            expected: "a grammar of 1 to 65536 bytes, and no json_schema or regex beside it",
             set: |settings, value, row| row.set_grammar(settings, value, GrammarText::Lark),
         },
         doc: "The generated text is one of this grammar, in the variant of Lark that the library llguidance describes.",
@@ -601,7 +601,7 @@ impl Row {
     }
 
     fn set_grammar(&self, settings: &mut Settings, text: &str, of: fn(String) -> GrammarText) -> Result<()> {
-        if !(1..=MAX_GRAMMAR_BYTES).contains(&text.len()) {
+        if !(1..=of(String::new()).max_bytes()).contains(&text.len()) {
             return Err(self.refuse(format!("{} bytes", text.len())));
         }
         if let Some(other) = settings.session.grammar.as_ref().filter(|other| other.option() != self.key) {
@@ -853,7 +853,10 @@ mod tests {
             assert!(message.starts_with(key) && message.ends_with("found regex"), "{message}");
         }
         assert_eq!(settings.session.grammar, Some(GrammarText::Regex("b+".into())));
-        assert!(set("lark", Value::Text(&"x".repeat(MAX_GRAMMAR_BYTES + 1))).is_err());
+        for (key, most) in [("lark", 65536), ("regex", 65536), ("json_schema", 262_144)] {
+            assert!(set(key, Value::Text(&"x".repeat(most))).is_ok());
+            assert!(set(key, Value::Text(&"x".repeat(most + 1))).unwrap_err().contains(&most.to_string()));
+        }
     }
 
     #[test]

@@ -18,12 +18,17 @@ use crate::error::try_vec;
 use crate::tokenizer::{TokenKind, Tokenizer};
 use crate::{Error, Result, panics};
 
-/// Most bytes of a grammar.
-pub const MAX_BYTES: usize = 256 << 10;
+/// Most bytes of a JSON schema.
+const MAX_SCHEMA_BYTES: usize = 256 << 10;
+/// Most bytes of a regular expression or a Lark grammar.
+const MAX_BYTES: usize = 64 << 10;
 /// Most brackets that may be open at a time.
 const MAX_DEPTH: usize = 128;
-/// Stack for compiling: about 1 KiB for every two bytes of the longest chain of rules.
+/// Stack for compiling, of which a quarter is enough for the longest chain of rules in the deepest brackets.
 const STACK_BYTES: usize = 256 << 20;
+/// What compiling takes at most, for each byte of a grammar and besides, roughly.
+const BYTES_PER_BYTE: usize = 64;
+const BYTES_BESIDES: usize = 16 << 20;
 /// Longest token of the trie, in bytes. Longer ones are never chosen.
 const MAX_TOKEN_BYTES: usize = 1000;
 /// What JSON may have between its parts. A model that likes white space would not come to an end with more.
@@ -52,15 +57,25 @@ impl GrammarText {
         }
     }
 
+    /// Most bytes that it may have.
+    pub fn max_bytes(&self) -> usize {
+        match self {
+            GrammarText::JsonSchema(_) => MAX_SCHEMA_BYTES,
+            GrammarText::Regex(_) | GrammarText::Lark(_) => MAX_BYTES,
+        }
+    }
+
     fn refuse(&self, reason: impl fmt::Display) -> Error {
         Error::BadGrammar { option: self.option(), reason: short(&reason.to_string()) }
     }
 
     fn parse(&self) -> Result<TopLevelGrammar> {
         let (GrammarText::JsonSchema(text) | GrammarText::Regex(text) | GrammarText::Lark(text)) = self;
-        if text.len() > MAX_BYTES {
-            return Err(self.refuse(format!("expected at most {MAX_BYTES} bytes, found {}", text.len())));
+        if text.len() > self.max_bytes() {
+            return Err(self.refuse(format!("expected at most {} bytes, found {}", self.max_bytes(), text.len())));
         }
+        // Compiling allocates without asking whether it may: asks for the memory first, and gives it back.
+        try_vec::<u8>(BYTES_BESIDES + text.len() * BYTES_PER_BYTE, "the grammar").map(drop)?;
         if depth(text) > MAX_DEPTH {
             return Err(self.refuse(format!("expected at most {MAX_DEPTH} brackets open at a time")));
         }

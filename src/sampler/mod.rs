@@ -54,7 +54,7 @@ use penalties::Penalties;
 
 pub use bias::{EXPECTED as BIAS_EXPECTED, parse as parse_bias};
 pub use defaults::{DefaultValue, ModelDefault, model_defaults};
-pub use grammar::{Grammar, GrammarText, Grammars, MAX_BYTES as MAX_GRAMMAR_BYTES};
+pub use grammar::{Grammar, GrammarText, Grammars};
 pub use logprobs::logprobs;
 pub use order::Step;
 pub use params::SamplingParams;
