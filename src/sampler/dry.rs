@@ -139,13 +139,13 @@ mod tests {
             dry.breakers
         };
         let ids = 0..tokenizer.n_vocab() as u32;
-        let with = |byte: u8| ids.clone().filter(move |id| tokenizer.token_bytes(*id, true).contains(&byte));
-        assert_eq!(find(&["e"]), with(b'e').collect::<Vec<_>>());
+        let with = |bytes: &[u8]| -> Vec<u32> {
+            let has = |id: &u32| tokenizer.token_bytes(*id, true).iter().any(|byte| bytes.contains(byte));
+            ids.clone().filter(has).collect()
+        };
+        assert_eq!(find(&["e"]), with(b"e"));
         assert!(find(&["e"]).len() > 1);
-        let mut both: Vec<u32> = with(b'e').chain(with(b'a')).collect();
-        both.sort_unstable();
-        both.dedup();
-        assert_eq!(find(&["a", "", "e"]), both);
+        assert_eq!(find(&["a", "", "e"]), with(b"ae"));
         let last = *tokenizer.encode("no token is that long", EncodeOptions::default()).unwrap().last().unwrap();
         assert_eq!(find(&["no token is that long"]), [last]);
         assert!(find(&[]).is_empty());
