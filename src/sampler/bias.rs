@@ -33,17 +33,22 @@ pub fn parse(json: &str, bias: &mut Vec<(u32, f32)>) -> std::result::Result<(), 
         let found = || format!("the value {} of {key}", quoted(value.to_string().as_bytes()));
         all.push((id, amount.ok_or_else(found)?));
     }
-    // Stable, so that the last of equal ids stays last.
-    all.sort_by_key(|(id, _)| *id);
-    all.dedup_by(|next, first| {
+    order(&mut all);
+    *bias = all;
+    Ok(())
+}
+
+/// Puts biases into ascending order of their ids, where the last of equal ids stays.
+pub(super) fn order(bias: &mut Vec<(u32, f32)>) {
+    // Stable, so that the last stays last.
+    bias.sort_by_key(|(id, _)| *id);
+    bias.dedup_by(|next, first| {
         let same = next.0 == first.0;
         if same {
             first.1 = next.1;
         }
         same
     });
-    *bias = all;
-    Ok(())
 }
 
 /// Adds the biases, which have ascending ids.

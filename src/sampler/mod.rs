@@ -102,7 +102,7 @@ impl Sampler {
     pub fn new(params: SamplingParams) -> Result<Sampler> {
         params.validate()?;
         let mut sampler = Sampler { params, ..Sampler::default() };
-        sampler.params.logit_bias.sort_by_key(|(id, _)| *id);
+        bias::order(&mut sampler.params.logit_bias);
         Ok(sampler)
     }
 

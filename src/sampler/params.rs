@@ -56,7 +56,8 @@ pub struct SamplingParams {
     pub mirostat_tau: f32,
     /// How fast that is followed, above 0 and up to 1.
     pub mirostat_eta: f32,
-    /// What is added to the logits of tokens: finite numbers, or minus infinity, which bans the token.
+    /// What is added to the logits of tokens: finite numbers, or minus infinity, which bans the token. The last of equal
+    /// ids counts.
     pub logit_bias: Vec<(u32, f32)>,
     /// Which filters are used, in which order; each at most once.
     pub samplers: Vec<Step>,

@@ -212,11 +212,11 @@ impl Session {
             what: "the tokens of the inference".into(),
             bytes: size_of_val(&*self.tokens) as u64,
         })?;
+        let started = Instant::now();
         if !self.sampler.prepare()? {
             self.finish(FinishReason::Grammar);
             return Ok(());
         }
-        let started = Instant::now();
         let is_prompt = self.generated_tokens() == 0;
         let token = self.next_token();
         *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();

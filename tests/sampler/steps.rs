@@ -367,6 +367,9 @@ fn nothing_left_is_an_error() {
             }
         }
     }
+    // The last word on a token counts.
+    let twice = SamplingParams { logit_bias: vec![(9, f32::NEG_INFINITY), (3, 1.0), (9, 1000.0)], ..all() };
+    assert_eq!(support(twice, &logits, 20), [9]);
     // One that is left is always drawn.
     let mut one = sampler(SamplingParams { logit_bias: ban[1..].to_vec(), ..all() });
     assert_eq!(one.sample(&logits, &[]).unwrap(), 0);
