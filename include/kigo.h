@@ -228,6 +228,16 @@
  */
 #define KIGO_NUMERIC (-43)
 /**
+ * Every token is banned by logit_bias or the grammar, so that none can be drawn. Free the inference; start another
+ * that bans fewer tokens.
+ */
+#define KIGO_NO_CANDIDATE (-44)
+/**
+ * A JSON schema, regular expression or grammar is not one, or takes too much memory or time. Correct or simplify what
+ * the option that the message names holds.
+ */
+#define KIGO_BAD_GRAMMAR (-45)
+/**
  * This build has no backend for the device asked for. Set the option device to one that the message lists.
  */
 #define KIGO_NO_BACKEND (-60)
@@ -292,12 +302,19 @@
  * The last call failed; kigo_inference_last_error() says why.
  */
 #define KIGO_FINISH_ERROR 6
+/**
+ * The grammar is complete and allows nothing more.
+ */
+#define KIGO_FINISH_GRAMMAR 7
 
 /**
  * Options
  *
  * Keys of kigo_options_set_str(), kigo_options_set_i64() and kigo_options_set_f64(). Where a number is wanted, an
  * integer will do.
+ *
+ * A model file may have defaults of its own for how tokens are chosen (general.sampling.*): they take the place of
+ * those below, for options that are not set.
  *
  * Read by kigo_model_load() and kigo_load_start():
  *
@@ -347,11 +364,95 @@
  *   "repeat_last_n": an integer from 0 to 2147483647; kigo_options_set_i64(); default: 64
  *       How many of the last tokens count as recent for repeat_penalty; more than there are means all.
  *
+ *   "typical_p": a number above 0 and up to 1; kigo_options_set_f64(); default: 1
+ *       Draws among the tokens whose surprise is nearest to the expected one, as few as have this probability
+ *       together; 1 draws among all.
+ *
+ *   "top_n_sigma": a number from 0 to 100; kigo_options_set_f64(); default: 0
+ *       Drops tokens whose logits are more than this many standard deviations below the largest; 0 drops none.
+ *
+ *   "xtc_probability": a number from 0 to 1; kigo_options_set_f64(); default: 0
+ *       How often the most likely tokens are left out; 0 is never.
+ *
+ *   "xtc_threshold": a number from 0 to 1; kigo_options_set_f64(); default: 0.1
+ *       All tokens at least this likely are left out then, but for the least likely of them.
+ *
+ *   "min_keep": an integer from 1 to 2147483647; kigo_options_set_i64(); default: 1
+ *       Each of the options that drop tokens leaves at least this many, if there are.
+ *
+ *   "presence_penalty": a number from -2 to 2; kigo_options_set_f64(); default: 0
+ *       Is subtracted from the logits of tokens that came recently ("repeat_last_n").
+ *
+ *   "frequency_penalty": a number from -2 to 2; kigo_options_set_f64(); default: 0
+ *       Is subtracted once for each time that the token came recently.
+ *
+ *   "dry_multiplier": a number from 0 to 100; kigo_options_set_f64(); default: 0
+ *       Makes tokens less likely that would prolong a repetition of what came before: dry_multiplier * dry_base ^
+ *       (tokens repeated - dry_allowed_length) is subtracted from their logits; 0 turns it off.
+ *
+ *   "dry_base": a number from 1 to 10; kigo_options_set_f64(); default: 1.75
+ *       How fast that grows with the length of the repetition.
+ *
+ *   "dry_allowed_length": an integer from 0 to 2147483647; kigo_options_set_i64(); default: 2
+ *       Shorter repetitions, in tokens, are free.
+ *
+ *   "dry_penalty_last_n": an integer from 0 to 2147483647; kigo_options_set_i64(); default: all
+ *       Among how many of the last tokens repetitions are looked for; more than there are means all.
+ *
+ *   "dry_sequence_breaker": a text of 1 to 64 bytes, up to 64 times, or "none"; kigo_options_set_str(); default:
+ *   ["\n", ":", "\"", "*"]
+ *       A text that a repetition does not go beyond: it ends at tokens that contain it. Set for the first time it
+ *       takes the place of the defaults, then each adds another; "none" takes all away.
+ *
+ *   "dynatemp_range": a number from 0 to 2; kigo_options_set_f64(); default: 0
+ *       Lets the temperature follow the entropy of the candidates, so far down and up; 0 keeps it fixed.
+ *
+ *   "dynatemp_exponent": a number above 0 and up to 10; kigo_options_set_f64(); default: 1
+ *       The power of the entropy that it follows.
+ *
+ *   "mirostat": "off" or "v2"; kigo_options_set_str(); default: "off"
+ *       "v2" keeps the surprise of the text near mirostat_tau, after the penalties and in place of all other options
+ *       that drop tokens.
+ *
+ *   "mirostat_tau": a number above 0 and up to 100; kigo_options_set_f64(); default: 5
+ *       That surprise, in bits for each token.
+ *
+ *   "mirostat_eta": a number above 0 and up to 1; kigo_options_set_f64(); default: 0.1
+ *       How fast mirostat follows it.
+ *
+ *   "logit_bias": a JSON object of token ids and numbers from -1000 to 1000, or false to ban a token, such as {"15":
+ *   -2.5, "2": false}; kigo_options_set_str(); default: none
+ *       What is added to the logits of tokens before anything else, by token id. Setting it again adds to what it
+ *       says.
+ *
+ *   "samplers": names with commas between, each once, of: penalties, dry, top_n_sigma, top_k, typical_p, top_p,
+ *   min_p, xtc, temperature; kigo_options_set_str(); default:
+ *   penalties,dry,top_n_sigma,top_k,typical_p,top_p,min_p,xtc,temperature
+ *       Which of the options that change or drop tokens take part, and in which order. A token is drawn after the
+ *       last; logit_bias and the grammar always come first.
+ *
  *   "seed": an integer from 0 to 9223372036854775807; kigo_options_set_i64(); default: 0
  *       Start of the random numbers; the same model, prompt, options and seed give the same tokens.
  *
  *   "stop": a text of 1 to 1024 bytes; kigo_options_set_str(); default: none
  *       A text that ends the generation and is not part of it. Setting it again adds another, up to 64.
+ *
+ *   "json_schema": a JSON schema of 1 to 262144 bytes, and no regex or lark beside it; kigo_options_set_str();
+ *   default: none
+ *       The generated text is JSON of this schema; {} is any JSON. It is checked when the inference starts:
+ *       KIGO_BAD_GRAMMAR.
+ *
+ *   "regex": a regular expression of 1 to 262144 bytes, and no json_schema or lark beside it; kigo_options_set_str();
+ *   default: none
+ *       The generated text as a whole matches this regular expression, in the syntax of Rust's crate regex.
+ *
+ *   "lark": a grammar of 1 to 262144 bytes, and no json_schema or regex beside it; kigo_options_set_str(); default:
+ *   none
+ *       The generated text is one of this grammar, in the variant of Lark that the library llguidance describes.
+ *
+ *   "logprobs": an integer from 0 to 1000; kigo_options_set_i64(); default: 0
+ *       If not 0, the logits of every token are kept for kigo_inference_logits(), and kigo_inference_logprobs() tells
+ *       so many of the most likely tokens. On a GPU each token takes longer then.
  */
 
 /**
@@ -878,8 +979,10 @@ int32_t kigo_load_free(kigo_load *load);
  *   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
  *   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
  *   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+ *   - KIGO_BAD_GRAMMAR: the option "json_schema", "regex" or "lark" is wrong or takes too much; the message says how.
  *   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
- *   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
+ *   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, the prompt is not what "prompt_format" says, "logit_bias"
+ *     has an id that the model does not, or the model's own default for an option is not allowed.
  *   - KIGO_OUT_OF_MEMORY: there is no room for the prompt. The context itself takes memory as it grows, in later calls.
  *   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
  *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
@@ -908,7 +1011,7 @@ int32_t kigo_inference_start(const kigo_model *model,
  * @param error      Where an error is written on failure, or NULL.
  * @returns KIGO_OK. On failure nothing is left behind.
  *   - KIGO_INVALID_ARGUMENT: a token id is outside the vocabulary, or `tokens` or `inference` is NULL.
- *   - KIGO_PROMPT_TOO_LONG, KIGO_EMPTY_PROMPT, KIGO_OUT_OF_MEMORY, KIGO_INVALID_HANDLE: as for
+ *   - KIGO_PROMPT_TOO_LONG, KIGO_EMPTY_PROMPT, KIGO_BAD_GRAMMAR, KIGO_OUT_OF_MEMORY, KIGO_INVALID_HANDLE: as for
  *     kigo_inference_start().
  *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -945,6 +1048,8 @@ int32_t kigo_inference_start_tokens(const kigo_model *model,
  *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
  *   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
  *   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
+ *   - KIGO_NO_CANDIDATE: every token is banned; free the inference.
+ *   - KIGO_BAD_GRAMMAR: the grammar takes too much at this place of the text; free the inference.
  *   - KIGO_INVALID_ARGUMENT: `text` is NULL though `size` is not 0, or kigo_next_token() was used before.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -976,6 +1081,8 @@ int32_t kigo_next_text(kigo_inference *inference, char *text, size_t size, kigo_
  *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
  *   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
  *   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
+ *   - KIGO_NO_CANDIDATE: every token is banned; free the inference.
+ *   - KIGO_BAD_GRAMMAR: the grammar takes too much at this place of the text; free the inference.
  *   - KIGO_INVALID_ARGUMENT: `token` is NULL, `bytes` is NULL though `size` is not 0, or kigo_next_text() was used
  *     before.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
@@ -1071,6 +1178,66 @@ int32_t kigo_inference_get_i64(const kigo_inference *inference, const char *key,
  * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
  */
 int32_t kigo_inference_get_f64(const kigo_inference *inference, const char *key, double *value, kigo_error **error);
+
+/**
+ * The logits that the last token was drawn from, as the model gave them: before bias, grammar and all other options.
+ *
+ * The inference must have been started with the option "logprobs" above 0. The last token is the one that the last call
+ * of kigo_next_token() returned or, after KIGO_FINISHED, the one that ended the text, which is not part of it. Pieces of
+ * kigo_next_text() may have several tokens.
+ *
+ * @param inference  The inference; not changed.
+ * @param logits     Where the logits are written, by token id; may be NULL if `size` is 0.
+ * @param size       How many floats `logits` has room for; "n_vocab" of the model is enough.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns How many logits were written: "n_vocab", or 0 if no token was drawn yet.
+ *   - KIGO_BUFFER_TOO_SMALL: nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `logits` is NULL though `size` is not 0, or the inference keeps none; start one with the
+ *     option "logprobs".
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it.
+ *
+ * Memory:
+ * `logits` is NULL or valid for writing `size` floats; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_logits(const kigo_inference *inference,
+                              float *logits,
+                              size_t size,
+                              kigo_error **error);
+
+/**
+ * The last token and the most likely ones in its place, with the logarithms of the probabilities that the model gave
+ * them, before bias, grammar and all other options.
+ *
+ * The first entry is the last token itself, as kigo_inference_logits() explains. The others are as many of the most
+ * likely tokens as the option "logprobs" says, the most likely first; the last token may be among them again.
+ *
+ * @param inference  The inference; not changed.
+ * @param tokens     Where the ids are written; may be NULL if `size` is 0.
+ * @param logprobs   Where their natural logarithms are written, in the same order; may be NULL if `size` is 0.
+ * @param size       How many entries `tokens` and `logprobs` each have room for; one more than "logprobs" is enough.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns How many entries were written; 0 if no token was drawn yet.
+ *   - KIGO_BUFFER_TOO_SMALL: nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `tokens` or `logprobs` is NULL though `size` is not 0, or the inference keeps no logits;
+ *     start one with the option "logprobs".
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_OUT_OF_MEMORY: there is no room to sort the tokens; nothing was written.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it.
+ *
+ * Memory:
+ * `tokens` and `logprobs` are NULL or valid for writing `size` numbers each; `error` is NULL or valid for writing one
+ * pointer.
+ */
+int32_t kigo_inference_logprobs(const kigo_inference *inference,
+                                int32_t *tokens,
+                                double *logprobs,
+                                size_t size,
+                                kigo_error **error);
 
 /**
  * Frees an inference. The handle is dead at once; a call that is running in another thread is cancelled, and gives

@@ -8,7 +8,7 @@ mod loading;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
@@ -16,7 +16,7 @@ use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, SequenceId, c
 use crate::error::try_vec;
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
-use crate::sampler::Sampler;
+use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
@@ -62,6 +62,8 @@ pub struct Engine {
     tokenizer: Tokenizer,
     template: Option<Result<ChatTemplate>>,
     control_tokens: ControlTokens,
+    sampling_defaults: Vec<ModelDefault>,
+    grammars: OnceLock<Grammars>,
     device: String,
     n_ctx: usize,
     n_batch: usize,
@@ -102,6 +104,7 @@ impl Queue {
 }
 
 /// What a session wants of its rows.
+#[allow(clippy::large_enum_variant, reason = "a box for the sampler would be an allocation for each token")]
 enum Wanted {
     /// The logits of the last row that wants them, in this buffer; nothing if none does.
     Logits(Vec<f32>),
@@ -161,6 +164,7 @@ impl Engine {
         };
         progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+        let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let backend: Box<dyn Backend> = match device {
             #[cfg(feature = "cuda")]
@@ -180,6 +184,8 @@ impl Engine {
             template,
             control_tokens: ControlTokens::new(tokenizer.control_tokens()),
             tokenizer,
+            sampling_defaults,
+            grammars: OnceLock::new(),
             desc,
             queue: Mutex::default(),
             backend: Mutex::new(backend),
@@ -256,6 +262,23 @@ impl Engine {
     /// The texts that user text must not be able to turn into tokens.
     pub fn control_tokens(&self) -> &ControlTokens {
         &self.control_tokens
+    }
+
+    /// What the model's file says about how to sample from it.
+    pub fn sampling_defaults(&self) -> &[ModelDefault] {
+        &self.sampling_defaults
+    }
+
+    /// The vocabulary as grammars need it, made when it is first asked for.
+    ///
+    /// # Errors
+    /// Those of [`Grammars::new`].
+    pub fn grammars(&self) -> Result<&Grammars> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let grammars = Grammars::new(&self.tokenizer, self.n_vocab())?;
+        Ok(self.grammars.get_or_init(|| grammars))
     }
 
     /// The model's chat template.

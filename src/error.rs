@@ -79,6 +79,10 @@ statuses! {
     ContextFull = -42, "CONTEXT_FULL";
     /// The model produced numbers that are not finite.
     Numeric = -43, "NUMERIC";
+    /// Every token is banned, so that none can be drawn.
+    NoCandidate = -44, "NO_CANDIDATE";
+    /// A grammar is not one, or too much.
+    BadGrammar = -45, "BAD_GRAMMAR";
     /// This build of kigo has no backend for the device asked for.
     NoBackend = -60, "NO_BACKEND";
     /// There is no NVIDIA driver.
@@ -306,6 +310,27 @@ pub enum Error {
         /// Its value.
         found: f32,
     },
+    /// No token is left to draw.
+    #[error("no token may be drawn: logit_bias or the grammar bans all that are left; ban fewer tokens")]
+    NoCandidate,
+    /// A grammar that cannot be used.
+    #[error("{option}: {reason}")]
+    BadGrammar {
+        /// The option that has it.
+        option: &'static str,
+        /// What is wrong with it, in the words of its parser.
+        reason: String,
+    },
+    /// A buffer for numbers cannot hold the answer.
+    #[error("size: expected room for at least {needed} {what}, found {found}; call again with more, nothing is lost")]
+    TooFewPlaces {
+        /// What the places are for.
+        what: &'static str,
+        /// How many there must be.
+        needed: usize,
+        /// How many there are.
+        found: usize,
+    },
     /// No backend for this device.
     #[error(
         "device \"{device}\": this build of kigo has no {backend} backend; set the option device to one of: {known}"
@@ -428,7 +453,7 @@ impl Error {
             Error::UnknownOption { .. } => Status::UnknownOption,
             Error::InvalidHandle { .. } => Status::InvalidHandle,
             Error::InvalidUtf8 { .. } => Status::InvalidUtf8,
-            Error::BufferTooSmall { .. } => Status::BufferTooSmall,
+            Error::BufferTooSmall { .. } | Error::TooFewPlaces { .. } => Status::BufferTooSmall,
             Error::Busy => Status::Busy,
             Error::Cancelled | Error::LoadCancelled => Status::Cancelled,
             Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } => {
@@ -441,6 +466,8 @@ impl Error {
             Error::EmptyPrompt => Status::EmptyPrompt,
             Error::ContextFull { .. } => Status::ContextFull,
             Error::Numeric { .. } => Status::Numeric,
+            Error::NoCandidate => Status::NoCandidate,
+            Error::BadGrammar { .. } => Status::BadGrammar,
             Error::NoBackend { .. } => Status::NoBackend,
             Error::NoDriver { .. } => Status::NoDriver,
             Error::NoDevice { .. } => Status::NoDevice,

@@ -5,6 +5,9 @@ use kigo::sampler::{Sampler, SamplingParams, rng};
 use kigo::{Error, Status};
 use proptest::prelude::*;
 
+#[path = "sampler/steps.rs"]
+mod steps;
+
 fn all() -> SamplingParams {
     SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..SamplingParams::default() }
 }
@@ -259,7 +262,7 @@ proptest! {
         if coarse {
             logits.iter_mut().for_each(|l| *l = l.round());
         }
-        let params = SamplingParams { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n: 64, seed };
+        let params = SamplingParams { temperature, top_k, top_p, min_p, repeat_penalty, seed, ..SamplingParams::default() };
         let reference = reference(&params, &logits, &recent);
         let mut sampler = sampler(params);
         for n in 0..8 {
@@ -303,11 +306,20 @@ fn a_sampler_can_change_vocabularies() {
 /// Not a benchmark: a bound that only a change of complexity breaks.
 #[test]
 fn large_vocabularies_are_quick() {
-    for n_vocab in [49_152, 262_144] {
+    for n_vocab in [49_152, 131_072, 262_144] {
         let logits = logits(n_vocab, 9);
-        for params in [SamplingParams::default(), SamplingParams { top_k: 0, ..SamplingParams::default() }, all()] {
+        let d = SamplingParams::default;
+        let dry = SamplingParams { dry_multiplier: 0.8, presence_penalty: 0.1, ..d() };
+        let typical = SamplingParams { top_k: 0, typical_p: 0.9, ..d() };
+        let sigma = SamplingParams { top_k: 0, top_n_sigma: 1.0, xtc_probability: 0.5, ..d() };
+        let mirostat = SamplingParams { mirostat: true, ..d() };
+        let mut cases = vec![d(), SamplingParams { top_k: 0, ..d() }, all(), dry];
+        if n_vocab < 262_144 {
+            cases.extend([typical, sigma, mirostat]);
+        }
+        for params in cases {
             let mut sampler = sampler(SamplingParams { repeat_penalty: 1.1, ..params.clone() });
-            let recent: Vec<u32> = (0..64).collect();
+            let recent: Vec<u32> = (0..4096).map(|n| n % 1000).collect();
             // The quickest of some, which other work on the machine does not disturb.
             let time = |_| {
                 let start = std::time::Instant::now();
@@ -315,7 +327,11 @@ fn large_vocabularies_are_quick() {
                 start.elapsed()
             };
             let quickest = (0..20).map(time).min().unwrap();
-            println!("{n_vocab} logits, top_k {}, top_p {}: {quickest:?}", params.top_k, params.top_p);
+            let SamplingParams { top_k, top_p, typical_p, top_n_sigma, dry_multiplier, mirostat, .. } = params;
+            print!(
+                "{n_vocab} logits, top_k {top_k}, top_p {top_p}, typical_p {typical_p}, top_n_sigma {top_n_sigma}, "
+            );
+            println!("dry {dry_multiplier}, mirostat {mirostat}: {quickest:?}");
             assert!(quickest.as_millis() < 50, "{n_vocab} logits, {params:?}: {quickest:?}");
         }
     }

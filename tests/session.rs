@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kigo::engine::{Engine, LoadOptions};
-use kigo::sampler::SamplingParams;
+use kigo::sampler::{GrammarText, SamplingParams, Step};
 use kigo::session::{FinishReason, Prompt, Session, SessionOptions};
 use kigo::{Error, Status};
 
@@ -202,6 +202,62 @@ fn seeds_decide_t18() {
     }
     let others: std::collections::HashSet<String> = (2..12).map(ask).collect();
     assert!(others.len() > 5, "{others:?}");
+}
+
+/// Options beyond the usual, some of which have a state.
+fn unusual(seed: u64) -> Vec<SessionOptions> {
+    let with = |change: fn(&mut SamplingParams)| {
+        let mut options = seeded(seed);
+        change(&mut options.sampling);
+        options
+    };
+    let regex = Some(GrammarText::Regex("[a-z ]{10,60}[.!]".into()));
+    vec![
+        with(|p| p.mirostat = true),
+        with(|p| (p.dry_multiplier, p.dry_allowed_length) = (2.0, 1)),
+        with(|p| (p.xtc_probability, p.xtc_threshold) = (0.5, 0.05)),
+        with(|p| (p.presence_penalty, p.frequency_penalty, p.repeat_last_n) = (1.0, 0.5, 20)),
+        with(|p| (p.typical_p, p.top_n_sigma, p.min_keep) = (0.9, 1.5, 3)),
+        with(|p| (p.dynatemp_range, p.samplers) = (0.5, vec![Step::Temperature, Step::TopP, Step::Penalties])),
+        SessionOptions { grammar: regex, ..with(|p| p.logprobs = 5) },
+    ]
+}
+
+#[test]
+fn whatever_the_options_the_same_seed_gives_the_same_tokens_alone_and_in_company_t18() {
+    let engine = engine();
+    let run =
+        |options: &SessionOptions| tokens(&mut Session::start(&engine, Prompt::Text("Tell me"), options).unwrap());
+    let all: Vec<SessionOptions> = (0..3).flat_map(unusual).collect();
+    let alone: Vec<Vec<u32>> = all.iter().map(run).collect();
+    assert!(alone.iter().all(|tokens| !tokens.is_empty()));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all.iter().map(|options| scope.spawn(|| run(options))).collect();
+        for (thread, expected) in threads.into_iter().zip(&alone) {
+            assert_eq!(thread.join().unwrap(), *expected);
+        }
+    });
+    assert_ne!(alone[0], alone[7], "another seed gives other tokens");
+}
+
+#[test]
+fn the_logits_of_the_last_token_are_kept_on_request() {
+    let engine = engine();
+    let mut session = Session::start(&engine, Prompt::Text("Tell me"), &greedy()).unwrap();
+    session.peek_token().unwrap();
+    assert!(session.last_logits().is_none());
+    let mut options = greedy();
+    options.sampling.logprobs = 1;
+    let mut session = Session::start(&engine, Prompt::Text("Tell me"), &options).unwrap();
+    assert!(session.last_logits().is_none());
+    for _ in 0..5 {
+        let (token, _) = session.peek_token().unwrap().unwrap();
+        session.take_token();
+        let (last, logits) = session.last_logits().unwrap();
+        assert_eq!((last, logits.len()), (token, engine.n_vocab()));
+        let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+        assert_eq!(logits[token as usize], largest);
+    }
 }
 
 #[test]

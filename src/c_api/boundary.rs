@@ -290,6 +290,45 @@ impl Buffer {
     }
 }
 
+/// A caller's array with room for `room` numbers; only as many as an answer has are touched.
+pub(super) struct Numbers<T> {
+    start: *mut T,
+    room: usize,
+}
+
+impl<T: Copy> Numbers<T> {
+    /// # Errors
+    /// `InvalidArgument` names `argument` when it is NULL and `room` is not 0.
+    ///
+    /// # Safety
+    /// `start` is NULL, or valid for writing `room` numbers, or as many as the answer has if that is less; it need not
+    /// be aligned.
+    pub(super) unsafe fn new(start: *mut T, room: usize, argument: &'static str) -> Result<Numbers<T>> {
+        if start.is_null() && room > 0 {
+            return Err(null(argument));
+        }
+        Ok(Numbers { start, room })
+    }
+
+    /// Writes `values` and says how many; nothing is written if they do not fit.
+    ///
+    /// # Errors
+    /// `TooFewPlaces` with the number needed; `what` names the values.
+    pub(super) fn write(&self, what: &'static str, values: impl ExactSizeIterator<Item = T>) -> Result<i32> {
+        let needed = values.len();
+        if needed > self.room {
+            return Err(Error::TooFewPlaces { what, needed, found: self.room });
+        }
+        let written = countable(needed)?;
+        for (index, value) in values.take(needed).enumerate() {
+            // SAFETY: `index` is less than `needed`, which is at most `room`, and `new`'s contract is that so many can
+            // be written from a `start` that is not NULL (a NULL has room for 0).
+            unsafe { self.start.wrapping_add(index).write_unaligned(value) };
+        }
+        Ok(written)
+    }
+}
+
 /// `len` as a return value.
 fn countable(len: usize) -> Result<i32> {
     i32::try_from(len).map_err(|_| Error::Limit { what: "bytes in one answer", limit: i32::MAX as u64 })

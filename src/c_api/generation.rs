@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 /// Why a generation ended: name in C, number, meaning.
-pub(super) const FINISH_REASONS: [(&str, i32, &str); 7] = [
+pub(super) const FINISH_REASONS: [(&str, i32, &str); 8] = [
     ("KIGO_FINISH_RUNNING", RUNNING, "It has not ended."),
     ("KIGO_FINISH_END_OF_GENERATION", 1, "The model ended it."),
     ("KIGO_FINISH_STOP_STRING", 2, "A stop string came; it is not part of the text."),
@@ -20,6 +20,7 @@ pub(super) const FINISH_REASONS: [(&str, i32, &str); 7] = [
     ("KIGO_FINISH_CONTEXT_FULL", 4, "The context is full."),
     ("KIGO_FINISH_CANCELLED", 5, "It was cancelled."),
     ("KIGO_FINISH_ERROR", FAILED, "The last call failed; kigo_inference_last_error() says why."),
+    ("KIGO_FINISH_GRAMMAR", 7, "The grammar is complete and allows nothing more."),
 ];
 pub(super) const RUNNING: i32 = 0;
 pub(super) const FAILED: i32 = 6;
@@ -31,6 +32,7 @@ fn number(reason: FinishReason) -> i32 {
         FinishReason::MaxTokens => 3,
         FinishReason::ContextFull => 4,
         FinishReason::Cancelled => 5,
+        FinishReason::Grammar => 7,
     }
 }
 
@@ -130,6 +132,7 @@ impl Generation {
     /// # Errors
     /// As [`Session::start`].
     pub(super) fn start(engine: &Arc<Engine>, prompt: Prompt, settings: &Settings) -> Result<Generation> {
+        let settings = settings.clone().for_model(engine.sampling_defaults())?;
         let session = Session::start(engine, prompt, &settings.session)?;
         let report = Report { prompt_tokens: session.prompt_tokens() as u64, ..Report::default() };
         Ok(Generation {
@@ -142,6 +145,22 @@ impl Generation {
     /// The state after the last call that ended.
     pub(super) fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads from the session between calls that move it on.
+    ///
+    /// # Errors
+    /// `Busy` while one is running; the defect that has ended the session; what `read` returns.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Session) -> Result<T>) -> std::result::Result<T, Failure> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+        };
+        match &state.defect {
+            Some(defect) => Err(defect.clone()),
+            None => Ok(read(&state.session)?),
+        }
     }
 
     /// Remembers a failure that concerns the arguments of a call, not the session.
@@ -223,6 +242,7 @@ mod tests {
             (FinishReason::MaxTokens, "KIGO_FINISH_MAX_TOKENS"),
             (FinishReason::ContextFull, "KIGO_FINISH_CONTEXT_FULL"),
             (FinishReason::Cancelled, "KIGO_FINISH_CANCELLED"),
+            (FinishReason::Grammar, "KIGO_FINISH_GRAMMAR"),
         ] {
             assert!(FINISH_REASONS.iter().any(|(known, value, _)| *known == name && *value == number(reason)));
         }

@@ -74,6 +74,10 @@ fn options() -> String {
         "Keys of kigo_options_set_str(), kigo_options_set_i64() and kigo_options_set_f64(). Where a number is wanted, \
          an integer will do."
             .to_owned(),
+        String::new(),
+        "A model file may have defaults of its own for how tokens are chosen (general.sampling.*): they take the place of \
+         those below, for options that are not set."
+            .to_owned(),
     ];
     let settings = Settings::default();
     for (reader, function) in [

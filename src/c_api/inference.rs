@@ -1,6 +1,6 @@
 //! Inferences: start, take text or tokens, cancel, ask, free. What they do is in [`super::generation`].
 
-use super::boundary::{Buffer, Out, array, export, export_fact, free, guarded, handle, pointer, prompt};
+use super::boundary::{Buffer, Numbers, Out, array, export, export_fact, free, guarded, handle, pointer, prompt};
 use super::error::kigo_error;
 use super::generation::{COUNTS, Generation, Lane, TIMES};
 use super::handle::{Kind, MAX_HANDLES, Table};
@@ -9,6 +9,7 @@ use super::option_table::PromptFormat;
 use super::options::{kigo_options, snapshot};
 use crate::engine::Engine;
 use crate::error::try_vec;
+use crate::sampler::logprobs;
 use crate::session::{Prompt, Session};
 use crate::{Error, Result};
 use std::ffi::c_char;
@@ -35,8 +36,10 @@ static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
 ///   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
 ///   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
 ///   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+///   - KIGO_BAD_GRAMMAR: the option "json_schema", "regex" or "lark" is wrong or takes too much; the message says how.
 ///   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
-///   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
+///   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, the prompt is not what "prompt_format" says, "logit_bias"
+///     has an id that the model does not, or the model's own default for an option is not allowed.
 ///   - KIGO_OUT_OF_MEMORY: there is no room for the prompt. The context itself takes memory as it grows, in later calls.
 ///   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
 ///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
@@ -84,7 +87,7 @@ pub unsafe extern "C" fn kigo_inference_start(
 /// @param error      Where an error is written on failure, or NULL.
 /// @returns KIGO_OK. On failure nothing is left behind.
 ///   - KIGO_INVALID_ARGUMENT: a token id is outside the vocabulary, or `tokens` or `inference` is NULL.
-///   - KIGO_PROMPT_TOO_LONG, KIGO_EMPTY_PROMPT, KIGO_OUT_OF_MEMORY, KIGO_INVALID_HANDLE: as for
+///   - KIGO_PROMPT_TOO_LONG, KIGO_EMPTY_PROMPT, KIGO_BAD_GRAMMAR, KIGO_OUT_OF_MEMORY, KIGO_INVALID_HANDLE: as for
 ///     kigo_inference_start().
 ///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
 ///
@@ -156,6 +159,8 @@ fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
 ///   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
 ///   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
+///   - KIGO_NO_CANDIDATE: every token is banned; free the inference.
+///   - KIGO_BAD_GRAMMAR: the grammar takes too much at this place of the text; free the inference.
 ///   - KIGO_INVALID_ARGUMENT: `text` is NULL though `size` is not 0, or kigo_next_token() was used before.
 ///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
 ///
@@ -209,6 +214,8 @@ fn next_text(session: &mut Session, buffer: &Buffer) -> Result<Option<i32>> {
 ///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
 ///   - KIGO_OUT_OF_MEMORY: the context cannot grow. Nothing is lost: free other inferences and call again.
 ///   - KIGO_NUMERIC: the model computed numbers that are not finite; free the inference.
+///   - KIGO_NO_CANDIDATE: every token is banned; free the inference.
+///   - KIGO_BAD_GRAMMAR: the grammar takes too much at this place of the text; free the inference.
 ///   - KIGO_INVALID_ARGUMENT: `token` is NULL, `bytes` is NULL though `size` is not 0, or kigo_next_text() was used
 ///     before.
 ///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
@@ -370,6 +377,109 @@ pub unsafe extern "C" fn kigo_inference_get_f64(
     };
     // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
     unsafe { export_fact(key, value, error, get) }
+}
+
+/// The logits that the last token was drawn from, as the model gave them: before bias, grammar and all other options.
+///
+/// The inference must have been started with the option "logprobs" above 0. The last token is the one that the last call
+/// of kigo_next_token() returned or, after KIGO_FINISHED, the one that ended the text, which is not part of it. Pieces of
+/// kigo_next_text() may have several tokens.
+///
+/// @param inference  The inference; not changed.
+/// @param logits     Where the logits are written, by token id; may be NULL if `size` is 0.
+/// @param size       How many floats `logits` has room for; "n_vocab" of the model is enough.
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns How many logits were written: "n_vocab", or 0 if no token was drawn yet.
+///   - KIGO_BUFFER_TOO_SMALL: nothing was written, and the message has the size needed.
+///   - KIGO_INVALID_ARGUMENT: `logits` is NULL though `size` is not 0, or the inference keeps none; start one with the
+///     option "logprobs".
+///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it.
+///
+/// # Safety
+/// `logits` is NULL or valid for writing `size` floats; `error` is NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_logits(
+    inference: *const kigo_inference,
+    logits: *mut f32,
+    size: usize,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        // SAFETY: `logits` is NULL or valid for writing `size` floats by this function's contract.
+        let out = unsafe { Numbers::new(logits, size, "logits") }?;
+        inference.read(|session| {
+            let (_, logits) = kept(session)?.unwrap_or_default();
+            out.write("logits", logits.iter().copied())
+        })
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// The last token and the most likely ones in its place, with the logarithms of the probabilities that the model gave
+/// them, before bias, grammar and all other options.
+///
+/// The first entry is the last token itself, as kigo_inference_logits() explains. The others are as many of the most
+/// likely tokens as the option "logprobs" says, the most likely first; the last token may be among them again.
+///
+/// @param inference  The inference; not changed.
+/// @param tokens     Where the ids are written; may be NULL if `size` is 0.
+/// @param logprobs   Where their natural logarithms are written, in the same order; may be NULL if `size` is 0.
+/// @param size       How many entries `tokens` and `logprobs` each have room for; one more than "logprobs" is enough.
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns How many entries were written; 0 if no token was drawn yet.
+///   - KIGO_BUFFER_TOO_SMALL: nothing was written, and the message has the size needed.
+///   - KIGO_INVALID_ARGUMENT: `tokens` or `logprobs` is NULL though `size` is not 0, or the inference keeps no logits;
+///     start one with the option "logprobs".
+///   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+///   - KIGO_OUT_OF_MEMORY: there is no room to sort the tokens; nothing was written.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it.
+///
+/// # Safety
+/// `tokens` and `logprobs` are NULL or valid for writing `size` numbers each; `error` is NULL or valid for writing one
+/// pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_inference_logprobs(
+    inference: *const kigo_inference,
+    tokens: *mut i32,
+    logprobs: *mut f64,
+    size: usize,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        let inference = INFERENCES.get(handle(inference), "inference")?;
+        // SAFETY: `tokens` is NULL or valid for writing `size` ids by this function's contract.
+        let ids = unsafe { Numbers::new(tokens, size, "tokens") }?;
+        // SAFETY: `logprobs` is NULL or valid for writing `size` numbers by this function's contract.
+        let values = unsafe { Numbers::new(logprobs, size, "logprobs") }?;
+        inference.read(|session| {
+            let Some((token, logits)) = kept(session)? else { return Ok(0) };
+            let n = usize::try_from(session.sampling().logprobs).unwrap_or(usize::MAX);
+            let entries = self::logprobs(logits, token, n)?;
+            ids.write("tokens", entries.iter().map(|(id, _)| *id as i32))?;
+            values.write("tokens", entries.iter().map(|(_, logprob)| *logprob))
+        })
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// The last token and its logits, if there was one.
+///
+/// # Errors
+/// `InvalidArgument` when the session keeps none.
+fn kept(session: &Session) -> Result<Option<(u32, &[f32])>> {
+    if session.sampling().logprobs == 0 {
+        let expected = "one that was started with the option logprobs above 0";
+        return Err(Error::invalid_argument("inference", expected, "one that keeps no logits"));
+    }
+    Ok(session.last_logits())
 }
 
 /// Frees an inference. The handle is dead at once; a call that is running in another thread is cancelled, and gives

@@ -96,6 +96,7 @@ pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
 pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};
 pub use inference::{kigo_inference, kigo_inference_cancel, kigo_inference_finish_reason, kigo_inference_free};
 pub use inference::{kigo_inference_get_f64, kigo_inference_get_i64, kigo_inference_last_error, kigo_inference_start};
+pub use inference::{kigo_inference_logits, kigo_inference_logprobs};
 pub use inference::{kigo_inference_start_tokens, kigo_next_text, kigo_next_token};
 pub use library::{kigo_abi_version, kigo_version};
 pub use load::{kigo_load, kigo_load_cancel, kigo_load_finish, kigo_load_free, kigo_load_progress, kigo_load_start};

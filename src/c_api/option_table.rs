@@ -3,6 +3,7 @@
 use crate::backend::Device;
 use crate::engine::LoadOptions;
 use crate::error::quoted;
+use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, Step, parse_bias};
 use crate::session::SessionOptions;
 use crate::{Error, Result};
 use std::ops::RangeInclusive;
@@ -22,6 +23,8 @@ pub(super) struct Settings {
     pub(super) load: LoadOptions,
     pub(super) session: SessionOptions,
     pub(super) prompt_format: PromptFormat,
+    /// Keys of the options that were set.
+    given: Vec<&'static str>,
 }
 
 /// One option.
@@ -58,6 +61,12 @@ pub(super) enum Values {
         highest: f64,
         set: fn(&mut Settings, f64),
     },
+    /// From `lowest` to `highest`.
+    Range {
+        lowest: f64,
+        highest: f64,
+        set: fn(&mut Settings, f64),
+    },
     /// Above 0 and up to `highest`.
     Positive {
         highest: f64,
@@ -67,6 +76,9 @@ pub(super) enum Values {
 
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
+const MAX_BREAKERS: usize = 64;
+const MAX_BREAKER_BYTES: usize = 64;
+const MAX_BIAS_BYTES: usize = 4 << 20;
 const I32_MAX: i64 = i32::MAX as i64;
 
 /// Every option, in the order of the header.
@@ -228,6 +240,243 @@ pub(super) static ROWS: &[Row] = &[
         show: |settings| settings.session.sampling.repeat_last_n.to_string(),
     },
     Row {
+        key: "typical_p",
+        reader: Reader::InferenceStart,
+        values: Values::Positive {
+            highest: 1.0,
+            set: |settings, value| settings.session.sampling.typical_p = value as f32,
+        },
+        doc: "Draws among the tokens whose surprise is nearest to the expected one, as few as have this probability together; 1 draws among all.",
+        show: |settings| settings.session.sampling.typical_p.to_string(),
+    },
+    Row {
+        key: "top_n_sigma",
+        reader: Reader::InferenceStart,
+        values: Values::Number {
+            highest: 100.0,
+            set: |settings, value| settings.session.sampling.top_n_sigma = value as f32,
+        },
+        doc: "Drops tokens whose logits are more than this many standard deviations below the largest; 0 drops none.",
+        show: |settings| settings.session.sampling.top_n_sigma.to_string(),
+    },
+    Row {
+        key: "xtc_probability",
+        reader: Reader::InferenceStart,
+        values: Values::Number {
+            highest: 1.0,
+            set: |settings, value| settings.session.sampling.xtc_probability = value as f32,
+        },
+        doc: "How often the most likely tokens are left out; 0 is never.",
+        show: |settings| settings.session.sampling.xtc_probability.to_string(),
+    },
+    Row {
+        key: "xtc_threshold",
+        reader: Reader::InferenceStart,
+        values: Values::Number {
+            highest: 1.0,
+            set: |settings, value| settings.session.sampling.xtc_threshold = value as f32,
+        },
+        doc: "All tokens at least this likely are left out then, but for the least likely of them.",
+        show: |settings| settings.session.sampling.xtc_threshold.to_string(),
+    },
+    Row {
+        key: "min_keep",
+        reader: Reader::InferenceStart,
+        values: Values::Integer {
+            lowest: 1,
+            highest: I32_MAX,
+            set: |settings, value| settings.session.sampling.min_keep = value as u32,
+        },
+        doc: "Each of the options that drop tokens leaves at least this many, if there are.",
+        show: |settings| settings.session.sampling.min_keep.to_string(),
+    },
+    Row {
+        key: "presence_penalty",
+        reader: Reader::InferenceStart,
+        values: Values::Range {
+            lowest: -2.0,
+            highest: 2.0,
+            set: |settings, value| settings.session.sampling.presence_penalty = value as f32,
+        },
+        doc: "Is subtracted from the logits of tokens that came recently (\"repeat_last_n\").",
+        show: |settings| settings.session.sampling.presence_penalty.to_string(),
+    },
+    Row {
+        key: "frequency_penalty",
+        reader: Reader::InferenceStart,
+        values: Values::Range {
+            lowest: -2.0,
+            highest: 2.0,
+            set: |settings, value| settings.session.sampling.frequency_penalty = value as f32,
+        },
+        doc: "Is subtracted once for each time that the token came recently.",
+        show: |settings| settings.session.sampling.frequency_penalty.to_string(),
+    },
+    Row {
+        key: "dry_multiplier",
+        reader: Reader::InferenceStart,
+        values: Values::Number {
+            highest: 100.0,
+            set: |settings, value| settings.session.sampling.dry_multiplier = value as f32,
+        },
+        doc: "Makes tokens less likely that would prolong a repetition of what came before: dry_multiplier * dry_base ^ (tokens repeated - dry_allowed_length) is subtracted from their logits; 0 turns it off.",
+        show: |settings| settings.session.sampling.dry_multiplier.to_string(),
+    },
+    Row {
+        key: "dry_base",
+        reader: Reader::InferenceStart,
+        values: Values::Range {
+            lowest: 1.0,
+            highest: 10.0,
+            set: |settings, value| settings.session.sampling.dry_base = value as f32,
+        },
+        doc: "How fast that grows with the length of the repetition.",
+        show: |settings| settings.session.sampling.dry_base.to_string(),
+    },
+    Row {
+        key: "dry_allowed_length",
+        reader: Reader::InferenceStart,
+        values: Values::Integer {
+            lowest: 0,
+            highest: I32_MAX,
+            set: |settings, value| settings.session.sampling.dry_allowed_length = value as u32,
+        },
+        doc: "Shorter repetitions, in tokens, are free.",
+        show: |settings| settings.session.sampling.dry_allowed_length.to_string(),
+    },
+    Row {
+        key: "dry_penalty_last_n",
+        reader: Reader::InferenceStart,
+        values: Values::Integer {
+            lowest: 0,
+            highest: I32_MAX,
+            set: |settings, value| settings.session.sampling.dry_penalty_last_n = value as u32,
+        },
+        doc: "Among how many of the last tokens repetitions are looked for; more than there are means all.",
+        show: |settings| match settings.session.sampling.dry_penalty_last_n {
+            u32::MAX => "all".to_owned(),
+            n => n.to_string(),
+        },
+    },
+    Row {
+        key: "dry_sequence_breaker",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "a text of 1 to 64 bytes, up to 64 times, or \"none\"",
+            set: |settings, value, row| {
+                if !(1..=MAX_BREAKER_BYTES).contains(&value.len()) {
+                    return Err(row.refuse(format!("{} bytes", value.len())));
+                }
+                let breakers = &mut settings.session.sampling.dry_sequence_breakers;
+                // The first replaces the defaults.
+                if !settings.given.contains(&row.key) || value == "none" {
+                    breakers.clear();
+                }
+                if breakers.len() >= MAX_BREAKERS {
+                    return Err(Error::Limit { what: "sequence breakers", limit: MAX_BREAKERS as u64 });
+                }
+                if value != "none" {
+                    breakers.push(value.to_owned());
+                }
+                Ok(())
+            },
+        },
+        doc: "A text that a repetition does not go beyond: it ends at tokens that contain it. Set for the first time it takes the place of the defaults, then each adds another; \"none\" takes all away.",
+        show: |settings| format!("{:?}", settings.session.sampling.dry_sequence_breakers),
+    },
+    Row {
+        key: "dynatemp_range",
+        reader: Reader::InferenceStart,
+        values: Values::Number {
+            highest: 2.0,
+            set: |settings, value| settings.session.sampling.dynatemp_range = value as f32,
+        },
+        doc: "Lets the temperature follow the entropy of the candidates, so far down and up; 0 keeps it fixed.",
+        show: |settings| settings.session.sampling.dynatemp_range.to_string(),
+    },
+    Row {
+        key: "dynatemp_exponent",
+        reader: Reader::InferenceStart,
+        values: Values::Positive {
+            highest: 10.0,
+            set: |settings, value| settings.session.sampling.dynatemp_exponent = value as f32,
+        },
+        doc: "The power of the entropy that it follows.",
+        show: |settings| settings.session.sampling.dynatemp_exponent.to_string(),
+    },
+    Row {
+        key: "mirostat",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "\"off\" or \"v2\"",
+            set: |settings, value, row| {
+                settings.session.sampling.mirostat = match value {
+                    "off" => false,
+                    "v2" => true,
+                    _ => return Err(row.refuse(quoted(value.as_bytes()))),
+                };
+                Ok(())
+            },
+        },
+        doc: "\"v2\" keeps the surprise of the text near mirostat_tau, after the penalties and in place of all other options that drop tokens.",
+        show: |settings| if settings.session.sampling.mirostat { "\"v2\"" } else { "\"off\"" }.to_owned(),
+    },
+    Row {
+        key: "mirostat_tau",
+        reader: Reader::InferenceStart,
+        values: Values::Positive {
+            highest: 100.0,
+            set: |settings, value| settings.session.sampling.mirostat_tau = value as f32,
+        },
+        doc: "That surprise, in bits for each token.",
+        show: |settings| settings.session.sampling.mirostat_tau.to_string(),
+    },
+    Row {
+        key: "mirostat_eta",
+        reader: Reader::InferenceStart,
+        values: Values::Positive {
+            highest: 1.0,
+            set: |settings, value| settings.session.sampling.mirostat_eta = value as f32,
+        },
+        doc: "How fast mirostat follows it.",
+        show: |settings| settings.session.sampling.mirostat_eta.to_string(),
+    },
+    Row {
+        key: "logit_bias",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: BIAS_EXPECTED,
+            set: |settings, value, row| {
+                if value.len() > MAX_BIAS_BYTES {
+                    return Err(Error::Limit { what: "bytes of logit_bias", limit: MAX_BIAS_BYTES as u64 });
+                }
+                parse_bias(value, &mut settings.session.sampling.logit_bias).map_err(|found| row.refuse(found))
+            },
+        },
+        doc: "What is added to the logits of tokens before anything else, by token id. Setting it again adds to what it says.",
+        show: |settings| if settings.session.sampling.logit_bias.is_empty() { "none" } else { "some" }.to_owned(),
+    },
+    Row {
+        key: "samplers",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: Step::EXPECTED,
+            set: |settings, value, row| {
+                let steps = Step::parse_order(value)?;
+                if steps.is_empty() {
+                    return Err(row.refuse("none"));
+                }
+                settings.session.sampling.samplers = steps;
+                Ok(())
+            },
+        },
+        doc: "Which of the options that change or drop tokens take part, and in which order. A token is drawn after the last; logit_bias and the grammar always come first.",
+        show: |settings| {
+            let names: Vec<&str> = settings.session.sampling.samplers.iter().map(|step| step.name()).collect();
+            names.join(",")
+        },
+    },
+    Row {
         key: "seed",
         reader: Reader::InferenceStart,
         values: Values::Integer {
@@ -258,6 +507,65 @@ pub(super) static ROWS: &[Row] = &[
         doc: "A text that ends the generation and is not part of it. Setting it again adds another, up to 64.",
         show: |settings| if settings.session.stop.is_empty() { "none" } else { "some" }.to_owned(),
     },
+    Row {
+        key: "json_schema",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "a JSON schema of 1 to 262144 bytes, and no regex or lark beside it",
+            set: |settings, value, row| row.set_grammar(settings, value, GrammarText::JsonSchema),
+        },
+        doc: "The generated text is JSON of this schema; {} is any JSON. It is checked when the inference starts: KIGO_BAD_GRAMMAR.",
+        show: |settings| {
+            match settings.session.grammar {
+                Some(GrammarText::JsonSchema(_)) => "some",
+                _ => "none",
+            }
+            .to_owned()
+        },
+    },
+    Row {
+        key: "regex",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "a regular expression of 1 to 65536 bytes, and no json_schema or lark beside it",
+            set: |settings, value, row| row.set_grammar(settings, value, GrammarText::Regex),
+        },
+        doc: "The generated text as a whole matches this regular expression, in the syntax of Rust's crate regex.",
+        show: |settings| {
+            match settings.session.grammar {
+                Some(GrammarText::Regex(_)) => "some",
+                _ => "none",
+            }
+            .to_owned()
+        },
+    },
+    Row {
+        key: "lark",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "a grammar of 1 to 65536 bytes, and no json_schema or regex beside it",
+            set: |settings, value, row| row.set_grammar(settings, value, GrammarText::Lark),
+        },
+        doc: "The generated text is one of this grammar, in the variant of Lark that the library llguidance describes.",
+        show: |settings| {
+            match settings.session.grammar {
+                Some(GrammarText::Lark(_)) => "some",
+                _ => "none",
+            }
+            .to_owned()
+        },
+    },
+    Row {
+        key: "logprobs",
+        reader: Reader::InferenceStart,
+        values: Values::Integer {
+            lowest: 0,
+            highest: 1000,
+            set: |settings, value| settings.session.sampling.logprobs = value as u32,
+        },
+        doc: "If not 0, the logits of every token are kept for kigo_inference_logits(), and kigo_inference_logprobs() tells so many of the most likely tokens. On a GPU each token takes longer then.",
+        show: |settings| settings.session.sampling.logprobs.to_string(),
+    },
 ];
 
 /// A value on its way to an option.
@@ -275,6 +583,7 @@ impl Row {
             Values::Text { expected, .. } => (*expected).to_owned(),
             Values::Integer { lowest, highest, .. } => format!("an integer from {lowest} to {highest}"),
             Values::Number { highest, .. } => format!("a number from 0 to {highest}"),
+            Values::Range { lowest, highest, .. } => format!("a number from {lowest} to {highest}"),
             Values::Positive { highest, .. } => format!("a number above 0 and up to {highest}"),
         }
     }
@@ -284,12 +593,23 @@ impl Row {
         match self.values {
             Values::Text { .. } => "kigo_options_set_str",
             Values::Integer { .. } => "kigo_options_set_i64",
-            Values::Number { .. } | Values::Positive { .. } => "kigo_options_set_f64",
+            Values::Number { .. } | Values::Range { .. } | Values::Positive { .. } => "kigo_options_set_f64",
         }
     }
 
     fn refuse(&self, found: impl ToString) -> Error {
         Error::invalid_argument(self.key, self.range(), found)
+    }
+
+    fn set_grammar(&self, settings: &mut Settings, text: &str, of: fn(String) -> GrammarText) -> Result<()> {
+        if !(1..=of(String::new()).max_bytes()).contains(&text.len()) {
+            return Err(self.refuse(format!("{} bytes", text.len())));
+        }
+        if let Some(other) = settings.session.grammar.as_ref().filter(|other| other.option() != self.key) {
+            return Err(self.refuse(other.option()));
+        }
+        settings.session.grammar = Some(of(text.to_owned()));
+        Ok(())
     }
 
     fn set_number(
@@ -317,11 +637,14 @@ impl Row {
                 set(settings, value);
                 Ok(())
             }
-            (Values::Number { .. } | Values::Positive { .. }, Value::Integer(value)) => {
+            (Values::Number { .. } | Values::Range { .. } | Values::Positive { .. }, Value::Integer(value)) => {
                 self.set(settings, Value::Number(value as f64))
             }
             (Values::Number { highest, set }, Value::Number(value)) => {
                 self.set_number(settings, value, 0.0..=*highest, *set)
+            }
+            (Values::Range { lowest, highest, set }, Value::Number(value)) => {
+                self.set_number(settings, value, *lowest..=*highest, *set)
             }
             (Values::Positive { highest, set }, Value::Number(value)) => {
                 // Smaller ones would become 0 on their way to 32 bits.
@@ -346,10 +669,35 @@ impl Settings {
     /// # Errors
     /// `UnknownOption` names the nearest key; `InvalidArgument` the range, or the function for this type of option.
     pub(super) fn set(&mut self, key: &str, value: Value) -> Result<()> {
-        match ROWS.iter().find(|row| row.key == key) {
-            Some(row) => row.set(self, value),
-            None => Err(unknown(key)),
+        let row = ROWS.iter().find(|row| row.key == key).ok_or_else(|| unknown(key))?;
+        row.set(self, value)?;
+        if !self.given.contains(&row.key) {
+            self.given.push(row.key);
         }
+        Ok(())
+    }
+
+    /// These settings with the defaults of a model for what was not set.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the model's key and the option, where the option does not allow what the model has.
+    pub(super) fn for_model(mut self, defaults: &[ModelDefault]) -> Result<Settings> {
+        for ModelDefault { key, option, value } in defaults {
+            if self.given.contains(option) {
+                continue;
+            }
+            let value = match value {
+                DefaultValue::Integer(value) => Value::Integer(*value),
+                DefaultValue::Number(value) => Value::Number(*value),
+                DefaultValue::Text(value) => Value::Text(value),
+            };
+            let row = ROWS.iter().find(|row| row.key == *option).ok_or_else(|| unknown(option))?;
+            row.set(&mut self, value).map_err(|error| {
+                let expected = format!("what the option {option} allows; set that to choose another");
+                Error::invalid_argument(key, expected, error)
+            })?;
+        }
+        Ok(self)
     }
 }
 
@@ -428,6 +776,18 @@ mod tests {
                     set(row.key, Value::Integer(1)).unwrap();
                     assert!(set(row.key, Value::Integer(i64::MIN)).is_err());
                 }
+                Values::Range { lowest, highest, .. } => {
+                    for value in [*lowest, *highest] {
+                        let settings = set(row.key, Value::Number(value)).unwrap();
+                        assert_eq!((row.show)(&settings), value.to_string());
+                        settings.session.sampling.validate().unwrap();
+                    }
+                    for value in [lowest - 1e-9, highest + 1e-9, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                        let expected = format!("{}: expected {}, found {value}", row.key, row.range());
+                        assert_eq!(set(row.key, Value::Number(value)).unwrap_err(), expected);
+                    }
+                    set(row.key, Value::Integer(1)).unwrap();
+                }
                 Values::Text { .. } => assert!(set(row.key, Value::Text("")).is_err()),
             }
         }
@@ -482,6 +842,55 @@ mod tests {
         assert_eq!(settings.session.stop.len(), MAX_STOPS);
         assert!(set("stop", Value::Text(&"x".repeat(MAX_STOP_BYTES))).is_ok());
         assert!(set("stop", Value::Text(&"x".repeat(MAX_STOP_BYTES + 1))).is_err());
+    }
+
+    #[test]
+    fn grammars_exclude_each_other() {
+        let mut settings = Settings::default();
+        settings.set("regex", Value::Text("a+")).unwrap();
+        settings.set("regex", Value::Text("b+")).unwrap();
+        for key in ["json_schema", "lark"] {
+            let message = settings.set(key, Value::Text("{}")).unwrap_err().to_string();
+            assert!(message.starts_with(key) && message.ends_with("found regex"), "{message}");
+        }
+        assert_eq!(settings.session.grammar, Some(GrammarText::Regex("b+".into())));
+        for (key, most) in [("lark", 65536), ("regex", 65536), ("json_schema", 262_144)] {
+            assert!(set(key, Value::Text(&"x".repeat(most))).is_ok());
+            assert!(set(key, Value::Text(&"x".repeat(most + 1))).unwrap_err().contains(&most.to_string()));
+        }
+    }
+
+    #[test]
+    fn breakers_take_the_place_of_the_defaults() {
+        let mut settings = Settings::default();
+        let breakers = |settings: &Settings| settings.session.sampling.dry_sequence_breakers.clone();
+        assert_eq!(breakers(&settings), ["\n", ":", "\"", "*"]);
+        settings.set("dry_sequence_breaker", Value::Text("\n\n")).unwrap();
+        settings.set("dry_sequence_breaker", Value::Text("- ")).unwrap();
+        assert_eq!(breakers(&settings), ["\n\n", "- "]);
+        settings.set("dry_sequence_breaker", Value::Text("none")).unwrap();
+        assert!(breakers(&settings).is_empty());
+    }
+
+    #[test]
+    fn what_was_set_wins_over_the_model() {
+        let default = |option, key, value| ModelDefault { key, option, value };
+        let defaults = [
+            default("temperature", "general.sampling.temp", DefaultValue::Number(0.5)),
+            default("top_k", "general.sampling.top_k", DefaultValue::Integer(7)),
+            default("samplers", "general.sampling.sequence", DefaultValue::Text("top_k;temp".into())),
+        ];
+        let mut settings = Settings::default();
+        settings.set("top_k", Value::Integer(40)).unwrap();
+        let sampling = settings.for_model(&defaults).unwrap().session.sampling;
+        assert_eq!((sampling.temperature, sampling.top_k), (0.5, 40));
+        assert_eq!(sampling.samplers, [Step::TopK, Step::Temperature]);
+        let hot = [default("temperature", "general.sampling.temp", DefaultValue::Number(9.0))];
+        let message = Settings::default().for_model(&hot).unwrap_err().to_string();
+        assert!(message.starts_with("general.sampling.temp: ") && message.contains("set that"), "{message}");
+        let mut settings = Settings::default();
+        settings.set("temperature", Value::Integer(1)).unwrap();
+        assert_eq!(settings.for_model(&hot).unwrap().session.sampling.temperature, 1.0);
     }
 
     #[test]

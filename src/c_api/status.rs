@@ -126,6 +126,16 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
             "The model produced numbers that are not finite.",
             "Free the inference; the model file is damaged or its arithmetic overflows.",
         ),
+        Status::NoCandidate => (
+            c"KIGO_NO_CANDIDATE",
+            "Every token is banned by logit_bias or the grammar, so that none can be drawn.",
+            "Free the inference; start another that bans fewer tokens.",
+        ),
+        Status::BadGrammar => (
+            c"KIGO_BAD_GRAMMAR",
+            "A JSON schema, regular expression or grammar is not one, or takes too much memory or time.",
+            "Correct or simplify what the option that the message names holds.",
+        ),
         Status::NoBackend => (
             c"KIGO_NO_BACKEND",
             "This build has no backend for the device asked for.",

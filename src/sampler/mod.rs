@@ -1,82 +1,97 @@
 //! Chooses the next token from logits.
 //!
-//! The steps and their order are those of llama.cpp's usual chain:
+//! The steps and their order are those of llama.cpp's usual chain; each has a file of its own.
 //!
-//! 1. `repeat_penalty`: the logit of each distinct token among the last `repeat_last_n` is divided by the penalty if it
-//!    is positive, multiplied by it otherwise (Keskar et al. 2019, as llama.cpp corrects it for negative logits).
-//! 2. `top_k`: the `top_k` largest logits stay.
-//! 3. `top_p`: of the softmax over these, the shortest run of largest probabilities stays whose sum is at least `top_p`.
-//! 4. `min_p`: tokens stay whose logit is at least that of the largest plus `ln(min_p)`.
-//! 5. `temperature`: the logits that are left are divided by it.
-//! 6. One of them is drawn, with the probabilities of their softmax.
+//! 1. `logit_bias` (`bias.rs`) is added to the logits; tokens that it bans or that a grammar (`grammar.rs`) forbids are
+//!    none from here on.
+//! 2. The penalties for tokens that came recently (`penalties.rs`), and for repetitions (`dry.rs`).
+//! 3. What leaves tokens out: `top_n_sigma.rs`; `top_k`, where the largest logits stay; `typical_p.rs`; `top_p.rs`;
+//!    `min_p.rs`; `xtc.rs`.
+//! 4. The logits that are left are divided by the temperature (`temperature.rs`).
+//! 5. One token is drawn, with the probabilities of the softmax.
 //!
-//! Candidates are in the order of descending logit, equal ones by ascending id, through all steps, and the first of them
-//! always stays. The weight of a candidate is `floor(2^40 * exp((logit - largest) / temperature))`, with a temperature of
-//! 1 in step 3; it is computed in f64, by operations that are written down in `exp.rs`. Weights are integers, so their
-//! sums are exact in any order, and any device gets the same bits. Step 6 takes the first candidate at which the
-//! cumulative weight exceeds `floor(total * draw / 2^64)`, where `draw` is [`rng::draw`] of the seed and the number of
-//! draws so far; so a sequence can be continued from any draw. At temperature 0 step 1 is followed by the largest logit
-//! (of equal ones the lowest id) and nothing is drawn.
+//! `samplers` changes the order of 2 to 4, and leaves out what it does not name (`order.rs`). With `mirostat` the penalties
+//! are followed by the temperature and `mirostat.rs`. At temperature 0 they are followed by the largest logit, of equal
+//! ones the lowest id, and nothing is drawn.
+//!
+//! Candidates are in the order of descending logit, equal ones by ascending id, through all steps, and one of them always
+//! stays (`candidates.rs`). The weight of a candidate is `floor(2^40 * exp((logit - largest) / temperature))`, with a
+//! temperature of 1 before step 4; it is computed in f64, by operations that are written down in `exp.rs`. Weights are
+//! integers, so their sums are exact in any order, and any device gets the same bits. Step 5 takes the first candidate at
+//! which the cumulative weight exceeds `floor(total * draw / 2^64)`, where `draw` is [`rng::draw`] of the seed and the
+//! number of draws so far. A token takes one draw, with XTC two.
+//!
+//! What a sampler will do is a function of its parameters, the tokens so far and the number of draws: so a sequence can be
+//! continued from any draw. DRY and the penalties look at the tokens anew each time. The limit of mirostat follows from
+//! the logits of all earlier draws; the sampler keeps it for each of them ([`Sampler::set_drawn`]).
 
+mod bias;
+mod candidates;
+mod defaults;
+mod dry;
 mod exp;
+mod grammar;
+mod logprobs;
+mod min_p;
+mod mirostat;
+mod order;
 mod params;
+mod penalties;
 pub mod rng;
+mod temperature;
+mod top_n_sigma;
+mod top_p;
+mod typical_p;
+mod xtc;
 
 use crate::error::try_vec;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use candidates::{Candidates, Source};
+use dry::Dry;
+use mirostat::Mirostat;
+use penalties::Penalties;
 
+pub use bias::{EXPECTED as BIAS_EXPECTED, parse as parse_bias};
+pub use defaults::{DefaultValue, ModelDefault, model_defaults};
+pub use grammar::{Grammar, GrammarText, Grammars};
+pub use logprobs::logprobs;
+pub use order::Step;
 pub use params::SamplingParams;
 
-/// The weight of the most probable candidate.
-const ONE: f64 = (1u64 << 40) as f64;
-/// Exponents below this give a weight of 0: `exp(-28) < 2^-40`.
-const LEAST_EXPONENT: f64 = -28.0;
 /// Largest vocabulary: the sum of its weights fits into 64 bits.
 pub(crate) const MAX_VOCAB: usize = 1 << 23;
-/// How many candidates are sorted first; more follow only as far as they are needed.
-const FIRST_SORTED: usize = 256;
-
-/// A token that may still be chosen. The integer order is that of candidates: the upper half falls as the logit
-/// rises, the lower half is the id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate(u64);
-
-impl Candidate {
-    fn new(id: u32, logit: f32) -> Candidate {
-        // Adding 0 turns -0 into 0, which it has to equal.
-        let bits = (logit + 0.0).to_bits();
-        let falling = if bits >> 31 == 0 { !bits ^ (1 << 31) } else { bits };
-        Candidate(u64::from(falling) << 32 | u64::from(id))
-    }
-
-    fn id(self) -> u32 {
-        self.0 as u32
-    }
-
-    fn logit(self) -> f64 {
-        let falling = (self.0 >> 32) as u32;
-        let bits = if falling >> 31 == 0 { !falling ^ (1 << 31) } else { falling };
-        f64::from(f32::from_bits(bits))
-    }
-
-    /// The weight beside a candidate whose logit is `largest`.
-    fn weight(self, largest: f64, temperature: f32) -> u64 {
-        // 0 or negative, over a positive number: never NaN.
-        let exponent = (self.logit() - largest) / f64::from(temperature);
-        if exponent < LEAST_EXPONENT { 0 } else { (ONE * exp::exp(exponent)) as u64 }
-    }
-}
 
 /// Draws tokens with one set of parameters. Its buffers are reused from call to call.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
     drawn: u64,
-    /// Distinct tokens of the window, ascending.
-    window: Vec<u32>,
-    /// Of these, the first `sorted` are in their final places.
-    candidates: Vec<Candidate>,
-    sorted: usize,
+    penalties: Penalties,
+    dry: Dry,
+    mirostat: Mirostat,
+    grammar: Option<Box<Grammar>>,
+    candidates: Candidates,
+    /// The logits of the last token and its id, if they are to be kept and there is one.
+    kept: Vec<f32>,
+    last: Option<u32>,
+}
+
+/// One to stand in for another that is elsewhere for a moment; it takes no memory.
+impl Default for Sampler {
+    fn default() -> Sampler {
+        Sampler {
+            params: SamplingParams::BARE,
+            drawn: 0,
+            penalties: Penalties::default(),
+            dry: Dry::default(),
+            mirostat: Mirostat::default(),
+            grammar: None,
+            candidates: Candidates::default(),
+            kept: Vec::new(),
+            last: None,
+        }
+    }
 }
 
 impl Sampler {
@@ -86,7 +101,59 @@ impl Sampler {
     /// Those of [`SamplingParams::validate`].
     pub fn new(params: SamplingParams) -> Result<Sampler> {
         params.validate()?;
-        Ok(Sampler { params, drawn: 0, window: Vec::new(), candidates: Vec::new(), sorted: 0 })
+        let mut sampler = Sampler { params, ..Sampler::default() };
+        bias::order(&mut sampler.params.logit_bias);
+        Ok(sampler)
+    }
+
+    /// A sampler for a model with this vocabulary.
+    ///
+    /// # Errors
+    /// Those of [`SamplingParams::validate`] and [`SamplingParams::validate_for`]; `OutOfMemory`.
+    pub fn for_model(params: SamplingParams, n_vocab: usize, tokenizer: &Tokenizer) -> Result<Sampler> {
+        params.validate_for(n_vocab)?;
+        let mut sampler = Sampler::new(params)?;
+        if sampler.uses(Step::Dry) && Dry::window(&sampler.params) > 0 {
+            sampler.dry.find_breakers(&sampler.params.dry_sequence_breakers, tokenizer)?;
+        }
+        Ok(sampler)
+    }
+
+    /// Takes these tokens for those that repetitions do not go beyond.
+    pub fn set_breakers(&mut self, tokens: Vec<u32>) {
+        self.dry.set_breakers(tokens);
+    }
+
+    /// Allows only what this grammar does, from here on.
+    pub fn set_grammar(&mut self, grammar: Grammar) {
+        self.grammar = Some(Box::new(grammar));
+    }
+
+    /// Does what can be done before the logits are there: call it before each [`Self::sample`]. False if the grammar is
+    /// complete, so that no token can follow.
+    ///
+    /// # Errors
+    /// Those of [`Grammar::prepare`].
+    pub fn prepare(&mut self) -> Result<bool> {
+        self.grammar.as_mut().map_or(Ok(true), |grammar| grammar.prepare())
+    }
+
+    /// Takes note of a token that became part of the sequence.
+    ///
+    /// # Errors
+    /// Those of [`Grammar::accept`].
+    pub fn accept(&mut self, token: u32) -> Result<()> {
+        self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.accept(token))
+    }
+
+    /// Goes back to before the last `n` tokens that were accepted, when `drawn` random numbers had been used.
+    ///
+    /// # Errors
+    /// Those of [`Grammar::rewind`].
+    pub fn rewind(&mut self, n: usize, drawn: u64) -> Result<()> {
+        self.set_drawn(drawn);
+        self.last = None;
+        self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.rewind(n))
     }
 
     /// The parameters.
@@ -94,14 +161,27 @@ impl Sampler {
         &self.params
     }
 
+    /// Whether [`SamplingParams::is_simple`] says all there is to its choices, so that a device may make them.
+    pub fn is_simple(&self) -> bool {
+        self.params.is_simple() && self.grammar.is_none()
+    }
+
     /// How many random numbers were used.
     pub fn drawn(&self) -> u64 {
         self.drawn
     }
 
-    /// Continues as if `drawn` random numbers had been used.
+    /// Continues as if `drawn` random numbers had been used. Mirostat takes up the limit that it had then; it begins anew
+    /// if this sampler has not made that draw.
     pub fn set_drawn(&mut self, drawn: u64) {
         self.drawn = drawn;
+        self.mirostat.set_drawn(drawn);
+    }
+
+    /// The last token and the logits that it was drawn from, as the model gave them; `None` before the first, and
+    /// without `logprobs`.
+    pub fn last(&self) -> Option<(u32, &[f32])> {
+        self.last.map(|token| (token, &*self.kept))
     }
 
     /// The tokens of `tokens` that [`Self::sample`] looks at.
@@ -109,22 +189,21 @@ impl Sampler {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn window_of(&self, tokens: &[u32]) -> Result<Vec<u32>> {
-        let last_n = match self.params.repeat_penalty {
-            1.0 => 0,
-            _ => usize::try_from(self.params.repeat_last_n).unwrap_or(usize::MAX),
-        };
-        let window = &tokens[tokens.len().saturating_sub(last_n)..];
-        let mut out = try_vec(window.len(), "the window of the repetition penalty")?;
+        let window = Penalties::window(&self.params).max(Dry::window(&self.params));
+        let window = &tokens[tokens.len().saturating_sub(window)..];
+        let mut out = try_vec(window.len(), "the latest tokens")?;
         out.extend_from_slice(window);
         Ok(out)
     }
 
     /// The id of the next token, from `logits[n_vocab]` and the sequence so far, `recent`, of which the last
-    /// `repeat_last_n` count (`recent` may be shorter or longer; ids outside the vocabulary are passed over).
+    /// `repeat_last_n` or `dry_penalty_last_n` count (`recent` may be shorter or longer; ids outside the vocabulary are
+    /// passed over).
     ///
     /// # Errors
-    /// [`Error::Numeric`] names the first logit that is not finite, [`Error::Internal`] says that there are none or
-    /// more than 2^23, and [`Error::OutOfMemory`] that there was no room for candidates. After an error nothing was drawn.
+    /// [`Error::Numeric`] names the first logit that is not finite, [`Error::NoCandidate`] says that all tokens are
+    /// banned, [`Error::Internal`] that there are none or more than 2^23, and [`Error::OutOfMemory`] that there was no
+    /// room for candidates. After an error nothing was drawn.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32]) -> Result<u32> {
         // Without an early exit, so that the loop vectorises.
         if !logits.iter().fold(true, |finite, x| finite & x.is_finite()) {
@@ -134,152 +213,82 @@ impl Sampler {
         if !(1..=MAX_VOCAB).contains(&logits.len()) {
             return Err(Error::Internal(format!("expected 1 to {MAX_VOCAB} logits, found {}", logits.len())));
         }
-        self.note_window(recent, logits.len())?;
-        if self.params.temperature == 0.0 {
-            return Ok(self.greedy(logits));
+        let keeps = self.params.logprobs > 0;
+        if keeps && self.kept.len() != logits.len() {
+            self.last = None;
+            self.kept = try_vec(logits.len(), "the logits")?;
+            self.kept.resize(logits.len(), 0.0);
         }
-        self.top_k(logits)?;
-        self.top_p();
-        self.min_p();
-        Ok(self.draw())
+        let token = self.choose(logits, recent)?;
+        if keeps {
+            self.kept.copy_from_slice(logits);
+            self.last = Some(token);
+        }
+        Ok(token)
     }
 
-    /// Writes the distinct tokens of the window to `window`; none when the penalty is off.
-    fn note_window(&mut self, recent: &[u32], n_vocab: usize) -> Result<()> {
-        self.window.clear();
-        if self.params.repeat_penalty == 1.0 {
-            return Ok(());
-        }
-        let last_n = usize::try_from(self.params.repeat_last_n).unwrap_or(usize::MAX);
-        let recent = &recent[recent.len().saturating_sub(last_n)..];
-        if self.window.capacity() < recent.len() {
-            self.window = try_vec(recent.len(), "the window of the repetition penalty")?;
-        }
-        self.window.extend(recent.iter().filter(|&&id| (id as usize) < n_vocab));
-        self.window.sort_unstable();
-        self.window.dedup();
-        Ok(())
-    }
-
-    /// Every token as a candidate, after the repetition penalty.
-    fn penalized<'a>(&'a self, logits: &'a [f32]) -> impl Iterator<Item = Candidate> + 'a {
-        let penalty = self.params.repeat_penalty;
-        let mut window = self.window.iter().copied();
-        let mut next = window.next();
-        (0u32..).zip(logits).map(move |(id, &logit)| {
-            if next != Some(id) {
-                return Candidate::new(id, logit);
-            }
-            next = window.next();
-            let scaled = if logit > 0.0 { logit / penalty } else { logit * penalty };
-            // A tiny or large penalty may leave the range of f32.
-            Candidate::new(id, scaled.clamp(f32::MIN, f32::MAX))
-        })
-    }
-
-    /// The largest penalised logit, of equal ones the lowest id.
-    fn greedy(&self, logits: &[f32]) -> u32 {
-        self.penalized(logits).min().map_or(0, Candidate::id)
-    }
-
-    /// Fills `candidates` with the first `top_k`, or with all of them.
-    fn top_k(&mut self, logits: &[f32]) -> Result<()> {
-        let n_vocab = logits.len();
-        let k = match usize::try_from(self.params.top_k) {
-            Ok(0) | Err(_) => n_vocab,
-            Ok(k) => k.min(n_vocab),
-        };
-        // Twice as many as wanted are gathered, then the better half stays: linear, and with few writes.
-        let room = k.saturating_mul(2).min(n_vocab);
-        let mut kept = std::mem::take(&mut self.candidates);
-        kept.clear();
-        if kept.capacity() < room {
-            kept = try_vec(room, "the candidates of the sampler")?;
-        }
-        let mut worst = Candidate(u64::MAX);
-        for candidate in self.penalized(logits) {
-            if candidate >= worst {
-                continue;
-            }
-            kept.push(candidate);
-            if kept.len() == room && k < n_vocab {
-                worst = *kept.select_nth_unstable(k - 1).1;
-                kept.truncate(k);
+    fn choose(&mut self, logits: &[f32], recent: &[u32]) -> Result<u32> {
+        let allowed = self.grammar.as_ref().map(|grammar| grammar.allowed());
+        let (params, candidates, source) = (&self.params, &mut self.candidates, Source { logits, allowed });
+        candidates.reset(usize::try_from(params.min_keep).unwrap_or(usize::MAX));
+        bias::apply(&params.logit_bias, candidates, source)?;
+        let greedy = params.temperature == 0.0;
+        let mut drawn = self.drawn;
+        for step in &params.samplers {
+            match step {
+                Step::Penalties if Penalties::window(params) > 0 => {
+                    self.penalties.apply(params, recent, candidates, source)?;
+                }
+                Step::Dry if Dry::window(params) > 0 => self.dry.apply(params, recent, candidates, source)?,
+                // Neither leaves anything for these to do.
+                _ if greedy || params.mirostat => {}
+                Step::TopNSigma if params.top_n_sigma > 0.0 => {
+                    top_n_sigma::apply(params.top_n_sigma, candidates, source)?;
+                }
+                Step::TopK if params.top_k > 0 => {
+                    candidates.list_first(source, usize::try_from(params.top_k).unwrap_or(usize::MAX))?;
+                }
+                Step::TypicalP if params.typical_p < 1.0 => {
+                    candidates.list_all(source)?;
+                    typical_p::apply(params.typical_p, candidates)?;
+                }
+                Step::TopP if params.top_p < 1.0 => {
+                    candidates.list_all(source)?;
+                    top_p::apply(params.top_p, candidates);
+                }
+                Step::MinP if params.min_p > 0.0 => {
+                    candidates.list_all(source)?;
+                    min_p::apply(params.min_p, candidates);
+                }
+                Step::Xtc if params.xtc_probability > 0.0 => {
+                    candidates.list_all(source)?;
+                    xtc::apply(params, rng::draw(params.seed, drawn), candidates);
+                    drawn += 1;
+                }
+                Step::Temperature => temperature::apply(params, candidates, source)?,
+                _ => {}
             }
         }
-        if kept.len() > k {
-            kept.select_nth_unstable(k - 1);
-            kept.truncate(k);
+        if greedy {
+            return candidates.best(source).map(|best| best.id()).ok_or(Error::NoCandidate);
         }
-        self.candidates = kept;
-        self.sorted = 0;
-        self.sort_up_to(0);
-        Ok(())
-    }
-
-    /// Puts candidate `at` and those before it, and some more, into their final places.
-    fn sort_up_to(&mut self, at: usize) {
-        while self.sorted <= at && self.sorted < self.candidates.len() {
-            let rest = &mut self.candidates[self.sorted..];
-            // Four times as many each time keep the whole linear beside the sorting.
-            let more = FIRST_SORTED.max(self.sorted.saturating_mul(3)).min(rest.len());
-            if more < rest.len() {
-                rest.select_nth_unstable(more - 1);
-            }
-            rest[..more].sort_unstable();
-            self.sorted += more;
+        candidates.list_all(source)?;
+        if params.mirostat {
+            candidates.set_temperature(f64::from(params.temperature));
+            self.mirostat.apply(params, candidates)?;
         }
-    }
-
-    /// The sum of all weights, at least 2^40.
-    fn total(&self, temperature: f32) -> u64 {
-        let largest = self.candidates[0].logit();
-        self.candidates.iter().map(|c| c.weight(largest, temperature)).sum()
-    }
-
-    /// The first candidate at which the cumulative weight meets `enough`, which the total does.
-    fn first_where(&mut self, temperature: f32, enough: impl Fn(u64) -> bool) -> usize {
-        let largest = self.candidates[0].logit();
-        let mut sum = 0;
-        for at in 0..self.candidates.len() {
-            self.sort_up_to(at);
-            sum += self.candidates[at].weight(largest, temperature);
-            if enough(sum) {
-                return at;
-            }
+        let total = candidates.total();
+        let passed = ((u128::from(total) * u128::from(rng::draw(params.seed, drawn))) >> 64) as u64;
+        let at = candidates.first_where(|sum| sum > passed);
+        let chosen = candidates.nth(at);
+        if params.mirostat {
+            self.mirostat.note(params, candidates.weight(chosen), total);
         }
-        self.candidates.len() - 1
+        self.drawn = drawn + 1;
+        Ok(chosen.id())
     }
 
-    /// Leaves the shortest prefix whose probability is at least `top_p`.
-    fn top_p(&mut self) {
-        if self.params.top_p >= 1.0 {
-            return;
-        }
-        let wanted = f64::from(self.params.top_p) * self.total(1.0) as f64;
-        let last = self.first_where(1.0, |sum| sum as f64 >= wanted);
-        self.candidates.truncate(last + 1);
-        self.sorted = self.sorted.min(last + 1);
-    }
-
-    /// Leaves candidates at least `min_p` times as probable as the first.
-    fn min_p(&mut self) {
-        if self.params.min_p <= 0.0 {
-            return;
-        }
-        let least = self.candidates[0].logit() + f64::from(self.params.min_p).ln();
-        // Those that stay come before those that go, so the sorted prefix stays one.
-        self.candidates.retain(|c| c.logit() >= least);
-        self.sorted = self.sorted.min(self.candidates.len());
-    }
-
-    /// Draws one of the candidates at the temperature.
-    fn draw(&mut self) -> u32 {
-        let total = self.total(self.params.temperature);
-        let draw = rng::draw(self.params.seed, self.drawn);
-        self.drawn += 1;
-        let passed = ((u128::from(total) * u128::from(draw)) >> 64) as u64;
-        let at = self.first_where(self.params.temperature, |sum| sum > passed);
-        self.candidates[at].id()
+    fn uses(&self, step: Step) -> bool {
+        self.params.samplers.contains(&step)
     }
 }

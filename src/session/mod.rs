@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::backend::{Row, SequenceId};
 use crate::engine::Engine;
 use crate::error::try_vec;
-use crate::sampler::{Sampler, SamplingParams};
+use crate::sampler::{GrammarText, Sampler, SamplingParams};
 use crate::{Error, Result};
 use prompt::tokenize;
 use text::TextStream;
@@ -33,6 +33,8 @@ pub enum Prompt<'a> {
 pub struct SessionOptions {
     /// How a token is chosen.
     pub sampling: SamplingParams,
+    /// What the generated text must follow.
+    pub grammar: Option<GrammarText>,
     /// Most tokens to generate; as many as the context takes when `None`.
     pub max_tokens: Option<usize>,
     /// Texts that end the generation and are not part of it.
@@ -52,6 +54,8 @@ pub enum FinishReason {
     ContextFull,
     /// It was cancelled.
     Cancelled,
+    /// The grammar is complete, and allows nothing more.
+    Grammar,
 }
 
 /// A running generation. A session is one thread's at a time; [`Session::cancel_flag`] is everybody's.
@@ -80,13 +84,16 @@ impl Session {
     /// # Errors
     /// A prompt that is empty, too long, or no message list; a bad template; parameters out of range.
     pub fn start(engine: &Arc<Engine>, prompt: Prompt, options: &SessionOptions) -> Result<Session> {
-        let sampler = Sampler::new(options.sampling.clone())?;
+        let mut sampler = Sampler::for_model(options.sampling.clone(), engine.n_vocab(), engine.tokenizer())?;
         let tokens = tokenize(engine, prompt)?;
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
         if tokens.len() >= engine.n_ctx() {
             return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
+        }
+        if let Some(grammar) = &options.grammar {
+            sampler.set_grammar(engine.grammars()?.start(grammar)?);
         }
         Ok(Session {
             sequence: engine.sequence_new(),
@@ -113,8 +120,8 @@ impl Session {
     /// Text that has not been taken, generated now if there is none; `None` at the end. A piece is complete UTF-8.
     ///
     /// # Errors
-    /// [`Error::ContextFull`], [`Error::Cancelled`], [`Error::Numeric`], [`Error::OutOfMemory`]; nothing is lost, and
-    /// the same call may be made again.
+    /// [`Error::ContextFull`], [`Error::Cancelled`], [`Error::Numeric`], [`Error::NoCandidate`], [`Error::BadGrammar`],
+    /// [`Error::OutOfMemory`]; nothing is lost, and the same call may be made again.
     pub fn peek_text(&mut self) -> Result<Option<&str>> {
         while self.text.ready().is_empty() && self.finished_ok()?.is_none() {
             self.advance()?;
@@ -149,6 +156,17 @@ impl Session {
     /// Why the generation ended; `None` while it goes on.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finished
+    }
+
+    /// The logits of the last token that was drawn, `[n_vocab]`, and the token; `None` before the first. They are kept
+    /// if [`SamplingParams::logprobs`] is not 0.
+    pub fn last_logits(&self) -> Option<(u32, &[f32])> {
+        self.sampler.last()
+    }
+
+    /// How the session samples.
+    pub fn sampling(&self) -> &SamplingParams {
+        self.sampler.params()
     }
 
     /// Tokens in the prompt.
@@ -195,11 +213,14 @@ impl Session {
             bytes: size_of_val(&*self.tokens) as u64,
         })?;
         let started = Instant::now();
+        if !self.sampler.prepare()? {
+            self.finish(FinishReason::Grammar);
+            return Ok(());
+        }
         let is_prompt = self.generated_tokens() == 0;
         let token = self.next_token();
         *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();
-        self.accept(token?);
-        Ok(())
+        self.accept(token?)
     }
 
     /// Runs the tokens that are not in the KV cache, in chunks, and draws the token after the last one.
@@ -236,16 +257,20 @@ impl Session {
         }
     }
 
-    fn accept(&mut self, token: u32) {
+    fn accept(&mut self, token: u32) -> Result<()> {
         let tokenizer = self.engine.tokenizer();
         if tokenizer.is_eog(token) {
-            return self.finish(FinishReason::EndOfGeneration);
+            self.finish(FinishReason::EndOfGeneration);
+            return Ok(());
         }
+        self.sampler.accept(token)?;
         self.tokens.push(token);
         if self.text.push(tokenizer.token_bytes(token, false)) {
-            return self.finish(FinishReason::StopString);
+            self.finish(FinishReason::StopString);
+            return Ok(());
         }
         self.pending = Some(token);
+        Ok(())
     }
 
     fn finish(&mut self, reason: FinishReason) {

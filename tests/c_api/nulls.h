@@ -10,16 +10,18 @@ static char text[256];
 static int32_t token;
 static int64_t integer;
 static double number;
+static float single;
 
 /* Everything that a call may need, alive. */
 static void fresh(const char *path)
 {
     live_model = load(path);
-    live_inference = start(live_model, "Once", 4);
     live_options = cpu_options();
+    WORKS(kigo_options_set_i64(live_options, "logprobs", 1, &error));
+    WORKS(kigo_inference_start(live_model, "Once", 4, live_options, &live_inference, &error));
     CHECK(kigo_options_set_i64(live_options, "no such option", 1, &live_error) == KIGO_UNKNOWN_OPTION);
     WORKS(kigo_load_start(path, live_options, &live_load, &error));
-    (void)ids, (void)text, (void)token, (void)integer, (void)number, (void)new_options;
+    (void)ids, (void)text, (void)token, (void)integer, (void)number, (void)single, (void)new_options;
 }
 
 static void clear(void)

@@ -33,6 +33,11 @@ fn c12_c13_c15_c17_arguments() {
 }
 
 #[test]
+fn t13_t16_sampling() {
+    passes("sampling");
+}
+
+#[test]
 fn c20_churn() {
     passes("churn");
 }

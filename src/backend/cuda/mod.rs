@@ -435,12 +435,16 @@ impl Backend for CudaBackend {
             Ok(bound) => bound,
             Err(error) => return fail(draws, error),
         };
-        let on_device =
-            self.wanted.len() <= MAX_GRAPH_ROWS && draws.iter().all(|draw| self.slots.of.contains_key(&draw.sequence));
+        let knows = |draw: &Draw| draw.sampler.is_simple() && self.slots.of.contains_key(&draw.sequence);
+        let on_device = self.wanted.len() <= MAX_GRAPH_ROWS && draws.iter().all(knows);
         if !on_device {
             for draw in draws {
                 draw.outcome =
                     Some(self.logits(draw.index).and_then(|logits| draw.sampler.sample(logits, draw.recent)));
+                // The device's sampler has not seen this token.
+                if let Some(slot) = self.slots.of.get_mut(&draw.sequence) {
+                    slot.drawn = None;
+                }
             }
         } else if let Err(error) = self.sample_on_device(draws) {
             self.forget_ahead();
