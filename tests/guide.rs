@@ -138,8 +138,10 @@ fn the_reference_has_everything_that_the_headers_declare() {
     let html = std::fs::read_to_string(&page).unwrap();
     let exports = std::fs::read_to_string(root().join("include/exports.txt")).unwrap();
     let headers = names.map(|name| std::fs::read_to_string(root().join("include").join(name)).unwrap()).concat();
-    let macros = headers.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(' ')).map(|(name, _)| name);
-    let types = headers.lines().filter_map(|line| line.strip_prefix("typedef struct ")?.split_once(' ')).map(|(name, _)| name);
+    let macros =
+        headers.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(' ')).map(|(name, _)| name);
+    let types =
+        headers.lines().filter_map(|line| line.strip_prefix("typedef struct ")?.split_once(' ')).map(|(name, _)| name);
     let mut n = 0;
     for name in exports.lines().chain(macros).chain(types) {
         assert_eq!(html.matches(&format!(" id=\"{name}\"")).count(), 1, "{name}");

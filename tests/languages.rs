@@ -132,7 +132,10 @@ fn check_haiku(build: Build) {
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let word = said.split("minute: ").nth(1).unwrap().lines().next().unwrap().to_owned();
     let plain = |text: &str| text.to_lowercase().replace('-', " ");
-    assert!(plain(said.split(&word).nth(1).unwrap()).len() > 10 && plain(&said).matches(&plain(&word)).count() > 1, "{said}");
+    assert!(
+        plain(said.split(&word).nth(1).unwrap()).len() > 10 && plain(&said).matches(&plain(&word)).count() > 1,
+        "{said}"
+    );
 }
 
 macro_rules! languages {

@@ -45,7 +45,8 @@ fn prefix() -> &'static Path {
 }
 
 fn files(folder: &Path) -> Vec<String> {
-    let listed = succeed(Command::new("find").current_dir(folder).args([".", "-not", "-type", "d", "-printf", "%P\\n"]));
+    let listed =
+        succeed(Command::new("find").current_dir(folder).args([".", "-not", "-type", "d", "-printf", "%P\\n"]));
     let mut files: Vec<String> = listed.lines().map(str::to_owned).collect();
     files.sort();
     files
@@ -215,7 +216,10 @@ fn debian_packages_install_into_a_root_of_their_own() {
     for package in ["libkigo0", "libkigo-dev"] {
         let path = root().join(format!("build/deb/{package}_{version}_{architecture}.deb"));
         let field = |name| succeed(Command::new("dpkg-deb").arg("-f").arg(&path).arg(name)).trim().to_owned();
-        assert_eq!((field("Package"), field("Version"), field("Source")), (package.into(), version.into(), "kigo".into()));
+        assert_eq!(
+            (field("Package"), field("Version"), field("Source")),
+            (package.into(), version.into(), "kigo".into())
+        );
         let depends = field("Depends");
         assert!(depends.contains(if package == "libkigo0" { "libc6 (>=" } else { "libkigo0 (= " }), "{depends}");
         succeed(Command::new("dpkg-deb").arg("-x").arg(&path).arg(&install_root));

@@ -66,6 +66,19 @@ fn library_exports_what_the_headers_declare() {
 }
 
 #[test]
+fn every_export_is_called_by_a_c_program() {
+    let programs: String = std::fs::read_dir(root().join("tests/c_api"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "c" || extension == "h"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    for (name, _) in declared() {
+        assert!(programs.contains(&format!("{name}(")), "no program in tests/c_api calls {name}");
+    }
+}
+
+#[test]
 fn library_has_its_name_and_stays_loaded() {
     let dynamic = succeed(Command::new("readelf").args(["-d", "-W"]).arg(shared_library()));
     let abi = kigo::c_api::kigo_abi_version();

@@ -175,6 +175,8 @@ int main(int argc, char **argv)
     uint64_t bytes = 0, before;
 
     CHECK(argc == 2 && cuda_get_device_count() == 1);
+    CHECK(strcmp(cuda_error_message(CUDA_SUCCESS), "success") == 0);
+    CHECK(cuda_error_message(98) == cuda_error_message(98) && strlen(cuda_error_message(-1)) > 0);
     CODE(CUDA_ERROR_INVALID_DEVICE, cuda_init(1, &code) == NULL);
     CODE(CUDA_ERROR_INVALID_DEVICE, cuda_init(-1, &code) == NULL);
     CODE(CUDA_SUCCESS, (context = cuda_init(0, &code)) != NULL);
