@@ -285,7 +285,7 @@ TEMPLATE = """<!DOCTYPE html>
   :root { --ink: #e6e2da; --soft: #9b968c; --paper: #191817; --tint: #242220; --line: #383530; --link: #e79c83; }
 }
 * { box-sizing: border-box; }
-html { scroll-behavior: smooth; scroll-padding-top: 1.5rem; }
+html { scroll-padding-top: 1.5rem; }
 body { margin: 0; display: grid; grid-template-columns: 18rem minmax(0, 1fr); color: var(--ink); background: var(--paper);
   font: 1rem/1.6 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
 nav { position: sticky; top: 0; height: 100vh; overflow-y: auto; padding: 1.5rem 1rem 2rem 1.5rem;
@@ -296,10 +296,11 @@ nav a:hover, nav a:focus-visible { background: var(--tint); }
 nav a.level1 { margin-top: 1rem; font-weight: 600; }
 nav input { width: 100%; padding: .4rem .6rem; color: inherit; background: var(--tint); font: inherit;
   border: 1px solid var(--line); border-radius: .35rem; }
-main { max-width: 52rem; padding: 2rem 2.5rem 6rem; }
+main { max-width: 56rem; padding: 2rem 2.5rem 6rem; }
 h1 { margin: 0 0 .3rem; font-size: 2rem; line-height: 1.2; }
 h2 { margin: 3.5rem 0 1rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); font-size: 1.5rem; }
 h3 { margin: 2.5rem 0 .6rem; font-size: 1.15rem; }
+h3 code { font-size: 1em; font-weight: 600; }
 h4 { margin: 1rem 0 .2rem; color: var(--soft); font: 600 .78rem/1.4 ui-sans-serif, system-ui, sans-serif;
   letter-spacing: .06em; text-transform: uppercase; }
 p, ul, dl, table { margin: .6rem 0; }
@@ -308,6 +309,8 @@ li { margin: .25rem 0; }
 b { font-weight: 600; }
 a { color: var(--link); text-underline-offset: .15em; text-decoration-thickness: .05em; }
 code { font: .88em/1.5 ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, monospace; }
+code code { font-size: 1em; }
+pre code { font-size: .8rem; }
 pre { margin: .8rem 0; padding: .8rem 1rem; overflow-x: auto; background: var(--tint); border-radius: .4rem; }
 table { width: 100%; border-collapse: collapse; }
 td { padding: .35rem .8rem .35rem 0; vertical-align: top; border-top: 1px solid var(--line); }
