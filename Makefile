@@ -18,17 +18,23 @@ CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)
 ARCHIVE := $(CARGO_OUT)/release/libkigo.a
 SHARED := build/lib/libkigo.so.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-FEATURES := $(if $(filter 0,$(CUDA)),--no-default-features)
+FEATURES := $(if $(filter 0,$(CUDA)),--no-default-features --features worker-abi)
 # Messages in the library name source files; these make the names the same on every machine.
 REMAP := --remap-path-prefix=$(CURDIR)=kigo --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 SYSTEM_LIBS := -lpthread -ldl -lm -lgcc_s -lc
+HEADERS := $(wildcard include/*.h include/*.hpp)
+# Fills in a template of packaging/.
+FILL = sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
+    -e 's|@SONAME@|$(notdir $(SHARED))|' -e 's|@SYSTEM_LIBS@|$(SYSTEM_LIBS)|' \
+    -e "s|@SYSTEM_LIBS_LIST@|$$(echo $(SYSTEM_LIBS) | tr ' ' ';')|" \
+    -e "s|@TO_INCLUDE@|$$(realpath -m --relative-to='$(LIBDIR)/cmake/kigo' '$(INCLUDEDIR)')|"
 
 # $(call need,program,what to do): stops with one clear line where a program is missing.
 need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1)) is missing: $(2)" >&2; exit 1; }
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: all haiku test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall clean help need-cargo need-build need-cc need-python FORCE
+.PHONY: all haiku test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall deb reference clean help need-cargo need-build need-cc need-python FORCE
 
 all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
 	@echo "built $(SHARED) and $(ARCHIVE)"
@@ -75,24 +81,38 @@ bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which i
 fetch: need-python ## download the model and the vocabularies of the tests into the cache folder, once
 	@$(PYTHON) tools/fetch.py smollm2 vocabs
 
-header: need-build ## write include/kigo.h anew from src/c_api
-	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api header_is_current
+header: need-build ## write the headers and the list of exports anew from src/c_api
+	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api -- header_is_current worker_headers_are_current
+	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api exports_are_current
 
-install: $(SHARED) ## install header, libraries and pkg-config file below DESTDIR and PREFIX
-	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(INCLUDEDIR)"
-	install -m 644 include/kigo.h "$(DESTDIR)$(INCLUDEDIR)/kigo.h"
+install: $(SHARED) ## install libraries, headers, pkg-config and CMake files below DESTDIR and PREFIX
+	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/kigo" "$(DESTDIR)$(INCLUDEDIR)"
+	install -m 644 $(HEADERS) "$(DESTDIR)$(INCLUDEDIR)"
 	install -m 644 $(ARCHIVE) "$(DESTDIR)$(LIBDIR)/libkigo.a"
 	install -m 755 $(SHARED) "$(DESTDIR)$(LIBDIR)/libkigo.so.$(VERSION)"
 	ln -sf libkigo.so.$(VERSION) "$(DESTDIR)$(LIBDIR)/$(notdir $(SHARED))"
 	ln -sf $(notdir $(SHARED)) "$(DESTDIR)$(LIBDIR)/libkigo.so"
-	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCLUDEDIR)' '' 'Name: kigo' \
-	    'Description: Loads a GGUF language model and streams its text' 'Version: $(VERSION)' \
-	    'Libs: -L$${libdir} -lkigo' 'Libs.private: $(SYSTEM_LIBS)' 'Cflags: -I$${includedir}' \
-	    > "$(DESTDIR)$(LIBDIR)/pkgconfig/kigo.pc"
+	$(FILL) packaging/kigo.pc.in > "$(DESTDIR)$(LIBDIR)/pkgconfig/kigo.pc"
+	$(FILL) packaging/cmake/kigo-config.cmake.in > "$(DESTDIR)$(LIBDIR)/cmake/kigo/kigo-config.cmake"
+	$(FILL) packaging/cmake/kigo-config-version.cmake.in > "$(DESTDIR)$(LIBDIR)/cmake/kigo/kigo-config-version.cmake"
 
 uninstall: ## remove what install wrote
-	rm -f "$(DESTDIR)$(INCLUDEDIR)/kigo.h" "$(DESTDIR)$(LIBDIR)/pkgconfig/kigo.pc" "$(DESTDIR)$(LIBDIR)/libkigo.a" \
-	    "$(DESTDIR)$(LIBDIR)/libkigo.so" "$(DESTDIR)$(LIBDIR)/$(notdir $(SHARED))" "$(DESTDIR)$(LIBDIR)/libkigo.so.$(VERSION)"
+	rm -f $(foreach name,$(notdir $(HEADERS)),"$(DESTDIR)$(INCLUDEDIR)/$(name)")
+	rm -f "$(DESTDIR)$(LIBDIR)/libkigo.so" "$(DESTDIR)$(LIBDIR)/$(notdir $(SHARED))" "$(DESTDIR)$(LIBDIR)/libkigo.so.$(VERSION)" \
+	    "$(DESTDIR)$(LIBDIR)/libkigo.a" "$(DESTDIR)$(LIBDIR)/pkgconfig/kigo.pc"
+	rm -rf "$(DESTDIR)$(LIBDIR)/cmake/kigo"
+
+deb: $(SHARED) ## build/deb: the Debian packages libkigo0 and libkigo-dev
+	$(call need,dpkg-deb,install it (on Debian: apt install dpkg) or use make install)
+	$(call need,dpkg-shlibdeps,install it (on Debian: apt install dpkg-dev) or use make install)
+	@MAKE='$(MAKE)' tools/make-deb.sh $(VERSION) build/deb
+
+reference: build/reference.html ## build/reference.html: the manual of the C functions, made from the headers
+
+build/reference.html: tools/make_reference.py $(wildcard include/*.h) | need-python
+	@mkdir -p build
+	$(PYTHON) tools/make_reference.py -o $@ include/kigo.h include/worker_ffi.h include/worker_errors.h include/worker_types.h
+	@echo "wrote $@"
 
 clean: ## remove target/ and build/; the cache folder stays
 	rm -rf build

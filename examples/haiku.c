@@ -12,12 +12,6 @@
 
 enum { MAX_ATTEMPTS = 32 };
 
-static int fail(kigo_error *error) {
-    fprintf(stderr, "haiku: %s\n", kigo_error_message(error));
-    kigo_error_free(error);
-    return 1;
-}
-
 static void minute_in_words(int minute, char *out, size_t size) {
     static const char *const small[] = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
         "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"};
@@ -37,6 +31,28 @@ static int contains(const char *text, const char *word) {
     return 0;
 }
 
+/* Writes one haiku and says whether it contains the word; a negative status if something failed. */
+static int32_t attempt(kigo_model *model, kigo_options *options, const char *prompt, const char *word, int number,
+                       kigo_error **error) {
+    kigo_inference *inference = NULL;
+    char text[256], haiku[4096] = "";
+    int64_t tokens = 0;
+    double speed = 0;
+    int32_t n = kigo_inference_start(model, prompt, KIGO_NUL_TERMINATED, options, &inference, error);
+    printf("\n");
+    while (n >= 0 && (n = kigo_next_text(inference, text, sizeof text, error)) > 0) {
+        fputs(text, stdout), fflush(stdout);
+        strncat(haiku, text, sizeof haiku - strlen(haiku) - 1);
+    }
+    if (n >= 0) n = kigo_inference_get_i64(inference, "generated_tokens", &tokens, error);
+    if (n >= 0) n = kigo_inference_get_f64(inference, "tokens_per_second", &speed, error);
+    kigo_inference_free(inference);
+    if (n < 0) return n;
+    printf("\n\n[attempt %d: %lld tokens, %.1f tok/s, %s]\n", number, (long long)tokens, speed,
+           contains(haiku, word) ? "yes" : "no");
+    return contains(haiku, word);
+}
+
 int main(int argc, char **argv) {
     kigo_error *error = NULL;
     kigo_options *options = NULL;
@@ -48,33 +64,22 @@ int main(int argc, char **argv) {
     snprintf(prompt, sizeof prompt, "Write a haiku of three short lines about the number %s. "
              "Each line contains the word \"%s\".", word, word);
 
-    if (kigo_options_new(&options, &error) || kigo_options_set_str(options, "device", argc > 2 ? argv[2] : "auto", &error) ||
-        kigo_options_set_str(options, "prompt_format", "user", &error) ||
-        kigo_options_set_i64(options, "max_tokens", 48, &error) || kigo_model_load(argv[1], options, &model, &error) ||
-        kigo_model_get_str(model, "device", device, sizeof device, &error) < 0) return fail(error);
-    printf("device: %s\nminute: %s\n", device, word);
+    int32_t n = kigo_options_new(&options, &error);
+    if (n >= 0) n = kigo_options_set_str(options, "device", argc > 2 ? argv[2] : "auto", &error);
+    if (n >= 0) n = kigo_options_set_str(options, "prompt_format", "user", &error);
+    if (n >= 0) n = kigo_options_set_i64(options, "max_tokens", 48, &error);
+    if (n >= 0) n = kigo_model_load(argv[1], options, &model, &error);
+    if (n >= 0) n = kigo_model_get_str(model, "device", device, sizeof device, &error);
+    if (n >= 0) printf("device: %s\nminute: %s\n", device, word), n = 0;
 
-    int found = 0;
-    for (int attempt = 1; attempt <= MAX_ATTEMPTS && !found; attempt++) {
-        kigo_inference *inference = NULL;
-        char text[256], haiku[4096] = "";
-        int32_t n;
-        int64_t tokens = 0;
-        double speed = 0;
-        if (kigo_options_set_i64(options, "seed", (int64_t)now * MAX_ATTEMPTS + attempt, &error) ||
-            kigo_inference_start(model, prompt, KIGO_NUL_TERMINATED, options, &inference, &error)) return fail(error);
-        printf("\n");
-        while ((n = kigo_next_text(inference, text, sizeof text, &error)) > 0) {
-            fputs(text, stdout), fflush(stdout);
-            strncat(haiku, text, sizeof haiku - strlen(haiku) - 1);
-        }
-        if (n < 0) return fail(error);
-        kigo_inference_get_i64(inference, "generated_tokens", &tokens, NULL);
-        kigo_inference_get_f64(inference, "tokens_per_second", &speed, NULL);
-        kigo_inference_free(inference);
-        found = contains(haiku, word);
-        printf("\n\n[attempt %d: %lld tokens, %.1f tok/s, %s]\n", attempt, (long long)tokens, speed, found ? "yes" : "no");
+    for (int number = 1; number <= MAX_ATTEMPTS && n == 0; number++) {
+        n = kigo_options_set_i64(options, "seed", (int64_t)now * MAX_ATTEMPTS + number, &error);
+        if (n >= 0) n = attempt(model, options, prompt, word, number, &error);
     }
-    kigo_model_free(model), kigo_options_free(options);
-    return found ? 0 : (fprintf(stderr, "haiku: none of %d attempts contains \"%s\"\n", MAX_ATTEMPTS, word), 1);
+    if (n < 0) fprintf(stderr, "haiku: %s\n", kigo_error_message(error));
+    if (n == 0) fprintf(stderr, "haiku: none of %d attempts contains \"%s\"\n", MAX_ATTEMPTS, word);
+    kigo_error_free(error);
+    kigo_model_free(model);
+    kigo_options_free(options);
+    return n > 0 ? 0 : 1;
 }

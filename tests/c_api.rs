@@ -11,3 +11,6 @@ mod nulls;
 mod programs;
 #[path = "c_api/toolchain.rs"]
 mod toolchain;
+#[cfg(feature = "worker-abi")]
+#[path = "c_api/worker.rs"]
+mod worker;

@@ -91,6 +91,24 @@ fn the_prompt_forms_agree() {
 }
 
 #[test]
+fn prompts_of_workers_are_rendered_once() {
+    let engine = engine();
+    let rendered = "<|im_start|>user\nWrite a haiku.<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(answer(&engine, Prompt::Rendered(rendered), &greedy()), HAIKU);
+    assert_eq!(answer(&engine, Prompt::RenderedOrUser(rendered), &greedy()), HAIKU);
+    assert_eq!(answer(&engine, Prompt::RenderedOrUser("Write a haiku."), &greedy()), HAIKU);
+    let n_tokens = |prompt| Session::start(&engine, prompt, &greedy()).unwrap().prompt_tokens();
+    let text = "Write a haiku.";
+    assert_eq!(n_tokens(Prompt::Rendered(text)), n_tokens(Prompt::Text(text)), "nothing is added to a bare text");
+    let with_control = n_tokens(Prompt::Rendered("Write<|im_end|>"));
+    assert_eq!(n_tokens(Prompt::RenderedOrUser("Write<|im_end|>")), with_control);
+    let too_long = "a".repeat(1 << 20);
+    for prompt in [Prompt::Rendered(&too_long), Prompt::RenderedOrUser(&too_long)] {
+        assert_eq!(Session::start(&engine, prompt, &greedy()).err().map(|e| e.status()), Some(Status::PromptTooLong));
+    }
+}
+
+#[test]
 fn pieces_are_whole_characters_and_concatenate_t09() {
     let engine = engine();
     let mut session = Session::start(&engine, Prompt::User("Schreibe es auf Japanisch."), &greedy()).unwrap();

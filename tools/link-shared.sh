@@ -15,9 +15,14 @@ output=$2
 map=$(dirname "$0")/../kigo.map
 soname=libkigo.so.0
 
-# An archive gives only what is asked for, so every exported symbol is.
-wanted=$(sed -n 's/^ *\(kigo_[a-z0-9_]*\);$/-Wl,-u,\1/p' "$map")
 mkdir -p "$output"
+# A build without the feature worker-abi has no worker functions.
+if ! nm -g --defined-only "$archive" 2>/dev/null | grep -q ' T cuda_init$'; then
+    sed '/^KIGO_WORKER_0 {$/,/^};$/d' "$map" > "$output/kigo.map"
+    map=$output/kigo.map
+fi
+# An archive gives only what is asked for, so every exported symbol is.
+wanted=$(sed -n 's/^ *\([a-z0-9_]*\);$/-Wl,-u,\1/p' "$map")
 # shellcheck disable=SC2086
 ${CC:-cc} -shared -o "$output/$soname" -Wl,-soname,$soname -Wl,--version-script="$map" $wanted \
     -Wl,--gc-sections -Wl,--strip-debug -Wl,-z,defs -Wl,-z,nodelete -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack \

@@ -34,10 +34,22 @@ pub(super) enum Kind {
     Options = 0xA3,
     Error = 0xA4,
     Load = 0xA5,
+    WorkerContext = 0xB1,
+    WorkerModel = 0xB2,
+    WorkerInference = 0xB3,
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Model, Kind::Inference, Kind::Options, Kind::Error, Kind::Load];
+    const ALL: [Kind; 8] = [
+        Kind::Model,
+        Kind::Inference,
+        Kind::Options,
+        Kind::Error,
+        Kind::Load,
+        Kind::WorkerContext,
+        Kind::WorkerModel,
+        Kind::WorkerInference,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -46,6 +58,9 @@ impl Kind {
             Kind::Options => "kigo_options",
             Kind::Error => "kigo_error",
             Kind::Load => "kigo_load",
+            Kind::WorkerContext => "CudaContext",
+            Kind::WorkerModel => "CudaModel",
+            Kind::WorkerInference => "InferenceResult",
         }
     }
 }
@@ -156,6 +171,9 @@ impl<T> Table<T> {
             Kind::Options => "live kigo_options handles",
             Kind::Error => "live kigo_error handles",
             Kind::Load => "live kigo_load handles",
+            Kind::WorkerContext => "live CudaContext handles",
+            Kind::WorkerModel => "live CudaModel handles",
+            Kind::WorkerInference => "live InferenceResult handles",
         };
         Error::Limit { what, limit: self.limit as u64 }
     }

@@ -1,6 +1,6 @@
-//! The parts of `include/kigo.h` that follow from tables: versions, statuses, finish reasons, options, facts.
+//! The parts of the headers that follow from tables: versions, statuses, finish reasons, options, facts, error codes.
 //!
-//! The rest of the header is made from the exported functions and their descriptions, see `tests/c_api.rs`.
+//! The rest of them is made from the exported functions and their descriptions, see `tests/c_api.rs`.
 
 use super::boundary::NUL_TERMINATED;
 use super::device;
@@ -15,10 +15,32 @@ use std::fmt::Write;
 /// Characters in a line of the header.
 const WIDTH: usize = 118;
 
-/// The first page: the conventions, as a C comment.
+/// The first page of `kigo.h`: the conventions, as a C comment.
 pub fn first_page() -> String {
-    let page = include_str!("mod.rs").lines().map_while(|line| line.strip_prefix("//!"));
+    page(include_str!("mod.rs"))
+}
+
+/// The first page of `worker_ffi.h`.
+#[cfg(feature = "worker-abi")]
+pub fn worker_first_page() -> String {
+    page(include_str!("worker.rs"))
+}
+
+/// What a source file says first, as a C comment.
+fn page(source: &str) -> String {
+    let page = source.lines().map_while(|line| line.strip_prefix("//!"));
     comment(page.map(|line| line.strip_prefix(' ').unwrap_or(line)))
+}
+
+/// The error codes of the worker functions, as a C enumeration.
+#[cfg(feature = "worker-abi")]
+pub fn worker_codes() -> String {
+    let mut text = comment(["What the worker functions write to `*error_code`."]) + "typedef enum {\n";
+    for (index, (name, number, meaning)) in super::worker::CODES.iter().enumerate() {
+        let comma = if index + 1 < super::worker::CODES.len() { "," } else { "" };
+        let _ = writeln!(text, "    /** {} */\n    {name} = {number}{comma}", meaning.to_string_lossy());
+    }
+    text + "} CudaErrorCode;\n"
 }
 
 /// What stands between the includes and the declarations.

@@ -91,6 +91,8 @@ mod model;
 mod option_table;
 mod options;
 mod status;
+#[cfg(feature = "worker-abi")]
+pub mod worker;
 
 pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
 pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};

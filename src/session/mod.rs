@@ -26,6 +26,10 @@ pub enum Prompt<'a> {
     Chat(&'a str),
     /// Token ids, as they are.
     Tokens(&'a [u32]),
+    /// Text in which control tokens count, with BOS where the model wants it and the text does not begin with it.
+    Rendered(&'a str),
+    /// [`Prompt::Rendered`] if it holds a control token or the model has no chat template, else [`Prompt::User`].
+    RenderedOrUser(&'a str),
 }
 
 /// How to generate.

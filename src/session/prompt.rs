@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::Prompt;
 use crate::engine::Engine;
-use crate::tokenizer::EncodeOptions;
 use crate::tokenizer::chat::{self, RenderOptions};
+use crate::tokenizer::{EncodeOptions, TokenKind};
 use crate::{Error, Result};
 
 /// Longest prompt that is looked at, in bytes per token of context; more where the vocabulary has longer tokens.
@@ -43,7 +43,34 @@ pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
             ids.extend_from_slice(tokens);
             Ok(ids)
         }
+        Prompt::Rendered(text) => with_bos(engine, encode_rendered(engine, text)?),
+        Prompt::RenderedOrUser(text) => {
+            let tokenizer = engine.tokenizer();
+            let ids = encode_rendered(engine, text)?;
+            let rendered = ids.iter().any(|id| tokenizer.token_kind(*id) == Some(TokenKind::Control));
+            if rendered || tokenizer.chat_template().is_none() {
+                return with_bos(engine, ids);
+            }
+            check_room(text)?;
+            encode_chat(engine, &chat::messages([("user", text)]))
+        }
     }
+}
+
+/// The tokens of a text in which control tokens count, and none besides.
+fn encode_rendered(engine: &Engine, text: &str) -> Result<Vec<u32>> {
+    check_len(engine, text)?;
+    engine.tokenizer().encode(text, EncodeOptions { parse_special: true, ..Default::default() })
+}
+
+/// Puts BOS in front where the model wants it and it is not there.
+fn with_bos(engine: &Engine, mut ids: Vec<u32>) -> Result<Vec<u32>> {
+    let tokenizer = engine.tokenizer();
+    if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.add_bos() && ids.first() != Some(bos)) {
+        ids.try_reserve(1).map_err(|_| Error::OutOfMemory { what: "the prompt".into(), bytes: 4 })?;
+        ids.insert(0, bos);
+    }
+    Ok(ids)
 }
 
 /// Texts that are too long for any tokenizer are refused before anything is computed or allocated.

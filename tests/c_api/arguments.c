@@ -122,6 +122,24 @@ static void messages(void)
     CHECK(model == NULL && kigo_options_free(options) == KIGO_OK);
 }
 
+/* A machine may have no GPU, no driver, or a build without a backend: then every question has that for an answer. */
+static void devices(void)
+{
+    char name[256];
+    int64_t bytes = 7;
+    const int32_t n = kigo_device_count(NULL);
+    FAILS(KIGO_INVALID_ARGUMENT, kigo_device_get_str(-1, "name", name, sizeof name, &error));
+    if (n > 0) {
+        CHECK(kigo_device_get_str(0, "name", name, sizeof name, NULL) > 1);
+        WORKS(kigo_device_get_i64(0, "memory_bytes", &bytes, &error));
+        CHECK(bytes > 7);
+    } else {
+        CHECK(n == 0 || (n <= KIGO_NO_BACKEND && n >= KIGO_DEVICE_ERROR));
+        CHECK(kigo_device_get_str(0, "name", name, sizeof name, NULL) < 0);
+        CHECK(kigo_device_get_i64(0, "memory_bytes", &bytes, NULL) < 0 && bytes == 7);
+    }
+}
+
 int main(int argc, char **argv)
 {
     kigo_model *model = load(argv[argc - 1]);
@@ -129,6 +147,7 @@ int main(int argc, char **argv)
     tokens(model);
     limits(model);
     messages();
+    devices();
     CHECK(kigo_model_free(model) == KIGO_OK);
     return 0;
 }

@@ -19,8 +19,12 @@ fn generate() -> String {
     String::from_utf8(text).unwrap().replace(" * # Safety\n", " * Memory:\n")
 }
 
+fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join("include").join(name)).unwrap()
+}
+
 fn committed() -> String {
-    std::fs::read_to_string(root().join("include/kigo.h")).unwrap()
+    read("kigo.h")
 }
 
 #[test]
@@ -56,9 +60,14 @@ pub struct Parameter {
     pub comment: String,
 }
 
-/// Every function that the committed header declares.
+/// Every function that the committed `kigo.h` declares.
 pub fn functions() -> Vec<Function> {
-    let header = committed();
+    functions_of("kigo.h")
+}
+
+/// Every function that a committed header declares.
+pub fn functions_of(name: &str) -> Vec<Function> {
+    let header = read(name);
     let (_, declarations) = header.split_once("extern \"C\" {").unwrap();
     declarations.split("/**\n").filter_map(function).collect()
 }

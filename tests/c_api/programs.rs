@@ -1,7 +1,7 @@
 //! C programs that use and misuse the library. Each is a file beside this one, gets the path of a model, and says
 //! what went wrong if something did.
 
-use super::toolchain::{Link, build, model, root, run, shared_library};
+use super::toolchain::{Link, build, build_cpp, model, root, run, shared_library};
 
 fn source(name: &str) -> std::path::PathBuf {
     root().join("tests/c_api").join(name)
@@ -60,4 +60,12 @@ fn c22_fork() {
 #[test]
 fn c21_reload() {
     run(&build(&source("reload.c"), "reload", Link::None), &[&model(), shared_library()]);
+}
+
+#[test]
+fn owners_of_cpp() {
+    for standard in ["c++11", "c++20"] {
+        let program = build_cpp(&source("wrapper.cpp"), &format!("wrapper-{standard}"), standard);
+        assert_eq!(run(&program, &[&model()]), "", "the library prints nothing");
+    }
 }

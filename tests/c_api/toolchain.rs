@@ -5,8 +5,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 /// What the static library needs from the system.
-const SYSTEM_LIBRARIES: [&str; 5] = ["-lpthread", "-ldl", "-lm", "-lgcc_s", "-lc"];
-const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+pub const SYSTEM_LIBRARIES: [&str; 5] = ["-lpthread", "-ldl", "-lm", "-lgcc_s", "-lc"];
+pub const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 const SANITIZE: &str = "-fsanitize=address,undefined";
 
 pub fn root() -> &'static Path {
@@ -104,6 +104,19 @@ pub fn build(source: &Path, name: &str, link: Link) -> PathBuf {
         }
         Link::None => &mut command,
     };
+    succeed(command.args(SYSTEM_LIBRARIES));
+    program
+}
+
+/// Builds a C++ program like a C program with the static library, without exceptions and RTTI.
+pub fn build_cpp(source: &Path, name: &str, standard: &str) -> PathBuf {
+    let program = scratch().join(name);
+    let mut command = compile("c++", standard);
+    command.args(["-g", "-O1", "-fno-exceptions", "-fno-rtti"]);
+    if sanitizes() {
+        command.args([SANITIZE, "-fno-sanitize-recover=all"]);
+    }
+    command.arg(source).arg(static_library()).arg("-o").arg(&program);
     succeed(command.args(SYSTEM_LIBRARIES));
     program
 }
