@@ -7,8 +7,10 @@
 mod bounds;
 mod clock;
 mod env;
+mod filters;
 mod guard;
 mod json;
+mod methods;
 mod rewrite;
 
 use std::time::SystemTime;

@@ -8,7 +8,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Va
 use serde_json::Value as Json;
 
 use super::guard::Guard;
-use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, bounds, clock, json, rewrite};
+use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, bounds, clock, filters, json, rewrite};
 use crate::{Error, Result};
 
 /// Name of the template in its environment.
@@ -40,6 +40,7 @@ pub fn compile(source: &str) -> Result<(Environment<'static>, Vec<String>)> {
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     bounds::install(&mut env);
+    filters::install(&mut env);
     env.add_filter("tojson", json::tojson);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
@@ -153,8 +154,8 @@ fn measure(value: &Json, nodes: &mut usize, bytes: &mut usize) {
     }
 }
 
-/// The messages as the template sees them. Reasoning is known by three names; each message that has one has the two
-/// that templates read.
+/// The messages as the template sees them: without fields that are null, which templates would write as text. Reasoning
+/// is known by three names; each message that has one has the two that templates read.
 fn convert_messages(messages: &Json, guard: Option<&Guard>) -> Value {
     let items = messages.as_array().map(Vec::as_slice).unwrap_or_default();
     items
@@ -167,18 +168,18 @@ fn convert_messages(messages: &Json, guard: Option<&Guard>) -> Value {
                 .map(|value| convert(value, guard, false));
             let mut pairs = Vec::with_capacity(fields.len() + 2);
             pairs.extend(reasoning.clone().map(|value| (Value::from("thinking"), value)));
-            pairs.extend(convert_fields(fields, guard));
+            pairs.extend(convert_fields(fields.iter().filter(|(_, value)| !value.is_null()), guard));
             pairs.extend(reasoning.map(|value| (Value::from("reasoning_content"), value)));
             Value::from_pairs(pairs)
         })
         .collect()
 }
 
-fn convert_fields(
-    fields: &serde_json::Map<String, Json>,
+fn convert_fields<'a>(
+    fields: impl Iterator<Item = (&'a String, &'a Json)>,
     guard: Option<&Guard>,
 ) -> impl Iterator<Item = (Value, Value)> {
-    fields.iter().map(move |(key, value)| {
+    fields.map(move |(key, value)| {
         let protocol = matches!(key.as_str(), "role" | "type");
         (string(key, guard, false), convert(value, guard, protocol))
     })
@@ -195,7 +196,7 @@ fn convert(value: &Json, guard: Option<&Guard>, protocol: bool) -> Value {
         },
         Json::String(text) => string(text, guard, protocol),
         Json::Array(items) => items.iter().map(|item| convert(item, guard, protocol)).collect(),
-        Json::Object(fields) => Value::from_pairs(convert_fields(fields, guard)),
+        Json::Object(fields) => Value::from_pairs(convert_fields(fields.iter(), guard)),
     }
 }
 
