@@ -62,6 +62,12 @@ impl KvCache {
         self.n_pages * self.page_len() * size_of::<f32>()
     }
 
+    /// Bytes of the pages of a sequence of so many positions.
+    pub fn sequence_bytes(&self, n_positions: usize) -> u64 {
+        let page = (self.page_len() * size_of::<f32>()) as u64;
+        (n_positions.div_ceil(PAGE) as u64).saturating_mul(page)
+    }
+
     /// Numbers in a page.
     fn page_len(&self) -> usize {
         self.n_layer * 2 * PAGE * self.width

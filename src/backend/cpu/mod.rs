@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::{Backend, Memory, Progress, Purpose, Residency, Row, SequenceId};
+use super::{Backend, Memory, Needs, Progress, Purpose, Residency, Row, SequenceId};
 use crate::error::try_vec;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{Activation, ModelDesc, Norm, Weights};
 use crate::{Error, Result};
 use attention::Head;
@@ -109,6 +109,34 @@ impl Workspace {
     }
 }
 
+/// Bytes that the planned weights take.
+pub fn weight_bytes(plan: &Weights<TensorInfo>) -> u64 {
+    let mut bytes = 0u64;
+    // The closure never fails, and a list of layers that there is no memory for is short of some bytes at most.
+    let _ = plan.try_map(|role, info| {
+        bytes = bytes.saturating_add(Tensor::bytes_of(info, role));
+        Ok(())
+    });
+    bytes
+}
+
+/// What a model needs besides its weights. The workspace is what its largest parts come to.
+pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize, n_threads: usize) -> Needs {
+    let cache = KvCache::new(desc.n_layer, desc.n_embd_kv());
+    let (n_embd, q, kv) = (desc.n_embd, desc.n_embd_q(), desc.n_embd_kv());
+    let row = 3 * n_embd + 2 * q + 2 * kv + 2 * desc.n_ff + 2 * (desc.rope.n_rot / 2);
+    let widest = n_embd.max(desc.n_ff).max(q);
+    let products = (q + 2 * kv).max(2 * desc.n_ff).max(n_embd);
+    let floats = |n: usize, width: usize| (n as u64).saturating_mul(width as u64).saturating_mul(4);
+    let rows = (n_batch as u64).saturating_mul(size_of::<Row>() as u64);
+    let workspace = [rows, floats(n_batch, row + products), floats(n_threads, widest), floats(1, desc.n_vocab)];
+    Needs {
+        cache: cache.sequence_bytes(n_ctx),
+        cache_per_token: cache.sequence_bytes(kv_cache::PAGE) / kv_cache::PAGE as u64,
+        workspace: workspace.into_iter().fold(0, u64::saturating_add),
+    }
+}
+
 impl CpuBackend {
     /// Reads the planned tensors into memory and starts `n_threads` threads.
     ///
@@ -117,7 +145,7 @@ impl CpuBackend {
     pub fn load(
         gguf: &Gguf,
         desc: &ModelDesc,
-        plan: &Weights<crate::gguf::TensorInfo>,
+        plan: &Weights<TensorInfo>,
         n_threads: usize,
         progress: &Progress,
     ) -> Result<Self> {

@@ -7,7 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Value};
 use serde_json::Value as Json;
 
-use super::guard::Guard;
+use super::guard::{Guard, Use};
 use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, bounds, clock, filters, json, rewrite};
 use crate::{Error, Result};
 
@@ -75,7 +75,7 @@ pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard
         (Value::from(NOW), Value::from(micros)),
         (Value::from(bounds::MAX_NODES), Value::from(max_nodes)),
         (Value::from("messages"), convert_messages(messages, guard)),
-        (Value::from("tools"), options.tools.map_or(Value::from(()), |tools| convert(tools, guard, false))),
+        (Value::from("tools"), options.tools.map_or(Value::from(()), |tools| convert(tools, guard, Use::Text))),
         (Value::from("documents"), Value::from(())),
         (Value::from("add_generation_prompt"), Value::from(options.add_generation_prompt)),
     ];
@@ -85,7 +85,7 @@ pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard
         }
     }
     for (name, value) in options.variables.into_iter().flatten() {
-        context.push((Value::from(name.as_str()), convert(value, guard, false)));
+        context.push((Value::from(name.as_str()), convert(value, guard, Use::Text)));
     }
     // A copy shares the compiled template.
     let mut env = env.clone();
@@ -161,11 +161,11 @@ fn convert_messages(messages: &Json, guard: Option<&Guard>) -> Value {
     items
         .iter()
         .map(|message| {
-            let Some(fields) = message.as_object() else { return convert(message, guard, false) };
+            let Some(fields) = message.as_object() else { return convert(message, guard, Use::Text) };
             let reasoning = ["reasoning_content", "thinking", "reasoning"]
                 .iter()
                 .find_map(|name| fields.get(*name).filter(|value| !value.is_null()))
-                .map(|value| convert(value, guard, false));
+                .map(|value| convert(value, guard, Use::Text));
             let mut pairs = Vec::with_capacity(fields.len() + 2);
             pairs.extend(reasoning.clone().map(|value| (Value::from("thinking"), value)));
             pairs.extend(convert_fields(fields.iter().filter(|(_, value)| !value.is_null()), guard));
@@ -180,12 +180,12 @@ fn convert_fields<'a>(
     guard: Option<&Guard>,
 ) -> impl Iterator<Item = (Value, Value)> {
     fields.map(move |(key, value)| {
-        let protocol = matches!(key.as_str(), "role" | "type");
-        (string(key, guard, false), convert(value, guard, protocol))
+        let as_what = if matches!(key.as_str(), "role" | "type") { Use::Protocol } else { Use::Text };
+        (string(key, guard, Use::Key), convert(value, guard, as_what))
     })
 }
 
-fn convert(value: &Json, guard: Option<&Guard>, protocol: bool) -> Value {
+fn convert(value: &Json, guard: Option<&Guard>, as_what: Use) -> Value {
     match value {
         Json::Null => Value::from(()),
         Json::Bool(b) => Value::from(*b),
@@ -194,15 +194,15 @@ fn convert(value: &Json, guard: Option<&Guard>, protocol: bool) -> Value {
             (None, Some(n), _) => Value::from(n),
             (None, None, n) => Value::from(n.unwrap_or(f64::NAN)),
         },
-        Json::String(text) => string(text, guard, protocol),
-        Json::Array(items) => items.iter().map(|item| convert(item, guard, protocol)).collect(),
+        Json::String(text) => string(text, guard, as_what),
+        Json::Array(items) => items.iter().map(|item| convert(item, guard, as_what)).collect(),
         Json::Object(fields) => Value::from_pairs(convert_fields(fields.iter(), guard)),
     }
 }
 
-fn string(text: &str, guard: Option<&Guard>, protocol: bool) -> Value {
+fn string(text: &str, guard: Option<&Guard>, as_what: Use) -> Value {
     match guard {
-        Some(guard) => Value::from(guard.mark(text, protocol).as_ref()),
+        Some(guard) => Value::from(guard.mark(text, as_what).as_ref()),
         None => Value::from(text),
     }
 }

@@ -1,6 +1,5 @@
 //! Filters and tests of Jinja that minijinja lacks, or does otherwise.
 
-use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
@@ -68,20 +67,26 @@ fn refused(detail: impl Into<String>) -> Error {
 }
 
 /// `text % value` of Python: a tuple holds several values, a mapping named ones.
-fn percent(text: String, value: Value) -> Result<String, Error> {
-    let args: Vec<Value> = match value.kind() {
+fn percent(state: &mut State, text: Value, value: Value) -> Result<Value, Error> {
+    let mut args = vec![text];
+    match value.kind() {
         ValueKind::Map => {
             let mut named = Vec::new();
             for key in value.try_iter()?.checked() {
                 let key = key?;
                 named.push((key.to_string(), value.get_item(&key)?));
             }
-            vec![named.into_iter().collect::<Kwargs>().into()]
+            args.push(named.into_iter().collect::<Kwargs>().into());
         }
-        _ if value.is_tuple() => value.try_iter()?.checked().collect::<Result<_, _>>()?,
-        _ => vec![value],
-    };
-    format(FormatStyle::Printf, &text, &args)
+        _ if value.is_tuple() => {
+            for item in value.try_iter()?.checked() {
+                args.push(item?);
+            }
+        }
+        _ => args.push(value),
+    }
+    // The filter bounds what it makes.
+    state.apply_filter("format", &args)
 }
 
 fn center(text: String, width: Option<i64>) -> Result<String, Error> {

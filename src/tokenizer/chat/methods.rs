@@ -233,7 +233,6 @@ fn rsplit(text: &str, separator: Option<&str>, most: Option<usize>) -> Result<Ve
             parts.push(Value::from(after));
             rest = before.trim_end();
         }
-        rest = rest.trim_start();
         if !rest.is_empty() {
             parts.push(Value::from(rest));
         }
