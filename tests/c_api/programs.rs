@@ -33,6 +33,11 @@ fn c12_c13_c15_c17_arguments() {
 }
 
 #[test]
+fn chats_and_facts() {
+    passes("chat");
+}
+
+#[test]
 fn c20_churn() {
     passes("churn");
 }

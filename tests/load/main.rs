@@ -21,9 +21,11 @@ mod tiny;
 
 mod files;
 mod hparams;
+mod info;
 mod progress;
 mod quant_types;
 mod sweeps;
+mod templates;
 mod tensors;
 mod variations;
 

@@ -31,7 +31,7 @@ fn shows_a_table() {
         "n_vocab         280\n",
         "chat templates  default\n",
         "on cpu, with n_ctx 100 and n_batch 128\n",
-        "(1.0 kB a token)\n",
+        "(512 B a token)\n",
         "role",
         "attn_q.weight",
         "Q8_0 2 (8.7 kB)\n",
