@@ -62,6 +62,11 @@ impl Arguments {
     }
 }
 
+/// Pays for work on so many bytes, which the interpreter does not see.
+fn charge(state: &State, bytes: usize) -> Result<(), Error> {
+    state.consume_fuel(bytes as u64 / 64)
+}
+
 fn refused(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, detail.into())
 }
@@ -89,7 +94,8 @@ fn percent(state: &mut State, text: Value, value: Value) -> Result<Value, Error>
     state.apply_filter("format", &args)
 }
 
-fn center(text: String, width: Option<i64>) -> Result<String, Error> {
+fn center(state: &State, text: String, width: Option<i64>) -> Result<String, Error> {
+    charge(state, text.len())?;
     let width = width.unwrap_or(80);
     let pad = methods::padding(&text, width)?;
     let left = methods::center_left(pad, usize::try_from(width).unwrap_or(0));
@@ -119,7 +125,8 @@ fn dictsort(value: &Value, args: Rest<Value>, named: Kwargs) -> Result<Value, Er
     filters::dictsort(value, all.into_iter().collect())
 }
 
-fn escape(text: String) -> String {
+fn escape(state: &State, text: String) -> Result<String, Error> {
+    charge(state, text.len())?;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -131,7 +138,7 @@ fn escape(text: String) -> String {
             _ => out.push(c),
         }
     }
-    out
+    Ok(out)
 }
 
 /// `indent(width=4, first=False, blank=False)`; a width may be the text to put before lines.
@@ -146,7 +153,7 @@ fn indent(state: &State, text: String, positional: Rest<Value>, named: Kwargs) -
         None => " ".repeat(methods::padding("", width.as_i64().unwrap_or(i64::MAX))?),
     };
     let bytes = text.matches('\n').count().saturating_mul(indention.len()).saturating_add(text.len());
-    state.consume_fuel(bytes as u64 / 64)?;
+    charge(state, bytes)?;
     let mut out = String::new();
     for (i, line) in text.split('\n').enumerate() {
         if i > 0 {
@@ -166,6 +173,7 @@ fn int(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> 
     let default = arguments.value(0, "default")?.unwrap_or_else(|| Value::from(0));
     let base = arguments.get(1, "base")?;
     arguments.end(2)?;
+    charge(state, value.as_str().map_or(0, str::len))?;
     let trimmed = value.as_str().map(|text| Value::from(text.trim()));
     filters::int(
         state,
@@ -177,13 +185,15 @@ fn int(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> 
 }
 
 /// `value` as Python's `repr` shows it: as an element of a list, on one line however long.
-fn pprint(value: Value) -> String {
+fn pprint(state: &State, value: Value) -> Result<String, Error> {
     let list = Value::from(vec![value]).to_string();
-    list.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&list).to_string()
+    charge(state, list.len())?;
+    Ok(list.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&list).to_string())
 }
 
 /// The text without comments and tags of XML, its white space made single and its entities resolved.
-fn striptags(text: String) -> String {
+fn striptags(state: &State, text: String) -> Result<String, Error> {
+    charge(state, text.len())?;
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some((before, tag)) = rest.split_once('<') {
@@ -204,11 +214,12 @@ fn striptags(text: String) -> String {
     {
         out = out.replace(entity, c);
     }
-    out
+    Ok(out)
 }
 
 /// `truncate(length=255, killwords=False, end='...', leeway=5)`
-fn truncate(text: String, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+fn truncate(state: &State, text: String, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    charge(state, text.len())?;
     let arguments = Arguments { positional, named };
     let length: usize = arguments.get(0, "length")?.unwrap_or(255);
     let killwords = arguments.get(1, "killwords")?.unwrap_or(false);
@@ -225,20 +236,23 @@ fn truncate(text: String, positional: Rest<Value>, named: Kwargs) -> Result<Stri
     Ok(format!("{head}{end}"))
 }
 
-fn wordcount(text: String) -> usize {
-    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+fn wordcount(state: &State, text: String) -> Result<usize, Error> {
+    charge(state, text.len())?;
+    Ok(text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count())
 }
 
 /// `wordwrap(width=79, break_long_words=True, wrapstring='\n', break_on_hyphens=True)`
-fn wordwrap(text: String, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+fn wordwrap(state: &State, text: String, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+    // A line may be as short as one character, and is followed by the wrapstring.
+    charge(state, text.len().saturating_mul(4))?;
     let arguments = Arguments { positional, named };
     let width = arguments.get(0, "width")?.unwrap_or(79);
     let break_long_words = arguments.get(1, "break_long_words")?.unwrap_or(true);
     let wrapstring = arguments.text(2, "wrapstring")?.unwrap_or_else(|| "\n".to_string());
     let break_on_hyphens = arguments.get(3, "break_on_hyphens")?.unwrap_or(true);
     arguments.end(4)?;
-    if width == 0 || wrapstring.len() > 64 {
-        return Err(refused("wordwrap: expected a width of at least 1 and a wrapstring of at most 64 bytes"));
+    if width == 0 || wrapstring.len() > 16 {
+        return Err(refused("wordwrap: expected a width of at least 1 and a wrapstring of at most 16 bytes"));
     }
     let mut lines = Vec::new();
     for line in text.lines() {

@@ -100,7 +100,7 @@ pub struct Guard<'a> {
 }
 
 /// Most bytes of control tokens that every short text is searched in.
-const MAX_ASSEMBLED: usize = 1 << 14;
+const MAX_ASSEMBLED: usize = 1 << 12;
 
 /// What a text is in its message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
