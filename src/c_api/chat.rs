@@ -14,7 +14,8 @@ use std::ffi::c_char;
 /// from what the template wrote, and a user's text may spell control tokens.
 ///
 /// @param model         The model; not changed.
-/// @param messages      The chat in JSON, as "Chats" describes it; with the prompt_format "user" one message of a user.
+/// @param messages      The chat in JSON, as "Chats" describes it; with the prompt_format "user" one message of a
+///                      user.
 /// @param messages_len  Bytes in `messages`, or KIGO_NUL_TERMINATED if a NUL ends it.
 /// @param options       Options, or NULL for the defaults; not kept. The prompt_format "text" counts as "chat".
 /// @param buffer        Where the text and a NUL are written; may be NULL if `size` is 0.
@@ -34,8 +35,8 @@ use std::ffi::c_char;
 /// Any thread may call it at any time.
 ///
 /// # Safety
-/// `messages` is NULL or readable for `messages_len` bytes, or NUL-terminated; `buffer` is NULL or valid for writing the
-/// answer if that fits into `size` bytes; `error` is NULL or valid for writing one pointer.
+/// `messages` is NULL or readable for `messages_len` bytes, or NUL-terminated; `buffer` is NULL or valid for writing
+/// the answer if that fits into `size` bytes; `error` is NULL or valid for writing one pointer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kigo_model_chat_render(
     model: *const kigo_model,

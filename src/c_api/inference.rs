@@ -34,7 +34,8 @@ static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
 /// @returns KIGO_OK. On failure nothing is left behind.
 ///   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
 ///   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
-///   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+///   - KIGO_BAD_TEMPLATE: the chat template is missing or failed; use the prompt_format "text" or the option
+///     "chat_template".
 ///   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
 ///   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
 ///   - KIGO_OUT_OF_MEMORY: there is no room for the prompt. The context itself takes memory as it grows, in later calls.

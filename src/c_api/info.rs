@@ -12,13 +12,14 @@ use std::ffi::c_char;
 ///
 /// - "architecture", "name": texts of the file.
 /// - "file": "bytes" of all its parts, "n_files", "version", "n_tensors".
-/// - "sizes": "n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_ctx_train", "n_vocab", "n_params" and such,
-///   as far as the file has them; a size that differs by layer is an array.
+/// - "sizes": "n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_ctx_train", "n_vocab", "n_params" and
+///   such, as far as the file has them; a size that differs by layer is an array.
 /// - "hyperparameters": what the file says under the name of the architecture.
 /// - "types": by name of a tensor type, "count" and "bytes" of its tensors.
-/// - "roles": for each name of tensors, without the number of the layer, "role", "count", "n_params", "bytes", "types".
-/// - "tokenizer": "n_vocab"; "bos", "eos", "eot", "eom", "unknown", each null or with "id" and "text"; "eog", an array of
-///   such tokens, which end a generation; "add_bos", "add_eos", "max_token_bytes".
+/// - "roles": for each name of tensors, without the number of the layer, "role", "count", "n_params", "bytes" and
+///   "types".
+/// - "tokenizer": "n_vocab"; "bos", "eos", "eot", "eom", "unknown", each null or with "id" and "text"; "eog", an array
+///   of such tokens, which end a generation; "add_bos", "add_eos", "max_token_bytes".
 /// - "chat_templates": the names of the chat templates.
 /// - "memory": "device", "n_ctx", "n_batch", and bytes on the device: "weights", "cache" of one inference that fills a
 ///   context of `n_ctx` tokens, "cache_per_token", "workspace", "total".
@@ -79,8 +80,8 @@ fn context(n_ctx: i64) -> Result<Option<usize>> {
 /// @param error    Where an error is written on failure, or NULL.
 /// @returns The bytes that the text and its NUL take, so at least 1.
 ///   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
-///   - KIGO_IO, KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_UNSUPPORTED_TYPE, KIGO_BAD_FILE: the file is
-///     not a GGUF file that can be read; the message says why.
+///   - KIGO_IO, KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_UNSUPPORTED_TYPE, KIGO_BAD_FILE: the
+///     file is not a GGUF file that can be read; the message says why.
 ///   - KIGO_INVALID_ARGUMENT: `path` is NULL, or `buffer` is NULL though `size` is not 0.
 ///   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
 ///   - KIGO_OUT_OF_MEMORY, KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".

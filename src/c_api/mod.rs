@@ -58,8 +58,8 @@
 //!
 //! ## Chats
 //!
-//! With the option prompt_format=chat a prompt is JSON: an array of messages, each with "role" and "content" as servers
-//! for chats take them, or an object with the messages and what else the chat template is to see:
+//! With the option prompt_format=chat a prompt is JSON: an array of messages, each with "role" and "content" as
+//! servers for chats take them, or an object with the messages and what else the chat template is to see:
 //!
 //!     {"messages": [{"role": "user", "content": "Hello"}],
 //!      "tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}],
@@ -69,13 +69,13 @@
 //!      "continue_final_message": false}
 //!
 //! Only "messages" has to be there; another key is an error. "chat_template_kwargs" are variables of the template.
-//! With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments of
-//! tool calls may be objects or strings that are the JSON of one. Only the template makes control tokens: no text of a
-//! message, tool or variable becomes one.
+//! With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments
+//! of tool calls may be objects or strings that are the JSON of one. Only the template makes control tokens: no text
+//! of a message, tool or variable becomes one.
 //!
-//! The template is the model's own, or that of the option "chat_template", a Jinja program that may use what Hugging
-//! Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output are bounded,
-//! and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
+//! The template is the model's own, or that of the option "chat_template": a Jinja program that may use what Hugging
+//! Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
+//! bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
 //!
 //! ## Threads
 //!
