@@ -60,8 +60,7 @@
  * ## Chats
  *
  * With the option prompt_format=chat a prompt is JSON: an array of messages, each with "role" and "content" as
- * servers
- * for chats take them, or an object with the messages and what else the chat template is to see:
+ * servers for chats take them, or an object with the messages and what else the chat template is to see:
  *
  *     {"messages": [{"role": "user", "content": "Hello"}],
  *      "tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}],
@@ -71,14 +70,13 @@
  *      "continue_final_message": false}
  *
  * Only "messages" has to be there; another key is an error. "chat_template_kwargs" are variables of the template.
- * With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments of
- * tool calls may be objects or strings that are the JSON of one. Only the template makes control tokens: no text of a
- * message, tool or variable becomes one.
+ * With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments
+ * of tool calls may be objects or strings that are the JSON of one. Only the template makes control tokens: no text
+ * of a message, tool or variable becomes one.
  *
- * The template is the model's own, or that of the option "chat_template", a Jinja program that may use what Hugging
- * Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output are
- * bounded,
- * and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
+ * The template is the model's own, or that of the option "chat_template": a Jinja program that may use what Hugging
+ * Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
+ * bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
  *
  * ## Threads
  *
@@ -637,6 +635,7 @@ int32_t kigo_options_new(kigo_options **options, kigo_error **error);
  *   - KIGO_INVALID_ARGUMENT: `key` or `value` is NULL, the value is not allowed, or the option is not a text; the
  *     message names the values allowed and the function to use.
  *   - KIGO_INVALID_UTF8: `key` or `value` is not UTF-8.
+ *   - KIGO_IO, KIGO_BAD_TEMPLATE: the file of "chat_template_file" cannot be read, or is no text or too long.
  *   - KIGO_LIMIT: there are too many stop strings.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -815,13 +814,14 @@ int32_t kigo_model_verify_residency(const kigo_model *model,
  *
  * - "architecture", "name": texts of the file.
  * - "file": "bytes" of all its parts, "n_files", "version", "n_tensors".
- * - "sizes": "n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_ctx_train", "n_vocab", "n_params" and such,
- *   as far as the file has them; a size that differs by layer is an array.
+ * - "sizes": "n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_ctx_train", "n_vocab", "n_params" and
+ *   such, as far as the file has them; a size that differs by layer is an array.
  * - "hyperparameters": what the file says under the name of the architecture.
  * - "types": by name of a tensor type, "count" and "bytes" of its tensors.
- * - "roles": for each name of tensors, without the number of the layer, "role", "count", "n_params", "bytes", "types".
- * - "tokenizer": "n_vocab"; "bos", "eos", "eot", "eom", "unknown", each null or with "id" and "text"; "eog", an array of
- *   such tokens, which end a generation; "add_bos", "add_eos", "max_token_bytes".
+ * - "roles": for each name of tensors, without the number of the layer, "role", "count", "n_params", "bytes" and
+ *   "types".
+ * - "tokenizer": "n_vocab"; "bos", "eos", "eot", "eom", "unknown", each null or with "id" and "text"; "eog", an array
+ *   of such tokens, which end a generation; "add_bos", "add_eos", "max_token_bytes".
  * - "chat_templates": the names of the chat templates.
  * - "memory": "device", "n_ctx", "n_batch", and bytes on the device: "weights", "cache" of one inference that fills a
  *   context of `n_ctx` tokens, "cache_per_token", "workspace", "total".
@@ -844,11 +844,7 @@ int32_t kigo_model_verify_residency(const kigo_model *model,
  * `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
  * writing one pointer.
  */
-int32_t kigo_model_info(const kigo_model *model,
-                        int64_t n_ctx,
-                        char *buffer,
-                        size_t size,
-                        kigo_error **error);
+int32_t kigo_model_info(const kigo_model *model, int64_t n_ctx, char *buffer, size_t size, kigo_error **error);
 
 /**
  * Everything about the model in a GGUF file, as kigo_model_info() tells it, without loading it.
@@ -863,8 +859,8 @@ int32_t kigo_model_info(const kigo_model *model,
  * @param error    Where an error is written on failure, or NULL.
  * @returns The bytes that the text and its NUL take, so at least 1.
  *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
- *   - KIGO_IO, KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_UNSUPPORTED_TYPE, KIGO_BAD_FILE: the file is
- *     not a GGUF file that can be read; the message says why.
+ *   - KIGO_IO, KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_UNSUPPORTED_TYPE, KIGO_BAD_FILE: the
+ *     file is not a GGUF file that can be read; the message says why.
  *   - KIGO_INVALID_ARGUMENT: `path` is NULL, or `buffer` is NULL though `size` is not 0.
  *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
  *   - KIGO_OUT_OF_MEMORY, KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
@@ -875,11 +871,7 @@ int32_t kigo_model_info(const kigo_model *model,
  * `path` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
  * `error` is NULL or valid for writing one pointer.
  */
-int32_t kigo_file_info(const char *path,
-                       const kigo_options *options,
-                       char *buffer,
-                       size_t size,
-                       kigo_error **error);
+int32_t kigo_file_info(const char *path, const kigo_options *options, char *buffer, size_t size, kigo_error **error);
 
 /**
  * Starts to load a model from a GGUF file, on a thread of kigo, and returns at once.
@@ -975,7 +967,8 @@ int32_t kigo_load_free(kigo_load *load);
  * from what the template wrote, and a user's text may spell control tokens.
  *
  * @param model         The model; not changed.
- * @param messages      The chat in JSON, as "Chats" describes it; with the prompt_format "user" one message of a user.
+ * @param messages      The chat in JSON, as "Chats" describes it; with the prompt_format "user" one message of a
+ *                      user.
  * @param messages_len  Bytes in `messages`, or KIGO_NUL_TERMINATED if a NUL ends it.
  * @param options       Options, or NULL for the defaults; not kept. The prompt_format "text" counts as "chat".
  * @param buffer        Where the text and a NUL are written; may be NULL if `size` is 0.
@@ -995,8 +988,8 @@ int32_t kigo_load_free(kigo_load *load);
  * Any thread may call it at any time.
  *
  * Memory:
- * `messages` is NULL or readable for `messages_len` bytes, or NUL-terminated; `buffer` is NULL or valid for writing the
- * answer if that fits into `size` bytes; `error` is NULL or valid for writing one pointer.
+ * `messages` is NULL or readable for `messages_len` bytes, or NUL-terminated; `buffer` is NULL or valid for writing
+ * the answer if that fits into `size` bytes; `error` is NULL or valid for writing one pointer.
  */
 int32_t kigo_model_chat_render(const kigo_model *model,
                                const char *messages,
@@ -1020,7 +1013,8 @@ int32_t kigo_model_chat_render(const kigo_model *model,
  * @returns KIGO_OK. On failure nothing is left behind.
  *   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
  *   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
- *   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+ *   - KIGO_BAD_TEMPLATE: the chat template is missing or failed; use the prompt_format "text" or the option
+ *     "chat_template".
  *   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
  *   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, or the prompt is not what "prompt_format" says.
  *   - KIGO_OUT_OF_MEMORY: there is no room for the prompt. The context itself takes memory as it grows, in later calls.

@@ -105,6 +105,9 @@ CASES = [
     ("inst", BAD_ORDER[:1], {"continue_final_message": True}),
     ("python", ONE, {}),
     ("python", CHAT, {}),
+    ("tagged", CHAT, {"add_generation_prompt": True}),
+    ("tagged", CHAT[:3], {}),
+    ("tagged", BAD_ROLE, {}),
     ("filters", ONE, {}),
     ("filters", CHAT, {}),
 ]
