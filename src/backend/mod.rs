@@ -106,6 +106,7 @@ pub struct Needs {
 ///
 /// # Errors
 /// When the device cannot run the model, or there is no memory to find out.
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU takes what the file has"))]
 pub fn weight_bytes(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> Result<u64> {
     match device {
         #[cfg(feature = "cuda")]

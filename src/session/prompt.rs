@@ -41,7 +41,7 @@ pub fn tokenize(engine: &Engine, prompt: Prompt, options: &SessionOptions) -> Re
 /// What the template makes of a prompt that is a chat.
 ///
 /// # Errors
-/// Those of [`Chat::parse`] and [`Chat::render`]; a prompt that is too long, or no chat.
+/// A prompt that is too long, or no chat; a template that is missing or fails.
 pub fn render(engine: &Engine, prompt: Prompt, options: &SessionOptions) -> Result<Rendered> {
     let (Prompt::User(text) | Prompt::Chat(text)) = prompt else {
         return Err(Error::invalid_argument("prompt", "a chat", "something else"));

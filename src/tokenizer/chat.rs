@@ -4,6 +4,7 @@
 //! untrusted file, so its work, memory, depth and output are bounded and it can reach nothing but its inputs.
 //! [`render_guarded`] keeps the text of messages from becoming control tokens.
 
+mod automaton;
 mod bounds;
 mod clock;
 mod continued;

@@ -122,8 +122,7 @@ pub fn weight_bytes(desc: &ModelDesc, plan: &Weights<TensorInfo>) -> Result<u64>
     Ok(space.bytes())
 }
 
-/// What a model needs in device memory besides its weights, before more than [`FIRST_LOGITS`] sequences draw at once. The
-/// driver is not asked.
+/// What a model needs in device memory besides its weights, while few sequences draw at once. The driver is not asked.
 ///
 /// # Errors
 /// When the kernels cannot run the model, or a size is beyond 64 bits.
