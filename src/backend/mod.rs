@@ -15,6 +15,8 @@ use std::sync::Arc;
 #[cfg(not(feature = "cuda"))]
 use crate::Error;
 use crate::Result;
+use crate::gguf::TensorInfo;
+use crate::model::{ModelDesc, Weights};
 use crate::sampler::Sampler;
 pub use progress::Progress;
 
@@ -87,6 +89,51 @@ pub trait Memory: Send + Sync {
     /// # Errors
     /// When one is not where it belongs, or the driver cannot be asked.
     fn residency(&self) -> Result<Residency>;
+}
+
+/// Bytes that running a model takes besides its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// The cache, while one inference fills its context.
+    pub cache: u64,
+    /// What each token adds to that.
+    pub cache_per_token: u64,
+    /// Everything else, for the largest batches.
+    pub workspace: u64,
+}
+
+/// Bytes that the planned weights take on `device`, which need not be there.
+///
+/// # Errors
+/// When the device cannot run the model, or there is no memory to find out.
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU takes what the file has"))]
+pub fn weight_bytes(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> Result<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::weight_bytes(desc, plan),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(ordinal) => Err(no_backend(&format!("cuda:{ordinal}"))),
+        Device::Cpu | Device::Auto => Ok(cpu::weight_bytes(plan)),
+    }
+}
+
+/// What a model needs on `device`, which need not be there: for a context of `n_ctx` tokens, batches of `n_batch` rows and
+/// `n_threads` threads.
+///
+/// # Errors
+/// When the device cannot run the model.
+pub fn context_needs(
+    device: Device,
+    desc: &ModelDesc,
+    (n_ctx, n_batch, n_threads): (usize, usize, usize),
+) -> Result<Needs> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::context_needs(desc, n_ctx, n_batch),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(ordinal) => Err(no_backend(&format!("cuda:{ordinal}"))),
+        Device::Cpu | Device::Auto => Ok(cpu::context_needs(desc, n_ctx, n_batch, n_threads)),
+    }
 }
 
 /// What there is to know about a device.

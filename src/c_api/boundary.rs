@@ -256,6 +256,14 @@ impl Buffer {
         countable(text.len() + 1)
     }
 
+    /// Writes `text` and a NUL, or nothing if the caller only asks, and says how many bytes both take.
+    ///
+    /// # Errors
+    /// `BufferTooSmall` with the size needed; `Limit` when that is more than a return value can say.
+    pub(super) fn answer(&self, text: &str) -> Result<i32> {
+        if self.is_query() { Self::size_of_text(text) } else { self.write_text(text).map(|n| n + 1) }
+    }
+
     /// Writes `bytes` and says how many; nothing is written if they do not fit.
     ///
     /// # Errors

@@ -35,7 +35,8 @@ static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
 /// @returns KIGO_OK. On failure nothing is left behind.
 ///   - KIGO_PROMPT_TOO_LONG: shorten the prompt or load the model with a larger "n_ctx".
 ///   - KIGO_EMPTY_PROMPT: the prompt is empty and the model adds no token of its own.
-///   - KIGO_BAD_TEMPLATE: the model's chat template is missing or failed; use the prompt_format "text".
+///   - KIGO_BAD_TEMPLATE: the chat template is missing or failed; use the prompt_format "text" or the option
+///     "chat_template".
 ///   - KIGO_BAD_GRAMMAR: the option "json_schema", "regex" or "lark" is wrong or takes too much; the message says how.
 ///   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
 ///   - KIGO_INVALID_ARGUMENT: `prompt` or `inference` is NULL, the prompt is not what "prompt_format" says, "logit_bias"

@@ -56,6 +56,27 @@
 //! complete UTF-8: a character is never cut in two. Messages may quote model files, with control characters escaped;
 //! print them with "%s".
 //!
+//! ## Chats
+//!
+//! With the option prompt_format=chat a prompt is JSON: an array of messages, each with "role" and "content" as
+//! servers for chats take them, or an object with the messages and what else the chat template is to see:
+//!
+//!     {"messages": [{"role": "user", "content": "Hello"}],
+//!      "tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}],
+//!      "documents": [{"title": "...", "text": "..."}],
+//!      "chat_template_kwargs": {"enable_thinking": false},
+//!      "add_generation_prompt": true,
+//!      "continue_final_message": false}
+//!
+//! Only "messages" has to be there; another key is an error. "chat_template_kwargs" are variables of the template.
+//! With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments
+//! of tool calls may be objects or strings that are the JSON of one. Only the template makes control tokens: no text
+//! of a message, tool or variable becomes one.
+//!
+//! The template is the model's own, or that of the option "chat_template": a Jinja program that may use what Hugging
+//! Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
+//! bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
+//!
 //! ## Threads
 //!
 //! Every function may be called from any thread, and a handle may move between threads. A model and an options object
@@ -79,12 +100,14 @@
 #![allow(non_camel_case_types, reason = "types carry the names that C uses")]
 
 mod boundary;
+mod chat;
 mod device;
 mod error;
 mod generation;
 mod handle;
 pub mod header;
 mod inference;
+mod info;
 mod library;
 mod load;
 mod model;
@@ -94,12 +117,14 @@ mod status;
 #[cfg(feature = "worker-abi")]
 pub mod worker;
 
+pub use chat::kigo_model_chat_render;
 pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
 pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};
 pub use inference::{kigo_inference, kigo_inference_cancel, kigo_inference_finish_reason, kigo_inference_free};
 pub use inference::{kigo_inference_get_f64, kigo_inference_get_i64, kigo_inference_last_error, kigo_inference_start};
 pub use inference::{kigo_inference_logits, kigo_inference_logprobs};
 pub use inference::{kigo_inference_start_tokens, kigo_next_text, kigo_next_token};
+pub use info::{kigo_file_info, kigo_model_info};
 pub use library::{kigo_abi_version, kigo_version};
 pub use load::{kigo_load, kigo_load_cancel, kigo_load_finish, kigo_load_free, kigo_load_progress, kigo_load_start};
 pub use model::kigo_model_verify_residency;

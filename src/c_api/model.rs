@@ -203,7 +203,7 @@ pub unsafe extern "C" fn kigo_model_get_str(
         let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
         let model = engine(model)?;
         let value = find(TEXTS, key, &keys(NUMBERS), "kigo_model_get_i64")?(&model);
-        Ok(if buffer.is_query() { Buffer::size_of_text(value) } else { buffer.write_text(value).map(|n| n + 1) }?)
+        Ok(buffer.answer(value)?)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
     unsafe { export(error, body) }

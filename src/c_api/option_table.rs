@@ -4,9 +4,11 @@ use crate::backend::Device;
 use crate::engine::LoadOptions;
 use crate::error::quoted;
 use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, Step, parse_bias};
-use crate::session::SessionOptions;
+use crate::session::{SessionOptions, read_template};
+use crate::tokenizer::chat;
 use crate::{Error, Result};
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 /// How the prompt of an inference is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -154,8 +156,7 @@ pub(super) static ROWS: &[Row] = &[
             },
         },
         doc: "What the prompt is. \"text\": a text that the model goes on from. \"user\": one message of a user, put \
-              into the model's chat template. \"chat\": a JSON array of messages, such as \
-              [{\"role\": \"user\", \"content\": \"Hello\"}], put into the model's chat template.",
+              into the chat template. \"chat\": a chat in JSON, put into the chat template; see \"Chats\".",
         show: |settings| {
             match settings.prompt_format {
                 PromptFormat::Text => "\"text\"",
@@ -163,6 +164,53 @@ pub(super) static ROWS: &[Row] = &[
                 PromptFormat::Chat => "\"chat\"",
             }
             .to_owned()
+        },
+    },
+    Row {
+        key: "chat_template",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "a Jinja template of at most 262144 bytes",
+            set: |settings, value, row| {
+                if value.len() > chat::MAX_SOURCE {
+                    return Err(row.refuse(format!("{} bytes", value.len())));
+                }
+                settings.session.template = Some(value.to_owned());
+                Ok(())
+            },
+        },
+        doc: "A chat template to use instead of the model's.",
+        show: |settings| if settings.session.template.is_some() { "a text" } else { "the model's" }.to_owned(),
+    },
+    Row {
+        key: "chat_template_file",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "the path of a file with a Jinja template of at most 262144 bytes",
+            set: |settings, value, _| {
+                settings.session.template = Some(read_template(Path::new(value))?);
+                Ok(())
+            },
+        },
+        doc: "A file with a chat template to use instead of the model's. It is read when the option is set, and sets \
+              \"chat_template\".",
+        show: |settings| if settings.session.template.is_some() { "a text" } else { "the model's" }.to_owned(),
+    },
+    Row {
+        key: "chat_template_name",
+        reader: Reader::InferenceStart,
+        values: Values::Text {
+            expected: "the name of one of the model's chat templates",
+            set: |settings, value, _| {
+                settings.session.template_name = Some(value.to_owned());
+                Ok(())
+            },
+        },
+        doc: "Which of the model's chat templates to use; \"default\" is the one that its file does not name. \
+              \"chat_template\" wins.",
+        show: |settings| match &settings.session.template_name {
+            Some(name) => format!("\"{name}\""),
+            None => "\"tool_use\" if the chat has tools and the model such a template, else \"default\"".to_owned(),
         },
     },
     Row {

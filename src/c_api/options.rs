@@ -75,6 +75,7 @@ pub unsafe extern "C" fn kigo_options_new(options: *mut *mut kigo_options, error
 ///   - KIGO_INVALID_ARGUMENT: `key` or `value` is NULL, the value is not allowed, or the option is not a text; the
 ///     message names the values allowed and the function to use.
 ///   - KIGO_INVALID_UTF8: `key` or `value` is not UTF-8.
+///   - KIGO_IO, KIGO_BAD_TEMPLATE: the file of "chat_template_file" cannot be read, or is no text or too long.
 ///   - KIGO_LIMIT: there are too many stop strings.
 ///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
 ///

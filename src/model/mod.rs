@@ -4,6 +4,7 @@
 pub mod arch;
 mod desc;
 mod forward;
+pub mod info;
 mod rope;
 mod weights;
 

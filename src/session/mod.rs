@@ -1,5 +1,6 @@
 //! One generation: prompt, prefill, next token, stop rules, text.
 
+mod chat;
 mod prompt;
 mod text;
 
@@ -12,6 +13,8 @@ use crate::engine::Engine;
 use crate::error::try_vec;
 use crate::sampler::{GrammarText, Sampler, SamplingParams};
 use crate::{Error, Result};
+pub use chat::read_template;
+pub use prompt::render as render_prompt;
 use prompt::tokenize;
 use text::TextStream;
 
@@ -22,7 +25,7 @@ pub enum Prompt<'a> {
     Text(&'a str),
     /// One message of a user, put into the model's chat template.
     User(&'a str),
-    /// A JSON array of messages with `role` and `content`, put into the model's chat template.
+    /// A chat in JSON, put into a chat template: an array of messages, or an object with them and more.
     Chat(&'a str),
     /// Token ids, as they are.
     Tokens(&'a [u32]),
@@ -43,6 +46,11 @@ pub struct SessionOptions {
     pub max_tokens: Option<usize>,
     /// Texts that end the generation and are not part of it.
     pub stop: Vec<String>,
+    /// A chat template to use instead of the model's own.
+    pub template: Option<String>,
+    /// Which of the model's chat templates to use. When `None`: `tool_use` if there are tools and it is there, else
+    /// `default`.
+    pub template_name: Option<String>,
 }
 
 /// Why a generation ended.
@@ -89,7 +97,7 @@ impl Session {
     /// A prompt that is empty, too long, or no message list; a bad template; parameters out of range.
     pub fn start(engine: &Arc<Engine>, prompt: Prompt, options: &SessionOptions) -> Result<Session> {
         let mut sampler = Sampler::for_model(options.sampling.clone(), engine.n_vocab(), engine.tokenizer())?;
-        let tokens = tokenize(engine, prompt)?;
+        let tokens = tokenize(engine, prompt, options)?;
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }

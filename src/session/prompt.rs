@@ -1,10 +1,9 @@
 //! From what a caller asks to token ids.
 
-use serde_json::Value;
-
-use super::Prompt;
+use super::chat::Chat;
+use super::{Prompt, SessionOptions};
 use crate::engine::Engine;
-use crate::tokenizer::chat::{self, RenderOptions};
+use crate::tokenizer::chat::Rendered;
 use crate::tokenizer::{EncodeOptions, TokenKind};
 use crate::{Error, Result};
 
@@ -12,25 +11,14 @@ use crate::{Error, Result};
 const MAX_BYTES_PER_TOKEN: usize = 256;
 
 /// The token ids of a prompt.
-pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
+pub fn tokenize(engine: &Engine, prompt: Prompt, options: &SessionOptions) -> Result<Vec<u32>> {
     match prompt {
         Prompt::Text(text) => {
             check_len(engine, text)?;
             let options = EncodeOptions { add_special: true, ..Default::default() };
             engine.tokenizer().encode(text, options)
         }
-        Prompt::User(text) => {
-            check_len(engine, text)?;
-            check_room(text)?;
-            encode_chat(engine, &chat::messages([("user", text)]))
-        }
-        Prompt::Chat(json) => {
-            check_len(engine, json)?;
-            check_room(json)?;
-            let messages: Value = serde_json::from_str(json)
-                .map_err(|e| Error::invalid_argument("prompt", "a JSON array of messages", e))?;
-            encode_chat(engine, &messages)
-        }
+        Prompt::User(_) | Prompt::Chat(_) => encode_chat(engine, prompt, options),
         Prompt::Tokens(tokens) => {
             if let Some(at) = tokens.iter().position(|&token| token as usize >= engine.n_vocab()) {
                 let expected = format!("an id below {}", engine.n_vocab());
@@ -48,13 +36,19 @@ pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
             let tokenizer = engine.tokenizer();
             let ids = encode_rendered(engine, text)?;
             let rendered = ids.iter().any(|id| tokenizer.token_kind(*id) == Some(TokenKind::Control));
-            if rendered || tokenizer.chat_template().is_none() {
+            if rendered || engine.chat_template_names().next().is_none() {
                 return with_bos(engine, ids);
             }
-            check_room(text)?;
-            encode_chat(engine, &chat::messages([("user", text)]))
+            encode_chat(engine, Prompt::User(text), options)
         }
     }
+}
+
+/// The tokens of what the template makes of a chat. What messages say stays text; only the template makes control tokens.
+fn encode_chat(engine: &Engine, prompt: Prompt, options: &SessionOptions) -> Result<Vec<u32>> {
+    let rendered = render(engine, prompt, options)?;
+    let options = EncodeOptions { add_special: false, parse_special: true, broken_by: rendered.broken_by };
+    engine.tokenizer().encode(&rendered.text, options)
 }
 
 /// The tokens of a text in which control tokens count, and none besides.
@@ -73,6 +67,20 @@ fn with_bos(engine: &Engine, mut ids: Vec<u32>) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
+/// What the template makes of a prompt that is a chat.
+///
+/// # Errors
+/// A prompt that is too long, or no chat; a template that is missing or fails.
+pub fn render(engine: &Engine, prompt: Prompt, options: &SessionOptions) -> Result<Rendered> {
+    let (Prompt::User(text) | Prompt::Chat(text)) = prompt else {
+        return Err(Error::invalid_argument("prompt", "a chat", "something else"));
+    };
+    check_len(engine, text)?;
+    check_room(text)?;
+    let chat = if matches!(prompt, Prompt::User(_)) { Chat::user(text) } else { Chat::parse(text)? };
+    chat.render(engine, options.template.as_deref(), options.template_name.as_deref())
+}
+
 /// Texts that are too long for any tokenizer are refused before anything is computed or allocated.
 fn check_len(engine: &Engine, text: &str) -> Result<()> {
     let most_per_token = MAX_BYTES_PER_TOKEN.max(engine.max_token_bytes());
@@ -89,19 +97,4 @@ fn check_room(text: &str) -> Result<()> {
     let n_values = text.bytes().filter(|b| matches!(b, b',' | b':' | b'[' | b'{')).count();
     let bytes = n_values.saturating_mul(BYTES_PER_VALUE).saturating_add(text.len().saturating_mul(COPIES));
     crate::error::try_vec::<u8>(bytes, "the messages").map(drop)
-}
-
-/// Renders messages with the model's template. What they say stays text; only the template makes control tokens.
-fn encode_chat(engine: &Engine, messages: &Value) -> Result<Vec<u32>> {
-    let tokenizer = engine.tokenizer();
-    let text_of = |token: Option<u32>| token.and_then(|id| std::str::from_utf8(tokenizer.token_bytes(id, true)).ok());
-    let options = RenderOptions {
-        add_generation_prompt: true,
-        bos_token: text_of(tokenizer.bos()),
-        eos_token: text_of(tokenizer.eos()),
-        ..Default::default()
-    };
-    let rendered = chat::render_guarded(engine.chat_template()?, messages, &options, engine.control_tokens())?;
-    let options = EncodeOptions { add_special: false, parse_special: true, broken_by: rendered.broken_by };
-    tokenizer.encode(&rendered.text, options)
 }

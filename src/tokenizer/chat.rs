@@ -4,11 +4,15 @@
 //! untrusted file, so its work, memory, depth and output are bounded and it can reach nothing but its inputs.
 //! [`render_guarded`] keeps the text of messages from becoming control tokens.
 
+mod automaton;
 mod bounds;
 mod clock;
+mod continued;
 mod env;
+mod filters;
 mod guard;
 mod json;
+mod methods;
 mod rewrite;
 
 use std::time::SystemTime;
@@ -41,6 +45,8 @@ pub struct ChatTemplate {
 pub struct RenderOptions<'a> {
     /// Whether to end with the header of the assistant's turn.
     pub add_generation_prompt: bool,
+    /// Whether to end inside the last message, for the model to go on with it.
+    pub continue_final_message: bool,
     /// Text of the BOS token; `None` leaves `bos_token` undefined.
     pub bos_token: Option<&'a str>,
     /// Text of the EOS token; `None` leaves `eos_token` undefined.
@@ -61,6 +67,16 @@ pub struct Rendered {
     /// A character that interrupts texts of control tokens which came from messages. It is to be removed after the
     /// split, and occurs nowhere else in `text`.
     pub broken_by: Option<char>,
+}
+
+impl Rendered {
+    /// The prompt without the character that interrupts texts.
+    pub fn plain(mut self) -> String {
+        if let Some(marker) = self.broken_by {
+            self.text.retain(|c| c != marker);
+        }
+        self.text
+    }
 }
 
 impl ChatTemplate {
@@ -84,10 +100,27 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::BadTemplate`] when the template fails, raises or exceeds a bound; [`Error::InvalidArgument`] when
-    /// `messages` is not an array of objects, or is nested deeper than [`MAX_INPUT_DEPTH`].
+    /// `messages` is not an array of objects, is nested deeper than [`MAX_INPUT_DEPTH`], or has no text to go on with.
     pub fn render(&self, messages: &Json, options: &RenderOptions) -> Result<String> {
+        Ok(self.run(messages, options, None)?.text)
+    }
+
+    fn run(&self, messages: &Json, options: &RenderOptions, guarded: Option<&ControlTokens>) -> Result<Rendered> {
         env::check_inputs(messages, options)?;
-        env::render(&self.env, messages, options, None)
+        let unused = |messages: &Json| guard::unused_marker(&self.literals, messages, options);
+        let tag = options.continue_final_message.then(|| unused(messages)).transpose()?;
+        let tagged = tag.map(|tag| continued::tagged(messages, tag)).transpose()?;
+        let messages = tagged.as_ref().unwrap_or(messages);
+        let guard = match guarded {
+            Some(tokens) => Some(Guard::new(tokens, &self.literals, unused(messages)?)),
+            None => None,
+        };
+        let mut text = env::render(&self.env, messages, options, guard.as_ref())?;
+        if let Some(tag) = tag {
+            text = continued::cut(&text, tag)?;
+        }
+        let broken_by = guard.map(|guard| guard.marker()).filter(|&marker| text.contains(marker));
+        Ok(Rendered { text, broken_by })
     }
 }
 
@@ -102,11 +135,7 @@ pub fn render_guarded(
     options: &RenderOptions,
     control_tokens: &ControlTokens,
 ) -> Result<Rendered> {
-    env::check_inputs(messages, options)?;
-    let guard = Guard::new(control_tokens, &template.literals, messages, options)?;
-    let text = env::render(&template.env, messages, options, Some(&guard))?;
-    let broken_by = text.contains(guard.marker()).then_some(guard.marker());
-    Ok(Rendered { text, broken_by })
+    template.run(messages, options, Some(control_tokens))
 }
 
 /// Messages of plain text, as `(role, content)`.

@@ -70,7 +70,7 @@ impl Tokenizer {
             specials: Specials::new(tokens, &kinds, rstrip(metadata))?,
             add_bos: added(metadata, "tokenizer.ggml.add_bos_token", default_add_bos, "bos", ids.bos)?,
             add_eos: added(metadata, "tokenizer.ggml.add_eos_token", false, "eos", ids.eos)?,
-            chat_template: metadata.str("tokenizer.chat_template")?.map(copied).transpose()?,
+            chat_templates: chat_templates(metadata)?,
             max_token_bytes: texts.iter().map(<[u8]>::len).max().unwrap_or(0),
             texts,
             kinds,
@@ -79,6 +79,24 @@ impl Tokenizer {
         };
         Ok(tokenizer)
     }
+}
+
+/// The chat templates by name. Of a name the first counts; one without a template is left out, as nobody may want it.
+fn chat_templates(metadata: &Metadata) -> Result<Vec<(String, String)>> {
+    const KEY: &str = "tokenizer.chat_template";
+    const MOST: usize = 32;
+    let mut templates: Vec<(String, String)> = Vec::new();
+    if let Some(source) = metadata.str(KEY)? {
+        templates.push((Tokenizer::DEFAULT_TEMPLATE.to_string(), copied(source)?));
+    }
+    for name in metadata.strings("tokenizer.chat_templates")?.into_iter().flat_map(StringArray::iter).take(MOST) {
+        let Ok(name) = std::str::from_utf8(name) else { continue };
+        let is_known = templates.iter().any(|(known, _)| known == name);
+        if let Some(source) = metadata.str(&format!("{KEY}.{name}"))?.filter(|_| !is_known) {
+            templates.push((copied(name)?, copied(source)?));
+        }
+    }
+    Ok(templates)
 }
 
 fn copied(text: &str) -> Result<String> {

@@ -66,7 +66,8 @@ pub struct EncodeOptions {
     /// Texts of control and unknown tokens become those tokens: for text from a chat template, never for a user's.
     pub parse_special: bool,
     /// A character that whoever built the text put into what must not become a special token. Special tokens are
-    /// looked for with the character in place; then it is removed, and the rest is encoded as if it had never been.
+    /// looked for with the character in place; then it is removed, and the rest is encoded as if it had never been. A
+    /// token of one character cannot be broken inside; two of them before it keep it from being special.
     pub broken_by: Option<char>,
 }
 
@@ -81,7 +82,8 @@ pub struct Tokenizer {
     ids: SpecialIds,
     add_bos: bool,
     add_eos: bool,
-    chat_template: Option<String>,
+    /// Names and sources.
+    chat_templates: Vec<(String, String)>,
     max_token_bytes: usize,
 }
 
@@ -112,7 +114,8 @@ impl Tokenizer {
         out.try_reserve(2).map_err(|_| out_of_memory(2))?;
         out.extend(bos.filter(|_| options.add_special));
         let mut starts = true;
-        self.specials.split(text, &self.texts, options.parse_special, |fragment| {
+        let special = (options.parse_special, options.broken_by);
+        self.specials.split(text, &self.texts, special, |fragment| {
             let text = match fragment {
                 Fragment::Special(id) => {
                     starts = true;
@@ -227,9 +230,13 @@ impl Tokenizer {
         &self.ids.eog
     }
 
-    /// `tokenizer.chat_template`.
-    pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+    /// The name of `tokenizer.chat_template`.
+    pub const DEFAULT_TEMPLATE: &str = "default";
+
+    /// Names and sources of the chat templates: `tokenizer.chat_template`, which is called [`Self::DEFAULT_TEMPLATE`], then
+    /// those that `tokenizer.chat_templates` names.
+    pub fn chat_templates(&self) -> &[(String, String)] {
+        &self.chat_templates
     }
 
     /// The texts of all control and unknown tokens: what a user's text may contain and `parse_special` would turn

@@ -208,15 +208,17 @@ impl Specials {
     }
 
     /// Calls `fragment` with the parts of `text` in order. The leftmost special token is taken, the longest of those
-    /// that start there. With `parse_special` false only user-defined tokens are special.
+    /// that start there. With `parse_special` false only user-defined tokens are special. A token of one character is
+    /// none behind two markers `broken_by`.
     pub fn split<'t>(
         &self,
         text: &'t str,
         texts: &StringArray,
-        parse_special: bool,
+        (parse_special, broken_by): (bool, Option<char>),
         mut fragment: impl FnMut(Fragment<'t>) -> Result<()>,
     ) -> Result<()> {
         let matcher = if parse_special { &self.trusted } else { &self.any };
+        let unmade = broken_by.map(|marker| [marker; 2].iter().collect::<String>());
         let (mut start, mut at) = (0, 0);
         while let Some(skipped) = text.as_bytes()[at..].iter().position(|&b| matcher.starts[usize::from(b)]) {
             at += skipped;
@@ -224,6 +226,11 @@ impl Specials {
                 at += 1;
                 continue;
             };
+            let is_character = || text[at..].chars().next().map(char::len_utf8) == Some(len);
+            if unmade.as_ref().is_some_and(|two| text.as_bytes()[..at].ends_with(two.as_bytes())) && is_character() {
+                at += len;
+                continue;
+            }
             if start < at {
                 fragment(Fragment::Text(&text[start..at]))?;
             }

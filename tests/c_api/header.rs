@@ -3,8 +3,18 @@
 use super::toolchain::{compile, root, scratch, succeed};
 
 /// The files that export, in the order of the header.
-const SOURCES: [&str; 8] =
-    ["library.rs", "status.rs", "error.rs", "device.rs", "options.rs", "model.rs", "load.rs", "inference.rs"];
+const SOURCES: [&str; 10] = [
+    "library.rs",
+    "status.rs",
+    "error.rs",
+    "device.rs",
+    "options.rs",
+    "model.rs",
+    "info.rs",
+    "load.rs",
+    "chat.rs",
+    "inference.rs",
+];
 
 fn generate() -> String {
     let mut config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();

@@ -6,7 +6,7 @@ static kigo_inference *live_inference, *new_inference;
 static kigo_options *live_options, *new_options;
 static kigo_error *live_error, *told;
 static const int32_t ids[] = {1, 2};
-static char text[256];
+static char text[16384];
 static int32_t token;
 static int64_t integer;
 static double number;

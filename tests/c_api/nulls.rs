@@ -25,6 +25,8 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
             _ => panic!("no valid key is known for {function}"),
         }
         .to_owned(),
+        ("const char *", "messages") => "\"[]\"".to_owned(),
+        ("size_t", "messages_len") => "2".to_owned(),
         ("const int32_t *", "tokens") => "ids".to_owned(),
         ("size_t", "prompt_len") => "4".to_owned(),
         ("size_t", "n_tokens") => "2".to_owned(),

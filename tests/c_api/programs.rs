@@ -38,6 +38,11 @@ fn t13_t16_sampling() {
 }
 
 #[test]
+fn chats_and_facts() {
+    passes("chat");
+}
+
+#[test]
 fn c20_churn() {
     passes("churn");
 }

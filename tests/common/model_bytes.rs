@@ -30,7 +30,7 @@ fn run(bytes: &[u8]) -> Result<()> {
     let tokens = tokenizer.encode("The <|im_start|> 42nd h\u{e9}\u{1F338}\n\n  of spring's ", options)?;
     assert!(tokens.iter().all(|&token| (token as usize) < tokenizer.n_vocab()));
     tokenizer.decode(&tokens, true)?;
-    if let Some(source) = tokenizer.chat_template() {
+    for (_, source) in tokenizer.chat_templates() {
         let _ = ChatTemplate::new(source);
     }
     let row = |position: u32, token| Row { token, position, sequence: 0, logits: true };

@@ -71,6 +71,11 @@ fn the_books_are_what_the_driver_gave() {
         let all: u64 = books.iter().sum();
         println!("weights, cache, workspace: {books:?}; {all} in all, {taken} less are free");
         assert!((taken as f64 / all as f64 - 1.0).abs() <= MAX_DEVIATION, "books of {all}, the driver gave {taken}");
+        let told = &engine.info(Some(prompt.len())).unwrap_or_else(|error| panic!("{error}"))["memory"];
+        for (part, taken) in ["weights", "cache", "workspace"].into_iter().zip(books) {
+            let told = told[part].as_u64().unwrap_or(0) as f64;
+            assert!((told / taken as f64 - 1.0).abs() <= MAX_DEVIATION, "{told} bytes of {part} told, {taken} taken");
+        }
         let residency = engine.memory().residency().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(residency.device_bytes, all, "bytes that the driver says are on the device");
         let (weights, file) = (books[0] as f64, engine.weight_bytes() as f64);

@@ -22,9 +22,11 @@ mod tiny;
 mod architectures;
 mod files;
 mod hparams;
+mod info;
 mod progress;
 mod quant_types;
 mod sweeps;
+mod templates;
 mod tensors;
 mod variations;
 

@@ -138,6 +138,17 @@ impl KvCache {
         self.bytes
     }
 
+    /// Bytes of the pages of a sequence of so many positions, whose batches have up to `n_batch` rows.
+    pub fn sequence_bytes(&self, n_positions: usize, n_batch: usize) -> u64 {
+        let all = n_positions.div_ceil(PAGE);
+        let pages = |window: usize| all.min(window.saturating_add(n_batch).div_ceil(PAGE) + 1);
+        let bytes = |group: &Group| {
+            let page = (group.page_len * size_of::<f32>()) as u64;
+            (group.window.map_or(all, pages) as u64).saturating_mul(page)
+        };
+        self.groups.iter().map(bytes).fold(0, u64::saturating_add)
+    }
+
     /// Writes k and v `[n_head_kv, head_dim]` of a row.
     pub fn store(&mut self, row: &Row, layer: usize, k: &[f32], v: &[f32]) {
         let (group, k_at) = self.layers[layer];

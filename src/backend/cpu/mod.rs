@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Backend, Memory, Progress, Purpose, Row, SequenceId};
-use crate::gguf::Gguf;
+use super::{Backend, Memory, Needs, Progress, Purpose, Row, SequenceId};
+use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{ModelDesc, RopeTable, Weights};
 use crate::{Error, Result};
 use attention::Head;
@@ -41,6 +41,39 @@ pub struct CpuBackend {
     memory: Arc<HostMemory>,
 }
 
+/// Bytes that the planned weights take.
+pub fn weight_bytes(plan: &Weights<TensorInfo>) -> u64 {
+    let mut bytes = 0u64;
+    // The closure never fails, and a list of layers that there is no memory for is short of some bytes at most.
+    let _ = plan.try_map(|role, info| {
+        bytes = bytes.saturating_add(Tensor::bytes_of(info, role));
+        Ok(())
+    });
+    bytes
+}
+
+/// What a model needs besides its weights. The workspace is what its largest parts come to.
+pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize, n_threads: usize) -> Needs {
+    let cache = KvCache::new(desc.layers.iter().map(|layer| layer.window), desc.n_embd_kv());
+    let (n_embd, q, kv) = (desc.n_embd, desc.n_embd_q(), desc.n_embd_kv());
+    let n_used = desc.experts.map_or(0, |experts| experts.n_expert_used);
+    let ff = n_used.max(1) * desc.n_ff;
+    let turns = 2 * desc.rope.kinds.len() * (desc.rope.n_rot / 2);
+    let row = (3 + n_used) * n_embd + 2 * q + 2 * kv + 2 * ff + turns;
+    let widest = n_embd.max(desc.n_ff).max(q);
+    let products = (q + 2 * kv).max(2 * desc.n_ff).max(n_embd);
+    let floats = |n: usize, width: usize| (n as u64).saturating_mul(width as u64).saturating_mul(4);
+    let rows = (n_batch as u64).saturating_mul(size_of::<Row>() as u64);
+    let workspace = [rows, floats(n_batch, row + products), floats(n_threads, widest), floats(1, desc.n_vocab)];
+    let page = kv_cache::PAGE;
+    let per_page = cache.sequence_bytes(page, n_batch);
+    Needs {
+        cache: cache.sequence_bytes(n_ctx, n_batch),
+        cache_per_token: per_page / page as u64,
+        workspace: workspace.into_iter().fold(0, u64::saturating_add),
+    }
+}
+
 impl CpuBackend {
     /// Reads the planned tensors into memory, for contexts of up to `n_ctx` tokens, and starts `n_threads` threads.
     ///
@@ -49,7 +82,7 @@ impl CpuBackend {
     pub fn load(
         gguf: &Gguf,
         desc: &ModelDesc,
-        plan: &Weights<crate::gguf::TensorInfo>,
+        plan: &Weights<TensorInfo>,
         (n_ctx, n_threads): (usize, usize),
         progress: &Progress,
     ) -> Result<Self> {

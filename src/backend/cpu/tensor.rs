@@ -74,6 +74,14 @@ impl Tensor {
         Ok(Tensor { quant_type: info.quant_type, cols, rows, data, values })
     }
 
+    /// Bytes that a tensor of the file takes once it is loaded.
+    pub fn bytes_of(info: &TensorInfo, role: Role) -> u64 {
+        match role {
+            Role::Matrix => info.n_bytes,
+            Role::Vector => info.n_elements.saturating_mul(size_of::<f32>() as u64),
+        }
+    }
+
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
         self.data.len() + size_of_val(&self.values[..])

@@ -138,6 +138,14 @@ impl Sizes {
         ((1 << 20) / self.table.max(1)).clamp(1, 256)
     }
 
+    /// What a cache takes on the device while one sequence has `n_positions`, with the page that belongs to nobody.
+    pub fn sequence_bytes(&self, n_positions: usize) -> u64 {
+        let n_pages = (n_positions.div_ceil(PAGE) as u64).saturating_add(1);
+        let n_chunks = n_pages.div_ceil((self.chunk / self.page.max(1)).max(1) as u64);
+        let tables = (self.tables_in_chunk() as u64).saturating_mul(self.table as u64);
+        n_chunks.saturating_mul(self.chunk as u64).saturating_add(tables)
+    }
+
     /// What [`KvCache::new`] allocates on the device.
     pub fn first_bytes(&self) -> u64 {
         let chunks = self.groups.iter().map(|group| group.chunk as u64).fold(0, u64::saturating_add);

@@ -78,6 +78,11 @@ impl Space {
         Ok(start)
     }
 
+    /// Bytes of all that has a place.
+    pub fn bytes(&self) -> u64 {
+        self.n_bytes
+    }
+
     /// Where a vector starts.
     ///
     /// # Errors

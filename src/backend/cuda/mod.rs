@@ -27,7 +27,7 @@ pub mod stream;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Backend, Draw, Memory, Progress, Row, SequenceId};
+use super::{Backend, Draw, Memory, Needs, Progress, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{ModelDesc, Weights};
@@ -49,6 +49,9 @@ const N_SLOTS: usize = 256;
 
 /// Rows of logits that there is room for at first.
 const FIRST_LOGITS: usize = 8;
+
+/// Rows that are sampled at once.
+const N_SAMPLED: usize = if MAX_GRAPH_ROWS > FIRST_LOGITS { MAX_GRAPH_ROWS } else { FIRST_LOGITS };
 
 /// Steps that the device may be ahead of the host: the one that is awaited, and one that keeps the device busy meanwhile.
 const STEPS_AHEAD: usize = 2;
@@ -111,6 +114,31 @@ struct Ahead {
     taken: Option<Row>,
 }
 
+/// Bytes that the planned weights take in device memory. The driver is not asked.
+///
+/// # Errors
+/// When the kernels cannot run the model, or there is no memory for the plan.
+pub fn weight_bytes(desc: &ModelDesc, plan: &Weights<TensorInfo>) -> Result<u64> {
+    check_desc(desc)?;
+    let (_, _, space) = Places::new(plan, desc)?;
+    Ok(space.bytes())
+}
+
+/// What a model needs in device memory besides its weights, while few sequences draw at once. The driver is not asked.
+///
+/// # Errors
+/// When the kernels cannot run the model, or a size is beyond 64 bits.
+pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<Needs> {
+    check_desc(desc)?;
+    let cache = kv_cache::Sizes::new(desc, n_ctx)?;
+    let samplers = sample::device_bytes(desc.n_vocab, N_SLOTS, N_SAMPLED);
+    Ok(Needs {
+        cache: cache.sequence_bytes(n_ctx),
+        cache_per_token: (cache.page / kv_cache::PAGE) as u64,
+        workspace: stages::Sizes::new(desc, n_batch)?.bytes(FIRST_LOGITS).saturating_add(samplers),
+    })
+}
+
 impl CudaBackend {
     /// Loads the planned tensors into the memory of GPU `ordinal`, for sequences of up to `n_ctx` tokens and batches of up
     /// to `n_batch` rows.
@@ -151,7 +179,7 @@ impl CudaBackend {
             places,
             kernels: Kernels::new(&context, types, desc)?,
             cache: KvCache::new(&context, &stream, desc, (n_ctx, n_batch))?,
-            samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, MAX_GRAPH_ROWS.max(FIRST_LOGITS))?,
+            samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, N_SAMPLED)?,
             slots: Slots { free, of: HashMap::new() },
             staging: PinnedBuffer::new(&context, work.staging_bytes(), "the rows of a batch")?,
             staged: false,

@@ -52,6 +52,18 @@ struct Slot {
     weigh: bool,
 }
 
+/// Bytes with which one row is sampled.
+fn work_bytes(n_vocab: usize) -> usize {
+    let n_chunks = n_vocab.div_ceil(KIGO_SAMPLE_CHUNK as usize);
+    size_of::<KigoSampleWork>() + n_chunks * size_of::<KigoSampleChunk>()
+}
+
+/// What [`Samplers::new`] allocates on the device.
+pub fn device_bytes(n_vocab: usize, n_slots: usize, n_rows: usize) -> u64 {
+    let product = |n: usize, bytes: usize| (n as u64).saturating_mul(bytes as u64);
+    product(n_slots, size_of::<KigoSampler>()).saturating_add(product(n_rows, work_bytes(n_vocab)))
+}
+
 impl Samplers {
     /// Samplers for `n_slots` sequences of up to `n_ctx` tokens, up to `n_rows` of which are sampled at once.
     ///
@@ -67,8 +79,7 @@ impl Samplers {
         let product = |a: usize, b: usize| {
             a.checked_mul(b).ok_or_else(|| Error::Internal(format!("{what}: {a} times {b} bytes")))
         };
-        let n_chunks = n_vocab.div_ceil(KIGO_SAMPLE_CHUNK as usize);
-        let work_bytes = size_of::<KigoSampleWork>() + n_chunks * size_of::<KigoSampleChunk>();
+        let work_bytes = work_bytes(n_vocab);
         let outcomes = product(n_slots, KIGO_SAMPLE_OUTCOMES as usize * size_of::<KigoSampled>())?;
         let states = product(n_slots, size_of::<KigoSampler>())?;
         let mut slots = try_vec(n_slots, what)?;

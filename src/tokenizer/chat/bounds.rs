@@ -2,7 +2,8 @@
 
 use minijinja::value::{Kwargs, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, functions, tests};
-use minijinja_contrib::pycompat;
+
+use super::methods;
 
 /// The filter that containers go through when they are made.
 pub const BOUNDED: &str = "kigo_bounded";
@@ -143,7 +144,7 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         };
         state.consume_fuel(bytes as u64 / 64)?;
     }
-    pycompat::unknown_method_callback(state, value, name, args)
+    methods::call(state, value, name, args)
 }
 
 fn has_long_number(format: &str) -> bool {

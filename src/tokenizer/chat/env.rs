@@ -7,8 +7,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, State, UndefinedBehavior, Value};
 use serde_json::Value as Json;
 
-use super::guard::Guard;
-use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, bounds, clock, json, rewrite};
+use super::guard::{Guard, Use};
+use super::{MAX_INPUT_DEPTH, MAX_OUTPUT, RenderOptions, bounds, clock, filters, json, rewrite};
 use crate::{Error, Result};
 
 /// Name of the template in its environment.
@@ -40,6 +40,7 @@ pub fn compile(source: &str) -> Result<(Environment<'static>, Vec<String>)> {
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     bounds::install(&mut env);
+    filters::install(&mut env);
     env.add_filter("tojson", json::tojson);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
@@ -74,7 +75,7 @@ pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard
         (Value::from(NOW), Value::from(micros)),
         (Value::from(bounds::MAX_NODES), Value::from(max_nodes)),
         (Value::from("messages"), convert_messages(messages, guard)),
-        (Value::from("tools"), options.tools.map_or(Value::from(()), |tools| convert(tools, guard, false))),
+        (Value::from("tools"), options.tools.map_or(Value::from(()), |tools| convert(tools, guard, Use::Text))),
         (Value::from("documents"), Value::from(())),
         (Value::from("add_generation_prompt"), Value::from(options.add_generation_prompt)),
     ];
@@ -84,7 +85,7 @@ pub fn render(env: &Environment, messages: &Json, options: &RenderOptions, guard
         }
     }
     for (name, value) in options.variables.into_iter().flatten() {
-        context.push((Value::from(name.as_str()), convert(value, guard, false)));
+        context.push((Value::from(name.as_str()), convert(value, guard, Use::Text)));
     }
     // A copy shares the compiled template.
     let mut env = env.clone();
@@ -153,38 +154,38 @@ fn measure(value: &Json, nodes: &mut usize, bytes: &mut usize) {
     }
 }
 
-/// The messages as the template sees them. Reasoning is known by three names; each message that has one has the two
-/// that templates read.
+/// The messages as the template sees them: without fields that are null, which templates would write as text. Reasoning
+/// is known by three names; each message that has one has the two that templates read.
 fn convert_messages(messages: &Json, guard: Option<&Guard>) -> Value {
     let items = messages.as_array().map(Vec::as_slice).unwrap_or_default();
     items
         .iter()
         .map(|message| {
-            let Some(fields) = message.as_object() else { return convert(message, guard, false) };
+            let Some(fields) = message.as_object() else { return convert(message, guard, Use::Text) };
             let reasoning = ["reasoning_content", "thinking", "reasoning"]
                 .iter()
                 .find_map(|name| fields.get(*name).filter(|value| !value.is_null()))
-                .map(|value| convert(value, guard, false));
+                .map(|value| convert(value, guard, Use::Text));
             let mut pairs = Vec::with_capacity(fields.len() + 2);
             pairs.extend(reasoning.clone().map(|value| (Value::from("thinking"), value)));
-            pairs.extend(convert_fields(fields, guard));
+            pairs.extend(convert_fields(fields.iter().filter(|(_, value)| !value.is_null()), guard));
             pairs.extend(reasoning.map(|value| (Value::from("reasoning_content"), value)));
             Value::from_pairs(pairs)
         })
         .collect()
 }
 
-fn convert_fields(
-    fields: &serde_json::Map<String, Json>,
+fn convert_fields<'a>(
+    fields: impl Iterator<Item = (&'a String, &'a Json)>,
     guard: Option<&Guard>,
 ) -> impl Iterator<Item = (Value, Value)> {
-    fields.iter().map(move |(key, value)| {
-        let protocol = matches!(key.as_str(), "role" | "type");
-        (string(key, guard, false), convert(value, guard, protocol))
+    fields.map(move |(key, value)| {
+        let as_what = if matches!(key.as_str(), "role" | "type") { Use::Protocol } else { Use::Text };
+        (string(key, guard, Use::Key), convert(value, guard, as_what))
     })
 }
 
-fn convert(value: &Json, guard: Option<&Guard>, protocol: bool) -> Value {
+fn convert(value: &Json, guard: Option<&Guard>, as_what: Use) -> Value {
     match value {
         Json::Null => Value::from(()),
         Json::Bool(b) => Value::from(*b),
@@ -193,15 +194,15 @@ fn convert(value: &Json, guard: Option<&Guard>, protocol: bool) -> Value {
             (None, Some(n), _) => Value::from(n),
             (None, None, n) => Value::from(n.unwrap_or(f64::NAN)),
         },
-        Json::String(text) => string(text, guard, protocol),
-        Json::Array(items) => items.iter().map(|item| convert(item, guard, protocol)).collect(),
-        Json::Object(fields) => Value::from_pairs(convert_fields(fields, guard)),
+        Json::String(text) => string(text, guard, as_what),
+        Json::Array(items) => items.iter().map(|item| convert(item, guard, as_what)).collect(),
+        Json::Object(fields) => Value::from_pairs(convert_fields(fields.iter(), guard)),
     }
 }
 
-fn string(text: &str, guard: Option<&Guard>, protocol: bool) -> Value {
+fn string(text: &str, guard: Option<&Guard>, as_what: Use) -> Value {
     match guard {
-        Some(guard) => Value::from(guard.mark(text, protocol).as_ref()),
+        Some(guard) => Value::from(guard.mark(text, as_what).as_ref()),
         None => Value::from(text),
     }
 }

@@ -2,21 +2,23 @@
 //!
 //! A marker, a character that occurs in no input, goes into every string before the template sees it: into each
 //! occurrence of a control token's text, and at each end (as it is, and as `trim` would leave it) where the rest of a
-//! control token could come from the template or a neighbour. A string that could be the middle of a control token is
-//! marked where the template has a literal that ends in the part before it and one that starts with the part after it; a
-//! template that puts a control token together from more pieces than that is taken at its word. Control tokens are matched in either case of ASCII
-//! letters, since templates may change it. The tokenizer removes the marker after the split at special tokens.
+//! control token could come from the template or a neighbour. Where the template has a literal that ends in the start of
+//! a control token and one that starts with its end, whatever could be a part between them is marked too. A control
+//! token of one character cannot be broken inside: it gets two markers before it. Control tokens are matched in either
+//! case of ASCII letters, since templates may change it. The tokenizer removes the marker after the split at special
+//! tokens.
 //!
 //! Values of the keys `role` and `type` name parts of the template's protocol (`<|user|>` may be built from a role):
-//! only whole control tokens are broken in them.
+//! only whole control tokens are broken in them. Keys are what templates look for: one is a part between literals only
+//! if it is the whole part.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use serde_json::Value as Json;
 
 use super::RenderOptions;
+use super::automaton::Automaton;
 use crate::{Error, Result};
 
 /// Noncharacters: no text that is interchanged has a use for them.
@@ -35,20 +37,52 @@ pub struct ControlTokens {
     backward: Automaton,
     /// Bytes of the longest text.
     longest: usize,
+    /// The texts in lower case.
+    texts: Vec<String>,
+    /// Texts of one character, sorted.
+    characters: Vec<char>,
 }
 
 impl ControlTokens {
-    /// Prepares `texts`. Texts of fewer than two characters are left out: nothing can be put inside of them.
+    /// Prepares `texts`.
     pub fn new<'a>(texts: impl IntoIterator<Item = &'a str>) -> ControlTokens {
         let mut tokens = ControlTokens::default();
-        for text in texts.into_iter().filter(|text| text.chars().nth(1).is_some()) {
+        for text in texts {
+            if text.chars().nth(1).is_none() {
+                tokens.characters.extend(text.chars());
+                continue;
+            }
+            tokens.texts.push(text.to_ascii_lowercase());
             tokens.forward.insert(text.bytes());
             tokens.backward.insert(text.bytes().rev());
             tokens.longest = tokens.longest.max(text.len());
         }
         tokens.forward.link();
         tokens.backward.link();
+        tokens.characters.sort_unstable();
         tokens
+    }
+}
+
+impl ControlTokens {
+    /// The texts that have a start among the states `open` and an end among `close`, as [`Guard::assembled`].
+    fn assembled(&self, open: &[u32], close: &[u32]) -> Option<String> {
+        let mut joined = String::new();
+        if open.is_empty() || close.is_empty() {
+            return Some(joined);
+        }
+        let (open, close) = (self.forward.with_suffixes(open), self.backward.with_suffixes(close));
+        for text in &self.texts {
+            let starts = self.forward.passes(&open, text.bytes());
+            if starts && self.backward.passes(&close, text.bytes().rev()) {
+                joined.push_str(text);
+                joined.push('\0');
+            }
+            if joined.len() > MAX_ASSEMBLED {
+                return None;
+            }
+        }
+        Some(joined)
     }
 }
 
@@ -61,36 +95,27 @@ pub struct Guard<'a> {
     open: Vec<u32>,
     /// The same for the reversed literals and the backward automaton.
     close: Vec<u32>,
+    /// The control tokens that begin and end in literals, joined by NULs; `None` when they are too long to search.
+    assembled: Option<String>,
+}
+
+/// Most bytes of control tokens that every short text is searched in.
+const MAX_ASSEMBLED: usize = 1 << 12;
+
+/// What a text is in its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Anything that a user wrote.
+    Text,
+    /// The key of an object.
+    Key,
+    /// A name of the template's protocol.
+    Protocol,
 }
 
 impl Guard<'_> {
-    /// A guard whose marker occurs in none of the inputs.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] when every possible marker occurs. The inputs' depth has to be bounded by the caller.
-    pub fn new<'a>(
-        tokens: &'a ControlTokens,
-        literals: &[String],
-        messages: &Json,
-        options: &RenderOptions,
-    ) -> Result<Guard<'a>> {
-        let mut used = 0;
-        literals.iter().for_each(|literal| note_str(literal, &mut used));
-        for text in [options.bos_token, options.eos_token].into_iter().flatten() {
-            note_str(text, &mut used);
-        }
-        note(messages, &mut used);
-        if let Some(tools) = options.tools {
-            note(tools, &mut used);
-        }
-        for (key, value) in options.variables.into_iter().flatten() {
-            note_str(key, &mut used);
-            note(value, &mut used);
-        }
-        let Some((_, marker)) = MARKERS.enumerate().find(|(i, _)| used & (1 << i) == 0) else {
-            let expected = "text without at least one of the noncharacters U+FDD0..U+FDEF";
-            return Err(Error::invalid_argument("messages", expected, "all 32"));
-        };
+    /// A guard for a template with these literals, whose marker is an [`unused_marker`].
+    pub fn new<'a>(tokens: &'a ControlTokens, literals: &[String], marker: char) -> Guard<'a> {
         let mut open: Vec<u32> = literals.iter().map(|text| tokens.forward.run(0, text.bytes())).collect();
         let mut close: Vec<u32> = literals.iter().map(|text| tokens.backward.run(0, text.bytes().rev())).collect();
         for states in [&mut open, &mut close] {
@@ -98,7 +123,14 @@ impl Guard<'_> {
             states.dedup();
             states.retain(|state| *state != 0);
         }
-        Ok(Guard { tokens, marker, open, close })
+        let assembled = tokens.assembled(&open, &close);
+        Guard { tokens, marker, open, close, assembled }
+    }
+
+    /// Whether `text` could be one of several parts between literals that make a control token.
+    fn is_part(&self, text: &str) -> bool {
+        let is_inside = |assembled: &String| assembled.contains(&text.to_ascii_lowercase());
+        (1..self.tokens.longest).contains(&text.len()) && self.assembled.as_ref().is_none_or(is_inside)
     }
 
     /// Whether the template's literals around `text` could make a control token of it.
@@ -108,7 +140,7 @@ impl Guard<'_> {
             let mut states = from.to_vec();
             for (i, byte) in bytes.enumerate() {
                 states.iter_mut().for_each(|state| *state = automaton.step(*state, byte));
-                states.retain(|state| automaton.states[*state as usize].depth as usize > i + 1);
+                states.retain(|state| automaton.depth(*state) > i + 1);
                 states.dedup();
                 if states.is_empty() {
                     return false;
@@ -126,8 +158,9 @@ impl Guard<'_> {
         self.marker
     }
 
-    /// `text` without anything that is a control token or, unless `whole_only`, could become one next to other text.
-    pub fn mark<'t>(&self, text: &'t str, whole_only: bool) -> Cow<'t, str> {
+    /// `text` without anything that is a control token or, unless it is of the protocol, could become one next to other
+    /// text.
+    pub fn mark<'t>(&self, text: &'t str, as_what: Use) -> Cow<'t, str> {
         let mut places = Vec::new();
         let bytes = text.as_bytes();
         let trimmed_end = text.trim_end().len();
@@ -146,7 +179,7 @@ impl Guard<'_> {
                 end_state = state;
             }
         }
-        if !whole_only {
+        if as_what != Use::Protocol {
             for (at, state) in [(trimmed_end, end_state), (text.len(), state)] {
                 if state != 0 {
                     places.push(at);
@@ -159,15 +192,22 @@ impl Guard<'_> {
                     places.push(at);
                 }
             }
-            if self.is_middle(text) || self.is_middle(text.trim()) {
+            let is_middle = |text| self.is_middle(text) || (as_what == Use::Text && self.is_part(text));
+            if is_middle(text) || is_middle(text.trim()) {
                 places.push(trimmed_start.min(trimmed_end));
             }
+        }
+        places.sort_unstable();
+        places.dedup();
+        if !self.tokens.characters.is_empty() {
+            for (at, _) in text.char_indices().filter(|(_, c)| self.tokens.characters.binary_search(c).is_ok()) {
+                places.extend([at; 2]);
+            }
+            places.sort_unstable();
         }
         if places.is_empty() {
             return Cow::Borrowed(text);
         }
-        places.sort_unstable();
-        places.dedup();
         let mut marked = String::with_capacity(text.len() + places.len() * self.marker.len_utf8());
         let mut from = 0;
         for at in places {
@@ -178,6 +218,31 @@ impl Guard<'_> {
         marked.push_str(&text[from..]);
         Cow::Owned(marked)
     }
+}
+
+/// A marker that occurs in none of the inputs.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] when every possible one does. The inputs' depth has to be bounded by the caller.
+pub fn unused_marker(literals: &[String], messages: &Json, options: &RenderOptions) -> Result<char> {
+    let mut used = 0;
+    literals.iter().for_each(|literal| note_str(literal, &mut used));
+    for text in [options.bos_token, options.eos_token].into_iter().flatten() {
+        note_str(text, &mut used);
+    }
+    note(messages, &mut used);
+    if let Some(tools) = options.tools {
+        note(tools, &mut used);
+    }
+    for (key, value) in options.variables.into_iter().flatten() {
+        note_str(key, &mut used);
+        note(value, &mut used);
+    }
+    let unused = MARKERS.enumerate().find(|(i, _)| used & (1 << i) == 0);
+    unused.map(|(_, marker)| marker).ok_or_else(|| {
+        let expected = "text without at least one of the noncharacters U+FDD0..U+FDEF";
+        Error::invalid_argument("messages", expected, "all 32")
+    })
 }
 
 /// Sets the bit of every marker in `text`.
@@ -202,99 +267,18 @@ fn note(value: &Json, used: &mut u32) {
     }
 }
 
-/// The automaton of Aho and Corasick (1975) over bytes, ASCII letters in lower case: its state after some text is the
-/// longest suffix of the text that begins a pattern, state 0 the empty one.
-#[derive(Debug)]
-struct Automaton {
-    edges: HashMap<(u32, u8), u32>,
-    /// The edges of state 0.
-    root: [u32; 256],
-    states: Vec<State>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct State {
-    /// Bytes of the prefix that this state is.
-    depth: u32,
-    /// The next longest suffix that begins a pattern.
-    fail: u32,
-    /// Whether a pattern ends here.
-    end: bool,
-}
-
-impl Default for Automaton {
-    fn default() -> Automaton {
-        Automaton { edges: HashMap::new(), root: [0; 256], states: vec![State::default()] }
-    }
-}
-
-impl Automaton {
-    fn insert(&mut self, pattern: impl Iterator<Item = u8>) {
-        let mut state = 0;
-        for byte in pattern.map(|b| b.to_ascii_lowercase()) {
-            let new = self.states.len() as u32;
-            let next = *self.edges.entry((state, byte)).or_insert(new);
-            if next == new {
-                let depth = self.states[state as usize].depth + 1;
-                self.states.push(State { depth, ..State::default() });
-            }
-            state = next;
-        }
-        self.states[state as usize].end = true;
-    }
-
-    /// Computes the fail links, after the last [`Automaton::insert`].
-    fn link(&mut self) {
-        let mut children: Vec<Vec<(u8, u32)>> = vec![Vec::new(); self.states.len()];
-        for (&(state, byte), &next) in &self.edges {
-            children[state as usize].push((byte, next));
-            if state == 0 {
-                self.root[byte as usize] = next;
-            }
-        }
-        let mut queue: VecDeque<u32> = children[0].iter().map(|&(_, child)| child).collect();
-        while let Some(state) = queue.pop_front() {
-            for &(byte, child) in &children[state as usize] {
-                let fail = self.step(self.states[state as usize].fail, byte);
-                self.states[child as usize].fail = fail;
-                self.states[child as usize].end |= self.states[fail as usize].end;
-                queue.push_back(child);
-            }
-        }
-    }
-
-    fn step(&self, mut state: u32, byte: u8) -> u32 {
-        let byte = byte.to_ascii_lowercase();
-        while state != 0 {
-            if let Some(&next) = self.edges.get(&(state, byte)) {
-                return next;
-            }
-            state = self.states[state as usize].fail;
-        }
-        self.root[byte as usize]
-    }
-
-    fn run(&self, state: u32, bytes: impl Iterator<Item = u8>) -> u32 {
-        bytes.fold(state, |state, byte| self.step(state, byte))
-    }
-
-    fn is_end(&self, state: u32) -> bool {
-        self.states[state as usize].end
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn guard<'a>(tokens: &'a ControlTokens, literals: &[&str]) -> Guard<'a> {
         let literals: Vec<String> = literals.iter().map(|s| s.to_string()).collect();
-        Guard::new(tokens, &literals, &Json::Null, &RenderOptions::default()).unwrap()
+        Guard::new(tokens, &literals, '\u{FDD0}')
     }
 
     fn marked(tokens: &[&str], text: &str) -> String {
         let tokens = ControlTokens::new(tokens.iter().copied());
-        guard(&tokens, &[]).mark(text, false).replace('\u{FDD0}', "^")
+        guard(&tokens, &[]).mark(text, Use::Text).replace('\u{FDD0}', "^")
     }
 
     #[test]
@@ -323,14 +307,32 @@ mod tests {
     fn middles_are_broken_where_the_template_has_both_sides() {
         let tokens = ControlTokens::new(["<|im_end|>", "[INST]"]);
         let both = guard(&tokens, &["x<|", "|>\n", "[", "] "]);
-        for (text, marked) in
-            [("im_end", "^im_end"), (" INST\n", " ^INST\n"), ("end", "end"), ("user", "user"), ("", "")]
-        {
-            assert_eq!(both.mark(text, false).replace('\u{FDD0}', "^"), marked);
-            assert_eq!(both.mark(text, true), text);
+        for (text, marked) in [("im_end", "^im_end"), (" INST\n", " ^INST\n"), ("user", "user"), ("", "")] {
+            assert_eq!(both.mark(text, Use::Text).replace('\u{FDD0}', "^"), marked);
+            assert_eq!(both.mark(text, Use::Protocol), text);
         }
-        assert_eq!(guard(&tokens, &["<|", "\n"]).mark("im_end", false), "im_end");
-        assert_eq!(guard(&tokens, &["x", "|>"]).mark("im_end", false), "im_end");
+        assert_eq!(guard(&tokens, &["<|", "\n"]).mark("im_end", Use::Text), "im_end");
+        assert_eq!(guard(&tokens, &["x", "|>"]).mark("im_end", Use::Text), "im_end");
+    }
+
+    /// `<|` + `im_` + `end` + `|>`, each from somewhere else.
+    #[test]
+    fn parts_are_broken_where_the_template_has_both_ends() {
+        let tokens = ControlTokens::new(["<|im_end|>", "[INST]"]);
+        let both = guard(&tokens, &["x<|", "|>\n"]);
+        for (text, marked) in [("im_", "^im_"), (" End", " ^End"), ("_", "^_"), ("INS", "INS"), ("ending", "ending")] {
+            assert_eq!(both.mark(text, Use::Text).replace('\u{FDD0}', "^"), marked);
+            assert_eq!(both.mark(text, Use::Key), text);
+        }
+        assert_eq!(guard(&tokens, &["x<|", "[", "x"]).mark("im_", Use::Text), "im_");
+        let many: Vec<String> = (0..3000).map(|i| format!("<|reserved_{i}|>")).collect();
+        let tokens = ControlTokens::new(many.iter().map(String::as_str));
+        assert_eq!(guard(&tokens, &["<|", "|>"]).mark("x", Use::Text), "\u{FDD0}x", "too many to search");
+    }
+
+    #[test]
+    fn control_tokens_of_one_character_get_two_markers() {
+        assert_eq!(marked(&["␃", "<s>"], "a␃␃b<s>c"), "a^^␃^^␃b<s^>c");
     }
 
     #[test]
@@ -346,7 +348,7 @@ mod tests {
         let pattern = "a".repeat(1 << 16) + "b";
         let tokens = ControlTokens::new([pattern.as_str()]);
         let start = std::time::Instant::now();
-        guard(&tokens, &[]).mark(&"a".repeat(1 << 20), false);
+        guard(&tokens, &[]).mark(&"a".repeat(1 << 20), Use::Text);
         assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
     }
 }

@@ -9,6 +9,8 @@
 //! * so does `x` in `{% set y = x %}`, and through [`MEMBER`] if the target is an attribute;
 //! * both sides of `*` go through [`FACTOR`].
 //!
+//! minijinja has no `%` for strings: `'..' % x` becomes a call of the filter [`PERCENT`].
+//!
 //! `{% generation %}`, which Hugging Face adds to Jinja to mark the assistant's text, becomes `{% with %}`.
 //!
 //! The tokens are minijinja's own, so both see the same source.
@@ -17,6 +19,7 @@ use minijinja::machinery::{Span, Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 
 use super::bounds::{BOUNDED, FACTOR, MEMBER};
+use super::filters::PERCENT;
 
 /// Deepest nesting of blocks.
 const MAX_BLOCKS: usize = 32;
@@ -52,6 +55,7 @@ pub fn rewrite(source: &str, syntax: SyntaxConfig) -> Result<Rewritten, String> 
             end: span.end_offset as usize,
             operand: scan.before.is_dot || ends_operand(&token),
             is_dot: matches!(token, Token::Dot),
+            is_string: matches!(token, Token::Str(_) | Token::String(_)),
         };
         match token {
             Token::TemplateData(text) | Token::Str(text) => literals.push(text.to_string()),
@@ -100,6 +104,8 @@ struct Level {
     has_comma: bool,
     /// `*` waits for the end of its right side.
     factor: bool,
+    /// [`PERCENT`] waits for the end of its argument.
+    percent: bool,
     /// Filter to put behind the closing bracket: that of a call.
     maker: bool,
 }
@@ -124,6 +130,7 @@ struct Before {
     /// Whether an operator can follow.
     operand: bool,
     is_dot: bool,
+    is_string: bool,
 }
 
 #[derive(Default)]
@@ -209,6 +216,11 @@ impl Scan {
                     self.insert(self.before.end, format!("|{FACTOR} "));
                     self.level().factor = true;
                 }
+                if matches!(token, Token::Mod) && self.before.is_string {
+                    let at = span.start_offset as usize;
+                    self.edits.push(Edit { at, removed: 1, text: format!("|{PERCENT}(") });
+                    self.level().percent = true;
+                }
                 self.level().operators += 1;
             }
         }
@@ -233,8 +245,14 @@ impl Scan {
         // Strings side by side are one.
         let goes_on =
             matches!(next, Token::Dot | Token::BracketOpen | Token::ParenOpen | Token::Str(_) | Token::String(_));
-        if !goes_on && !self.levels.is_empty() && std::mem::take(&mut self.level().factor) {
+        if goes_on || self.levels.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.level().factor) {
             self.insert(at, format!("|{FACTOR} "));
+        }
+        if !matches!(next, Token::Pipe) && std::mem::take(&mut self.level().percent) {
+            self.insert(at, ")");
         }
     }
 
