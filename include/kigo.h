@@ -308,7 +308,8 @@
  *   "n_ctx": an integer from 1 to 2147483647; kigo_options_set_i64(); default: what the model was trained for, or
  *   less if that is very long
  *       Size of the context of an inference in tokens: prompt and generated tokens together. Texts that are longer
- *       than the model was trained for ("n_ctx_train") are possible, but get worse.
+ *       than the model was trained for ("n_ctx_train") are possible, but get worse; a model whose positions are
+ *       learned has no others.
  *
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.

@@ -317,7 +317,7 @@ typedef struct {
 
 /* Which row of the file stands where in a matrix: as in the file; */
 #define KIGO_ROWS_PLAIN 0
-/* heads start a tile of their own; */
+/* heads, or experts, start a tile of their own; */
 #define KIGO_ROWS_HEADS 1
 /* the same, and rope pairs stand 8 rows apart. */
 #define KIGO_ROWS_ROPE 2

@@ -356,9 +356,10 @@ __device__ __forceinline__ void matmul_many(const KigoMatmul& p) {
 
     const uint32_t tile_of_pair = first_tile + 2 * tile_pair;
     const int g = lane / 4;
-#pragma unroll
+    // Once per block: code that runs once should be short rather than unrolled.
+#pragma unroll 1
     for (int tile = 0; tile < kColumnTiles; tile++) {
-#pragma unroll
+#pragma unroll 1
         for (int odd = 0; odd < 2; odd++) {
             const uint32_t column = first_column + (column_part * kColumnTiles + tile) * 8 + 2 * (lane % 4) + odd;
             const bool exists = column < n_columns;

@@ -95,7 +95,8 @@ pub(super) static ROWS: &[Row] = &[
             set: |settings, value| settings.load.n_ctx = Some(value as usize),
         },
         doc: "Size of the context of an inference in tokens: prompt and generated tokens together. Texts that are longer \
-              than the model was trained for (\"n_ctx_train\") are possible, but get worse.",
+              than the model was trained for (\"n_ctx_train\") are possible, but get worse; a model whose positions \
+              are learned has no others.",
         show: |settings| {
             settings
                 .load

@@ -280,7 +280,7 @@ impl ModelDesc {
             return Err(Error::bad_file(key, expected, period));
         }
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer.window = window.filter(|_| (i as u64 + 1) % period != 0);
+            layer.window = window.filter(|_| !(i as u64 + 1).is_multiple_of(period));
         }
         Ok(())
     }

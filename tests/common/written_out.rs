@@ -169,9 +169,9 @@ impl File<'_> {
                 };
                 let weights: Vector = seen.clone().map(|other| score(other).exp()).collect();
                 let sum = weights.iter().sum::<f64>() + sinks.as_ref().map_or(0.0, |sinks| sinks[head].exp());
-                for i in at..at + desc.head_dim {
-                    mix.push(seen.clone().zip(&weights).map(|(other, weight)| weight / sum * values[other][i]).sum());
-                }
+                let column =
+                    |i: usize| seen.clone().zip(&weights).map(|(other, weight)| weight / sum * values[other][i]).sum();
+                mix.extend((at..at + desc.head_dim).map(|i| -> f64 { column(i) }));
             }
             let mut delta = self.linear(&self.name(layer, "attn_output"), &mix);
             if desc.post_norm {

@@ -61,6 +61,8 @@ typedef struct Object {
     Kind kind;
     int device;
     char *start;
+    /* What `start` is in, which may begin before it. */
+    void *block;
     size_t bytes;
     int capturing, invalidated, recorded;
     Node *nodes;
@@ -78,7 +80,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int n_devices, visible[MAX_DEVICES], architectures[MAX_DEVICES];
 static Context contexts[MAX_DEVICES];
 static int retained[MAX_DEVICES];
-static size_t used[MAX_DEVICES], total = (size_t)1 << 30;
+static size_t used[MAX_DEVICES], total = (size_t)1 << 30, pinned, most_pinned;
 static Object *objects;
 static int initialised, sticky;
 static long calls, counted, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
@@ -147,7 +149,7 @@ typedef struct {
     long value;
 } Count;
 
-enum { MAX_COUNTS = 10 + KINDS };
+enum { MAX_COUNTS = 11 + KINDS };
 
 /* All that is counted; returns how many there are. */
 static int count(Count counts[MAX_COUNTS]) {
@@ -168,7 +170,8 @@ static int count(Count counts[MAX_COUNTS]) {
                          {"misuse", misuse},
                          {"unpopped", pushes - pops},
                          {"contexts", contexts_held},
-                         {"bytes", bytes}};
+                         {"bytes", bytes},
+                         {"most_pinned", (long)most_pinned}};
     int n = sizeof all / sizeof *all;
     memcpy(counts, all, sizeof all);
     for (int kind = 0; kind < KINDS; kind++) {
@@ -316,11 +319,12 @@ static void destroy(Object *object) {
         next = node->next;
         free(node);
     }
-    if (object->kind == ALLOCATION || object->kind == PINNED) {
-        free(object->start);
-    }
+    free(object->block);
     if (object->kind == ALLOCATION) {
         used[object->device] -= object->bytes;
+    }
+    if (object->kind == PINNED) {
+        pinned -= object->bytes;
     }
     free(object);
 }
@@ -545,13 +549,15 @@ EXPORT int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
         CHECK(current(), 201, "cuMemAlloc without a context");
         CHECK(bytes > 0, 1, "cuMemAlloc of nothing");
         CHECK(!spoils_capture(), 900, "cuMemAlloc while a stream captures");
-        char *start = 0;
-        if (bytes > total - used[current()->device] || !(start = aligned_alloc(256, (bytes + 255) / 256 * 256))) {
+        void *block = 0;
+        /* Zero, without being touched. */
+        if (bytes > total - used[current()->device] || !(block = calloc(1, bytes + 256))) {
             code = 2;
             break;
         }
-        memset(start, 0, bytes);
+        char *start = (char *)block + (256 - (uintptr_t)block % 256);
         Object *object = make(ALLOCATION);
+        object->block = block;
         object->start = start;
         object->bytes = bytes;
         used[object->device] += bytes;
@@ -580,8 +586,10 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
         }
         memset(memory, 0xA5, bytes);
         Object *object = make(PINNED);
-        object->start = memory;
+        object->block = object->start = memory;
         object->bytes = bytes;
+        pinned += bytes;
+        most_pinned = pinned > most_pinned ? pinned : most_pinned;
         *start = memory;
     });
 }

@@ -148,6 +148,7 @@ fn windows_bound_the_cache() {
         all
     };
     let (without, with) = (bytes(None), bytes(Some(64)));
-    assert!(with.iter().all(|bytes| *bytes == with[0]), "{with:?}");
-    assert!(without.last().unwrap() > &(without[0] + (30 << 20)), "{without:?}");
+    // From the 200 positions on that window and batch take together, nothing more.
+    assert!(with[10..].iter().all(|bytes| *bytes == with[10]), "{with:?}");
+    assert!(without.last().unwrap() > with.last().unwrap(), "{without:?}, {with:?}");
 }

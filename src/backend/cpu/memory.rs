@@ -69,7 +69,7 @@ impl Workspace {
         let n = rows.len();
         let n_logits = rows.iter().filter(|row| row.logits).count();
         self.rows.clear();
-        self.rows.try_reserve(n).map_err(|_| workspace_error(n * size_of::<Row>()))?;
+        self.rows.try_reserve(n).map_err(|_| workspace_error(size_of_val(rows)))?;
         self.rows.extend_from_slice(rows);
         let n_used = desc.experts.map_or(0, |experts| experts.n_expert_used);
         let n_ffn = n * n_used.max(1);

@@ -65,7 +65,7 @@ pub struct Place {
     pub tile_offset: usize,
     /// `KIGO_ROWS_...`
     pub order: u32,
-    /// Elements of a head.
+    /// Elements of a head, or rows of an expert.
     pub head_dim: usize,
     /// Elements of a head that rope turns.
     pub n_rot: usize,
@@ -256,7 +256,7 @@ impl Placing<'_> {
         Ok(Product { quant, offset, n_rows, k, n_tiles, n_records, first_tile: 0 })
     }
 
-    fn place(&mut self, info: &TensorInfo, product: &Product, tiles: (usize, usize), order: u32) {
+    fn place(&mut self, info: &TensorInfo, product: &Product, tiles: (usize, usize), (order, head_dim): (u32, usize)) {
         let place = Place {
             offset: product.offset,
             n_records: product.n_records,
@@ -264,7 +264,7 @@ impl Placing<'_> {
             tile_step: tiles.0,
             tile_offset: tiles.1,
             order,
-            head_dim: self.desc.head_dim,
+            head_dim,
             n_rot: self.desc.rope.n_rot,
             halves: self.desc.rope.pairing == RopePairing::Halves,
         };
@@ -274,20 +274,27 @@ impl Placing<'_> {
     fn plain(&mut self, info: &TensorInfo) -> Result<Product> {
         let n_rows = info.dims[1] as usize;
         let product = self.product(info, n_rows, n_rows.div_ceil(TILE_ROWS))?;
-        self.place(info, &product, (1, 0), KIGO_ROWS_PLAIN);
+        self.place(info, &product, (1, 0), (KIGO_ROWS_PLAIN, 0));
         Ok(product)
     }
 
     /// A matrix of the feed-forward layer, or those of its experts.
     fn experts(&mut self, info: &TensorInfo) -> Result<Product> {
-        let all = self.plain(info)?;
-        Ok(self.per_expert(all))
+        self.side_by_side(&[info])
     }
 
-    /// Whole tiles belong to one expert: their rows are a multiple of 16 (`check_desc`).
-    fn per_expert(&self, all: Product) -> Product {
-        let n = self.desc.experts.map_or(1, |experts| experts.n_expert);
-        Product { n_rows: all.n_rows / n, n_tiles: all.n_tiles / n, ..all }
+    /// Matrices of the feed-forward layer whose tiles alternate, of one expert after the other where there are some. A tile
+    /// belongs to one expert.
+    fn side_by_side(&mut self, parts: &[&TensorInfo]) -> Result<Product> {
+        let n_expert = self.desc.experts.map_or(1, |experts| experts.n_expert);
+        let n_rows = parts[0].dims[1] as usize / n_expert;
+        let n_tiles = parts.len() * n_rows.div_ceil(TILE_ROWS);
+        let product = self.product(parts[0], n_rows, n_tiles * n_expert)?;
+        let order = if n_rows.is_multiple_of(TILE_ROWS) || n_expert == 1 { KIGO_ROWS_PLAIN } else { KIGO_ROWS_HEADS };
+        for (i, part) in parts.iter().enumerate() {
+            self.place(part, &product, (parts.len(), i), (order, n_rows));
+        }
+        Ok(Product { n_tiles, ..product })
     }
 
     /// Neighbours of the same type stand side by side.
@@ -305,7 +312,7 @@ impl Placing<'_> {
             let mut offset = 0;
             for part in start..end {
                 let order = if part < 2 { KIGO_ROWS_ROPE } else { KIGO_ROWS_HEADS };
-                self.place(parts[part], &product, (1, offset), order);
+                self.place(parts[part], &product, (1, offset), (order, self.desc.head_dim));
                 offset += n_tiles[part];
             }
             products.push(product);
@@ -318,11 +325,7 @@ impl Placing<'_> {
         if gate.quant_type != up.quant_type {
             return Ok(Gate::Apart { gate: self.experts(gate)?, up: self.experts(up)? });
         }
-        let n_rows = gate.dims[1] as usize;
-        let product = self.product(gate, n_rows, 2 * n_rows.div_ceil(TILE_ROWS))?;
-        self.place(gate, &product, (2, 0), KIGO_ROWS_PLAIN);
-        self.place(up, &product, (2, 1), KIGO_ROWS_PLAIN);
-        Ok(Gate::Joint(self.per_expert(product)))
+        Ok(Gate::Joint(self.side_by_side(&[gate, up])?))
     }
 }
 
