@@ -33,7 +33,11 @@ use fake_driver::control::Driver;
 use fake_driver::{Run, run, say};
 use folder::Folder;
 use kigo::Status;
+use kigo::backend::cuda::CudaBackend;
+use kigo::backend::{Backend, Progress, Row};
 use kigo::engine::{Engine, LoadOptions};
+use kigo::gguf::Gguf;
+use kigo::model::{Weights, arch};
 use kigo::quant::QuantType;
 use random_model::Shape;
 
@@ -575,5 +579,47 @@ fn every_card_takes_every_launch() {
         let run = run("child_life", &[("FAKE_CUDA_DEVICES", architecture)]);
         run.assert_clean(architecture);
         assert_eq!(run.said[0], expected, "sm_{architecture}");
+    }
+}
+
+/// Every architecture: prompts in batches, single rows, and rows of several sequences, further than windows and rings go.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_architectures() {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(models::data("arch")).unwrap().map(|e| e.unwrap().path()).collect();
+    names.retain(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    for path in names {
+        let gguf = Gguf::open(&path).unwrap();
+        let desc = arch::describe(gguf.metadata()).unwrap();
+        let plan = Weights::plan(&gguf, &desc).unwrap();
+        let mut backend = CudaBackend::load(&gguf, &desc, &plan, (0, 512, 80), &Progress::default()).unwrap();
+        let row = |sequence, position: usize| Row { token: 1, position: position as u32, sequence, logits: true };
+        let mut run = |rows: &[Row]| {
+            rows.iter().for_each(|row| backend.sequence_reserve(row.sequence, row.position as usize + 1).unwrap());
+            backend.forward(rows).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            backend.logits(rows.len() - 1).unwrap();
+        };
+        let mut position = 0;
+        for n in [80, 1, 5, 20, 1, 80, 80, 80, 80, 1] {
+            if position + n > desc.max_positions().unwrap_or(512) {
+                break;
+            }
+            run(&(position..position + n).map(|position| row(1, position)).collect::<Vec<_>>());
+            position += n;
+        }
+        for position in 0..70 {
+            run(&[2, 3, 4].map(|sequence| row(sequence, position)));
+        }
+        drop(backend);
+    }
+    say("done");
+}
+
+#[test]
+fn every_architecture_takes_every_launch() {
+    for architecture in ["80", "90"] {
+        let run = run("child_architectures", &[("FAKE_CUDA_DEVICES", architecture)]);
+        assert_eq!(run.said, ["done"]);
+        run.assert_clean(architecture);
     }
 }
