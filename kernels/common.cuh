@@ -63,9 +63,8 @@ __device__ __forceinline__ void copy_async_wait_until(int pending) {
 }
 
 // A ring of pieces of memory that one warp copies to shared memory ahead of using them: by the bulk copy engine, which one
-// lane tells what to do, where there is one (sm_90), else by all lanes. Slots have `kBytes`; `kSlots` is their number where it
-// is known, which makes a product of one row 5 % faster, else 0.
-template <int kBytes, int kSlots>
+// lane tells what to do, where there is one (sm_90), else by all lanes. Slots have `kBytes`.
+template <int kBytes>
 struct Ring {
     uint8_t* slots;
     uint64_t* full;
@@ -79,16 +78,14 @@ struct Ring {
 
     // `barriers` are n_slots words in shared memory of this warp's own.
     __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers, int n_slots)
-        : slots(slots), full(barriers), n_slots(kSlots ? kSlots : n_slots), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
+        : slots(slots), full(barriers), n_slots(n_slots), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
 #if __CUDA_ARCH__ >= 900
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-        if (lane < number()) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
+        if (lane < n_slots) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         __syncwarp();
 #endif
     }
-
-    __device__ __forceinline__ int number() const { return kSlots ? kSlots : n_slots; }
 
     __device__ __forceinline__ static uint32_t shared_address(const void* at) {
         return static_cast<uint32_t>(__cvta_generic_to_shared(at));
@@ -120,7 +117,7 @@ struct Ring {
         }
         copy_async_commit();
 #endif
-        to_fill = to_fill + 1 == number() ? 0 : to_fill + 1;
+        to_fill = to_fill + 1 == n_slots ? 0 : to_fill + 1;
     }
 
     // Waits for the oldest piece and returns it. Between this and the next call comes one `fill`.
@@ -133,11 +130,11 @@ struct Ring {
             "r"(phase)
             : "memory");
 #else
-        copy_async_wait_until<KIGO_MAX_SLOTS - 2>(number() - 2);
+        copy_async_wait_until<KIGO_MAX_SLOTS - 2>(n_slots - 2);
 #endif
         // Every lane has used the piece before, and sees what all lanes copied.
         __syncwarp();
-        if (++to_use == number()) {
+        if (++to_use == n_slots) {
             to_use = 0;
             phase ^= 1;
         }

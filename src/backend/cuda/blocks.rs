@@ -4,12 +4,18 @@
 use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
-use super::params::{KIGO_FEWEST_SLOTS, KIGO_MAX_SLOTS, KIGO_UNDER_WAY};
+use super::params::KIGO_MAX_SLOTS;
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
 /// Blocks of a product with few rows on a multiprocessor, at most.
 const MOST_PER_SM: u32 = 2;
+
+/// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
+const UNDER_WAY: u32 = 64 << 10;
+
+/// Slots that a ring has at least, where there is room.
+const FEWEST_SLOTS: u32 = 3;
 
 /// By how many percent one block on a multiprocessor must have less to do than two before it is preferred: where a record is
 /// multiplied as it is, and where its 8 warps would have to unpack what 16 do.
@@ -179,11 +185,10 @@ impl Card {
     }
 }
 
-/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor: `usual_slots` of
-/// `kernels/matmul.cu`, which is compiled for them.
+/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor.
 fn slots(bytes: u32, per_sm: u32) -> u32 {
-    let under_way = (KIGO_UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
-    (under_way + 1).clamp(KIGO_FEWEST_SLOTS, KIGO_MAX_SLOTS)
+    let under_way = (UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
+    (under_way + 1).clamp(FEWEST_SLOTS, KIGO_MAX_SLOTS)
 }
 
 #[cfg(test)]
