@@ -12,7 +12,7 @@ constexpr int kUnits = Type::kRecordK / kUnitK;
 constexpr bool kBf16 = Type::kOperand != Operand::kF16;
 constexpr int kColumnBytes = kActivationBytes<kBf16 ? Operand::kBf16 : Operand::kF16>;
 
-extern __shared__ uint4 shared[];
+extern __shared__ __align__(kLine) uint4 shared[];
 
 #define KIGO_NAME_OF(name, type) name##_##type
 #define KIGO_NAME(name, type) KIGO_NAME_OF(name, type)
@@ -23,8 +23,8 @@ using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
-    static constexpr int kBytes = kTiles * TypeRecord::kBytes;
-    Ring<kBytes> ring;
+    using TypeRing = Ring<TypeRecord::kBytes, kTiles>;
+    TypeRing ring;
     const uint8_t* weights;
     size_t tile_bytes;
     Slice slice;
@@ -34,7 +34,7 @@ struct Stream {
     uint32_t item, tile_of_item, record;
 
     __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, Barriers& barriers, uint32_t tiles_per_item)
-        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * kBytes, barriers[threadIdx.x / kWarp], p.n_slots),
+        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
@@ -54,7 +54,7 @@ struct Stream {
     __device__ __forceinline__ void fetch() {
         const bool any = item < n_items && slice.first < slice.last;
         const uint32_t tile = item * tiles_per_item + tile_of_item;
-        ring.template fill<kTiles>(any, [&](int side) {
+        ring.fill(any, [&](int side) {
             // A missing last tile is read as the one before.
             const uint32_t from = tiles_before + min(tile + side, n_tiles - 1);
             return weights + size_t(from) * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     __shared__ Barriers barriers;
     const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.input.stride / kUnitK;
 
-    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * TypeRecord::kBytes;
+    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<1>::TypeRing::kSlot;
     uint8_t* rests = columns + n_units * 128;
     float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
     float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
@@ -200,7 +200,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 }
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
-                    const uint8_t* from = in + side * TypeRecord::kBytes;
+                    const uint8_t* from = in + side * Stream<2>::TypeRing::kStep;
                     const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane),
                                                         scales_of<Type>(from + TypeRecord::kScales, lane), unit);
 #pragma unroll
@@ -209,7 +209,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
             }
         }
         // [slice][tile][row][column], beside the ring, of some tiles of columns at a time.
-        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * 2 * TypeRecord::kBytes);
+        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<2>::TypeRing::kSlot);
         const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;
 #pragma unroll 1
         for (int first = 0; first < kColumnTiles; first += n_columns / 8) {
