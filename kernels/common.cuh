@@ -53,13 +53,13 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// The same for a number from 0 to `kMost` that is known only at run time: the instruction has it in its code.
-template <int kMost>
+// The same for a number from `kFrom` to `kMost` that is known only at run time: the instruction has it in its code.
+template <int kMost, int kFrom = 0>
 __device__ __forceinline__ void copy_async_wait_until(int pending) {
-    if constexpr (kMost > 0) {
-        if (pending < kMost) return copy_async_wait_until<kMost - 1>(pending);
+    if constexpr (kFrom < kMost) {
+        if (pending > kFrom) return copy_async_wait_until<kMost, kFrom + 1>(pending);
     }
-    copy_async_wait<kMost>();
+    copy_async_wait<kFrom>();
 }
 
 // What the bulk copy engine writes to shared memory at a time: pieces that start elsewhere take a tenth longer.

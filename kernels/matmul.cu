@@ -258,7 +258,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     stream.ring.drain();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     matmul_few<1>(p);
 }
 
@@ -404,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
     matmul_many<8, (227 - 64) * 1024>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     constexpr int kColumnTiles = Type::kOperand == Operand::kF32 ? 2 : 4;
     matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
 }
