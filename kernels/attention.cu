@@ -72,7 +72,7 @@ __device__ __forceinline__ void cap_scores(const KigoAttention& p, float (&s)[kT
         for (int c = 0; c < 4; c++) {
             // tanh(x) = 1 - 2 / (e^2x + 1), which is off by less than 1e-6 for any x.
             const float power = exp2_approx(__fmul_rn(s[i][c], p.softcap_rate));
-            s[i][c] = __fmaf_rn(-2 * p.softcap, reciprocal_approx(__fadd_rn(power, 1.0f)), p.softcap);
+            s[i][c] = __fmaf_rn(-2.0f * reciprocal_approx(__fadd_rn(power, 1.0f)), p.softcap, p.softcap);
         }
     }
 }

@@ -19,11 +19,8 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
-/* Slots of a warp's ring of records: at least, where there is room, and at most. */
-#define KIGO_FEWEST_SLOTS 3
+/* Most slots of a warp's ring of records. */
 #define KIGO_MAX_SLOTS 16
-/* Bytes under way to a multiprocessor that read fastest (kernels/notes.md): all slots of its rings but one of each. */
-#define KIGO_UNDER_WAY 65536
 
 /* Where the activations of a product come from. */
 typedef struct {

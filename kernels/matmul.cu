@@ -12,7 +12,7 @@ constexpr int kUnits = Type::kRecordK / kUnitK;
 constexpr bool kBf16 = Type::kOperand != Operand::kF16;
 constexpr int kColumnBytes = kActivationBytes<kBf16 ? Operand::kBf16 : Operand::kF16>;
 
-extern __shared__ uint4 shared[];
+extern __shared__ __align__(kLine) uint4 shared[];
 
 #define KIGO_NAME_OF(name, type) name##_##type
 #define KIGO_NAME(name, type) KIGO_NAME_OF(name, type)
@@ -20,17 +20,11 @@ extern __shared__ uint4 shared[];
 // Words of shared memory of each warp's ring.
 using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 
-// Slots of rings of so many bytes where so many blocks share a multiprocessor of sm_90: `slots` of src/backend/cuda/blocks.rs.
-constexpr int usual_slots(int bytes, int n_blocks) {
-    const int all = n_blocks * kWarps * bytes, n_slots = (KIGO_UNDER_WAY + all / 2) / all + 1;
-    return n_slots < KIGO_FEWEST_SLOTS ? KIGO_FEWEST_SLOTS : n_slots > KIGO_MAX_SLOTS ? KIGO_MAX_SLOTS : n_slots;
-}
-
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
-template <int kTiles, int kSlots>
+template <int kTiles>
 struct Stream {
-    static constexpr int kBytes = kTiles * TypeRecord::kBytes;
-    Ring<kBytes, kSlots> ring;
+    using TypeRing = Ring<TypeRecord::kBytes, kTiles>;
+    TypeRing ring;
     const uint8_t* weights;
     size_t tile_bytes;
     Slice slice;
@@ -40,7 +34,7 @@ struct Stream {
     uint32_t item, tile_of_item, record;
 
     __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, Barriers& barriers, uint32_t tiles_per_item)
-        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * (kSlots ? kSlots : p.n_slots) * kBytes, barriers[threadIdx.x / kWarp], p.n_slots),
+        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
@@ -53,14 +47,14 @@ struct Stream {
           tile_of_item(0),
           record(slice.first) {
 #pragma unroll 1
-        for (int i = 1; i < ring.number(); i++) fetch();
+        for (int i = 1; i < ring.n_slots; i++) fetch();
     }
 
     // Starts to fetch the next record, if there is one.
     __device__ __forceinline__ void fetch() {
         const bool any = item < n_items && slice.first < slice.last;
         const uint32_t tile = item * tiles_per_item + tile_of_item;
-        ring.template fill<kTiles>(any, [&](int side) {
+        ring.fill(any, [&](int side) {
             // A missing last tile is read as the one before.
             const uint32_t from = tiles_before + min(tile + side, n_tiles - 1);
             return weights + size_t(from) * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
@@ -82,24 +76,17 @@ struct Stream {
     }
 };
 
-// What a block has in shared memory besides its ring and its row.
-struct OneShared {
-    float2 scratch[kWarps];
-    // A turn's sums are added by one warp while the others go on; see below.
-    float partial[kWarps][2][kSlices][kTileRows];
-    Barriers barriers;
-};
-
 // The product with a single row, which the block prepares itself. An item is one tile, or a pair of gate and up; warp w
 // computes slice w of every tile of the block's items.
-template <int kSlots>
-__device__ __forceinline__ void matmul_one(const KigoMatmul& p, OneShared& own) {
-    auto& [scratch, partial, barriers] = own;
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    __shared__ float2 scratch[kWarps];
+    // A turn's sums are added by one warp while the others go on; see below.
+    __shared__ float partial[kWarps][2][kSlices][kTileRows];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const int stream_slots = kSlots ? kSlots : p.n_slots;
+    __shared__ Barriers barriers;
     const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.input.stride / kUnitK;
 
-    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * stream_slots * TypeRecord::kBytes;
+    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<1>::TypeRing::kSlot;
     uint8_t* rests = columns + n_units * 128;
     float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
     float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
@@ -108,7 +95,7 @@ __device__ __forceinline__ void matmul_one(const KigoMatmul& p, OneShared& own) 
     const uint32_t column = blockIdx.y;
     if (p.experts) pdl_wait();
     const uint32_t expert = p.experts ? __ldcg(reinterpret_cast<const uint32_t*>(p.experts) + column) : 0;
-    Stream<1, kSlots> stream(p, expert, barriers, per_item);
+    Stream<1> stream(p, expert, barriers, per_item);
     const Slice slice = stream.slice;
 
     prefetch_norm(p.input);
@@ -186,25 +173,14 @@ __device__ __forceinline__ void matmul_one(const KigoMatmul& p, OneShared& own) 
     stream.ring.drain();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
-    constexpr int kTwo = usual_slots(TypeRecord::kBytes, 2), kLone = usual_slots(TypeRecord::kBytes, 1);
-    __shared__ OneShared own;
-    if (p.n_slots == kTwo) {
-        matmul_one<kTwo>(p, own);
-    } else if (p.n_slots == kLone) {
-        matmul_one<kLone>(p, own);
-    } else {
-        matmul_one<0>(p, own);
-    }
-}
-
 // The product with up to 8 * kColumnTiles rows: like matmul_one, but two tiles at a time, with activations from prep.
-template <int kColumnTiles, int kSlots>
-__device__ __forceinline__ void matmul_few(const KigoMatmul& p, Barriers& barriers) {
+template <int kColumnTiles>
+__device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const uint32_t n_units = p.input.stride / kUnitK;
+    __shared__ Barriers barriers;
 
-    Stream<2, kSlots> stream(p, 0, barriers, 2);
+    Stream<2> stream(p, 0, barriers, 2);
     const Slice slice = stream.slice;
     pdl_wait();
     pdl_launch();
@@ -224,7 +200,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p, Barriers& barrie
                 }
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
-                    const uint8_t* from = in + side * TypeRecord::kBytes;
+                    const uint8_t* from = in + side * Stream<2>::TypeRing::kStep;
                     const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane),
                                                         scales_of<Type>(from + TypeRecord::kScales, lane), unit);
 #pragma unroll
@@ -233,7 +209,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p, Barriers& barrie
             }
         }
         // [slice][tile][row][column], beside the ring, of some tiles of columns at a time.
-        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * stream.ring.number() * 2 * TypeRecord::kBytes);
+        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<2>::TypeRing::kSlot);
         const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;
 #pragma unroll 1
         for (int first = 0; first < kColumnTiles; first += n_columns / 8) {
@@ -282,24 +258,12 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p, Barriers& barrie
     stream.ring.drain();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
-    constexpr int kUsual = usual_slots(2 * TypeRecord::kBytes, 2);
-    __shared__ Barriers barriers;
-    if (p.n_slots == kUsual) {
-        matmul_few<1, kUsual>(p, barriers);
-    } else {
-        matmul_few<1, 0>(p, barriers);
-    }
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_few<1>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few32, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
-    constexpr int kUsual = usual_slots(2 * TypeRecord::kBytes, 2);
-    __shared__ Barriers barriers;
-    if (p.n_slots == kUsual) {
-        matmul_few<4, kUsual>(p, barriers);
-    } else {
-        matmul_few<4, 0>(p, barriers);
-    }
+    matmul_few<4>(p);
 }
 
 // The product with many rows: a block computes 8 tiles by 16 * kColumnTiles rows of activations, a warp 2 tiles by half of the
@@ -440,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
     matmul_many<8, (227 - 64) * 1024>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     constexpr int kColumnTiles = Type::kOperand == Operand::kF32 ? 2 : 4;
     matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
 }

@@ -33,7 +33,11 @@ use fake_driver::control::Driver;
 use fake_driver::{Run, run, say};
 use folder::Folder;
 use kigo::Status;
+use kigo::backend::cuda::CudaBackend;
+use kigo::backend::{Backend, Progress, Row};
 use kigo::engine::{Engine, LoadOptions};
+use kigo::gguf::Gguf;
+use kigo::model::{Weights, arch};
 use kigo::quant::QuantType;
 use random_model::Shape;
 
@@ -452,29 +456,46 @@ fn r12_a_thousand_loads_leave_nothing() {
     in_parts("child_reloads", 4, &[]).iter().for_each(|run| run.assert_clean("loads"));
 }
 
-/// A life on each of two devices at once, and on one alone.
+fn on(device: &[u8]) -> Host {
+    let host = host();
+    for options in host {
+        c_api::options_set(options, b"device", Setting::Text(device)).unwrap();
+    }
+    host
+}
+
+/// Lives on two devices at once; then one is lost, while an inference runs on the other.
 #[test]
 #[ignore = "run by others, under a fake driver"]
 fn child_two_devices() {
-    let expected = good_life(&host());
+    let (driver, expected) = (Driver::get(), good_life(&host()));
     let lives = std::thread::scope(|scope| {
-        let on = |device: &'static [u8]| {
-            scope.spawn(move || {
-                let host = host();
-                for options in host {
-                    c_api::options_set(options, b"device", Setting::Text(device)).unwrap();
-                }
-                [good_life(&host), good_life(&host)]
-            })
-        };
-        [on(b"cuda:0"), on(b"cuda:1"), on(b"cuda:1")].map(|life| life.join().unwrap())
+        let lives = |device| scope.spawn(move || [good_life(&on(device)), good_life(&on(device))]);
+        [lives(b"cuda:0"), lives(b"cuda:1"), lives(b"cuda:1")].map(|life| life.join().unwrap())
     });
     lives.iter().flatten().for_each(|life| assert_eq!(*life, expected));
+    driver.assert_clean("two devices");
+
+    let (first, second) = (on(b"cuda:0"), on(b"cuda:1"));
+    let model = c_api::load(&models::data("tiny-llama-q8_0.gguf"), first[0]).unwrap();
+    let inference = c_api::start(model, b"spring, summer, autumn", first[0]).unwrap();
+    let mut buffer = [0; 64];
+    let n = c_api::next_text(inference, &mut buffer).unwrap() as usize;
+    driver.trap(200, 700);
+    let lost = life(&second);
+    assert!(lost.failures.iter().all(|(_, status)| *status == Status::DeviceLost), "{lost:?}");
+    assert!(!lost.failures.is_empty() && lost.texts != expected.texts);
+    let text = String::from_utf8_lossy(&buffer[..n]).into_owned() + &c_api::text(inference).unwrap();
+    assert_eq!(text, expected.texts[0]);
+    assert_eq!((c_api::inference_free(inference), c_api::model_free(model)), (Ok(0), Ok(0)));
+    assert_eq!(good_life(&first), expected);
+    assert_eq!(c_api::load(&models::data("tiny-llama.gguf"), second[0]), Err(Status::DeviceLost));
 }
 
 #[test]
-fn r13_models_on_two_devices_write_what_they_write_alone() {
-    run("child_two_devices", &[("FAKE_CUDA_DEVICES", "90,90")]).assert_clean("two devices");
+fn r13_models_on_two_devices_write_what_they_write_alone_also_when_one_is_lost() {
+    let run = run("child_two_devices", &[("FAKE_CUDA_DEVICES", "90,90")]);
+    assert_eq!((run.count("misuse"), run.count("unpopped")), (0, 0), "{run:?}");
 }
 
 /// A model of 36 MB, almost all of it in its feed-forward layer.
@@ -575,5 +596,47 @@ fn every_card_takes_every_launch() {
         let run = run("child_life", &[("FAKE_CUDA_DEVICES", architecture)]);
         run.assert_clean(architecture);
         assert_eq!(run.said[0], expected, "sm_{architecture}");
+    }
+}
+
+/// Every architecture: prompts in batches, single rows, and rows of several sequences, further than windows and rings go.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_architectures() {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(models::data("arch")).unwrap().map(|e| e.unwrap().path()).collect();
+    names.retain(|path| path.extension().is_some_and(|extension| extension == "gguf"));
+    for path in names {
+        let gguf = Gguf::open(&path).unwrap();
+        let desc = arch::describe(gguf.metadata()).unwrap();
+        let plan = Weights::plan(&gguf, &desc).unwrap();
+        let mut backend = CudaBackend::load(&gguf, &desc, &plan, (0, 512, 80), &Progress::default()).unwrap();
+        let row = |sequence, position: usize| Row { token: 1, position: position as u32, sequence, logits: true };
+        let mut run = |rows: &[Row]| {
+            rows.iter().for_each(|row| backend.sequence_reserve(row.sequence, row.position as usize + 1).unwrap());
+            backend.forward(rows).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            backend.logits(rows.len() - 1).unwrap();
+        };
+        let mut position = 0;
+        for n in [80, 1, 5, 20, 1, 80, 80, 80, 80, 1] {
+            if position + n > desc.max_positions().unwrap_or(512) {
+                break;
+            }
+            run(&(position..position + n).map(|position| row(1, position)).collect::<Vec<_>>());
+            position += n;
+        }
+        for position in 0..70 {
+            run(&[2, 3, 4].map(|sequence| row(sequence, position)));
+        }
+        drop(backend);
+    }
+    say("done");
+}
+
+#[test]
+fn every_architecture_takes_every_launch() {
+    for architecture in ["80", "90"] {
+        let run = run("child_architectures", &[("FAKE_CUDA_DEVICES", architecture)]);
+        assert_eq!(run.said, ["done"]);
+        run.assert_clean(architecture);
     }
 }

@@ -7,6 +7,7 @@ use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, Ste
 use crate::session::{SessionOptions, read_template};
 use crate::tokenizer::chat;
 use crate::{Error, Result};
+use std::ffi::c_void;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -19,6 +20,16 @@ pub(super) enum PromptFormat {
     Chat,
 }
 
+/// What a host wants to be called with while a model loads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listener {
+    pub(super) progress: unsafe extern "C" fn(*mut c_void, i64, i64) -> i32,
+    pub(super) user_data: *mut c_void,
+}
+
+// SAFETY: only the host follows the pointer, and kigo_options_set_progress() says on which thread it gets it back.
+unsafe impl Send for Listener {}
+
 /// The values of all options.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
@@ -27,6 +38,7 @@ pub(super) struct Settings {
     pub(super) prompt_format: PromptFormat,
     /// Keys of the options that were set.
     given: Vec<&'static str>,
+    pub(super) progress: Option<Listener>,
 }
 
 /// One option.

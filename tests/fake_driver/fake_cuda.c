@@ -82,7 +82,9 @@ static Context contexts[MAX_DEVICES];
 static int retained[MAX_DEVICES];
 static size_t used[MAX_DEVICES], total = (size_t)1 << 30, pinned, most_pinned;
 static Object *objects;
-static int initialised, sticky;
+static int initialised;
+/* The error that all calls for a device return once it is lost; the last is that of the driver as a whole. */
+static int lost[MAX_DEVICES + 1];
 static long calls, counted, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
 static long fail_at, trap_at;
 static int fail_code;
@@ -234,22 +236,37 @@ EXPORT long fake_cuda_count(const char *name) {
     return value;
 }
 
+static Context *current(void) {
+    return depth > 0 ? stack[depth - 1] : 0;
+}
+
+/* What all calls that this thread makes now return. */
+static int loss(void) {
+    return lost[MAX_DEVICES] ? lost[MAX_DEVICES] : current() ? lost[current()->device] : 0;
+}
+
+static void lose(int code) {
+    lost[current() ? current()->device : MAX_DEVICES] = code;
+}
+
 /* Counts a call and says whether it must fail. */
 static int enter(const char *name) {
     calls++;
-    int lost_already = sticky;
+    int lost_already = loss();
     if (!*fail_in || !strcmp(fail_in, name)) {
         counted++;
     }
     if (fail_at && counted == fail_at && !lost_already) {
         fail_at = 0;
-        sticky = is_sticky(fail_code) ? fail_code : 0;
+        if (is_sticky(fail_code)) {
+            lose(fail_code);
+        }
         return fail_code;
     }
     if (lost_already) {
         calls_after_loss++;
     }
-    return sticky;
+    return lost_already;
 }
 
 #define CALL(name, ...)                  \
@@ -270,10 +287,6 @@ static int enter(const char *name) {
         code = refuse(status, __VA_ARGS__);      \
         break;                                   \
     }
-
-static Context *current(void) {
-    return depth > 0 ? stack[depth - 1] : 0;
-}
 
 static int known_device(int device) {
     return initialised && device >= 0 && device < n_devices;
@@ -367,7 +380,7 @@ static void sample(const Node *node) {
 }
 
 static void run(const Node *node) {
-    if (sticky) {
+    if (loss()) {
         return;
     }
     if (node->from) {
@@ -375,7 +388,7 @@ static void run(const Node *node) {
     } else if (node->to) {
         memset(node->to, node->fill, node->bytes);
     } else if (++launches == trap_at) {
-        sticky = fail_code;
+        lose(fail_code);
     } else if (node->samples) {
         sample(node);
     }
@@ -518,13 +531,13 @@ EXPORT int cuCtxPushCurrent_v2(Context *context) {
 /* Works on a lost device too. */
 EXPORT int cuCtxPopCurrent_v2(Context **context) {
     pthread_mutex_lock(&lock);
-    int lost_already = sticky, code = 0;
+    int lost_already = loss(), code = 0;
     code = enter("cuCtxPopCurrent");
     if (lost_already) {
         calls_after_loss--;
         code = 0;
     }
-    if (code == 0 || sticky) {
+    if (code == 0 || loss()) {
         if (depth == 0) {
             code = refuse(201, "pop without a push");
         } else {

@@ -4,12 +4,21 @@
 use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
-use super::params::{KIGO_FEWEST_SLOTS, KIGO_MAX_SLOTS, KIGO_UNDER_WAY};
+use super::params::KIGO_MAX_SLOTS;
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
 /// Blocks of a product with few rows on a multiprocessor, at most.
 const MOST_PER_SM: u32 = 2;
+
+/// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
+const UNDER_WAY: u32 = 64 << 10;
+
+/// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
+const LINE: u32 = 128;
+
+/// Slots that a ring has at least, where there is room.
+const FEWEST_SLOTS: u32 = 3;
 
 /// By how many percent one block on a multiprocessor must have less to do than two before it is preferred: where a record is
 /// multiplied as it is, and where its 8 warps would have to unpack what 16 do.
@@ -19,7 +28,7 @@ const LONE_GAIN: (u32, u32) = (5, 100);
 const LONE_EVEN: bool = false;
 
 /// Shared memory that `matmul_one` has besides: a number for each warp, sums of 8 turns, words of rings.
-const ONE_STATIC: u32 = WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC;
+const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
 /// The same of `matmul_few8` and `matmul_few32`: words of rings.
 const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
 /// What the driver takes of each block (CUDA C++ Programming Guide, compute capabilities).
@@ -135,7 +144,7 @@ impl Card {
         let columns = stride(job.k) as u32;
         let row = columns * if wants_bf16(job.quant) { 4 } else { 2 } + columns / 4;
         let staging = if job.has_norm { columns * 4 } else { 0 };
-        let bytes = |n_slots: u32| n_slots * WARPS * record + row + staging;
+        let bytes = |n_slots: u32| n_slots * WARPS * record.next_multiple_of(LINE) + row + staging;
         let fits = |n_slots: &u32| {
             let bytes = bytes(*n_slots);
             bytes <= self.most_shared(Kernel::One) && per_sm * (bytes + ONE_STATIC + RESERVED) <= self.sm_shared
@@ -151,10 +160,11 @@ impl Card {
     fn few(&self, job: &Job) -> Option<Blocks> {
         let (kernel, columns): (_, &[u32]) =
             if job.n <= 8 { (Kernel::Few8, &[8]) } else { (Kernel::Few32, &[32, 16, 8]) };
-        let records = 2 * record_bytes(job.quant) as u32;
-        let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * records + 2 * TILE_ROWS as u32 * columns * 4);
+        let record = record_bytes(job.quant) as u32;
+        let slot = 2 * record.next_multiple_of(LINE);
+        let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
         let choices =
-            (2..=slots(records, MOST_PER_SM)).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
+            (2..=slots(2 * record, MOST_PER_SM)).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
         let fits = |(n_slots, columns): &(u32, u32)| bytes(*n_slots, *columns) <= self.most_shared(kernel);
         let (n_slots, sum_columns) = choices.into_iter().find(fits)?;
         let grid = [job.n_tiles.div_ceil(2).min(MOST_PER_SM * self.n_sm), 1, 1];
@@ -179,11 +189,10 @@ impl Card {
     }
 }
 
-/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor: `usual_slots` of
-/// `kernels/matmul.cu`, which is compiled for them.
+/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor.
 fn slots(bytes: u32, per_sm: u32) -> u32 {
-    let under_way = (KIGO_UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
-    (under_way + 1).clamp(KIGO_FEWEST_SLOTS, KIGO_MAX_SLOTS)
+    let under_way = (UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
+    (under_way + 1).clamp(FEWEST_SLOTS, KIGO_MAX_SLOTS)
 }
 
 #[cfg(test)]

@@ -67,9 +67,7 @@ constants! {
     KIGO_ROWS_PLAIN = 0,
     KIGO_ROWS_HEADS = 1,
     KIGO_ROWS_ROPE = 2,
-    KIGO_FEWEST_SLOTS = 3,
     KIGO_MAX_SLOTS = 16,
-    KIGO_UNDER_WAY = 65536,
 }
 
 mirrors! {
