@@ -37,7 +37,7 @@ haiku: build/haiku need-python ## write a haiku that contains the current minute
 	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
 	exec build/haiku "$$model" $(ARGS)
 
-test: need-build need-cc fetch ## run all tests; downloads about 190 MB the first time
+test: need-build need-cc fetch ## run all tests; downloads about 230 MB the first time
 	$(CARGO) test --workspace $(FEATURES)
 
 gpu-test: need-gpu gpu-bundle need-python ## run the GPU tests, sanitizers, haiku and benchmarks on the GPU of this machine

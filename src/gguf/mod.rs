@@ -22,6 +22,7 @@ pub use metadata::{Metadata, Value};
 pub use parse::{DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_PAIRS, MAX_TENSORS};
 pub use reader::MAX_HEADER_BYTES;
 pub use source::Source;
+pub(crate) use source::open as open_regular;
 pub use tensor::{MAX_DIMS, TensorInfo};
 pub use writer::Writer;
 

@@ -43,7 +43,7 @@ impl<T: AsRef<[u8]> + Send + Sync> Source for io::Cursor<T> {
 }
 
 /// Opens a regular file for reading. Directories, devices, FIFOs and sockets are refused without blocking.
-pub(super) fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const O_NONBLOCK: i32 = 0o4000;
     #[cfg(not(any(target_os = "linux", target_os = "android")))]

@@ -24,7 +24,7 @@ pub struct ModelDesc {
     pub head_dim: usize,
     /// Width of the feed-forward layer (`feed_forward_length`; HF `intermediate_size`).
     pub n_ff: usize,
-    /// Size of the vocabulary: the length of `tokenizer.ggml.tokens`.
+    /// Size of the vocabulary: the length of `tokenizer.ggml.tokens`, else `vocab_size`.
     pub n_vocab: usize,
     /// Norm before the attention, the feed-forward layer and the head.
     pub norm: Norm,
@@ -162,7 +162,7 @@ impl ModelDesc {
             n_head_kv,
             head_dim,
             n_ff: size("feed_forward_length", Self::MAX_SIZE)?,
-            n_vocab: Metadata::require("tokenizer.ggml.tokens", metadata.strings("tokenizer.ggml.tokens")?)?.len(),
+            n_vocab: n_vocab(metadata, &key("vocab_size"))?,
             norm: Norm::Rms,
             norm_eps: in_range(metadata, &key("attention.layer_norm_rms_epsilon"), None, f32::MIN_POSITIVE, 0.1)?,
             rope: Rope {
@@ -174,6 +174,15 @@ impl ModelDesc {
             activation: Activation::Silu,
             attn_scale: 1.0 / (head_dim as f32).sqrt(),
         })
+    }
+}
+
+/// The number of tokens; of a file without any, whose tokenizer lies elsewhere, what it says of its size.
+fn n_vocab(metadata: &Metadata, key: &str) -> Result<usize> {
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+    match (tokens, metadata.u64(key)?) {
+        (None, Some(_)) => required_size(metadata, key, ModelDesc::MAX_SIZE),
+        (tokens, _) => Ok(Metadata::require("tokenizer.ggml.tokens", tokens)?.len()),
     }
 }
 
