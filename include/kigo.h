@@ -355,6 +355,11 @@
  *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: 128
  *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step.
  *
+ *   "tokenizer": "auto" or the path of a tokenizer.json; kigo_options_set_str(); default: "auto"
+ *       Where the tokens come from. "auto": the file's own vocabulary; if it has none, or names a tokenizer that kigo
+ *       does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special ids
+ *       and the chat template stay those of the file, where it has them.
+ *
  * Read by kigo_inference_start():
  *
  *   "prompt_format": "text", "user" or "chat"; kigo_options_set_str(); default: "text"

@@ -35,11 +35,13 @@ pub struct LoadOptions {
     pub n_threads: Option<usize>,
     /// Most rows in a batch: the prompt is processed in chunks of this size, between which it can be cancelled.
     pub n_batch: usize,
+    /// A tokenizer.json to use; `auto` uses the one of the file, or where kigo does not know it one that lies beside the file.
+    pub tokenizer: String,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { device: "cuda".into(), n_ctx: None, n_threads: None, n_batch: 128 }
+        LoadOptions { device: "cuda".into(), n_ctx: None, n_threads: None, n_batch: 128, tokenizer: "auto".into() }
     }
 }
 
@@ -169,7 +171,7 @@ impl Engine {
             (n, _) => n.unwrap_or(Self::default_n_ctx(&desc)),
         };
         progress.check()?;
-        let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+        let tokenizer = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let backend: Box<dyn Backend> = match device {

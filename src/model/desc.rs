@@ -24,7 +24,7 @@ pub struct ModelDesc {
     pub head_dim: usize,
     /// Width of the feed-forward layer (`feed_forward_length`; HF `intermediate_size`), or of one expert where there are some.
     pub n_ff: usize,
-    /// Size of the vocabulary: the length of `tokenizer.ggml.tokens`.
+    /// Size of the vocabulary: the length of `tokenizer.ggml.tokens`, else `vocab_size`.
     pub n_vocab: usize,
     /// What differs from layer to layer, one each (`block_count`; HF `num_hidden_layers`).
     pub layers: Vec<LayerDesc>,
@@ -225,7 +225,7 @@ impl ModelDesc {
             n_head_kv,
             head_dim,
             n_ff,
-            n_vocab: Metadata::require("tokenizer.ggml.tokens", metadata.strings("tokenizer.ggml.tokens")?)?.len(),
+            n_vocab: n_vocab(metadata, &key("vocab_size"))?,
             layers,
             norm,
             norm_eps: in_range(metadata, &epsilon, None, f32::MIN_POSITIVE, 0.1)?,
@@ -343,6 +343,15 @@ fn experts(metadata: &Metadata, prefix: &str) -> Result<Option<Experts>> {
     let n_expert = required_size(metadata, &key("expert_count"), Experts::MAX)?;
     let n_expert_used = required_size(metadata, &key("expert_used_count"), n_expert as u64)?;
     Ok(Some(Experts { n_expert, n_expert_used }))
+}
+
+/// The number of tokens; of a file without any, whose tokenizer lies elsewhere, what it says of its size.
+fn n_vocab(metadata: &Metadata, key: &str) -> Result<usize> {
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+    match (tokens, metadata.u64(key)?) {
+        (None, Some(_)) => required_size(metadata, key, ModelDesc::MAX_SIZE),
+        (tokens, _) => Ok(Metadata::require("tokenizer.ggml.tokens", tokens)?.len()),
+    }
 }
 
 /// A whole number from 1 to `max` that must be there.

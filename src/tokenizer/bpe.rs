@@ -3,11 +3,13 @@
 //! In the file every byte of a token is written as one printable character; [`byte_of`] reverses that. At run time
 //! there are bytes and ids only.
 
-use super::hash::{Merge, NONE, PairTable, TextIndex};
+use std::time::Instant;
+
+use super::hash::{NONE, PairTable, TextIndex};
 use super::merge::merge;
 use super::nfc::composed;
-use super::pretokenize::{Family, Step, split};
-use crate::error::{Error, Result, quoted};
+use super::pretokenize::{Step, split};
+use crate::error::{Error, Result};
 use crate::gguf::StringArray;
 
 /// The byte that a character of a vocabulary stands for: itself for the printable ones of Latin-1, and the n-th of
@@ -42,55 +44,41 @@ pub struct Bpe {
 }
 
 impl Bpe {
-    /// `tokens` and `merges` as in the file, `index` finds the tokens, `texts` are their bytes.
+    /// `tokens` as in the file, `index` finds them, `texts` are their bytes. `rules` are how a text is cut, whether it is
+    /// composed first, and whether whole pieces are looked up before merging.
     ///
     /// # Errors
-    /// [`Error::BadFile`] for a merge without separator, or of or to something that is no token.
+    /// [`Error::OutOfMemory`].
     pub fn new(
         tokens: &StringArray,
         index: &TextIndex,
-        merges: &StringArray,
+        merges: PairTable,
         texts: &StringArray,
-        family: &Family,
+        (steps, nfc, ignore_merges): (Vec<Step>, bool, bool),
     ) -> Result<Bpe> {
-        let token = |text: &[u8]| index.get(text, |id| text_of(tokens, id));
         let mut bytes = Box::new([NONE; 256]);
         for c in '\0'..='\u{143}' {
+            let token = |text: &[u8]| index.get(text, |id| text_of(tokens, id));
             if let (Some(byte), Some(id)) = (byte_of(c), token(c.encode_utf8(&mut [0; 4]).as_bytes())) {
                 bytes[usize::from(byte)] = id;
             }
         }
-        let mut table = PairTable::new(merges.len())?;
-        let mut joined = Vec::new();
-        for (rank, text) in (0..).zip(merges.iter()) {
-            let bad = |found: &str| {
-                let field = format!("tokenizer.ggml.merges[{rank}]");
-                Error::bad_file(field, "two tokens that join to a third, separated by a space", found)
-            };
-            // A token may itself start with a space, so the separator is not the first byte.
-            let Some(separator) = text.iter().skip(1).position(|&b| b == b' ') else {
-                return Err(bad(&quoted(text)));
-            };
-            let (left, right) = (&text[..=separator], &text[separator + 2..]);
-            joined.clear();
-            joined.try_reserve(text.len()).map_err(|_| out_of_memory(text.len()))?;
-            joined.extend_from_slice(left);
-            joined.extend_from_slice(right);
-            let unknown = |part: &[u8]| bad(&format!("{}, and {} is no token", quoted(text), quoted(part)));
-            let left = token(left).ok_or_else(|| unknown(left))?;
-            let right = token(right).ok_or_else(|| unknown(right))?;
-            let id = token(&joined).ok_or_else(|| unknown(&joined))?;
-            table.insert(left, right, Merge { rank, id });
-        }
-        let whole = if family.ignore_merges { Some(whole_index(tokens, texts)?) } else { None };
-        Ok(Bpe { bytes, merges: table, steps: family.steps.to_vec(), nfc: family.nfc, whole })
+        let whole = if ignore_merges { Some(whole_index(tokens, texts)?) } else { None };
+        Ok(Bpe { bytes, merges, steps, nfc, whole })
     }
 
-    /// Appends the tokens of `text` to `out`; `symbols` is scratch space.
-    pub fn encode(&self, text: &str, texts: &StringArray, symbols: &mut Vec<u32>, out: &mut Vec<u32>) -> Result<()> {
+    /// Appends the tokens of `text` to `out`; `symbols` is scratch space; all text was `began` then.
+    pub fn encode(
+        &self,
+        text: &str,
+        texts: &StringArray,
+        began: Instant,
+        symbols: &mut Vec<u32>,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
         let mut buffer = String::new();
         let text = if self.nfc { composed(text, &mut buffer)? } else { text };
-        split(&self.steps, text, &mut |piece| {
+        split(&self.steps, text, began, &mut |piece| {
             symbols.clear();
             let id = self.whole.as_ref().and_then(|index| index.get(piece.as_bytes(), |id| text_of(texts, id)));
             match id {

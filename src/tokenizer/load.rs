@@ -1,7 +1,7 @@
 //! Reads a tokenizer from the metadata of a GGUF file.
 
 use super::bpe::{Bpe, bytes_of, text_of};
-use super::hash::TextIndex;
+use super::hash::{Merge, PairTable, TextIndex};
 use super::pretokenize::Family;
 use super::special::{SpecialIds, Specials};
 use super::spm::{SPACE, Spm, byte_of};
@@ -15,10 +15,11 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
+const EXTRA_SPACE: &str = "tokenizer.ggml.remove_extra_whitespaces";
 
 /// How a vocabulary is written and merged: values of `tokenizer.ggml.model`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Scheme {
+pub enum Scheme {
     /// `gpt2`
     Bpe,
     /// `llama`
@@ -47,38 +48,135 @@ impl Tokenizer {
         if let Some(scores) = scores {
             same_length(SCORES, scores.len(), tokens.len())?;
         }
-        let mut kinds = kinds(metadata, tokens.len())?;
-        let index = index(tokens)?;
-        let find = |text: &str| index.get(text.as_bytes(), |id| text_of(tokens, id));
-        // SentencePiece's own ids; files made before the keys existed rely on them.
-        let defaults = if scheme == Scheme::Spm { [Some(1), Some(2), Some(0)] } else { [None; 3] };
-        let ids = SpecialIds::read(metadata, &mut kinds, find, defaults)?;
-        let texts = texts(tokens, &kinds, scheme)?;
-        let (model, default_add_bos) = match scheme {
+        let kinds = kinds(metadata, tokens.len())?;
+        match scheme {
             Scheme::Bpe => {
                 let family = family(metadata)?;
                 let merges = Metadata::require(MERGES, metadata.strings(MERGES)?)?;
-                (Model::Bpe(Bpe::new(tokens, &index, merges, &texts, family)?), family.add_bos)
+                let setup = Setup { default_add_bos: family.add_bos, ..Setup::new(scheme) };
+                assemble(metadata, tokens, kinds, setup, rstrip(metadata), |parts| {
+                    let merges = parts.merges(MERGES, merges.len(), merges.iter().map(Pair::of))?;
+                    let rules = (family.steps.to_vec(), family.nfc, family.ignore_merges);
+                    Ok(Model::Bpe(Bpe::new(tokens, parts.index, merges, parts.texts, rules)?))
+                })
             }
             Scheme::Spm => {
                 let scores = Metadata::require(SCORES, scores)?;
+                if metadata.bool(EXTRA_SPACE)?.unwrap_or(false) {
+                    return Err(unsupported(EXTRA_SPACE, "true", "false".to_string()));
+                }
                 let add_space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-                (Model::Spm(Spm::new(tokens, &kinds, scores, ids.unknown, add_space_prefix)?), true)
+                // SentencePiece's own ids; files made before the keys existed rely on them.
+                let defaults = [Some(1), Some(2), Some(0)];
+                let setup = Setup { default_ids: defaults, default_add_bos: true, ..Setup::new(scheme) };
+                assemble(metadata, tokens, kinds, setup, rstrip(metadata), |parts| {
+                    Ok(Model::Spm(Spm::new(tokens, parts.kinds, scores, parts.unknown, add_space_prefix)?))
+                })
             }
-        };
-        let tokenizer = Tokenizer {
-            specials: Specials::new(tokens, &kinds, rstrip(metadata))?,
-            add_bos: added(metadata, "tokenizer.ggml.add_bos_token", default_add_bos, "bos", ids.bos)?,
-            add_eos: added(metadata, "tokenizer.ggml.add_eos_token", false, "eos", ids.eos)?,
-            chat_templates: chat_templates(metadata)?,
-            max_token_bytes: texts.iter().map(<[u8]>::len).max().unwrap_or(0),
-            texts,
-            kinds,
-            model,
-            ids,
-        };
-        Ok(tokenizer)
+        }
     }
+}
+
+/// What tokenizers differ in, beside their tokens.
+pub struct Setup {
+    pub scheme: Scheme,
+    /// BOS, EOS and the unknown token, where the metadata do not give them.
+    pub default_ids: [Option<u32>; 3],
+    /// Whether BOS and EOS are added where the metadata do not say.
+    pub default_add_bos: bool,
+    pub default_add_eos: bool,
+}
+
+impl Setup {
+    /// That of a tokenizer without ids of its own.
+    pub fn new(scheme: Scheme) -> Setup {
+        Setup { scheme, default_ids: [None; 3], default_add_bos: false, default_add_eos: false }
+    }
+}
+
+/// What a model is made from.
+pub struct Parts<'a> {
+    pub tokens: &'a StringArray,
+    pub index: &'a TextIndex,
+    pub texts: &'a StringArray,
+    pub kinds: &'a [TokenKind],
+    pub unknown: Option<u32>,
+}
+
+/// The texts that a merge joins, or what stands where they should.
+pub enum Pair<'a> {
+    Parts(&'a [u8], &'a [u8]),
+    Wrong(&'a [u8]),
+}
+
+impl Pair<'_> {
+    /// Two texts with a space between. A token may itself start with a space, so the separator is not the first byte.
+    pub fn of(text: &[u8]) -> Pair<'_> {
+        match text.iter().skip(1).position(|&b| b == b' ') {
+            Some(separator) => Pair::Parts(&text[..=separator], &text[separator + 2..]),
+            None => Pair::Wrong(text),
+        }
+    }
+}
+
+impl Parts<'_> {
+    /// The table of `n` merges, in the order of their ranks; `field` is where they stand.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] for a merge without separator, or of or to something that is no token.
+    pub fn merges<'m>(&self, field: &str, n: usize, merges: impl Iterator<Item = Pair<'m>>) -> Result<PairTable> {
+        let token = |text: &[u8]| self.index.get(text, |id| text_of(self.tokens, id));
+        let mut table = PairTable::new(n)?;
+        let mut joined = Vec::new();
+        for (rank, pair) in (0..).zip(merges) {
+            let bad = |found: &str| {
+                let expected = "two tokens that join to a third, separated by a space";
+                Error::bad_file(format!("{field}[{rank}]"), expected, found)
+            };
+            let (left, right) = match pair {
+                Pair::Parts(left, right) => (left, right),
+                Pair::Wrong(text) => return Err(bad(&quoted(text))),
+            };
+            joined.clear();
+            joined.try_reserve(left.len() + right.len()).map_err(|_| super::out_of_memory(left.len() + right.len()))?;
+            joined.extend_from_slice(left);
+            joined.extend_from_slice(right);
+            let unknown =
+                |part: &[u8]| bad(&format!("{} {}, and {} is no token", quoted(left), quoted(right), quoted(part)));
+            let id = token(&joined).ok_or_else(|| unknown(&joined))?;
+            let left = token(left).ok_or_else(|| unknown(left))?;
+            let right = token(right).ok_or_else(|| unknown(right))?;
+            table.insert(left, right, Merge { rank, id });
+        }
+        Ok(table)
+    }
+}
+
+/// Makes a tokenizer of its tokens. The special ids and the chat template are those of the metadata.
+pub fn assemble(
+    metadata: &Metadata,
+    tokens: &StringArray,
+    mut kinds: Vec<TokenKind>,
+    setup: Setup,
+    rstrip: impl Fn(&[u8]) -> bool,
+    model: impl FnOnce(&Parts) -> Result<Model>,
+) -> Result<Tokenizer> {
+    let index = index(tokens)?;
+    let find = |text: &str| index.get(text.as_bytes(), |id| text_of(tokens, id));
+    let ids = SpecialIds::read(metadata, &mut kinds, find, setup.default_ids)?;
+    let texts = texts(tokens, &kinds, setup.scheme)?;
+    let model = model(&Parts { tokens, index: &index, texts: &texts, kinds: &kinds, unknown: ids.unknown })?;
+    Ok(Tokenizer {
+        specials: Specials::new(tokens, &kinds, rstrip)?,
+        add_bos: added(metadata, "tokenizer.ggml.add_bos_token", setup.default_add_bos, "bos", ids.bos)?,
+        add_eos: added(metadata, "tokenizer.ggml.add_eos_token", setup.default_add_eos, "eos", ids.eos)?,
+        chat_templates: chat_templates(metadata)?,
+        max_token_bytes: texts.iter().map(<[u8]>::len).max().unwrap_or(0),
+        texts,
+        kinds,
+        model,
+        ids,
+    })
 }
 
 /// The chat templates by name. Of a name the first counts; one without a template is left out, as nobody may want it.
@@ -108,13 +206,17 @@ fn copied(text: &str) -> Result<String> {
     Ok(copy)
 }
 
-fn unsupported(field: &'static str, found: &str, known: String) -> Error {
+pub fn unsupported(field: &'static str, found: &str, known: String) -> Error {
     let found = quoted(found.as_bytes());
     Error::UnsupportedTokenizer { field, found: found.trim_matches('"').to_string(), known }
 }
 
 fn family(metadata: &Metadata) -> Result<&'static Family> {
-    let name = Metadata::require(PRE, metadata.str(PRE)?)?;
+    let Some(name) = metadata.str(PRE)? else {
+        let expected =
+            "the name of the pre-tokenizer; convert the model again, or put its tokenizer.json beside the file";
+        return Err(Error::bad_file(PRE, expected, "no such key"));
+    };
     Family::named(name).ok_or_else(|| unsupported(PRE, name, Family::known()))
 }
 

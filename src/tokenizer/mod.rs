@@ -2,7 +2,7 @@
 //!
 //! [`Tokenizer::from_gguf`] (`load.rs`) reads the vocabulary; [`Tokenizer::encode`] cuts special tokens out of a text
 //! (`special.rs`), the rest into pieces (`pretokenize.rs`), and merges the bytes (`bpe.rs`) or characters (`spm.rs`) of
-//! each piece (`merge.rs`). Time is linear in the text, n log n inside one piece.
+//! each piece (`merge.rs`). A tokenizer.json (`json.rs`) may take the place of the vocabulary. Time is linear in the text, n log n inside one piece.
 //!
 //! Text is taken as it is, but for the families whose models were trained on composed characters (`nfc.rs`): Qwen, OLMo,
 //! MPT, Command R. llama.cpp does not compose them; text that is composed already, as nearly all is, gives the same tokens.
@@ -10,12 +10,15 @@
 mod bpe;
 pub mod chat;
 mod hash;
+mod json;
 mod load;
 mod merge;
 mod nfc;
 mod pretokenize;
 mod special;
 mod spm;
+
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::gguf::StringArray;
@@ -104,7 +107,8 @@ impl Tokenizer {
     /// Byte-level vocabularies may lack single bytes; such a byte is left out, as the reference tokenizers do.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Limit`] from 4 GiB of text.
+    /// [`Error::OutOfMemory`], [`Error::Limit`] from 4 GiB of text, [`Error::BadFile`] when an expression of a tokenizer.json
+    /// comes to no end.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
         if u32::try_from(text.len()).is_err() {
             return Err(Error::Limit { what: "bytes of text to tokenize", limit: u64::from(u32::MAX) });
@@ -113,7 +117,7 @@ impl Tokenizer {
         let (bos, eos) = (self.bos().filter(|_| self.add_bos), self.eos().filter(|_| self.add_eos));
         out.try_reserve(2).map_err(|_| out_of_memory(2))?;
         out.extend(bos.filter(|_| options.add_special));
-        let mut starts = true;
+        let (mut starts, began) = (true, Instant::now());
         let special = (options.parse_special, options.broken_by);
         self.specials.split(text, &self.texts, special, |fragment| {
             let text = match fragment {
@@ -129,7 +133,7 @@ impl Tokenizer {
                 return Ok(());
             }
             match &self.model {
-                Model::Bpe(bpe) => bpe.encode(text, &self.texts, &mut symbols, &mut out)?,
+                Model::Bpe(bpe) => bpe.encode(text, &self.texts, began, &mut symbols, &mut out)?,
                 Model::Spm(spm) => spm.encode(text, starts, &mut symbols, &mut out)?,
             }
             starts = false;

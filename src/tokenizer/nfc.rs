@@ -1,4 +1,5 @@
-//! Unicode's composed form (NFC), which some tokenizers bring a text into before anything else.
+//! Unicode's composed form (NFC), which some tokenizers bring a text into before anything else. The tables are newer than
+//! those of Hugging Face, which do not know combining characters of the last years.
 
 use unicode_normalization::char::canonical_combining_class;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};

@@ -11,8 +11,14 @@
 
 mod class;
 mod deepseek;
-mod scan;
+#[cfg(feature = "regex")]
+mod pattern;
+pub mod scan;
 
+use std::time::Instant;
+
+#[cfg(not(feature = "regex"))]
+use crate::error::Error;
 use crate::error::Result;
 use deepseek::cased_letters;
 use scan::{
@@ -28,22 +34,54 @@ pub enum Step {
     Scan(fn(&str) -> usize),
     /// Gives where the next match in a text begins and ends.
     Find(fn(&str) -> Option<(usize, usize)>),
+    /// A regular expression.
+    #[cfg(feature = "regex")]
+    Pattern(Box<pattern::Pattern>),
 }
 
 use Step::{Find, Scan};
 
 impl Step {
-    /// Where the first match in `text` from byte `at` on begins and ends.
-    fn next(&self, text: &str, at: usize) -> Result<Option<(usize, usize)>> {
-        let rest = &text[at..];
-        Ok(match self {
-            Scan(scan) => rest
-                .char_indices()
-                .map(|(skip, _)| (at + skip, scan(&rest[skip..])))
-                .find(|&(_, len)| len > 0)
-                .map(|(start, len)| (start, start + len)),
-            Find(find) => find(rest).map(|(start, end)| (at + start, at + end)),
-        })
+    /// The cut at the matches of a regular expression.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when it does not compile, [`Error::UnsupportedTokenizer`] in a build without such expressions.
+    pub fn pattern(pattern: &str) -> Result<Step> {
+        #[cfg(feature = "regex")]
+        return pattern::Pattern::new(pattern).map(|pattern| Step::Pattern(Box::new(pattern)));
+        #[cfg(not(feature = "regex"))]
+        return Err(Error::UnsupportedTokenizer {
+            field: "tokenizer.json: pre_tokenizer",
+            found: crate::error::quoted(pattern.as_bytes()).trim_matches('"').to_string(),
+            known: "the expressions of the families; build with the feature regex for others".to_string(),
+        });
+    }
+
+    /// Calls `found` with where each match in `text` begins and ends.
+    fn each(&self, text: &str, began: Instant, mut found: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
+        let mut at = 0;
+        #[cfg(not(feature = "regex"))]
+        let _ = began;
+        match self {
+            Scan(scan) => {
+                while let Some(c) = text[at..].chars().next() {
+                    let len = scan(&text[at..]);
+                    if len > 0 {
+                        found(at, at + len)?;
+                    }
+                    at += if len > 0 { len } else { c.len_utf8() };
+                }
+            }
+            Find(find) => {
+                while let Some((start, end)) = find(&text[at..]) {
+                    found(at + start, at + end)?;
+                    at += end;
+                }
+            }
+            #[cfg(feature = "regex")]
+            Step::Pattern(pattern) => pattern.each(text, began, found)?,
+        }
+        Ok(())
     }
 }
 
@@ -156,22 +194,25 @@ impl Family {
     }
 }
 
-/// Calls `piece` with what `steps` leave of `text`, in order; together they are the text.
-pub fn split<'t>(steps: &[Step], text: &'t str, piece: &mut dyn FnMut(&'t str) -> Result<()>) -> Result<()> {
+/// Calls `piece` with what `steps` leave of `text`, in order; together they are the text, which was `began` then.
+pub fn split<'t>(
+    steps: &[Step],
+    text: &'t str,
+    began: Instant,
+    piece: &mut dyn FnMut(&'t str) -> Result<()>,
+) -> Result<()> {
     let Some((step, later)) = steps.split_first() else {
         return piece(text);
     };
     let mut at = 0;
-    while at < text.len() {
-        let (start, end) = step.next(text, at)?.unwrap_or((text.len(), text.len()));
-        for part in [&text[at..start], &text[start..end]] {
-            if !part.is_empty() {
-                split(later, part, piece)?;
-            }
+    step.each(text, began, |start, end| {
+        if at < start {
+            split(later, &text[at..start], began, piece)?;
         }
         at = end;
-    }
-    Ok(())
+        split(later, &text[start..end], began, piece)
+    })?;
+    if at < text.len() { split(later, &text[at..], began, piece) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -184,7 +225,7 @@ mod tests {
             pieces.push(piece);
             Ok(())
         };
-        split(Family::named(name).unwrap().steps, text, push).unwrap();
+        split(Family::named(name).unwrap().steps, text, Instant::now(), push).unwrap();
         pieces
     }
 
@@ -219,5 +260,59 @@ mod tests {
         );
         assert_eq!(pieces("llama-bpe", "it'\u{17f}x'Sx"), ["it", "'\u{17f}", "x", "'S", "x"]);
         assert_eq!(pieces("qwen2", "1234"), ["1", "2", "3", "4"]);
+    }
+
+    #[test]
+    fn gpt4o_cuts_words_where_a_capital_follows_a_small_letter() {
+        assert_eq!(
+            pieces("gpt-4o", "HTTPServer camelCase DON'Ts-ǅ A中B e\u{301}F 1234 a/\n//b"),
+            [
+                "HTTPServer",
+                " camel",
+                "Case",
+                " DON'T",
+                "s",
+                "-ǅ",
+                " A中",
+                "B",
+                " e\u{301}",
+                "F",
+                " ",
+                "123",
+                "4",
+                " a",
+                "/\n//",
+                "b"
+            ]
+        );
+        assert_eq!(pieces("gpt-4o", "\u{301}AB \u{301}1"), ["\u{301}", "AB", " \u{301}", "1"]);
+        assert_eq!(pieces("tekken", "we'll GPT4 12"), ["we", "'ll", " GPT", "4", " ", "1", "2"]);
+    }
+
+    #[test]
+    fn qwen35_keeps_marks_in_words() {
+        assert_eq!(pieces("qwen35", "e\u{301}a !\u{301}b"), ["e\u{301}a", " ", "!\u{301}b"]);
+        assert_eq!(pieces("qwen2", "e\u{301}a"), ["e", "\u{301}a"]);
+    }
+
+    #[test]
+    fn falcon_and_default_cut_at_punctuation_first() {
+        assert_eq!(pieces("falcon", "a`b 12345, it's"), ["a", "`", "b", " ", "123", "45", ",", " it", "'", "s"]);
+        assert_eq!(pieces("default", "a`b 12345"), ["a", "`", "b", " ", "123", "45"]);
+        assert_eq!(pieces("default", "1.`"), ["1", ".", "`"]);
+        assert_eq!(pieces("falcon", "1.`"), ["1", ".`"]);
+    }
+
+    #[test]
+    fn deepseek_cuts_in_six_steps() {
+        assert_eq!(
+            pieces("deepseek-llm", "Ab ЖЗ\tx\r\n  (中文가)12  "),
+            ["Ab", " ЖЗ", "\tx", "\r", "\n", " ", " (", "中文가", ")", "1", "2", "  "]
+        );
+        assert_eq!(pieces("deepseek-coder", " x_1\n"), [" x", "_", "1", "\n"]);
+        assert_eq!(
+            pieces("deepseek-v3", "x .foo 1234中ア\u{301}!\n"),
+            ["x", " ", ".foo", " ", "123", "4", "中ア", "\u{301}", "!\n"]
+        );
     }
 }

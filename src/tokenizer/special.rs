@@ -132,10 +132,13 @@ impl SpecialIds {
             unknown: id("tokenizer.ggml.unknown_token_id")?.or_else(|| default(unknown, TokenKind::Unknown)),
             eog: Vec::new(),
         };
+        // Gemma has tags of HTML as tokens; `<s>` and `</s>` strike a text through there.
+        let tags = find("<s>").is_some_and(|id| kinds.get(id as usize) == Some(&TokenKind::UserDefined));
         for &(text, role) in KNOWN {
             let Some(id) = find(text) else { continue };
             let Some(kind) = kinds.get_mut(id as usize) else { continue };
-            if *kind == TokenKind::Normal && may_be_written(text) {
+            let is_tag = tags && text == "</s>" && *kind == TokenKind::UserDefined;
+            if is_tag || (*kind == TokenKind::Normal && may_be_written(text)) {
                 continue;
             }
             *kind = TokenKind::Control;
@@ -288,7 +291,7 @@ impl Matcher {
             let to = candidates.partition_point(|&id| next(id) <= Some(byte));
             candidates = &candidates[from..to];
             // The shortest of the texts that share a start comes first.
-            let first = *candidates.first()?;
+            let Some(&first) = candidates.first() else { break };
             if text_of(texts, first).len() == len + 1 {
                 found = Some((first, len + 1));
             }

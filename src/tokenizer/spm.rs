@@ -45,25 +45,10 @@ impl Spm {
         unknown: Option<u32>,
         add_space_prefix: bool,
     ) -> Result<Spm> {
-        let bytes = byte_tokens(tokens, kinds);
-        if bytes.is_none() && unknown.is_none() {
-            return Err(Error::bad_file("tokenizer.ggml.tokens", "256 byte tokens or an unknown token", "neither"));
-        }
         let ranks = ranks(scores)?;
         let pieces =
             || (0_u32..).zip(tokens.iter()).zip(kinds).filter(|(_, kind)| kind.is_piece()).map(|(piece, _)| piece);
-        let mut index = TextIndex::new(tokens.len())?;
-        let mut single = 0;
-        for (id, text) in pieces() {
-            index.insert(text, id, |id| text_of(tokens, id));
-            single += usize::from(character(text).is_some());
-        }
-        let mut characters = PairTable::new(single)?;
-        for c in pieces().filter_map(|(_, text)| character(text)) {
-            if let Some(id) = index.get(c.encode_utf8(&mut [0; 4]).as_bytes(), |id| text_of(tokens, id)) {
-                characters.insert(c.into(), 0, Merge { rank: 0, id });
-            }
-        }
+        let index = piece_index(tokens, kinds)?;
         let part = |text: &str| match index.get(text.as_bytes(), |id| text_of(tokens, id)) {
             None => character(text.as_bytes()).map(|c| CHARACTER + u32::from(c)),
             id => id,
@@ -79,13 +64,48 @@ impl Spm {
                     && let Some(right) = part(&text[at..])
                 {
                     pairs.try_reserve(1).map_err(|_| out_of_memory(4))?;
-                    pairs.push((left, right, Merge { rank: ranks[id as usize], id }));
+                    // Rank 0 is that of runs of spaces.
+                    pairs.push((left, right, Merge { rank: ranks[id as usize].saturating_add(1), id }));
                 }
+            }
+        }
+        let runs = runs_of_spaces(tokens, kinds, part("\u{2581}"));
+        for (n, id) in runs.iter().enumerate().filter_map(|(n, id)| Some((n, (*id)?))) {
+            for (left, right) in (1..n).filter_map(|i| Some((runs[i]?, runs[n - i]?))) {
+                pairs.try_reserve(1).map_err(|_| out_of_memory(4))?;
+                pairs.push((left, right, Merge { rank: 0, id }));
             }
         }
         let mut merges = PairTable::new(pairs.len())?;
         for (left, right, merge) in pairs {
             merges.insert(left, right, merge);
+        }
+        Spm::with_merges(tokens, kinds, merges, unknown, add_space_prefix)
+    }
+
+    /// The same with the merges of a tokenizer.json.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when there are neither byte tokens nor an unknown one.
+    pub fn with_merges(
+        tokens: &StringArray,
+        kinds: &[TokenKind],
+        merges: PairTable,
+        unknown: Option<u32>,
+        add_space_prefix: bool,
+    ) -> Result<Spm> {
+        let bytes = byte_tokens(tokens, kinds);
+        if bytes.is_none() && unknown.is_none() {
+            return Err(Error::bad_file("tokenizer.ggml.tokens", "256 byte tokens or an unknown token", "neither"));
+        }
+        let index = piece_index(tokens, kinds)?;
+        let singles =
+            || tokens.iter().zip(kinds).filter(|(_, kind)| kind.is_piece()).filter_map(|(text, _)| character(text));
+        let mut characters = PairTable::new(singles().count())?;
+        for c in singles() {
+            if let Some(id) = index.get(c.encode_utf8(&mut [0; 4]).as_bytes(), |id| text_of(tokens, id)) {
+                characters.insert(c.into(), 0, Merge { rank: 0, id });
+            }
         }
         Ok(Spm { characters, merges, bytes, unknown, add_space_prefix })
     }
@@ -125,6 +145,31 @@ impl Spm {
     pub fn adds_space_prefix(&self) -> bool {
         self.add_space_prefix
     }
+}
+
+/// Gemma's user-defined tokens of 2, 3, ... spaces, by their length, and at 1 what one space is. They are cut out of a text
+/// as they are, but U+2581 in it stands for a space too and joins them by merging.
+fn runs_of_spaces(tokens: &StringArray, kinds: &[TokenKind], one: Option<u32>) -> [Option<u32>; LONGEST + 1] {
+    let mut runs = [None; LONGEST + 1];
+    runs[1] = one;
+    for ((id, text), kind) in (0..).zip(tokens.iter()).zip(kinds) {
+        let is_run = *kind == TokenKind::UserDefined && text.len() > 1 && text.iter().all(|&b| b == b' ');
+        if let Some(run) = runs.get_mut(text.len()).filter(|_| is_run) {
+            *run = Some(id);
+        }
+    }
+    runs
+}
+
+/// The tokens that merging may make, by their text.
+fn piece_index(tokens: &StringArray, kinds: &[TokenKind]) -> Result<TextIndex> {
+    let mut index = TextIndex::new(tokens.len())?;
+    for ((id, text), kind) in (0_u32..).zip(tokens.iter()).zip(kinds) {
+        if kind.is_piece() {
+            index.insert(text, id, |id| text_of(tokens, id));
+        }
+    }
+    Ok(index)
 }
 
 /// The character of a text that is exactly one.

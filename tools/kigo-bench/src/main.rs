@@ -90,6 +90,7 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), Str
         n_ctx: Some(args.n_ctx()),
         n_threads: args.threads,
         n_batch: args.n_batch.unwrap_or(defaults.n_batch),
+        tokenizer: defaults.tokenizer,
     };
     let mut seconds = Vec::new();
     loop {
