@@ -51,8 +51,7 @@ pub fn tokenize(engine: &Engine, prompt: Prompt) -> Result<Vec<u32>> {
             if rendered || tokenizer.chat_template().is_none() {
                 return with_bos(engine, ids);
             }
-            check_room(text)?;
-            encode_chat(engine, &chat::messages([("user", text)]))
+            tokenize(engine, Prompt::User(text))
         }
     }
 }
