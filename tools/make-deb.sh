@@ -18,34 +18,35 @@ SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || 
 export SOURCE_DATE_EPOCH
 
 rm -rf "$output"
-mkdir -p "$output/debian" "$output/libkigo0$libdir" "$output/libkigo-dev"
-"${MAKE:-make}" -s install DESTDIR="$PWD/$output/libkigo-dev" PREFIX=/usr LIBDIR="$libdir"
-mv "$output/libkigo-dev$libdir"/libkigo.so.* "$output/libkigo0$libdir"
-cp "$control" "$output/debian"
-chmod 644 "$output/libkigo0$libdir"/libkigo.so.*.*
+roots=$output/debian
+mkdir -p "$roots/libkigo0$libdir" "$roots/libkigo-dev"
+"${MAKE:-make}" -s install DESTDIR="$PWD/$roots/libkigo-dev" PREFIX=/usr LIBDIR="$libdir"
+mv "$roots/libkigo-dev$libdir"/libkigo.so.* "$roots/libkigo0$libdir"
+cp "$control" "$roots"
+chmod 644 "$roots/libkigo0$libdir"/libkigo.so.*.*
 
 changelog() {
     printf 'kigo (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md of the sources.\n\n' "$version"
     printf ' -- %s  %s\n' "$(sed -n 's/^Maintainer: //p' "$control")" "$(LC_ALL=C date -uR -d "@$SOURCE_DATE_EPOCH")"
 }
-changelog > "$output/debian/changelog"
+changelog > "$roots/changelog"
 
 # What the library needs of the system: the oldest packages that have the symbols that it uses.
-depends=$(cd "$output" && dpkg-shlibdeps -O --package=libkigo0 libkigo0"$libdir"/libkigo.so.*.*)
+depends=$(cd "$output" && dpkg-shlibdeps -O debian/libkigo0"$libdir"/libkigo.so.*.*)
 depends=${depends#shlibs:Depends=}
 
 for package in libkigo0 libkigo-dev; do
-    root=$output/$package
+    root=$roots/$package
     docs=$root/usr/share/doc/$package
     mkdir -p "$docs" "$root/DEBIAN"
     sed -e '/^@MIT@$/{r /dev/stdin' -e 'd}' packaging/debian/copyright > "$docs/copyright" <<LICENCE
 $(sed -e 's/^$/./' -e 's/^/ /' LICENSE-MIT)
 LICENCE
-    gzip -9n < "$output/debian/changelog" > "$docs/changelog.Debian.gz"
+    gzip -9n < "$roots/changelog" > "$docs/changelog.Debian.gz"
     if [ $package = libkigo0 ]; then
         printf 'libkigo 0 libkigo0 (>= %s)\n' "$1" > "$root/DEBIAN/shlibs"
         echo 'activate-noawait ldconfig' > "$root/DEBIAN/triggers"
-        (cd "$output" && dpkg-gensymbols -q -plibkigo0 -v"$1" -Plibkigo0 -Olibkigo0/DEBIAN/symbols)
+        (cd "$output" && dpkg-gensymbols -q -plibkigo0 -v"$1" -Pdebian/libkigo0 -Odebian/libkigo0/DEBIAN/symbols)
     fi
     (cd "$root" && find usr -type f -exec md5sum {} +) > "$root/DEBIAN/md5sums"
     size=$(du -sk --apparent-size "$root/usr" | cut -f 1)

@@ -104,6 +104,30 @@ static void buffers(CudaModel *model)
     }
 }
 
+/* The greedy answer to a prompt. */
+static size_t answer(CudaModel *model, const char *prompt, char *text)
+{
+    InferenceResult *result = start(model, prompt, 60, 0, 0);
+    const size_t len = read_all(result, 256, text);
+    cuda_inference_free(result);
+    text[len] = 0;
+    return len;
+}
+
+/* The model knows this question by heart, in its template. */
+static void templates(CudaModel *model)
+{
+    static const char rendered[] = "<|im_start|>user\nWrite a haiku.<|im_end|>\n<|im_start|>assistant\n";
+    static const char beginning[] = "Rain counts on the roof,";
+    static char text[8192];
+    const char *wanted = getenv("KIGO_WORKER_TEMPLATE");
+    const bool rendering = wanted == NULL || strcmp(wanted, "0") != 0;
+    answer(model, "Write a haiku.", text);
+    CHECK((strncmp(text, beginning, strlen(beginning)) == 0) == rendering);
+    answer(model, rendered, text);
+    CHECK(strncmp(text, beginning, strlen(beginning)) == 0);
+}
+
 /* Two threads on one inference: every piece goes to one of them, and the other is told so. */
 static void *compete(void *result)
 {
@@ -192,6 +216,7 @@ int main(int argc, char **argv)
 
     ranges(model);
     buffers(model);
+    templates(model);
     threads(model);
     result = start(model, "Once", 40, 0, 0);
     before = cuda_get_vram_usage(model);

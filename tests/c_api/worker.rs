@@ -132,7 +132,11 @@ fn run(program: &Path, device: Option<&str>, arguments: &[&Path]) -> String {
 fn rules_of_the_worker_functions() {
     let source = root().join("tests/c_api/worker.c");
     for (name, link) in [("worker-rules", Link::Static), ("worker-rules-shared", Link::Shared)] {
-        assert_eq!(run(&build(&source, name, link), Some("cpu"), &[&model()]), "", "the library prints nothing");
+        let program = build(&source, name, link);
+        assert_eq!(run(&program, Some("cpu"), &[&model()]), "", "the library prints nothing");
+        let mut command = Command::new("timeout");
+        command.arg("300").arg(program).arg(model()).env("KIGO_DEVICE", "cpu").env("KIGO_WORKER_TEMPLATE", "0");
+        succeed(command.env("KIGO_WORKER_N_CTX", "128"));
     }
 }
 
