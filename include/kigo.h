@@ -480,11 +480,11 @@
  *       The generated text is JSON of this schema; {} is any JSON. It is checked when the inference starts:
  *       KIGO_BAD_GRAMMAR.
  *
- *   "regex": a regular expression of 1 to 262144 bytes, and no json_schema or lark beside it; kigo_options_set_str();
+ *   "regex": a regular expression of 1 to 65536 bytes, and no json_schema or lark beside it; kigo_options_set_str();
  *   default: none
  *       The generated text as a whole matches this regular expression, in the syntax of Rust's crate regex.
  *
- *   "lark": a grammar of 1 to 262144 bytes, and no json_schema or regex beside it; kigo_options_set_str(); default:
+ *   "lark": a grammar of 1 to 65536 bytes, and no json_schema or regex beside it; kigo_options_set_str(); default:
  *   none
  *       The generated text is one of this grammar, in the variant of Lark that the library llguidance describes.
  *

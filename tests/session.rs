@@ -236,7 +236,7 @@ fn unusual(seed: u64) -> Vec<SessionOptions> {
         with(|p| (p.xtc_probability, p.xtc_threshold) = (0.5, 0.05)),
         with(|p| (p.presence_penalty, p.frequency_penalty, p.repeat_last_n) = (1.0, 0.5, 20)),
         with(|p| (p.typical_p, p.top_n_sigma, p.min_keep) = (0.9, 1.5, 3)),
-        with(|p| (p.dynatemp_range, p.samplers) = (0.5, vec![Step::Temperature, Step::TopP, Step::Penalties])),
+        with(|p| (p.dynatemp_range, p.samplers) = (0.5, vec![Step::Temperature, Step::TopP, Step::Penalties].into())),
         SessionOptions { grammar: regex, ..with(|p| p.logprobs = 5) },
     ]
 }

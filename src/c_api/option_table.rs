@@ -3,7 +3,7 @@
 use crate::backend::Device;
 use crate::engine::LoadOptions;
 use crate::error::quoted;
-use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, Step, parse_bias};
+use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, SamplingParams, Step, parse_bias};
 use crate::session::{SessionOptions, read_template};
 use crate::tokenizer::chat;
 use crate::{Error, Result};
@@ -446,22 +446,24 @@ pub(super) static ROWS: &[Row] = &[
                 if !(1..=MAX_BREAKER_BYTES).contains(&value.len()) {
                     return Err(row.refuse(format!("{} bytes", value.len())));
                 }
-                let breakers = &mut settings.session.sampling.dry_sequence_breakers;
                 // The first replaces the defaults.
-                if !settings.given.contains(&row.key) || value == "none" {
+                let breakers = settings.session.sampling.dry_sequence_breakers.get_or_insert_default();
+                if value == "none" {
                     breakers.clear();
+                    return Ok(());
                 }
                 if breakers.len() >= MAX_BREAKERS {
                     return Err(Error::Limit { what: "sequence breakers", limit: MAX_BREAKERS as u64 });
                 }
-                if value != "none" {
-                    breakers.push(value.to_owned());
-                }
+                breakers.push(value.to_owned());
                 Ok(())
             },
         },
         doc: "A text that a repetition does not go beyond: it ends at tokens that contain it. Set for the first time it takes the place of the defaults, then each adds another; \"none\" takes all away.",
-        show: |settings| format!("{:?}", settings.session.sampling.dry_sequence_breakers),
+        show: |settings| match &settings.session.sampling.dry_sequence_breakers {
+            None => format!("{:?}", SamplingParams::DRY_SEQUENCE_BREAKERS),
+            Some(breakers) => format!("{breakers:?}"),
+        },
     },
     Row {
         key: "dynatemp_range",
@@ -545,7 +547,7 @@ pub(super) static ROWS: &[Row] = &[
                 if steps.is_empty() {
                     return Err(row.refuse("none"));
                 }
-                settings.session.sampling.samplers = steps;
+                settings.session.sampling.samplers = steps.into();
                 Ok(())
             },
         },
@@ -943,12 +945,12 @@ mod tests {
     fn breakers_take_the_place_of_the_defaults() {
         let mut settings = Settings::default();
         let breakers = |settings: &Settings| settings.session.sampling.dry_sequence_breakers.clone();
-        assert_eq!(breakers(&settings), ["\n", ":", "\"", "*"]);
+        assert_eq!(breakers(&settings), None);
         settings.set("dry_sequence_breaker", Value::Text("\n\n")).unwrap();
         settings.set("dry_sequence_breaker", Value::Text("- ")).unwrap();
-        assert_eq!(breakers(&settings), ["\n\n", "- "]);
+        assert_eq!(breakers(&settings).unwrap(), ["\n\n", "- "]);
         settings.set("dry_sequence_breaker", Value::Text("none")).unwrap();
-        assert!(breakers(&settings).is_empty());
+        assert!(breakers(&settings).unwrap().is_empty());
     }
 
     #[test]
@@ -963,7 +965,7 @@ mod tests {
         settings.set("top_k", Value::Integer(40)).unwrap();
         let sampling = settings.for_model(&defaults).unwrap().session.sampling;
         assert_eq!((sampling.temperature, sampling.top_k), (0.5, 40));
-        assert_eq!(sampling.samplers, [Step::TopK, Step::Temperature]);
+        assert_eq!(*sampling.samplers, [Step::TopK, Step::Temperature]);
         let hot = [default("temperature", "general.sampling.temp", DefaultValue::Number(9.0))];
         let message = Settings::default().for_model(&hot).unwrap_err().to_string();
         assert!(message.starts_with("general.sampling.temp: ") && message.contains("set that"), "{message}");

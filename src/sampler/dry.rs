@@ -32,9 +32,9 @@ impl Dry {
     ///
     /// # Errors
     /// `OutOfMemory`.
-    pub(super) fn find_breakers(&mut self, texts: &[String], tokenizer: &Tokenizer) -> Result<()> {
+    pub(super) fn find_breakers(&mut self, texts: &[impl AsRef<str>], tokenizer: &Tokenizer) -> Result<()> {
         let mut breakers = Vec::new();
-        for text in texts.iter().filter(|text| !text.is_empty()) {
+        for text in texts.iter().map(AsRef::as_ref).filter(|text: &&str| !text.is_empty()) {
             let known = breakers.len();
             let finder = |bytes: &[u8]| bytes.windows(text.len()).any(|part| part == text.as_bytes());
             for id in (0..tokenizer.n_vocab() as u32).filter(|id| finder(tokenizer.token_bytes(*id, true))) {
@@ -135,7 +135,7 @@ mod tests {
         let tokenizer = Tokenizer::from_gguf(Gguf::open(&path).unwrap().metadata()).unwrap();
         let find = |texts: &[&str]| {
             let mut dry = Dry::default();
-            dry.find_breakers(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(), &tokenizer).unwrap();
+            dry.find_breakers(texts, &tokenizer).unwrap();
             dry.breakers
         };
         let ids = 0..tokenizer.n_vocab() as u32;
@@ -148,6 +148,6 @@ mod tests {
         assert_eq!(find(&["a", "", "e"]), with(b"ae"));
         let last = *tokenizer.encode("no token is that long", EncodeOptions::default()).unwrap().last().unwrap();
         assert_eq!(find(&["no token is that long"]), [last]);
-        assert!(find(&[]).is_empty());
+        assert!(find(&[""]).is_empty());
     }
 }

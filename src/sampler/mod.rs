@@ -62,8 +62,9 @@ pub use params::SamplingParams;
 /// Largest vocabulary: the sum of its weights fits into 64 bits.
 pub(crate) const MAX_VOCAB: usize = 1 << 23;
 
-/// Draws tokens with one set of parameters. Its buffers are reused from call to call.
-#[derive(Debug, Clone)]
+/// Draws tokens with one set of parameters. Its buffers are reused from call to call; the default has none, and takes no
+/// memory.
+#[derive(Debug, Clone, Default)]
 pub struct Sampler {
     params: SamplingParams,
     drawn: u64,
@@ -75,23 +76,6 @@ pub struct Sampler {
     /// The logits of the last token and its id, if they are to be kept and there is one.
     kept: Vec<f32>,
     last: Option<u32>,
-}
-
-/// One to stand in for another that is elsewhere for a moment; it takes no memory.
-impl Default for Sampler {
-    fn default() -> Sampler {
-        Sampler {
-            params: SamplingParams::BARE,
-            drawn: 0,
-            penalties: Penalties::default(),
-            dry: Dry::default(),
-            mirostat: Mirostat::default(),
-            grammar: None,
-            candidates: Candidates::default(),
-            kept: Vec::new(),
-            last: None,
-        }
-    }
 }
 
 impl Sampler {
@@ -114,7 +98,10 @@ impl Sampler {
         params.validate_for(n_vocab)?;
         let mut sampler = Sampler::new(params)?;
         if sampler.uses(Step::Dry) && Dry::window(&sampler.params) > 0 {
-            sampler.dry.find_breakers(&sampler.params.dry_sequence_breakers, tokenizer)?;
+            match &sampler.params.dry_sequence_breakers {
+                Some(texts) => sampler.dry.find_breakers(texts, tokenizer)?,
+                None => sampler.dry.find_breakers(&SamplingParams::DRY_SEQUENCE_BREAKERS, tokenizer)?,
+            }
         }
         Ok(sampler)
     }
@@ -234,7 +221,7 @@ impl Sampler {
         bias::apply(&params.logit_bias, candidates, source)?;
         let greedy = params.temperature == 0.0;
         let mut drawn = self.drawn;
-        for step in &params.samplers {
+        for step in params.samplers.iter() {
             match step {
                 Step::Penalties if Penalties::window(params) > 0 => {
                     self.penalties.apply(params, recent, candidates, source)?;

@@ -1,5 +1,6 @@
 //! The parameters of a sampler and their ranges.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use super::Step;
@@ -48,8 +49,8 @@ pub struct SamplingParams {
     pub dry_allowed_length: u32,
     /// The last tokens of the sequence, in which repetitions are looked for; 0 turns it off.
     pub dry_penalty_last_n: u32,
-    /// Texts that a repetition does not go beyond.
-    pub dry_sequence_breakers: Vec<String>,
+    /// Texts that a repetition does not go beyond; `None` is [`SamplingParams::DRY_SEQUENCE_BREAKERS`].
+    pub dry_sequence_breakers: Option<Vec<String>>,
     /// Keeps the surprise of the text near `mirostat_tau`, in place of all filters but the penalties.
     pub mirostat: bool,
     /// The surprise of a token to be kept, in bits, above 0 and up to 100.
@@ -60,7 +61,7 @@ pub struct SamplingParams {
     /// ids counts.
     pub logit_bias: Vec<(u32, f32)>,
     /// Which filters are used, in which order; each at most once.
-    pub samplers: Vec<Step>,
+    pub samplers: Cow<'static, [Step]>,
     /// Chooses the sequence of random numbers; every value is good.
     pub seed: u64,
     /// If not 0, the logits are kept beside every token, and this many of the most probable tokens are told.
@@ -69,17 +70,16 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> SamplingParams {
-        SamplingParams {
-            dry_sequence_breakers: ["\n", ":", "\"", "*"].map(str::to_owned).to_vec(),
-            samplers: Step::DEFAULT.to_vec(),
-            ..SamplingParams::BARE
-        }
+        SamplingParams::DEFAULT
     }
 }
 
 impl SamplingParams {
-    /// The defaults but for what takes memory.
-    pub(super) const BARE: SamplingParams = SamplingParams {
+    /// The texts that end repetitions unasked.
+    pub const DRY_SEQUENCE_BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
+
+    /// The defaults, which take no memory of their own.
+    const DEFAULT: SamplingParams = SamplingParams {
         temperature: 0.8,
         dynatemp_range: 0.0,
         dynatemp_exponent: 1.0,
@@ -99,12 +99,12 @@ impl SamplingParams {
         dry_base: 1.75,
         dry_allowed_length: 2,
         dry_penalty_last_n: u32::MAX,
-        dry_sequence_breakers: Vec::new(),
+        dry_sequence_breakers: None,
         mirostat: false,
         mirostat_tau: 5.0,
         mirostat_eta: 0.1,
         logit_bias: Vec::new(),
-        samplers: Vec::new(),
+        samplers: Cow::Borrowed(&Step::DEFAULT),
         seed: 0,
         logprobs: 0,
     };
@@ -172,7 +172,7 @@ impl SamplingParams {
             && !self.mirostat
             && self.logit_bias.is_empty()
             && self.logprobs == 0
-            && self.samplers == Step::DEFAULT
+            && *self.samplers == Step::DEFAULT
     }
 }
 

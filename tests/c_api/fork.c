@@ -24,6 +24,7 @@ static void child(void)
     int32_t token = 7;
     int64_t integer = 7;
     double number = 7;
+    float single = 7;
     const int32_t ids[] = {1};
 
     FAILS(KIGO_FORKED, kigo_options_new(&new_options, &error));
@@ -48,6 +49,8 @@ static void child(void)
     CHECK(kigo_inference_finish_reason(inference) == KIGO_FORKED);
     FAILS(KIGO_FORKED, kigo_inference_get_i64(inference, "prompt_tokens", &integer, &error));
     FAILS(KIGO_FORKED, kigo_inference_get_f64(inference, "prompt_ms", &number, &error));
+    FAILS(KIGO_FORKED, kigo_inference_logits(inference, &single, 1, &error));
+    FAILS(KIGO_FORKED, kigo_inference_logprobs(inference, &token, &number, 1, &error));
     CHECK(kigo_error_status(failure) == KIGO_FORKED);
     CHECK(strstr(kigo_error_message(failure), "fork") != NULL);
     CHECK(kigo_error_free(failure) == KIGO_FORKED);

@@ -69,7 +69,7 @@ fn reference(
     let bias = |id: u32| p.logit_bias.iter().find(|b| b.0 == id).map_or(0.0, |b| b.1);
     let tokens = (0..).zip(logits).map(|(id, logit)| (id, f64::from(logit + bias(id))));
     let mut plain = Plain { tokens: tokens.filter(|t| t.1 != f64::NEG_INFINITY).collect(), temperature: 1.0 };
-    for step in &p.samplers {
+    for step in p.samplers.iter() {
         match step {
             Step::Penalties => {
                 let window = last(recent, p.repeat_last_n);
@@ -217,7 +217,7 @@ prop_compose! {
         seed in any::<u64>(),
     ) -> SamplingParams {
         SamplingParams { repeat_penalty, presence_penalty, frequency_penalty, repeat_last_n, dry_multiplier, dry_base,
-            dry_allowed_length, dry_penalty_last_n, samplers, logit_bias: bias.into_iter().collect(), seed, ..filters }
+            dry_allowed_length, dry_penalty_last_n, samplers: samplers.into(), logit_bias: bias.into_iter().collect(), seed, ..filters }
     }
 }
 
@@ -258,7 +258,7 @@ proptest! {
     /// Equal logits are cut by id, whatever the order of the vocabulary's other tokens.
     #[test]
     fn ties_do_not_depend_on_anything_else(params in params(), n_vocab in 40usize..200) {
-        let params = SamplingParams { typical_p: 1.0, samplers: Step::DEFAULT.to_vec(), ..params };
+        let params = SamplingParams { typical_p: 1.0, samplers: Step::DEFAULT.to_vec().into(), ..params };
         let logits: Vec<f32> = logits(n_vocab, params.seed).iter().map(|l| (l / 4.0).round()).collect();
         let (expected, drawn) = reference(&params, &logits, &[], &[], 0, 0.0);
         let token = sampler(params.clone()).sample(&logits, &[]).unwrap();
@@ -344,7 +344,7 @@ fn ranges_end_where_they_say() {
             assert!(error.to_string().starts_with(&format!("{name}: expected ")), "{error}");
         }
     }
-    let twice = SamplingParams { samplers: vec![Step::TopK, Step::TopK], ..SamplingParams::default() };
+    let twice = SamplingParams { samplers: vec![Step::TopK, Step::TopK].into(), ..SamplingParams::default() };
     assert_eq!(Sampler::new(twice).unwrap_err().status(), Status::InvalidArgument);
     let beyond = SamplingParams { logit_bias: vec![(100, 0.0)], ..SamplingParams::default() };
     assert!(beyond.validate_for(101).is_ok());
@@ -360,6 +360,7 @@ fn nothing_left_is_an_error() {
         for mirostat in [false, true] {
             for samplers in [Step::DEFAULT.to_vec(), vec![], vec![Step::TopNSigma, Step::TypicalP]] {
                 let d = SamplingParams::default();
+                let samplers = samplers.into();
                 let params = SamplingParams { logit_bias: ban.clone(), temperature, mirostat, samplers, ..d };
                 let mut sampler = sampler(SamplingParams { top_n_sigma: 1.0, typical_p: 0.5, ..params });
                 assert!(matches!(sampler.sample(&logits, &[1, 2, 3]), Err(Error::NoCandidate)));
@@ -462,7 +463,7 @@ fn simple_parameters_are_those_that_devices_know() {
         |p| p.mirostat = true,
         |p| p.logit_bias = vec![(1, 0.0)],
         |p| p.logprobs = 1,
-        |p| p.samplers.swap(3, 5),
+        |p| p.samplers.to_mut().swap(3, 5),
     ];
     for (index, change) in changes.into_iter().enumerate() {
         let mut params = simple.clone();
