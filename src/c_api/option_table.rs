@@ -29,6 +29,8 @@ pub(super) struct Listener {
 
 // SAFETY: only the host follows the pointer, and kigo_options_set_progress() says on which thread it gets it back.
 unsafe impl Send for Listener {}
+// SAFETY: as above; whoever shares it can only copy it.
+unsafe impl Sync for Listener {}
 
 /// The values of all options.
 #[derive(Debug, Clone, Default)]

@@ -7,7 +7,7 @@ use kigo::gguf::Array;
 use serde_json::Value as Json;
 
 fn options(n_ctx: usize) -> LoadOptions {
-    LoadOptions { device: "cpu".into(), n_ctx: Some(n_ctx), n_batch: 32, n_threads: Some(2) }
+    LoadOptions { device: "cpu".into(), n_ctx: Some(n_ctx), n_batch: 32, n_threads: Some(2), ..LoadOptions::default() }
 }
 
 #[test]
