@@ -523,7 +523,7 @@ fn child_pages() {
     assert_eq!(peek::<u64>(cache.scratch_table_address(), 1)[0], scratch);
     for n_positions in [1, 3 * PAGE, 3 * PAGE + 1, 10 * PAGE] {
         cache.reserve(&stream, 6, n_positions).unwrap();
-        assert_eq!(context.bytes(Purpose::Cache), sizes.sequence_bytes(n_positions), "{n_positions} positions");
+        assert_eq!(context.bytes(Purpose::Cache), cache.sizes().cache_bytes(n_positions), "{n_positions} positions");
     }
     cache.free(&stream, 6);
     for sequence in 10..14 {

@@ -176,7 +176,7 @@ impl<'a> File<'a> {
     fn read_model(&mut self, reader: &mut Reader<'a>, n_vocab: usize) -> Result<()> {
         let (mut kind, mut has_vocab, mut has_merges) = (Cow::Borrowed("BPE"), false, false);
         reader.object("model", |reader, key| {
-            let field = format!("model.{}", &key[..key.floor_char_boundary(64)]);
+            let field = format!("model.{}", key.chars().take(64).collect::<String>());
             match &*key {
                 "type" => kind = reader.string(&field)?,
                 "vocab" if kind == "BPE" => {

@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn qwen35_keeps_marks_in_words() {
-        assert_eq!(pieces("qwen35", "e\u{301}a !\u{301}b"), ["e\u{301}a", " ", "!\u{301}b"]);
+        assert_eq!(pieces("qwen35", "e\u{301}a !\u{301}b"), ["e\u{301}a", " !", "\u{301}b"]);
         assert_eq!(pieces("qwen2", "e\u{301}a"), ["e", "\u{301}a"]);
     }
 
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(pieces("deepseek-coder", " x_1\n"), [" x", "_", "1", "\n"]);
         assert_eq!(
             pieces("deepseek-v3", "x .foo 1234中ア\u{301}!\n"),
-            ["x", " ", ".foo", " ", "123", "4", "中ア", "\u{301}", "!\n"]
+            ["x", " .", "foo", " ", "123", "4", "中ア", "\u{301}", "!\n"]
         );
     }
 }

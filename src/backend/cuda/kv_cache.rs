@@ -138,12 +138,15 @@ impl Sizes {
         ((1 << 20) / self.table.max(1)).clamp(1, 256)
     }
 
-    /// What a cache takes on the device while one sequence has `n_positions`, with the page that belongs to nobody.
-    pub fn sequence_bytes(&self, n_positions: usize) -> u64 {
-        let n_pages = (n_positions.div_ceil(PAGE) as u64).saturating_add(1);
-        let n_chunks = n_pages.div_ceil((self.chunk / self.page.max(1)).max(1) as u64);
+    /// What a cache takes on the device while one sequence has `n_positions`, with the pages that belong to nobody.
+    pub fn cache_bytes(&self, n_positions: usize) -> u64 {
+        let bytes = |group: &Group| {
+            let n_pages = n_positions.div_ceil(PAGE).min(group.ring).saturating_add(1);
+            let n_chunks = n_pages.div_ceil((group.chunk / group.page.max(1)).max(1)) as u64;
+            n_chunks.saturating_mul(group.chunk as u64)
+        };
         let tables = (self.tables_in_chunk() as u64).saturating_mul(self.table as u64);
-        n_chunks.saturating_mul(self.chunk as u64).saturating_add(tables)
+        self.groups.iter().map(bytes).fold(tables, u64::saturating_add)
     }
 
     /// What [`KvCache::new`] allocates on the device.

@@ -130,11 +130,11 @@ pub fn weight_bytes(desc: &ModelDesc, plan: &Weights<TensorInfo>) -> Result<u64>
 /// When the kernels cannot run the model, or a size is beyond 64 bits.
 pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<Needs> {
     check_desc(desc)?;
-    let cache = kv_cache::Sizes::new(desc, n_ctx)?;
+    let cache = kv_cache::Sizes::new(desc, n_ctx, n_batch)?;
     let samplers = sample::device_bytes(desc.n_vocab, N_SLOTS, N_SAMPLED);
     Ok(Needs {
-        cache: cache.sequence_bytes(n_ctx),
-        cache_per_token: (cache.page / kv_cache::PAGE) as u64,
+        cache: cache.cache_bytes(n_ctx),
+        cache_per_token: cache.sequence_bytes(kv_cache::PAGE) / kv_cache::PAGE as u64,
         workspace: stages::Sizes::new(desc, n_batch)?.bytes(FIRST_LOGITS).saturating_add(samplers),
     })
 }

@@ -27,8 +27,10 @@ pub struct Pipeline {
     pub steps: Vec<Step>,
 }
 
+type Scanner = fn(&str) -> usize;
+
 /// Expressions that have a scanner, and whether nothing lies between their matches.
-const KNOWN: &[(&str, fn(&str) -> usize, bool)] = &[
+const KNOWN: &[(&str, Scanner, bool)] = &[
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         scan::llama3,
@@ -89,9 +91,7 @@ fn type_of(value: &Value) -> &str {
 }
 
 fn unsupported(field: &'static str, value: &Value, known: &str) -> Error {
-    let mut text = value.to_string();
-    text.truncate(text.floor_char_boundary(200));
-    let found = quoted(text.as_bytes());
+    let found = quoted(value.to_string().as_bytes());
     Error::UnsupportedTokenizer { field, found: found.trim_matches('"').to_string(), known: known.to_string() }
 }
 

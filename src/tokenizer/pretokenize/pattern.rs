@@ -61,8 +61,7 @@ impl Pattern {
 }
 
 fn bad(pattern: &str, expected: impl ToString, found: impl ToString) -> Error {
-    let shown = &pattern[..pattern.floor_char_boundary(64)];
-    Error::bad_file(format!("tokenizer.json: pre_tokenizer: {}", quoted(shown.as_bytes())), expected, found)
+    Error::bad_file(format!("tokenizer.json: pre_tokenizer: {}", quoted(pattern.as_bytes())), expected, found)
 }
 
 #[cfg(test)]
