@@ -47,7 +47,7 @@ inspect: need-build need-python ## show sizes, tensor types, tokenizer and memor
 	@set -e; model='$(MODEL)'; [ -n "$$model" ] || model=$$($(PYTHON) tools/fetch.py smollm2); \
 	$(CARGO) run --quiet --release $(FEATURES) -p kigo-inspect -- "$$model" $(ARGS)
 
-test: need-build need-cc fetch ## run all tests; downloads about 230 MB the first time
+test: need-build need-cc fetch ## run all tests; downloads about 500 MB the first time
 	$(CARGO) test --workspace $(FEATURES)
 
 gpu-test: need-gpu gpu-bundle need-python ## run the GPU tests, sanitizers, haiku and benchmarks on the GPU of this machine
@@ -83,7 +83,7 @@ bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which i
 	$(PYTHON) tools/bench_cpu.py --library $(SHARED) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
 
 fetch: need-python ## download the model, vocabularies and chat templates of the tests into the cache folder, once
-	@$(PYTHON) tools/fetch.py smollm2 vocabs templates
+	@$(PYTHON) tools/fetch.py smollm2 vocabs templates gemma3
 
 header: need-build ## write the headers and the list of exports anew from src/c_api
 	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api -- header_is_current worker_headers_are_current

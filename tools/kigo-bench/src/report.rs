@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
+use kigo::backend::Purpose;
 use kigo::engine::Engine;
 use serde_json::{Value, json};
 
@@ -135,6 +136,12 @@ impl<'a> Report<'a> {
         let file = self.args.model.file_name().unwrap_or_default().display();
         let megabytes = model.matrix_bytes as f64 / 1e6;
         writeln!(out, "{file}: {}; a token reads {megabytes:.1} MB of weights", model.desc.architecture)?;
+        let [weights, cache, workspace] = self.memory_bytes().map(|bytes| bytes as f64 / 1e6);
+        let in_file = model.tensor_bytes as f64 / 1e6;
+        writeln!(
+            out,
+            "memory: {weights:.1} MB of weights ({in_file:.1} MB in the file), {cache:.1} MB of cache, {workspace:.1} MB besides"
+        )?;
         match self.bandwidth {
             Some(bandwidth) => writeln!(out, "read bandwidth: {:.1} GB/s, measured\n", bandwidth / 1e9)?,
             None => writeln!(out, "read bandwidth: not measured on this device\n")?,
@@ -164,6 +171,11 @@ impl<'a> Report<'a> {
             writeln!(out, "| {} | {middle:.1} tok/s | {low:.1} to {high:.1} | {note} |", row.name())?;
         }
         self.write_ratios(out)
+    }
+
+    /// What the model holds on its device for each purpose.
+    fn memory_bytes(&self) -> [u64; Purpose::ALL.len()] {
+        Purpose::ALL.map(|purpose| self.engine.memory().bytes(purpose))
     }
 
     /// What a speed means: arithmetic of a prefill, bytes of decoding.
@@ -227,6 +239,7 @@ impl<'a> Report<'a> {
             "model": self.args.model.file_name().unwrap_or_default().to_string_lossy(),
             "architecture": self.model.desc.architecture,
             "tensor_bytes": self.model.tensor_bytes,
+            "memory_bytes": self.memory_bytes(),
             "matrix_bytes": self.model.matrix_bytes,
             "bandwidth": self.bandwidth,
             "load_seconds": self.loads,
