@@ -47,7 +47,7 @@ cp tests/data/tiny-llama* "$output/data/"
 cp tests/data/logits/*.json "$output/data/logits/"
 cp tests/data/arch/* "$output/data/arch/"
 cp tests/data/gemma3.json "$output/data/"
-cp tools/synth_gguf.py "$output/tools/"
+cp tools/synth_gguf.py tools/gguf_shapes.py "$output/tools/"
 cp tests/gpu/run.sh "$output/run.sh"
 echo "$KIGO_COMMIT" >"$output/COMMIT"
 
