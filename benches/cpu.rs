@@ -49,7 +49,7 @@ fn main() -> kigo::Result<()> {
     let gguf = Gguf::open(&path)?;
     let desc = arch::describe(gguf.metadata())?;
     let plan = Weights::plan(&gguf, &desc)?;
-    let mut backend = CpuBackend::load(&gguf, &desc, &plan, n_threads, &Progress::default())?;
+    let mut backend = CpuBackend::load(&gguf, &desc, &plan, (4096, n_threads), &Progress::default())?;
     let load = started.elapsed().as_secs_f64();
 
     let token = |i: usize| (i * 7919 % desc.n_vocab) as u32;

@@ -2,7 +2,7 @@
  * kigo loads a GGUF language model and generates text.
  *
  * This is the whole C API. It works in C99 and later, in C++11 and later, and through any foreign function
- * interface: there are no structs, no variable arguments, no `bool`, no callbacks.
+ * interface: there are no structs, no variable arguments, no `bool`, and no callback that you must have.
  *
  * ## A program in ten lines
  *
@@ -40,9 +40,9 @@
  * with the function of its kind. A NULL, freed or made-up handle, or one of another kind, is answered with
  * KIGO_INVALID_HANDLE and does no harm; freeing NULL does nothing. At most 1048576 handles of a kind live at a time.
  *
- * A function keeps no pointer that you pass: texts and options are copied during the call. Texts that kigo returns
- * are written into your buffers. Only kigo_error_message(), kigo_version() and kigo_status_name() return pointers to
- * memory of kigo; their descriptions say how long that lasts.
+ * A function keeps no pointer that you pass, except kigo_options_set_progress(): texts and options are copied during
+ * the call. Texts that kigo returns are written into your buffers. Only kigo_error_message(), kigo_version() and
+ * kigo_status_name() return pointers to memory of kigo; their descriptions say how long that lasts.
  *
  * ## Pointers and NULL
  *
@@ -308,7 +308,8 @@
  *   "n_ctx": an integer from 1 to 2147483647; kigo_options_set_i64(); default: what the model was trained for, or
  *   less if that is very long
  *       Size of the context of an inference in tokens: prompt and generated tokens together. Texts that are longer
- *       than the model was trained for ("n_ctx_train") are possible, but get worse.
+ *       than the model was trained for ("n_ctx_train") are possible, but get worse; a model whose positions are
+ *       learned has no others.
  *
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.
@@ -430,6 +431,13 @@ typedef struct kigo_model kigo_model;
  * and keeps nothing of the object. Several threads may use one object; a call sees each setting as a whole.
  */
 typedef struct kigo_options kigo_options;
+
+/**
+ * A function of yours for kigo_options_set_progress(). It is told how many bytes of weights have been read, and how
+ * many there are to read, which is 0 until the header of the file has been read. It returns 0 to go on, or any other
+ * number to cancel the load.
+ */
+typedef int32_t (*kigo_progress)(void *user_data, int64_t done, int64_t total);
 
 #ifdef __cplusplus
 extern "C" {
@@ -653,6 +661,30 @@ int32_t kigo_options_set_i64(kigo_options *options, const char *key, int64_t val
 int32_t kigo_options_set_f64(kigo_options *options, const char *key, double value, kigo_error **error);
 
 /**
+ * Sets a function that kigo_model_load() calls while it loads.
+ *
+ * It is called on the thread that called kigo_model_load(): at once, then about every 50 milliseconds, and a last
+ * time when all has been read. The load goes on meanwhile. When it has returned another number than 0, it is not
+ * called again, and kigo_model_load() returns KIGO_CANCELLED. It may call every function of kigo, and even free the
+ * options. It must return: no exception, panic or longjmp() may leave it. kigo_load_start() does not call it; ask
+ * kigo_load_progress() there.
+ *
+ * @param options    The options; changed.
+ * @param progress   The function, or NULL for none, which is the default.
+ * @param user_data  What the function gets back, or NULL; kigo never follows it. Function and data are kept with the
+ *                   options, for every kigo_model_load() that gets these, on whatever thread.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `progress` is NULL or may be called as described; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_options_set_progress(kigo_options *options, kigo_progress progress, void *user_data, kigo_error **error);
+
+/**
  * Frees an options object. Models and inferences that were made with it are not affected.
  *
  * @param options  The options, or NULL.
@@ -684,6 +716,7 @@ int32_t kigo_options_free(kigo_options *options);
  *     be used; the message says why. Set the option "device" to another.
  *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver or the GPU failed; the message has its number for it.
  *   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
+ *   - KIGO_CANCELLED: the function of kigo_options_set_progress() wanted it.
  *   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
  *   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
  *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".

@@ -2,8 +2,12 @@
 //
 // A row's result has the same bits from both kernels, whatever runs beside it. Both therefore call the functions of the
 // first part, which fix the order of every sum: a page (64 keys) gives a fresh partial (largest score, sum of weights,
-// mix of values), the pages of a chunk (8 pages, 512 positions) are folded in ascending order into the partial of the
-// chunk, and the chunks in ascending order into the result. The chunks bound what a decode block must fold at its end.
+// mix of values), the pages of a chunk (8 pages, 512 positions, the first at a multiple of 512) are folded in ascending
+// order into the partial of the chunk, the chunks in ascending order into the result, and last the head's sink. The chunks
+// bound what a decode block must fold at its end.
+// With a window a row starts at the page of the first key that it sees, within that page's chunk: a page without a key for a
+// row changes no bit of its state, so that it does not matter whether pages before are folded, as they are where a tile's
+// first row sees them, or not even read. They may hold other positions by then: see src/backend/cuda/kv_cache.rs.
 // Byte counts, times and what was tried: attention.md.
 
 #include "common.cuh"
@@ -13,11 +17,19 @@ namespace {
 constexpr uint32_t kChunk = 8;  // pages
 constexpr uint32_t kThreads = 128;
 constexpr uint32_t kOnes = 0x3c003c00;  // two f16
+constexpr float kLog2E = 1.44269504f;
 
 // 2^x; exact at 0 and -inf.
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 / x but for the last bit or two; 0 for infinity.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
@@ -50,16 +62,33 @@ __device__ __forceinline__ void scores(float (*s)[4], Query query, Key key) {
     }
 }
 
-// Takes away the keys beyond the last one of each of the two rows; tile i of s is score tile first + i.
+// c tanh(score / c) of scores in units of log2(e).
 template <int kTiles>
-__device__ __forceinline__ void mask(float (&s)[kTiles][4], uint32_t first, uint32_t t, int32_t last0, int32_t last1) {
+__device__ __forceinline__ void cap_scores(const KigoAttention& p, float (&s)[kTiles][4]) {
+    if (p.softcap == 0) return;
+#pragma unroll
+    for (int i = 0; i < kTiles; i++) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            // tanh(x) = 1 - 2 / (e^2x + 1), which is off by less than 1e-6 for any x.
+            const float power = exp2_approx(__fmul_rn(s[i][c], p.softcap_rate));
+            s[i][c] = __fmaf_rn(-2.0f * reciprocal_approx(__fadd_rn(power, 1.0f)), p.softcap, p.softcap);
+        }
+    }
+}
+
+// Takes away the keys beyond the last one of each of the two rows, and those more than `before` before it; tile i of s is
+// score tile first + i.
+template <int kTiles>
+__device__ __forceinline__ void mask(float (&s)[kTiles][4], uint32_t first, uint32_t t, int32_t last0, int32_t last1, uint32_t before) {
 #pragma unroll
     for (int i = 0; i < kTiles; i++) {
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             int32_t key = static_cast<int32_t>(key_of(first + i, 2 * t + c));
-            if (key > last0) s[i][c] = -INFINITY;
-            if (key > last1) s[i][2 + c] = -INFINITY;
+            // Unsigned: keys beyond the last one are far before it.
+            if (static_cast<uint32_t>(last0 - key) > before) s[i][c] = -INFINITY;
+            if (static_cast<uint32_t>(last1 - key) > before) s[i][2 + c] = -INFINITY;
         }
     }
 }
@@ -136,6 +165,19 @@ __device__ __forceinline__ float fold(float state, float partial, Factors f) {
     return __fmaf_rn(state, f.state, __fmul_rn(partial, f.partial));
 }
 
+// What the mix of values O is multiplied with at the end: the state's sum of weights, with the sink, an unscaled score that
+// stands for no key, folded in, divides it.
+__device__ __forceinline__ float last_factor(const KigoAttention& p, uint32_t head, float M, float L) {
+    if (!p.sinks) return __frcp_rn(L);
+    const Factors f = rescale(M, __fmul_rn(__ldg(reinterpret_cast<const float*>(p.sinks) + head), kLog2E));
+    return __fmul_rn(f.state, __frcp_rn(fold(L, 1.0f, f)));
+}
+
+// The page of the first key that the row at `position` sees.
+__device__ __forceinline__ uint32_t first_page_of(uint32_t position, uint32_t before) {
+    return position > before ? (position - before) / KIGO_PAGE : 0;
+}
+
 __device__ __forceinline__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffff; }
 
 // Bytes from the start of a page to K of this layer and kv head; V follows after 64 * dp f16.
@@ -178,14 +220,16 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     // before the kernel ahead of this one passed its own wait and let this one start.
     const KigoRow* source = at<KigoRow>(p.rows) + row;
     const uint32_t position = __ldcg(&source->position);
-    const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages));
-    // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end.
-    const uint32_t n_pages = position / KIGO_PAGE + 1;
-    const uint32_t span = n_pages <= 4 * (p.splits - 1) ? 1 : kChunk;
-    const uint32_t units = (n_pages + span - 1) / span, blocks = min(units, p.splits);
-    uint32_t page = split * span;
+    const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
+    // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end. Units are counted
+    // from that of the first page; the first chunk may lack pages.
+    const uint32_t first_page = first_page_of(position, p.before), n_pages = position / KIGO_PAGE + 1;
+    const uint32_t span = n_pages - first_page <= 4 * (p.splits - 1) ? 1 : kChunk, first_unit = first_page / span;
+    const uint32_t units = (n_pages - 1) / span + 1 - first_unit, blocks = min(units, p.splits);
+    auto page_of = [&](uint32_t unit) { return max((first_unit + unit) * span, first_page); };
+    uint32_t page = page_of(split);
     uint64_t address = split < blocks ? __ldcg(pages + page) : 0;
-    const uint64_t page_of_unit = __ldcg(pages + min(lane, units - 1) * span);  // for the block that combines
+    const uint64_t page_of_unit = __ldcg(pages + page_of(min(lane, units - 1)));  // for the block that combines
     pdl_wait();
     pdl_launch();
     if (split >= blocks) return;
@@ -244,9 +288,10 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
             [&](int i, int j) { return k[i][j]; });
         if (more) load_k(next_address);
 
+        cap_scores(p, s);
         const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
-        if (last_key < KIGO_PAGE - 1) {
-            mask<2>(s, 2 * warp, t, last_key, last_key);
+        if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
+            mask<2>(s, 2 * warp, t, last_key, last_key, p.before);
 #pragma unroll
             for (int n = 0; n < kPieces; n++) {
 #pragma unroll
@@ -315,7 +360,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     if (units == 1) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const float inverse = __frcp_rn(L[r]);
+            const float inverse = last_factor(p, head + min(g + 8 * r, heads - 1), M[r], L[r]);
 #pragma unroll
             for (int n = 0; n < kPieces; n++) {
                 const uint32_t d = (warp * kPieces + n) * 8 + 2 * t;
@@ -343,7 +388,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
 
     // The last block folds the units: a warp has a head, a lane two dimensions in every 64.
     constexpr int kPairs = (kDp + 63) / 64, kBatch = kDp <= 128 ? 16 : 8;
-    const uint32_t units_in_chunk = kChunk / span;
+    const uint32_t units_in_chunk = kChunk / span, of_chunk = first_unit % units_in_chunk;  // of the first unit
     for (uint32_t h = warp; h < heads; h += 4) {
         float M1 = -INFINITY, L1 = -0.0f, Mc = -INFINITY, Lc = -0.0f;
         float2 O1[kPairs], Oc[kPairs];
@@ -351,7 +396,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         for (int n = 0; n < kPairs; n++) O1[n] = Oc[n] = make_float2(-0.0f, -0.0f);
         uint64_t page_of_lane = page_of_unit;
         for (uint32_t first = 0; first < units; first += 32) {
-            if (first > 0) page_of_lane = __ldcg(pages + min(first + lane, units - 1) * span);
+            if (first > 0) page_of_lane = __ldcg(pages + page_of(min(first + lane, units - 1)));
             const uint64_t area = partials + (head + h) * (kDp + 2) * sizeof(float);
             const float2 ml_of_lane = __ldcg(at<float2>(page_of_lane + area));
             for (uint32_t batch = first; batch < min(first + 32, units); batch += kBatch) {
@@ -375,7 +420,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
                             Oc[n].x = fold(Oc[n].x, o[i][n].x, f);
                             Oc[n].y = fold(Oc[n].y, o[i][n].y, f);
                         }
-                        if ((batch + i + 1) % units_in_chunk == 0 || batch + i + 1 == units) {
+                        if ((of_chunk + batch + i + 1) % units_in_chunk == 0 || batch + i + 1 == units) {
                             f = rescale(M1, Mc);
                             L1 = fold(L1, Lc, f);
                             Mc = -INFINITY, Lc = -0.0f;
@@ -390,7 +435,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
                 }
             }
         }
-        const float inverse = __frcp_rn(L1);
+        const float inverse = last_factor(p, head + h, M1, L1);
 #pragma unroll
         for (int n = 0; n < kPairs; n++) {
             const uint32_t d = n * 64 + lane * 2;
@@ -450,10 +495,10 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
     const uint32_t first_row = __ldcg(&tile->first_row), n_rows = __ldcg(&tile->n_rows);
     const KigoRow* source = at<KigoRow>(p.rows) + first_row;
     const uint32_t first_position = __ldcg(&source->position), n_keys = first_position + n_rows;
-    const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages));
-    const uint32_t n_pages = (n_keys - 1) / KIGO_PAGE + 1;
-    const uint64_t here = page_offset(p, kDp, head_kv), first_address = __ldcg(pages);
-    uint64_t next_address = n_pages > 1 ? __ldcg(pages + 1) : 0;
+    const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
+    const uint32_t first_page = first_page_of(first_position, p.before), n_pages = (n_keys - 1) / KIGO_PAGE + 1;
+    const uint64_t here = page_offset(p, kDp, head_kv), first_address = __ldcg(pages + first_page);
+    uint64_t next_address = n_pages > first_page + 1 ? __ldcg(pages + first_page + 1) : 0;
     pdl_wait();
     pdl_launch();
 
@@ -473,7 +518,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
         for (uint32_t i = 0; i < K::kCount; i++) copy_async_part(to + V::distance(i), from + V::distance(i), bytes);
         copy_async_commit();
     };
-    load(0, first_address);
+    load(first_page, first_address);
 
     const uint32_t row0 = warp * 16 + g;  // of the tile; the other is row0 + 8
     const uint4* q = at<uint4>(p.q) + (static_cast<uint64_t>(first_row) * p.n_head + head) * (kDp / 8);
@@ -500,7 +545,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
     };
     clear();
 
-    for (uint32_t page = 0; page < n_pages; page++) {
+    for (uint32_t page = first_page; page < n_pages; page++) {
         copy_async_wait<0>();
         __syncthreads();
         auto load_next = [&] {
@@ -513,14 +558,18 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
         // Last key of this page for rows row0 and row0 + 8; negative when they see none.
         const int32_t last_key = static_cast<int32_t>(first_position + row0) - static_cast<int32_t>(page * KIGO_PAGE);
         const int32_t warp_first = last_key - static_cast<int32_t>(g);
-        if (warp * 16 < n_rows && warp_first + 15 >= 0) {
+        // Whether some row of the warp sees some key of the page, and whether some row does not see all.
+        const bool any = warp_first + 15 >= 0 && warp_first - static_cast<int32_t>(p.before) < KIGO_PAGE;
+        const bool partly = warp_first < KIGO_PAGE - 1 || warp_first + 15 > static_cast<int32_t>(p.before);
+        if (warp * 16 < n_rows && any) {
             const uint4* k = shared + (page % kStages) * 2 * kPagePieces;
             const uint4* v = k + kPagePieces;
             float s[8][4], m[2], l[2];
             scores<kDp, 8>(
                 s, [&](int j, int r) { return kQShared ? q_shared[(2 * j + r) * 32] : q_lane[kQShared ? 0 : 2 * j + r]; },
                 [&](int i, int j) { return k[key_of(i, g) * kRow + piece(j, kRow % 8 == 0)]; });
-            if (warp_first < KIGO_PAGE - 1) mask<8>(s, 0, t, last_key, last_key + 8);
+            cap_scores(p, s);
+            if (partly) mask<8>(s, 0, t, last_key, last_key + 8, p.before);
             largest<8>(s, m);
             uint32_t w[4][4];
 #pragma unroll
@@ -550,11 +599,12 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
             uint32_t top[2] = {0, 0};
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                // A row of the tile may end in an earlier chunk.
-                const bool seen = last_key + 8 * r + static_cast<int32_t>(page % kChunk * KIGO_PAGE) >= 0;
+                // A row of the tile may end in an earlier chunk, or start in a later one.
+                const int32_t last = last_key + 8 * r;
+                const bool seen = last + static_cast<int32_t>(page % kChunk * KIGO_PAGE) >= 0 && last - static_cast<int32_t>(p.before) < KIGO_PAGE;
                 const Factors f = rescale(M1[r], M[r]);
                 if (seen) L1[r] = fold(L1[r], L[r], f);
-                const float inverse = __frcp_rn(L1[r]);
+                const float factor = ends ? last_factor(p, head, M1[r], L1[r]) : 1.0f;
                 if (row0 + 8 * r >= n_rows) continue;
                 const uint64_t row = first_row + row0 + 8 * r;
                 float* to = at<float>(p.out) + row * p.out_stride + head * p.head_dim + 2 * t;
@@ -562,10 +612,10 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                 for (int n = 0; n < kDp / 8; n++) {
                     if (n * 8 + 2 * t >= p.head_dim) continue;
                     float2* cell = reinterpret_cast<float2*>(to + n * 8);
-                    float2 x = page < kChunk ? make_float2(-0.0f, -0.0f) : *cell;
+                    float2 x = page / kChunk == first_page_of(first_position, p.before) / kChunk ? make_float2(-0.0f, -0.0f) : *cell;
                     if (seen) x = make_float2(fold(x.x, O[n][2 * r], f), fold(x.y, O[n][2 * r + 1], f));
                     if (ends) {
-                        x = make_float2(__fmul_rn(x.x, inverse), __fmul_rn(x.y, inverse));
+                        x = make_float2(__fmul_rn(x.x, factor), __fmul_rn(x.y, factor));
                         top[r] = max(top[r], max(magnitude(x.x), magnitude(x.y)));
                     }
                     *cell = x;

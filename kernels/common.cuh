@@ -53,25 +53,40 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// A ring of pieces of memory that one warp copies to shared memory ahead of using them: by the bulk copy engine, which one
-// lane tells what to do, where there is one (sm_90), else by all lanes. `kBytes` of each of `kStages` slots are used.
-template <int kStages, int kBytes>
+// The same for a number from `kFrom` to `kMost` that is known only at run time: the instruction has it in its code.
+template <int kMost, int kFrom = 0>
+__device__ __forceinline__ void copy_async_wait_until(int pending) {
+    if constexpr (kFrom < kMost) {
+        if (pending > kFrom) return copy_async_wait_until<kMost, kFrom + 1>(pending);
+    }
+    copy_async_wait<kFrom>();
+}
+
+// What the bulk copy engine writes to shared memory at a time: pieces that start elsewhere take a tenth longer.
+constexpr int kLine = 128;
+
+// A ring of slots for `kPieces` pieces of `kPiece` bytes, which one warp copies to shared memory ahead of using them: by the
+// bulk copy engine, which one lane tells what to do, where there is one (sm_90), else by all lanes.
+template <int kPiece, int kPieces>
 struct Ring {
+    // From one piece to the next in a slot, and from slot to slot.
+    static constexpr int kStep = (kPiece + kLine - 1) / kLine * kLine, kSlot = kPieces * kStep;
     uint8_t* slots;
     uint64_t* full;
-    int lane;
+    // From 2 to KIGO_MAX_SLOTS.
+    int n_slots, lane;
     // Slot and round of the next piece to fill and to use.
     int to_fill, to_use;
     uint32_t phase;
     // How long L2 keeps what is copied: weights are read once in a step, and must not drive out what kernels hand to each other.
     uint64_t policy;
 
-    // `barriers` are kStages words in shared memory of this warp's own.
-    __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers)
-        : slots(slots), full(barriers), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
+    // `slots` are n_slots times kSlot bytes from a multiple of kLine on, `barriers` n_slots words, of this warp's own.
+    __device__ __forceinline__ Ring(uint8_t* slots, uint64_t* barriers, int n_slots)
+        : slots(slots), full(barriers), n_slots(n_slots), lane(threadIdx.x % kWarp), to_fill(0), to_use(0), phase(0), policy(0) {
 #if __CUDA_ARCH__ >= 900
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-        if (lane < kStages) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
+        if (lane < n_slots) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(full + lane)) : "memory");
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         __syncwarp();
 #endif
@@ -81,20 +96,19 @@ struct Ring {
         return static_cast<uint32_t>(__cvta_generic_to_shared(at));
     }
 
-    // Starts to copy `n_pieces` pieces of kBytes / n_pieces into the next slot, which every lane has used; `from(i)` is where
-    // piece i stands, `any` whether there is something to copy.
-    template <int kPieces, class From>
+    // Starts to copy pieces into the next slot, which every lane has used; `from(i)` is where piece i stands, `any` whether
+    // there is something to copy.
+    template <class From>
     __device__ __forceinline__ void fill(bool any, From from) {
-        constexpr int kPiece = kBytes / kPieces;
-        uint8_t* to = slots + to_fill * kBytes;
+        uint8_t* to = slots + to_fill * kSlot;
 #if __CUDA_ARCH__ >= 900
         if (any && lane == 0) {
             const uint32_t barrier = shared_address(full + to_fill);
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "n"(kBytes) : "memory");
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "n"(kPieces * kPiece) : "memory");
             for (int i = 0; i < kPieces; i++) {
                 asm volatile(
                     "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-                        shared_address(to + i * kPiece)),
+                        shared_address(to + i * kStep)),
                     "l"(from(i)), "n"(kPiece), "r"(barrier), "l"(policy)
                     : "memory");
             }
@@ -102,17 +116,17 @@ struct Ring {
 #else
         if (any) {
             for (int i = 0; i < kPieces; i++) {
-                for (int at = lane * 16; at < kPiece; at += kWarp * 16) copy_async(to + i * kPiece + at, from(i) + at);
+                for (int at = lane * 16; at < kPiece; at += kWarp * 16) copy_async(to + i * kStep + at, from(i) + at);
             }
         }
         copy_async_commit();
 #endif
-        to_fill = to_fill + 1 == kStages ? 0 : to_fill + 1;
+        to_fill = to_fill + 1 == n_slots ? 0 : to_fill + 1;
     }
 
     // Waits for the oldest piece and returns it. Between this and the next call comes one `fill`.
     __device__ __forceinline__ const uint8_t* next() {
-        const uint8_t* out = slots + to_use * kBytes;
+        const uint8_t* out = slots + to_use * kSlot;
 #if __CUDA_ARCH__ >= 900
         const uint32_t barrier = shared_address(full + to_use);
         asm volatile(
@@ -120,11 +134,11 @@ struct Ring {
             "r"(phase)
             : "memory");
 #else
-        copy_async_wait<kStages - 2>();
+        copy_async_wait_until<KIGO_MAX_SLOTS - 2>(n_slots - 2);
 #endif
         // Every lane has used the piece before, and sees what all lanes copied.
         __syncwarp();
-        if (++to_use == kStages) {
+        if (++to_use == n_slots) {
             to_use = 0;
             phase ^= 1;
         }

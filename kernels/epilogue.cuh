@@ -14,11 +14,20 @@ __host__ __device__ __forceinline__ HeadPair head_pair(uint32_t pair, uint32_t n
     return {2 * pair, 2 * pair + 1};
 }
 
-__device__ __forceinline__ float activation(float gate, uint32_t kind) {
-    if (kind == KIGO_SILU) return __fdiv_rn(gate, 1 + expf(-gate));
-    // The tanh form of GELU, as ggml computes it.
-    const float inner = 0.7978845608028654f * gate * (1 + 0.044715f * gate * gate);
-    return 0.5f * gate * (1 + tanhf(inner));
+// The tanh form of GELU, as ggml computes it.
+__device__ __forceinline__ float gelu(float x) {
+    const float inner = 0.7978845608028654f * x * (1 + 0.044715f * x * x);
+    return 0.5f * x * (1 + tanhf(inner));
+}
+
+// What becomes of gate and up; see Activation in src/model/desc.rs.
+__device__ __forceinline__ float gated(float gate, float up, uint32_t kind) {
+    if (kind == KIGO_SILU_CLAMPED) {
+        const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);
+        return __fmul_rn(__fdiv_rn(g, 1 + expf(-1.702f * g)), u + 1);
+    }
+    const float activated = kind == KIGO_SILU ? __fdiv_rn(gate, 1 + expf(-gate)) : gelu(gate);
+    return __fmul_rn(activated, up);
 }
 
 // The nearest half, without infinities.
@@ -33,68 +42,101 @@ struct CachePlace {
     uint32_t position;
 };
 
-__device__ __forceinline__ CachePlace cache_place(const KigoMatmul& p, uint32_t column) {
+__device__ __forceinline__ CachePlace cache_place(const KigoQkv& p, uint32_t column) {
     const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + column;
     const uint32_t position = __ldcg(&row->position);
     const auto* pages = reinterpret_cast<const unsigned long long*>(__ldcg(reinterpret_cast<const unsigned long long*>(&row->pages)));
-    return {reinterpret_cast<__half*>(__ldcg(pages + position / KIGO_PAGE)), position % KIGO_PAGE};
+    return {reinterpret_cast<__half*>(__ldcg(pages + p.table + position / KIGO_PAGE)), position % KIGO_PAGE};
+}
+
+// Two elements of a head, at rows g (`low`) and g + 8 (`high`) of tile `tile` of all of q, k and v.
+struct HeadElements {
+    // 0 for q, 1 for k, 2 for v; the head of it.
+    uint32_t part, head;
+    // Which elements of the head they are; those from head_dim on do not exist.
+    HeadPair dims;
+    // The pair that rope turns, from n_rot / 2 on none; the place of `low` in q and the cache, 8 before that of `high`.
+    uint32_t pair, place;
+};
+
+__device__ __forceinline__ HeadElements head_elements(const KigoQkv& p, uint32_t tile, uint32_t g) {
+    const uint32_t per_head = (p.head_dim + 15) / 16, head = tile / per_head, of_head = tile % per_head;
+    HeadElements e;
+    e.part = head < p.n_head ? 0 : head < p.n_head + p.n_head_kv ? 1 : 2;
+    e.head = head - (e.part == 0 ? 0 : e.part == 1 ? p.n_head : p.n_head + p.n_head_kv);
+    e.pair = 8 * of_head + g;
+    e.place = 16 * of_head + g;
+    e.dims = e.part < 2 ? head_pair(e.pair, p.n_rot, p.halves) : HeadPair{e.place, e.place + 8};
+    return e;
+}
+
+// Adds the elements' of `vector` [heads][head_dim].
+__device__ __forceinline__ void add_bias(const KigoQkv& p, const HeadElements& e, uint64_t vector, float& low, float& high) {
+    const float* bias = reinterpret_cast<const float*>(vector) + e.head * p.head_dim;
+    if (e.dims.low < p.head_dim) low = __fadd_rn(low, __ldg(bias + e.dims.low));
+    if (e.dims.high < p.head_dim) high = __fadd_rn(high, __ldg(bias + e.dims.high));
+}
+
+// Turns two elements of row `column` and puts them where attention looks for them.
+__device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float low,
+                                             float high) {
+    if (e.part < 2 && p.turns && e.pair < p.n_rot / 2) {
+        const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
+        const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
+        high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
+        low = turned;
+    }
+    if (e.part == 0) {
+        __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + e.head) * p.dp;
+        q[e.place] = saturated_half(__fmul_rn(low, p.q_scale));
+        q[e.place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
+        return;
+    }
+    __half* keys = at_cache.page + size_t(p.layer * p.n_head_kv + e.head) * 2 * KIGO_PAGE * p.dp;
+    if (e.part == 1) {
+        keys[at_cache.position * p.dp + e.place] = saturated_half(low);
+        keys[at_cache.position * p.dp + e.place + 8] = saturated_half(high);
+    } else {
+        __half* values = keys + KIGO_PAGE * p.dp + at_cache.position;
+        values[e.place * KIGO_PAGE] = saturated_half(low);
+        values[(e.place + 8) * KIGO_PAGE] = saturated_half(high);
+    }
 }
 
 // Takes rows g (`low`) and g + 8 (`high`) of tile `tile`, in column `column`.
 __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, CachePlace at_cache,
                                            float low, float high) {
-    const uint32_t per_head = (p.head_dim + 15) / 16, at = tile + p.first_tile;
-    uint32_t head = at / per_head;
-    const uint32_t of_head = at % per_head;
-    const uint32_t part = head < p.n_head ? 0 : head < p.n_head + p.n_head_kv ? 1 : 2;
-    HeadPair dims = {16 * of_head + g, 16 * of_head + 8 + g};
-    if (part < 2) dims = head_pair(8 * of_head + g, p.n_rot, p.halves);
-    head -= part == 0 ? 0 : part == 1 ? p.n_head : p.n_head + p.n_head_kv;
-    const bool has_low = dims.low < p.head_dim, has_high = dims.high < p.head_dim;
-    if (p.bias[part]) {
-        const float* bias = reinterpret_cast<const float*>(p.bias[part]) + head * p.head_dim;
-        if (has_low) low = __fadd_rn(low, __ldg(bias + dims.low));
-        if (has_high) high = __fadd_rn(high, __ldg(bias + dims.high));
-    }
-    const uint32_t pair = 8 * of_head + g;
-    if (part < 2 && pair < p.n_rot / 2) {
-        const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * (p.n_rot / 2) + pair);
-        const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
-        high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
-        low = turned;
-    }
-    const uint32_t place = 16 * of_head + g;
-    if (part == 0) {
-        __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + head) * p.dp;
-        q[place] = saturated_half(__fmul_rn(low, p.q_scale));
-        q[place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
-        return;
-    }
-    __half* keys = at_cache.page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
-    if (part == 1) {
-        keys[at_cache.position * p.dp + place] = saturated_half(low);
-        keys[at_cache.position * p.dp + place + 8] = saturated_half(high);
-    } else {
-        __half* values = keys + KIGO_PAGE * p.dp + at_cache.position;
-        values[place * KIGO_PAGE] = saturated_half(low);
-        values[(place + 8) * KIGO_PAGE] = saturated_half(high);
-    }
+    const HeadElements e = head_elements(p.qkv, tile + p.first_tile, g);
+    const uint64_t bias = e.part == 0 ? p.bias[0] : e.part == 1 ? p.bias[1] : p.bias[2];
+    if (bias) add_bias(p.qkv, e, bias, low, high);
+    put_elements(p.qkv, e, column, at_cache, low, high);
+}
+
+// value + the bias of row `row`; experts have their biases one after the other.
+__device__ __forceinline__ float biased(const KigoMatmul& p, int part, uint32_t expert, uint32_t row, float value) {
+    if (!p.bias[part]) return value;
+    return __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[part]) + size_t(expert) * p.n_rows + row));
 }
 
 // One row of a product; returns what went to `out`, or 0 beyond the matrix.
-__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t row, uint32_t column, float value) {
+__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
     if (row >= p.n_rows) return 0;
     float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
-    if (p.bias[0]) value = __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[0]) + row));
-    if (p.kind == KIGO_ADD) value = __fadd_rn(__ldcg(out), value);
-    if (p.kind == KIGO_GATE) value = __fmul_rn(activation(__ldcg(out), p.activation), value);
+    value = biased(p, 0, expert, row, value);
+    if (p.kind == KIGO_STORE) {
+        value = __fmul_rn(value, p.scale);
+        if (p.softcap > 0) value = __fmul_rn(p.softcap, tanhf(__fdiv_rn(value, p.softcap)));
+    }
+    if (p.kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, __ldcg(out));
+    if (p.kind == KIGO_GATE) value = gated(__ldcg(out), value, p.activation);
+    if (p.kind == KIGO_UNGATED) value = gelu(value);
     *out = value;
     return value;
 }
 
-__device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t row, uint32_t column, float gate, float up) {
+__device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float gate, float up) {
     if (row >= p.n_rows) return 0;
-    const float value = __fmul_rn(activation(gate, p.activation), up);
+    const float value = gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
     reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
     return value;
 }

@@ -12,17 +12,15 @@
 typedef struct {
     uint32_t token;
     uint32_t position;
-    /* The sequence's page table: u64 per page, the address of the page. */
+    /* The sequence's page tables, one for each group of layers: u64 per page, the address of the page. */
     uint64_t pages;
     /* The sequence's sampler state. */
     uint32_t slot;
     uint32_t pad;
 } KigoRow;
 
-/* Slots of a warp's ring of records, and of one of small records. */
-#define KIGO_RING_SLOTS 3
-#define KIGO_RING_SLOTS_SMALL 6
-#define KIGO_SMALL_RECORD 800
+/* Most slots of a warp's ring of records. */
+#define KIGO_MAX_SLOTS 16
 
 /* Where the activations of a product come from. */
 typedef struct {
@@ -33,7 +31,7 @@ typedef struct {
     uint64_t norm_bias;
     /* u32 [n]: bits of the largest magnitude in each row of x; read where there is no norm. */
     uint64_t magnitudes;
-    /* u32 [n]: which row of x each row of the product takes; 0: rows in order. */
+    /* u32 [n]: which row of x each row of the product takes, KIGO_NO_ROW for none; 0: rows in order. */
     uint64_t select;
     /* Rows, columns, columns rounded up to 64. */
     uint32_t n;
@@ -61,21 +59,53 @@ typedef struct {
     uint32_t pad;
 } KigoPrep;
 
-/* What becomes of a product: out[row] = product + bias */
+/* Heads of q, k and v, and where they go. */
+typedef struct {
+    /* KigoRow [n] */
+    uint64_t rows;
+    /* halves [n][n_head][dp] */
+    uint64_t q;
+    /* float2 [n][turns_stride], of which n_rot / 2 are the layer's: cosine and sine of every pair; 0: nothing turns. */
+    uint64_t turns;
+    uint32_t turns_stride;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t head_dim;
+    /* head_dim as it stands in q and the cache. */
+    uint32_t dp;
+    /* Elements of a head that turn in some layer: their pairs stand 8 rows apart. */
+    uint32_t n_rot;
+    /* Whether pairs are (i, i + n_rot / 2) rather than (2 i, 2 i + 1). */
+    uint32_t halves;
+    /* First entry of the layer's group in a sequence's page tables; the layer's number in the group. */
+    uint32_t table;
+    uint32_t layer;
+    /* Factor on q. */
+    float q_scale;
+} KigoQkv;
+
+/* What becomes of a product: out[row] = softcap tanh(scale (product + bias) / softcap), or where softcap is 0 without it */
 #define KIGO_STORE 0
-/* out[row] += product + bias */
+/* out[row] += scale (product + bias) */
 #define KIGO_ADD 1
-/* Tiles 2 i are of the gate, 2 i + 1 of up: out[row] = activation(gate) * up */
+/* Tiles 2 i are of the gate, 2 i + 1 of up, as are bias[0] and bias[1]: out[row] = gated(gate, up) */
 #define KIGO_GATED 2
-/* out[row] = activation(out[row]) * product */
+/* out[row] = gated(out[row], product + bias) */
 #define KIGO_GATE 3
 /* Tiles of q, then k, then v: bias and rope; q to its buffer, k and v to the cache. */
 #define KIGO_QKV 4
+/* out[row] = gelu(product + bias) */
+#define KIGO_UNGATED 5
 
+/* silu(gate) * up, gelu(gate) * up, and the form of gpt-oss. */
 #define KIGO_SILU 0
 #define KIGO_GELU 1
+#define KIGO_SILU_CLAMPED 2
 
-/* matmul_one, matmul_few, matmul_many: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. */
+/* matmul_one, matmul_few8, matmul_few32, matmul_many, matmul_many_narrow: out [n][n_rows] = x [n][k] times the transposed
+ * matrix [n_rows][k]. With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases
+ * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; matmul_many
+ * has one of all experts in z, and rows that stand by expert (KigoGroup). */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -101,22 +131,114 @@ typedef struct {
     uint32_t activation;
     /* KIGO_QKV: place of tile 0 among all tiles of q, k and v. */
     uint32_t first_tile;
-    /* KIGO_QKV: KigoRow [n]; q, halves [n][n_head][dp]; float2 [n][n_rot / 2] cosine and sine of every pair. */
-    uint64_t rows;
-    uint64_t q;
-    uint64_t turns;
-    uint32_t n_head;
-    uint32_t n_head_kv;
-    uint32_t head_dim;
-    /* head_dim as it stands in q and the cache. */
-    uint32_t dp;
-    uint32_t n_rot;
-    /* Whether pairs are (i, i + n_rot / 2) rather than (2 i, 2 i + 1). */
-    uint32_t halves;
-    uint32_t layer;
-    /* Factor on q. */
-    float q_scale;
+    /* KIGO_QKV */
+    KigoQkv qkv;
+    float scale;
+    float softcap;
+    /* matmul_one, matmul_few: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
+    uint32_t n_slots;
+    /* matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
+    uint32_t sum_columns;
+    /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
+    uint64_t experts;
+    /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
+    uint64_t starts;
+    uint32_t share;
+    uint32_t pad;
 } KigoMatmul;
+
+/* heads: bias, norm, rope and cache for q, k and v that a product has stored, a block per row and head of them in y (or, with
+ * `whole`, per row and q, k and v). Blocks have 32 threads up to 256. */
+typedef struct {
+    KigoQkv qkv;
+    /* f32 [n][stride]: tiles of q, then k, then v, as KIGO_QKV takes them; zero where a head has no element. */
+    uint64_t x;
+    /* f32 [n_head * head_dim] and twice [n_head_kv * head_dim], or 0. */
+    uint64_t bias[3];
+    /* Of q and of k: f32 [head_dim] for each head, or with `whole` for all heads together. */
+    uint64_t norm_weight[2];
+    uint32_t stride;
+    uint32_t whole;
+    float eps;
+    uint32_t pad;
+} KigoHeads;
+
+/* add_normed: x += scale * norm(delta), a block per row. */
+typedef struct {
+    /* f32 [n][stride] */
+    uint64_t x;
+    uint64_t delta;
+    /* f32 [k] */
+    uint64_t norm_weight;
+    /* u32 [n]: raised to the largest magnitude of x; 0: not wanted. */
+    uint64_t magnitudes;
+    uint32_t k;
+    uint32_t stride;
+    /* KIGO_NORM_RMS or KIGO_NORM_LAYER, without a bias. */
+    uint32_t norm;
+    float eps;
+    float scale;
+    uint32_t pad;
+} KigoAddNormed;
+
+/* Experts that a row uses at most. */
+#define KIGO_MAX_EXPERTS_USED 32
+/* A row of a product that no row of the batch stands for. */
+#define KIGO_NO_ROW 0xFFFFFFFFu
+
+/* route: the experts of every row, in the order of descending logit, equal ones by ascending number. A warp per row.
+ * Slot i of row r is number r * n_used + i. */
+typedef struct {
+    /* f32 [n][n_expert] */
+    uint64_t logits;
+    /* u32 [n * n_used]: the expert of each slot. */
+    uint64_t experts;
+    /* f32 [n * n_used]: its weight, the softmax of the chosen logits. */
+    uint64_t weights;
+    /* u32 [n * n_used]: which row of the products is the slot's, here the slot itself. */
+    uint64_t places;
+    /* u32 [n_products]: set to zero, the magnitudes of the rows of the products. */
+    uint64_t magnitudes;
+    uint32_t n;
+    uint32_t n_expert;
+    uint32_t n_used;
+    uint32_t n_products;
+} KigoRoute;
+
+/* group: puts the slots of each expert side by side, from a multiple of 8 on. One block. */
+typedef struct {
+    /* u32 [n_slots] */
+    uint64_t experts;
+    /* u32 [n_slots]: the row of the products that is the slot's. */
+    uint64_t places;
+    /* u32 [n_products]: the row of the batch that each row of the products takes, or KIGO_NO_ROW. */
+    uint64_t rows;
+    /* u32 [n_expert + 1] */
+    uint64_t starts;
+    uint32_t n_slots;
+    uint32_t n_used;
+    uint32_t n_expert;
+    /* At least n_slots + 7 n_expert. */
+    uint32_t n_products;
+} KigoGroup;
+
+/* mix_experts: out[row] += the sum over slots, in their order, of weight times the row of the slot's product; or, where
+ * `store` is not 0, out[row] = the sum. A block per 256 columns and row. */
+typedef struct {
+    /* f32 [n_products][in_stride] */
+    uint64_t products;
+    uint64_t weights;
+    uint64_t places;
+    /* f32 [n][out_stride] */
+    uint64_t out;
+    /* Factor on the sum. */
+    float scale;
+    uint32_t store;
+    uint32_t n_used;
+    uint32_t n_columns;
+    uint32_t in_stride;
+    uint32_t out_stride;
+} KigoMixExperts;
 
 /* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */
 typedef struct {
@@ -124,6 +246,9 @@ typedef struct {
     /* 1..64 */
     uint32_t n_rows;
 } KigoTile;
+
+/* Less than 2^31 by so much that it can be taken from a place in any page. */
+#define KIGO_ALL_BEFORE 0x7FFF0000u
 
 /* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
  * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
@@ -142,42 +267,57 @@ typedef struct {
     uint64_t magnitudes;
     /* attn_decode: u32 [n][n_head_kv * m_tiles], zero before and after. */
     uint64_t counters;
+    /* f32 [n_head]: a score of each head that stands for no key; 0: none. */
+    uint64_t sinks;
     uint32_t n_head;
     uint32_t n_head_kv;
     /* Even. */
     uint32_t head_dim;
+    /* First entry of the layer's group in a sequence's page tables; the layer's number in the group; layers of the group. */
+    uint32_t table;
     uint32_t layer;
     uint32_t n_layer;
+    /* Positions before its own that a row sees, at most KIGO_ALL_BEFORE, which is all. */
+    uint32_t before;
+    /* c log2(e) of scores that become c tanh(score / c), and 2 / c; 0: scores stay as they are. */
+    float softcap;
+    float softcap_rate;
     /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
     uint32_t splits;
     uint32_t out_stride;
     uint32_t pad;
 } KigoAttention;
 
-
 /* embed: rows of the token table, and what the step computes from positions alone. */
 typedef struct {
     uint64_t rows;
     /* The table: tiles of records. */
     uint64_t weights;
-    /* f32 [n][stride] */
+    /* f32 [n][stride]: row of the table * scale + row of `positions`. */
     uint64_t x;
-    /* f64 [n_pairs]: turn of every rope pair per position, in half turns; float2 [n][n_pairs] cosine and sine. */
+    /* f32 [positions][k], or 0. */
+    uint64_t positions;
+    /* f64 [n_turns][2]: turn of every pair of every kind of rope per position, in half turns, and the factor on its
+     * cosine and sine; float2 [n][n_turns] those. */
     uint64_t angles;
     uint64_t turns;
     /* u32 [n_magnitudes][magnitudes_stride]: set to zero for the batch's rows. */
     uint64_t magnitudes;
+    /* u32 [n], among those: raised to the largest magnitude of x; 0: not wanted. */
+    uint64_t x_magnitudes;
     uint32_t n_magnitudes;
     uint32_t magnitudes_stride;
-    uint32_t n_pairs;
+    uint32_t n_turns;
     uint32_t n_records;
     uint32_t k;
     uint32_t stride;
+    float scale;
+    uint32_t pad;
 } KigoEmbed;
 
 /* Which row of the file stands where in a matrix: as in the file; */
 #define KIGO_ROWS_PLAIN 0
-/* heads start a tile of their own; */
+/* heads, or experts, start a tile of their own; */
 #define KIGO_ROWS_HEADS 1
 /* the same, and rope pairs stand 8 rows apart. */
 #define KIGO_ROWS_ROPE 2

@@ -12,50 +12,52 @@ constexpr int kUnits = Type::kRecordK / kUnitK;
 constexpr bool kBf16 = Type::kOperand != Operand::kF16;
 constexpr int kColumnBytes = kActivationBytes<kBf16 ? Operand::kBf16 : Operand::kF16>;
 
-extern __shared__ uint4 shared[];
+extern __shared__ __align__(kLine) uint4 shared[];
 
 #define KIGO_NAME_OF(name, type) name##_##type
 #define KIGO_NAME(name, type) KIGO_NAME_OF(name, type)
 
-// Slots of a warp's ring: all but one are under way, with two blocks in a multiprocessor 64 KiB, which reads fastest
-// (kernels/notes.md).
-constexpr int kStages = TypeRecord::kBytes < KIGO_SMALL_RECORD ? KIGO_RING_SLOTS_SMALL : KIGO_RING_SLOTS;
+// Words of shared memory of each warp's ring.
+using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
-    static constexpr int kBytes = kTiles * TypeRecord::kBytes;
-    Ring<kStages, kBytes> ring;
+    using TypeRing = Ring<TypeRecord::kBytes, kTiles>;
+    TypeRing ring;
     const uint8_t* weights;
     size_t tile_bytes;
     Slice slice;
-    uint32_t n_tiles, tiles_per_item, n_items, n_records;
+    // `tiles_before` are of the experts before.
+    uint32_t n_tiles, tiles_before, tiles_per_item, n_items, n_records;
     // The next record to fetch.
     uint32_t item, tile_of_item, record;
 
-    __device__ __forceinline__ Stream(const KigoMatmul& p, uint64_t (*barriers)[kStages], uint32_t tiles_per_item)
-        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * kStages * kBytes, barriers[threadIdx.x / kWarp]),
+    __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, Barriers& barriers, uint32_t tiles_per_item)
+        : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
           n_tiles(p.n_tiles),
+          tiles_before(expert * p.n_tiles),
           tiles_per_item(tiles_per_item),
           n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
           n_records(p.n_records),
           item(blockIdx.x),
           tile_of_item(0),
           record(slice.first) {
-        for (int i = 0; i < kStages - 1; i++) fetch();
+#pragma unroll 1
+        for (int i = 1; i < ring.n_slots; i++) fetch();
     }
 
     // Starts to fetch the next record, if there is one.
     __device__ __forceinline__ void fetch() {
         const bool any = item < n_items && slice.first < slice.last;
         const uint32_t tile = item * tiles_per_item + tile_of_item;
-        ring.template fill<kTiles>(any, [&](int side) {
+        ring.fill(any, [&](int side) {
             // A missing last tile is read as the one before.
-            const uint32_t from = min(tile + side, n_tiles - 1);
-            return weights + from * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
+            const uint32_t from = tiles_before + min(tile + side, n_tiles - 1);
+            return weights + size_t(from) * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
         });
         if (any && ++record == slice.last) {
             record = slice.first;
@@ -81,23 +83,27 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     // A turn's sums are added by one warp while the others go on; see below.
     __shared__ float partial[kWarps][2][kSlices][kTileRows];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    __shared__ uint64_t barriers[kWarps][kStages];
+    __shared__ Barriers barriers;
     const uint32_t per_item = p.kind == KIGO_GATED ? 2 : 1, n_units = p.input.stride / kUnitK;
 
-    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * TypeRecord::kBytes;
+    uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<1>::TypeRing::kSlot;
     uint8_t* rests = columns + n_units * 128;
     float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
     float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
 
-    Stream<1> stream(p, barriers, per_item);
+    // Which matrix it is has to be known before any of it is fetched.
+    const uint32_t column = blockIdx.y;
+    if (p.experts) pdl_wait();
+    const uint32_t expert = p.experts ? __ldcg(reinterpret_cast<const uint32_t*>(p.experts) + column) : 0;
+    Stream<1> stream(p, expert, barriers, per_item);
     const Slice slice = stream.slice;
 
     prefetch_norm(p.input);
-    pdl_wait();
+    if (!p.experts) pdl_wait();
     pdl_launch();
     // Early: three loads that wait for each other.
-    const CachePlace place = p.kind == KIGO_QKV ? cache_place(p, 0) : CachePlace{};
-    const float factor = activate_row<kBf16>(p.input, 0, staging, scratch, [&](uint32_t quad, Quad value) {
+    const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, 0) : CachePlace{};
+    const float factor = activate_row<kBf16>(p.input, column / max(p.share, 1u), staging, scratch, [&](uint32_t quad, Quad value) {
         const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
         const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
         *reinterpret_cast<uint2*>(columns + at) = value.high;
@@ -156,11 +162,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
             if (lane < 8) finish_qkv(p, item, lane, 0, place, total(0, lane), total(0, lane + 8));
         } else if (lane < kTileRows) {
             const uint32_t row = item * kTileRows + lane;
-            largest = p.kind == KIGO_GATED ? finish_gated(p, row, 0, total(0, lane), total(1, lane)) : finish_row(p, row, 0, total(0, lane));
+            largest = p.kind == KIGO_GATED ? finish_gated(p, expert, row, column, total(0, lane), total(1, lane))
+                                            : finish_row(p, expert, row, column, total(0, lane));
         }
         if (p.magnitudes) {
             largest = warp_max(fabsf(largest));
-            if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes), largest);
+            if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
         }
     }
     stream.ring.drain();
@@ -171,12 +178,9 @@ template <int kColumnTiles>
 __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const uint32_t n_units = p.input.stride / kUnitK;
-    __shared__ uint64_t barriers[kWarps][kStages];
-    // [slice][tile][row][column], beside the ring.
-    float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * kStages * 2 * TypeRecord::kBytes);
-    constexpr int kColumns = 8 * kColumnTiles;
+    __shared__ Barriers barriers;
 
-    Stream<2> stream(p, barriers, 2);
+    Stream<2> stream(p, 0, barriers, 2);
     const Slice slice = stream.slice;
     pdl_wait();
     pdl_launch();
@@ -196,7 +200,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 }
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
-                    const uint8_t* from = in + side * TypeRecord::kBytes;
+                    const uint8_t* from = in + side * Stream<2>::TypeRing::kStep;
                     const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane),
                                                         scales_of<Type>(from + TypeRecord::kScales, lane), unit);
 #pragma unroll
@@ -204,50 +208,57 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 }
             }
         }
-        __syncthreads();
-        for (int side = 0; side < 2; side++) {
+        // [slice][tile][row][column], beside the ring, of some tiles of columns at a time.
+        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<2>::TypeRing::kSlot);
+        const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;
+#pragma unroll 1
+        for (int first = 0; first < kColumnTiles; first += n_columns / 8) {
+            __syncthreads();
+#pragma unroll
             for (int tile = 0; tile < kColumnTiles; tile++) {
-                for (int i = 0; i < 4; i++) {
-                    const int row = lane / 4 + 8 * (i / 2), column = 8 * tile + 2 * (lane % 4) + i % 2;
-                    partial[((warp * 2 + side) * kTileRows + row) * kColumns + column] = acc[side][tile][i];
+                if (tile < first || tile >= first + n_columns / 8) continue;
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int side = i / 4, row = lane / 4 + 8 * (i / 2 % 2), column = 8 * (tile - first) + 2 * (lane % 4) + i % 2;
+                    partial[((warp * 2 + side) * kTileRows + row) * n_columns + column] = acc[side][tile][i % 4];
                 }
             }
-        }
-        __syncthreads();
-        // Neighbouring threads take neighbouring rows of one column.
-        for (int index = threadIdx.x; index < kTileRows * kColumns; index += kThreads) {
-            const int row = index % kTileRows, column = index / kTileRows;
-            const bool exists = column < p.n;
-            const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
-            auto total = [&](int side, int row) {
-                float sum = 0;
-                for (int w = 0; w < kSlices; w++) {
-                    sum = __fadd_rn(sum, partial[((w * 2 + side) * kTileRows + row) * kColumns + column]);
+            __syncthreads();
+            // Neighbouring threads take neighbouring rows of one column.
+            for (int index = threadIdx.x; index < kTileRows * n_columns; index += kThreads) {
+                const int row = index % kTileRows, of_sums = index / kTileRows, column = 8 * first + of_sums;
+                const bool exists = column < p.n;
+                const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
+                auto total = [&](int side, int row) {
+                    float sum = 0;
+                    for (int w = 0; w < kSlices; w++) {
+                        sum = __fadd_rn(sum, partial[((w * 2 + side) * kTileRows + row) * n_columns + of_sums]);
+                    }
+                    return __fmul_rn(sum, factor);
+                };
+                float largest = 0;
+                if (exists && p.kind == KIGO_QKV) {
+                    const uint32_t tile = 2 * item + row / 8;
+                    const int side = row / 8, g = row % 8;
+                    if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p.qkv, column), total(side, g), total(side, g + 8));
+                } else if (exists && p.kind == KIGO_GATED) {
+                    largest = fabsf(finish_gated(p, 0, item * kTileRows + row, column, total(0, row), total(1, row)));
+                } else if (exists) {
+                    const uint32_t of_first = 2 * item * kTileRows + row;
+                    largest = fabsf(finish_row(p, 0, of_first, column, total(0, row)));
+                    if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, 0, of_first + kTileRows, column, total(1, row))));
                 }
-                return __fmul_rn(sum, factor);
-            };
-            float largest = 0;
-            if (exists && p.kind == KIGO_QKV) {
-                const uint32_t tile = 2 * item + row / 8;
-                const int side = row / 8, g = row % 8;
-                if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p, column), total(side, g), total(side, g + 8));
-            } else if (exists && p.kind == KIGO_GATED) {
-                largest = fabsf(finish_gated(p, item * kTileRows + row, column, total(0, row), total(1, row)));
-            } else if (exists) {
-                const uint32_t first = 2 * item * kTileRows + row;
-                largest = fabsf(finish_row(p, first, column, total(0, row)));
-                if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, first + kTileRows, column, total(1, row))));
-            }
-            if (p.magnitudes) {
-                for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-                if (exists && row == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
+                if (p.magnitudes) {
+                    for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+                    if (exists && row == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + column, largest);
+                }
             }
         }
     }
     stream.ring.drain();
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     matmul_few<1>(p);
 }
 
@@ -255,18 +266,20 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few32, K
     matmul_few<4>(p);
 }
 
-// The product with many rows: a block computes 8 tiles by 128 rows of activations, a warp 2 tiles by 64. Grid: pieces of 128
-// rows of activations, then groups of 8 tiles.
+// The product with many rows: a block computes 8 tiles by 16 * kColumnTiles rows of activations, a warp 2 tiles by half of the
+// rows. Grid: pieces of so many rows of activations, then groups of 8 tiles, then experts, each with the rows that are its own.
+// It takes kDepth units of shared memory, as many as fit into kMostBytes, and what `total` does.
 constexpr int kBlockTiles = 8;
-constexpr int kBlockColumns = 128;
 
-extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+template <int kColumnTiles, int kMostBytes>
+__device__ __forceinline__ void matmul_many(const KigoMatmul& p) {
     using UnitRecord = Record<Type, 1>;
+    constexpr int kBlockColumns = 16 * kColumnTiles;
     constexpr int kWeightBytes = kBlockTiles * UnitRecord::kBytes;
     constexpr int kInputBytes = kBlockColumns / 8 * kColumnBytes;
     constexpr int kStageBytes = kWeightBytes + kInputBytes;
-    constexpr int kDepth = kStageBytes > 40 * 1024 ? 2 : 4;
-    constexpr int kColumnTiles = 8;
+    constexpr int kDepth = kMostBytes / kStageBytes < 4 ? kMostBytes / kStageBytes : 4;
+    static_assert(kDepth >= 2);
     // What the slices so far add up to: [2 * kColumnTiles * 4][kThreads], behind the stages.
     float* total = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kDepth * kStageBytes) + threadIdx.x;
     float acc[2][kColumnTiles][4] = {};
@@ -279,8 +292,14 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
         }
     };
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t first_tile = blockIdx.y * kBlockTiles, first_column = blockIdx.x * kBlockColumns;
-    const uint32_t n_units = p.input.stride / kUnitK, n_column_tiles = (p.n + 7) / 8;
+    pdl_wait();
+    pdl_launch();
+    const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts);
+    const uint32_t expert = blockIdx.z, n_columns = starts ? __ldcg(starts + expert + 1) : p.n;
+    const uint32_t first_tile = blockIdx.y * kBlockTiles;
+    const uint32_t first_column = (starts ? __ldcg(starts + expert) : 0) + blockIdx.x * kBlockColumns;
+    if (first_column >= n_columns) return;
+    const uint32_t n_units = p.input.stride / kUnitK, n_column_tiles = (n_columns + 7) / 8;
 
     auto fetch = [&](uint32_t unit) {
         if (unit < n_units) {
@@ -292,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
                 const uint32_t from = at < UnitRecord::kHigh     ? of_record * UnitRecord::kLowBytes + at
                                       : at < UnitRecord::kScales ? TypeRecord::kHigh + of_record * UnitRecord::kHighBytes + at - UnitRecord::kHigh
                                                                  : TypeRecord::kScales + at - UnitRecord::kScales;
-                const uint32_t of = min(first_tile + tile, p.n_tiles - 1);
+                const uint32_t of = expert * p.n_tiles + min(first_tile + tile, p.n_tiles - 1);
                 const size_t record = size_t(of) * p.n_records + record_place(of, unit / kUnits, p.n_records);
                 copy_async(to + chunk * 16, reinterpret_cast<const uint8_t*>(p.weights) + record * TypeRecord::kBytes + from);
             }
@@ -305,8 +324,6 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
         copy_async_commit();
     };
 
-    pdl_wait();
-    pdl_launch();
     for (int unit = 0; unit < kDepth - 1; unit++) fetch(unit);
     const uint32_t tile_pair = warp % 4, column_part = warp / 4;
     const uint32_t slice_units = Slice(p.n_records, 0).last * kUnits;
@@ -339,12 +356,13 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
 
     const uint32_t tile_of_pair = first_tile + 2 * tile_pair;
     const int g = lane / 4;
-#pragma unroll
+    // Once per block: code that runs once should be short rather than unrolled.
+#pragma unroll 1
     for (int tile = 0; tile < kColumnTiles; tile++) {
-#pragma unroll
+#pragma unroll 1
         for (int odd = 0; odd < 2; odd++) {
             const uint32_t column = first_column + (column_part * kColumnTiles + tile) * 8 + 2 * (lane % 4) + odd;
-            const bool exists = column < p.n;
+            const bool exists = column < n_columns;
             const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
             float v[2][2];
             for (int side = 0; side < 2; side++) {
@@ -355,21 +373,21 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
             }
             float largest = 0;
             if (exists && p.kind == KIGO_QKV) {
-                const CachePlace place = cache_place(p, column);
+                const CachePlace place = cache_place(p.qkv, column);
                 for (int side = 0; side < 2; side++) {
                     if (tile_of_pair + side < p.n_tiles) finish_qkv(p, tile_of_pair + side, g, column, place, v[side][0], v[side][1]);
                 }
             } else if (exists && p.kind == KIGO_GATED) {
                 for (int half = 0; half < 2; half++) {
                     const uint32_t row = tile_of_pair / 2 * kTileRows + g + 8 * half;
-                    largest = fmaxf(largest, fabsf(finish_gated(p, row, column, v[0][half], v[1][half])));
+                    largest = fmaxf(largest, fabsf(finish_gated(p, expert, row, column, v[0][half], v[1][half])));
                 }
             } else if (exists) {
                 for (int side = 0; side < 2; side++) {
                     if (tile_of_pair + side >= p.n_tiles) continue;
                     for (int half = 0; half < 2; half++) {
                         const uint32_t row = (tile_of_pair + side) * kTileRows + g + 8 * half;
-                        largest = fmaxf(largest, fabsf(finish_row(p, row, column, v[side][half])));
+                        largest = fmaxf(largest, fabsf(finish_row(p, expert, row, column, v[side][half])));
                     }
                 }
             }
@@ -379,6 +397,16 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
             }
         }
     }
+}
+
+// Where a block may have 227 KiB, and where 99.
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_many<8, (227 - 64) * 1024>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    constexpr int kColumnTiles = Type::kOperand == Operand::kF32 ? 2 : 4;
+    matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
 }
 
 // Half `half` of a pair of operands, widened.
@@ -398,16 +426,21 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
     for (uint32_t i = threadIdx.x; i < p.n_magnitudes; i += kThreads) {
         reinterpret_cast<uint32_t*>(p.magnitudes)[size_t(i) * p.magnitudes_stride + blockIdx.x] = 0;
     }
-    float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_pairs;
-    for (uint32_t i = threadIdx.x; i < p.n_pairs; i += kThreads) {
+    float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_turns;
+    for (uint32_t i = threadIdx.x; i < p.n_turns; i += kThreads) {
+        const double2 angle = reinterpret_cast<const double2*>(p.angles)[i];
         double sine, cosine;
-        sincospi(__dmul_rn(reinterpret_cast<const double*>(p.angles)[i], double(position)), &sine, &cosine);
-        turns[i] = {float(cosine), float(sine)};
+        sincospi(__dmul_rn(angle.x, double(position)), &sine, &cosine);
+        turns[i] = {float(__dmul_rn(cosine, angle.y)), float(__dmul_rn(sine, angle.y))};
     }
+    // The magnitudes of x are zero before they are raised.
+    __syncthreads();
 
     const uint8_t* tile = reinterpret_cast<const uint8_t*>(p.weights) + size_t(token / kTileRows) * p.n_records * TypeRecord::kBytes;
     float* x = reinterpret_cast<float*>(p.x) + size_t(blockIdx.x) * p.stride;
+    const float* positions = reinterpret_cast<const float*>(p.positions) + size_t(position) * p.k;
     const int side = token / 8 % 2;
+    float largest = 0;
     if (lane / 4 != token % 8) return;
     for (uint32_t record = warp; record < p.n_records; record += kWarps) {
         const uint8_t* in = tile + size_t(record_place(token / kTileRows, record, p.n_records)) * TypeRecord::kBytes;
@@ -431,11 +464,16 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
                         if constexpr (Type::kHasMin) value = __fsub_rn(value, side ? w.min[group].y : w.min[group].x);
                     }
                     const uint32_t k = (record * kUnits + unit) * kUnitK + 16 * j + 4 * (lane % 4) + i;
-                    if (k < p.k) x[k] = value;
+                    if (k >= p.k) continue;
+                    value = __fmul_rn(value, p.scale);
+                    if (p.positions) value = __fadd_rn(value, __ldg(positions + k));
+                    largest = fmaxf(largest, fabsf(value));
+                    x[k] = value;
                 }
             }
         }
     }
+    if (p.x_magnitudes) raise_magnitude(reinterpret_cast<uint32_t*>(p.x_magnitudes) + blockIdx.x, largest);
 }
 
 // Rows of the file to records: a warp per record, grid (groups of 8 records, tiles).

@@ -1,7 +1,7 @@
 // prep: the activations of a batch, normed, as operands of the tensor cores.
 #include "activations.cuh"
 
-// One block per row; rows beyond the batch, up to a multiple of 8, become zero.
+// One block per row; rows beyond the batch, up to a multiple of 8, and those that take no row become zero.
 template <bool kBf16>
 __device__ void prepare(const KigoPrep& p) {
     extern __shared__ float4 staging[];
@@ -23,7 +23,8 @@ __device__ void prepare(const KigoPrep& p) {
     pdl_wait();
     pdl_launch();
     float factor = 0;
-    if (row < p.input.n) {
+    const bool exists = row < p.input.n && !(p.input.select && __ldcg(reinterpret_cast<const uint32_t*>(p.input.select) + row) == KIGO_NO_ROW);
+    if (exists) {
         factor = activate_row<kBf16>(p.input, row, staging, scratch, emit);
     } else {
         for (uint32_t quad = threadIdx.x; quad < p.input.stride / 4; quad += kThreads) emit(quad, Quad{});

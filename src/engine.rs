@@ -153,17 +153,22 @@ impl Engine {
         progress.check()?;
         let gguf = Gguf::open(path)?;
         let desc = arch::describe(gguf.metadata())?;
+        let n_ctx = match (options.n_ctx, desc.max_positions()) {
+            (Some(n), Some(most)) if n > most => {
+                return Err(Error::invalid_argument("n_ctx", format!("1 to {most}, the positions of this model"), n));
+            }
+            (n, _) => n.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX)),
+        };
         progress.check()?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let n_ctx = options.n_ctx.unwrap_or(desc.n_ctx_train.min(MAX_DEFAULT_CTX));
         let backend: Box<dyn Backend> = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let sizes = (ordinal, n_ctx, options.n_batch);
                 Box::new(crate::backend::cuda::CudaBackend::load(&gguf, &desc, &plan, sizes, progress)?)
             }
-            _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, n_threads, progress)?),
+            _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?),
         };
         let template = tokenizer.chat_template().map(ChatTemplate::new);
         Ok(Arc::new(Engine {
@@ -220,7 +225,7 @@ impl Engine {
 
     /// Layers.
     pub fn n_layer(&self) -> usize {
-        self.desc.n_layer
+        self.desc.n_layer()
     }
 
     /// Most rows in a batch.

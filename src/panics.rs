@@ -39,6 +39,14 @@ pub fn caught<T>(body: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// Runs code of the host, whose panics are its own, inside a body of [`caught`].
+pub fn outside<T>(body: impl FnOnce() -> T) -> T {
+    let inside = INSIDE.replace(false);
+    let result = body();
+    INSIDE.set(inside);
+    result
+}
+
 fn install_hook() {
     // Hooks cannot be changed while this thread unwinds; the next call will do it.
     if std::thread::panicking() {
@@ -121,6 +129,8 @@ mod tests {
     fn the_flag_is_restored_after_nesting() {
         let _ = caught(|| {
             let _ = caught(|| panic!("inner"));
+            assert!(INSIDE.get());
+            outside(|| assert!(!INSIDE.get()));
             assert!(INSIDE.get());
         });
         assert!(!INSIDE.get());

@@ -17,10 +17,11 @@ use fake_driver::{Run, run, say};
 use kigo::backend::cuda::context::Context;
 use kigo::backend::cuda::kv_cache::{KvCache, PAGE, Sizes};
 use kigo::backend::cuda::load::{Piece, Plan, Repack, Space, Target};
+use kigo::backend::cuda::params::KIGO_ALL_BEFORE;
 use kigo::backend::cuda::stream::Stream;
 use kigo::backend::{Memory, Progress, Purpose};
 use kigo::gguf::{Gguf, Source, TensorInfo, Writer};
-use kigo::model::{Activation, ModelDesc, Norm, Rope, RopePairing};
+use kigo::model::{Activation, LayerDesc, ModelDesc, Norm, Rope, RopeKind, RopePairing, RopeScaling};
 use kigo::quant::QuantType;
 use kigo::{Error, Result};
 
@@ -360,39 +361,90 @@ fn kernels_that_fail_or_panic_end_the_load() {
 }
 
 fn desc(n_layer: usize, n_head_kv: usize, head_dim: usize) -> ModelDesc {
+    let kinds = vec![RopeKind { freq_base: 1e4, scaling: RopeScaling::Linear(1.0), attn_factor: 1.0 }];
     ModelDesc {
         architecture: "llama",
         name: String::new(),
         n_ctx_train: 4096,
         n_embd: 64,
-        n_layer,
         n_head: 2 * n_head_kv,
         n_head_kv,
         head_dim,
         n_ff: 64,
         n_vocab: 64,
+        layers: vec![LayerDesc { window: None, rope: Some(0) }; n_layer],
         norm: Norm::Rms,
         norm_eps: 1e-5,
-        rope: Rope { pairing: RopePairing::Adjacent, n_rot: head_dim, freq_base: 1e4, freq_scale: 1.0 },
+        pre_norm: true,
+        post_norm: false,
+        ffn_norm: "ffn_norm",
+        qk_norm: None,
+        rope: Rope { pairing: RopePairing::Adjacent, n_rot: head_dim, n_ctx_orig: 4096, kinds },
+        learned_positions: false,
         activation: Activation::Silu,
+        experts: None,
+        sinks: false,
         attn_scale: 1.0,
+        attn_softcap: None,
+        embd_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        logit_softcap: None,
     }
+}
+
+/// The same, where layers that are no multiple of 3 have a window.
+fn windowed(n_layer: usize, n_head_kv: usize, head_dim: usize, window: usize) -> ModelDesc {
+    let mut desc = desc(n_layer, n_head_kv, head_dim);
+    for (i, layer) in desc.layers.iter_mut().enumerate().filter(|(i, _)| i % 3 != 0) {
+        // Half of the largest for some.
+        layer.window = Some(if i % 2 == 0 { window } else { window / 2 });
+    }
+    desc
 }
 
 #[test]
 fn a_page_has_the_size_of_its_parts() {
     // 2 layers, 3 heads of 40 in 64 places, 64 positions, f16; then 6 heads of 66 f32, to a multiple of 256.
-    let sizes = Sizes::new(&desc(2, 3, 40), 1000).unwrap();
-    assert_eq!(sizes.page, (2 * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4_usize).next_multiple_of(256));
+    let sizes = Sizes::new(&desc(2, 3, 40), 1000, 32).unwrap();
+    let [group] = sizes.groups[..] else { panic!("{sizes:?}") };
+    assert_eq!(group.page, (2 * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4_usize).next_multiple_of(256));
+    assert_eq!((group.n_layer, group.ring), (2, 16));
     assert_eq!(sizes.table, 256);
-    assert_eq!(sizes.chunk / sizes.page, (32 << 20) / sizes.page);
-    assert_eq!(
-        Sizes::new(&desc(1000, 64, 256), 1000).unwrap().chunk,
-        Sizes::new(&desc(1000, 64, 256), 1).unwrap().page
-    );
-    let error = Sizes::new(&desc(2, 3, 257), 1000).unwrap_err().to_string();
+    assert_eq!(group.chunk / group.page, (32 << 20) / group.page);
+    let large = Sizes::new(&desc(1000, 64, 256), 1000, 32).unwrap();
+    assert_eq!(large.groups[0].chunk, large.groups[0].page);
+    let error = Sizes::new(&desc(2, 3, 257), 1000, 32).unwrap_err().to_string();
     assert_eq!(error, "llama.attention.key_length: expected at most 256 on a GPU, found 257");
-    assert!(Sizes::new(&desc(1000, 1 << 40, 256), 1000).is_err());
+    assert!(Sizes::new(&desc(1000, 1 << 40, 256), 1000, 32).is_err());
+}
+
+#[test]
+fn layers_with_a_window_have_pages_of_their_own() {
+    let sizes = Sizes::new(&windowed(7, 3, 40, 100), 10_000, 30).unwrap();
+    let [full, ring] = sizes.groups[..] else { panic!("{sizes:?}") };
+    assert_eq!((full.n_layer, ring.n_layer), (3, 4));
+    let page = |n_layer: usize| (n_layer * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4).next_multiple_of(256);
+    assert_eq!((full.page, ring.page), (page(3), page(4)));
+    // 100 positions that are seen, 30 rows of a batch and 2 steps ahead lie in at most 4 pages.
+    assert_eq!((full.ring, ring.ring, sizes.n_entries), (157, 4, 157));
+    assert_eq!(sizes.table, (2 * 157 * 8_usize).next_multiple_of(256));
+    let places = sizes.layers.iter().map(|layer| (layer.group, layer.index, layer.before));
+    let all = KIGO_ALL_BEFORE;
+    let expected = [(0, 0, all), (1, 0, 49), (1, 1, 99), (0, 1, all), (1, 2, 99), (1, 3, 49), (0, 2, all)];
+    assert_eq!(places.collect::<Vec<_>>(), expected);
+    assert_eq!(sizes.sequence_bytes(65), (2 * (full.page + ring.page)) as u64);
+    assert_eq!(sizes.sequence_bytes(10_000), (157 * full.page + 4 * ring.page) as u64);
+
+    // A window of the whole context is none; where all layers have one, there is nothing else.
+    let sizes = Sizes::new(&windowed(7, 3, 40, 100), 50, 30).unwrap();
+    assert_eq!((sizes.groups.len(), sizes.groups[0].n_layer), (1, 7));
+    let mut all = desc(2, 3, 40);
+    all.layers.iter_mut().for_each(|layer| layer.window = Some(usize::MAX - 5));
+    assert_eq!(Sizes::new(&all, 1000, 30).unwrap().groups[0].ring, 16);
+    all.layers.iter_mut().for_each(|layer| layer.window = Some(64));
+    let sizes = Sizes::new(&all, 1000, 30).unwrap();
+    assert_eq!((sizes.groups.len(), sizes.groups[0].ring, sizes.layers[1].index), (1, 3, 1));
 }
 
 /// The bytes at an address of the fake device.
@@ -417,9 +469,9 @@ fn child_pages() {
     let (desc, n_ctx) = (desc(32, 8, 128), 1 << 16);
     let context = Context::open(0).unwrap();
     let stream = Stream::new(&context).unwrap();
-    let mut cache = KvCache::new(&context, &stream, &desc, n_ctx).unwrap();
-    let (sizes, first_bytes) = (cache.sizes(), context.bytes(Purpose::Cache));
-    assert_eq!(first_bytes, sizes.first_bytes());
+    let mut cache = KvCache::new(&context, &stream, &desc, (n_ctx, 512)).unwrap();
+    let (sizes, first_bytes) = (cache.sizes().groups[0], context.bytes(Purpose::Cache));
+    assert_eq!(first_bytes, cache.sizes().first_bytes());
     let scratch = peek::<u64>(cache.scratch_table_address(), 1)[0];
 
     // Pages come as positions need them, zero, each for one sequence, and stay where they are.
@@ -490,6 +542,75 @@ fn pages_of_the_cache() {
     run.assert_clean("pages");
 }
 
+/// Two groups: pages of 6 MiB of 12 layers that see all, 12 MiB of 24 layers that see 100 positions.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_rings() {
+    const RING: usize = 4;
+    let context = Context::open(0).unwrap();
+    let stream = Stream::new(&context).unwrap();
+    let mut cache = KvCache::new(&context, &stream, &windowed(36, 16, 128, 100), (4096, 30)).unwrap();
+    let n_entries = cache.sizes().n_entries;
+    let [full, windowed] = cache.sizes().groups[..] else { panic!("{:?}", cache.sizes()) };
+    assert_eq!((windowed.ring, n_entries), (RING, 64));
+    let first_bytes = context.bytes(Purpose::Cache);
+    assert_eq!(first_bytes, cache.sizes().first_bytes());
+    let scratch = peek::<u64>(cache.scratch_table_address(), 2 * n_entries);
+    let scratch = [scratch[0], scratch[n_entries]];
+
+    // One by one and by leaps: entries of the ring repeat, the others do not.
+    for (sequence, step) in [(1, 1), (2, 3), (3, 7)] {
+        for n_pages in (1..=15).step_by(step) {
+            cache.reserve(&stream, sequence, n_pages * PAGE).unwrap();
+            let table = pages(&cache, sequence, 2 * n_entries);
+            let (all, ring) = (&table[..n_pages], &table[n_entries..][..n_pages]);
+            for (i, page) in ring.iter().enumerate() {
+                assert_eq!(*page, ring[i % RING]);
+                assert!(i >= RING || !ring[..i].contains(page));
+            }
+            for (i, page) in all.iter().enumerate() {
+                assert!(!all[..i].contains(page) && !ring.contains(page));
+                assert!(peek::<u8>(*page, full.page).iter().all(|byte| *byte == 0));
+            }
+            assert!(ring.iter().chain(all).all(|page| !scratch.contains(page) && page % 256 == 0));
+        }
+        let last = pages(&cache, sequence, 2 * n_entries)[n_entries + 3];
+        poke(last, windowed.page);
+        cache.reserve(&stream, sequence, 16 * PAGE).unwrap();
+        assert!(
+            peek::<u8>(last, windowed.page).iter().all(|byte| *byte == 0xFF),
+            "a page that is used again keeps what it has"
+        );
+        assert!(context.bytes(Purpose::Cache) >= cache.sizes().sequence_bytes(16 * PAGE));
+        cache.free(&stream, sequence);
+        assert_eq!(context.bytes(Purpose::Cache), first_bytes);
+        cache.reserve(&stream, sequence, PAGE).unwrap();
+        let table = pages(&cache, sequence, 2 * n_entries);
+        for (page, group) in [(table[0], full), (table[n_entries], windowed)] {
+            assert!(peek::<u8>(page, group.page).iter().all(|byte| *byte == 0), "a page that is given again is clean");
+        }
+        cache.free(&stream, sequence);
+    }
+
+    // One group has room, the other has none: nothing is taken of either.
+    cache.reserve(&stream, 7, 2 * PAGE).unwrap();
+    let (before, held) = (pages(&cache, 7, 2 * n_entries), context.bytes(Purpose::Cache));
+    assert!(matches!(cache.reserve(&stream, 7, 4096), Err(Error::OutOfDeviceMemory { .. })));
+    assert_eq!((pages(&cache, 7, 2), context.bytes(Purpose::Cache)), (before[..2].to_vec(), held));
+    cache.reserve(&stream, 7, 3 * PAGE).unwrap();
+    assert_eq!(pages(&cache, 7, 2), before[..2]);
+    drop(cache);
+    assert_eq!((context.ledger().device_bytes(), context.ledger().pinned_bytes()), (0, 0));
+    say("done");
+}
+
+#[test]
+fn rings_of_the_cache() {
+    let run = run("child_rings", &[("FAKE_CUDA_MEMORY", &(350 << 20).to_string())]);
+    assert_eq!(said(&run), ["done"]);
+    run.assert_clean("rings");
+}
+
 /// Sequences grow and end, while one call fails; what then is as if it had not been made.
 #[test]
 #[ignore = "run by others, under a fake driver"]
@@ -497,7 +618,12 @@ fn child_pages_fail() {
     let attempt = || -> Result<()> {
         let context = Context::open(0)?;
         let stream = Stream::new(&context)?;
-        let mut cache = KvCache::new(&context, &stream, &desc(32, 8, 128), 4096)?;
+        // Three pages are the ring of 21 layers; 11 see all.
+        let mut cache = KvCache::new(&context, &stream, &windowed(32, 8, 128, 64), (4096, 32))?;
+        let pages = |cache: &KvCache, sequence, n: usize| {
+            let all = self::pages(cache, sequence, 2 * cache.sizes().n_entries);
+            [&all[..n], &all[cache.sizes().n_entries..][..n]].map(<[u64]>::to_vec)
+        };
         for turn in 0..8_u64 {
             let n_pages = turn as usize + 1;
             let before = cache.table_address(1).map(|_| pages(&cache, 1, n_pages - 1));
@@ -506,7 +632,10 @@ fn child_pages_fail() {
                 say(error.status().name());
                 cache.reserve(&stream, 1, n_pages * PAGE)?;
             }
-            assert!(pages(&cache, 1, n_pages).starts_with(&before.unwrap_or_default()));
+            let [full, ring] = pages(&cache, 1, n_pages);
+            let [full_before, ring_before] = before.unwrap_or_default();
+            assert!(full.starts_with(&full_before) && ring.starts_with(&ring_before));
+            assert!(ring.iter().zip(ring.iter().skip(3)).all(|(a, b)| a == b), "{ring:?}");
         }
         cache.free(&stream, 1);
         Ok(())

@@ -110,6 +110,15 @@ fn loads_beside_the_host() {
             }
         }
     });
+    leaves_nothing("loads that tell the host, and that it cancels", &|| {
+        for answer in [0, 1] {
+            c_api::options_tell(options, answer).unwrap();
+            match c_api::load(&path, options) {
+                Ok(model) => assert_eq!((answer, c_api::model_free(model)), (0, Ok(0))),
+                Err(status) => assert_eq!((answer, status), (1, Status::Cancelled)),
+            }
+        }
+    });
     leaves_nothing("a load that fails beside the host", &|| {
         let load = c_api::load_start(Path::new("no/such/file"), options).unwrap();
         fails(c_api::load_finish(load), Status::Io);

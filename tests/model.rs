@@ -6,13 +6,22 @@
 mod folder;
 #[path = "common/models.rs"]
 mod models;
+#[path = "common/random_blocks.rs"]
+mod random_blocks;
+#[path = "common/random_model.rs"]
+mod random_model;
 #[path = "common/tiny.rs"]
 mod tiny;
+#[path = "common/written_out.rs"]
+mod written_out;
 
 use kigo::backend::cpu::CpuBackend;
 use kigo::backend::{Backend, Progress, Row};
 use kigo::gguf::Gguf;
 use kigo::model::{Activation, ModelDesc, Norm, Weights, arch};
+use kigo::quant::QuantType;
+use random_blocks::Random;
+use random_model::{Features, Shape, draft_with};
 use serde_json::Value;
 use tiny::Draft;
 
@@ -20,7 +29,7 @@ fn load(path: &std::path::Path) -> (CpuBackend, ModelDesc) {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    (CpuBackend::load(&gguf, &desc, &plan, 2, &Progress::default()).unwrap(), desc)
+    (CpuBackend::load(&gguf, &desc, &plan, (4096, 2), &Progress::default()).unwrap(), desc)
 }
 
 fn row(sequence: u64, position: usize, token: u32, logits: bool) -> Row {
@@ -90,71 +99,80 @@ fn smollm2_logits_and_greedy_tokens_equal_transformers() {
     }
 }
 
-/// The logits of the first token of a sequence, in f64: at position 0 rope turns nothing and the attention is the value.
-fn first_logits(draft: &Draft, desc: &ModelDesc, token: u32) -> Vec<f64> {
-    let values = |name: &str| -> Vec<f64> {
-        let data = draft.tensor(name).data.chunks_exact(4);
-        data.map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
-    };
-    let product = |name: &str, x: &[f64]| -> Vec<f64> {
-        values(name).chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
-    };
-    let norm = |name: &str, x: &[f64]| -> Vec<f64> {
-        let n = x.len() as f64;
-        let mean = x.iter().sum::<f64>() / n;
-        let root = (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + f64::from(desc.norm_eps)).sqrt();
-        let (weight, bias) = (values(&format!("{name}.weight")), values(&format!("{name}.bias")));
-        (0..x.len()).map(|i| (x[i] - mean) / root * weight[i] + bias[i]).collect()
-    };
-    let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
-    let add = |x: &mut [f64], delta: Vec<f64>| x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
-    let mut x = values("token_embd.weight")[token as usize * desc.n_embd..][..desc.n_embd].to_vec();
-    for layer in 0..desc.n_layer {
-        let name = |role: &str| format!("blk.{layer}.{role}");
-        let v = product(&name("attn_v.weight"), &norm(&name("attn_norm"), &x));
-        let group = desc.n_head / desc.n_head_kv;
-        let mix: Vec<f64> =
-            (0..desc.n_embd_q()).map(|i| v[i / desc.head_dim / group * desc.head_dim + i % desc.head_dim]).collect();
-        add(&mut x, product(&name("attn_output.weight"), &mix));
-        let normed = norm(&name("ffn_norm"), &x);
-        let (gate, up) = (product(&name("ffn_gate.weight"), &normed), product(&name("ffn_up.weight"), &normed));
-        let gated: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| gelu(*gate) * up).collect();
-        add(&mut x, product(&name("ffn_down.weight"), &gated));
+/// The largest error of the logits after each of some tokens, in `chunk`s, against the decoder written out, as a part of
+/// their root mean square.
+fn check_written_out(draft: &Draft, change: impl Fn(&mut ModelDesc), n_tokens: usize, chunk: usize) -> f64 {
+    let folder = folder::Folder::new();
+    let gguf = Gguf::open(&folder.write("model.gguf", &draft.writer())).unwrap();
+    let mut desc = arch::describe(gguf.metadata()).unwrap();
+    change(&mut desc);
+    let plan = Weights::plan(&gguf, &desc).unwrap();
+    let mut backend = CpuBackend::load(&gguf, &desc, &plan, (4096, 2), &Progress::default()).unwrap();
+    let tokens: Vec<u32> = (0..n_tokens as u32).map(|i| (i * 379 + 11) % desc.n_vocab as u32).collect();
+    backend.sequence_reserve(0, n_tokens).unwrap();
+    let rows: Vec<Row> = (0..n_tokens).map(|p| row(0, p, tokens[p], true)).collect();
+    let mut found = Vec::new();
+    for rows in rows.chunks(chunk) {
+        backend.forward(rows).unwrap();
+        found.extend((0..rows.len()).flat_map(|i| backend.logits(i).unwrap().to_vec()));
     }
-    product("output.weight", &norm("output_norm", &x))
+    let expected = written_out::logits(draft, &desc, &tokens).concat();
+    assert_eq!(found.len(), expected.len());
+    let size = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
+    assert!(size.is_normal(), "logits of {size} tell nothing");
+    let errors = found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).abs());
+    errors.fold(0.0, f64::max) / size
 }
+
+/// Most that rounding to f32 makes of it in a few layers.
+const MAX_ROUNDING: f64 = 2e-5;
 
 #[test]
 fn layer_norm_with_biases_and_gelu_equal_the_decoder_written_out() {
     let plain = Draft::tiny();
-    let names = |draft: &Draft| -> Vec<String> {
-        let norms = draft.tensors.iter().filter_map(|tensor| tensor.name.strip_suffix("_norm.weight"));
-        norms.map(|norm| format!("{norm}_norm.bias")).collect()
-    };
-    assert_eq!(names(&plain).len(), 5);
-    let biased = names(&plain).into_iter().enumerate().fold(plain.clone(), |draft, (i, name)| {
+    let norms = plain.tensors.iter().filter_map(|tensor| tensor.name.strip_suffix("_norm.weight"));
+    let names: Vec<String> = norms.map(|norm| format!("{norm}_norm.bias")).collect();
+    assert_eq!(names.len(), 5);
+    let biased = names.iter().enumerate().fold(plain.clone(), |draft, (i, name)| {
         let bias: Vec<f32> = (0..64).map(|j| ((j * 7 + i * 3) as f32).sin() / 2.0).collect();
-        draft.with_tensor(&name, &[64], &bias)
+        draft.with_tensor(name, &[64], &bias)
     });
-    let folder = folder::Folder::new();
-    let load = |draft: &Draft| {
-        let gguf = Gguf::open(&folder.write("model.gguf", &draft.writer())).unwrap();
-        let desc = arch::describe(gguf.metadata()).unwrap();
-        assert_eq!((desc.norm, desc.activation), (Norm::Rms, Activation::Silu));
-        let desc = ModelDesc { norm: Norm::Layer, activation: Activation::Gelu, ..desc };
-        (CpuBackend::load(&gguf, &desc, &Weights::plan(&gguf, &desc).unwrap(), 2, &Progress::default()).unwrap(), desc)
-    };
-    let zeros = names(&plain).iter().fold(plain.clone(), |draft, name| draft.with_tensor(name, &[64], &[0.0; 64]));
-    for (file, written_out) in [(&biased, &biased), (&plain, &zeros)] {
-        let (mut backend, desc) = load(file);
-        for (sequence, token) in [7, 200].into_iter().enumerate() {
-            backend.sequence_reserve(sequence as u64, 1).unwrap();
-            backend.forward(&[row(sequence as u64, 0, token, true)]).unwrap();
-            let expected = first_logits(written_out, &desc, token);
-            let largest = expected.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
-            for (found, expected) in backend.logits(0).unwrap().iter().zip(expected) {
-                assert!((f64::from(*found) - expected).abs() < 1e-5 * largest, "{found} {expected}");
-            }
-        }
+    for draft in [&biased, &plain] {
+        let change = |desc: &mut ModelDesc| {
+            assert_eq!((desc.norm, desc.activation), (Norm::Rms, Activation::Silu));
+            (desc.norm, desc.activation) = (Norm::Layer, Activation::Gelu);
+        };
+        let error = check_written_out(draft, change, 40, 40);
+        assert!(error < MAX_ROUNDING, "{error:e}");
     }
+}
+
+/// Combinations of features that no architecture has.
+#[test]
+fn any_features_equal_the_decoder_written_out() {
+    let mut worst: f64 = 0.0;
+    for seed in 0..60 {
+        let random = &mut Random(seed);
+        let (head_dim, n_head_kv) = (random.pick(&[4, 16, 20]), random.pick(&[1, 2, 3]));
+        let shape = Shape {
+            n_layer: random.pick(&[1, 2, 3]),
+            n_embd: random.pick(&[32, 40, 96]),
+            n_head: n_head_kv * random.pick(&[1, 2, 4]),
+            n_head_kv,
+            head_dim,
+            n_rot: random.pick(&[2, head_dim / 2, head_dim]),
+            n_ff: random.pick(&[24, 64]),
+            n_vocab: 260,
+            tied: random.pick(&[true, false]),
+            biases: random.pick(&[true, false]),
+            norm_biases: false,
+        };
+        let features = Features::random(random);
+        let shape = Shape { norm_biases: features.norm == Norm::Layer && random.pick(&[true, false]), ..shape };
+        let draft = draft_with(&shape, &features, &[QuantType::F32], seed);
+        let error = check_written_out(&draft, |desc| features.describe(desc), 75, random.pick(&[1, 7, 75]));
+        assert!(error < MAX_ROUNDING, "seed {seed}: error {error:e} of {shape:?} with {features:?}");
+        worst = worst.max(error);
+    }
+    println!("error at most {worst:.1e}");
 }

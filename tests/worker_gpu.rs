@@ -57,7 +57,8 @@ fn a_model_is_loaded_counted_and_looked_at() {
 
 #[test]
 fn a_device_that_is_not_there_is_not_found_or_invalid() {
-    let none = |count, code| vec![format!("{count}"), format!("init {code}"), "load 5".into(), "healthy false 5".into()];
+    let none =
+        |count, code| vec![format!("{count}"), format!("init {code}"), "load 5".into(), "healthy false 5".into()];
     assert_eq!(said(&[("FAKE_CUDA_DEVICES", "")]), none(0, 8));
     assert_eq!(said(&[("FAKE_CUDA_VERSION", "12030")]), none(0, 8));
     assert_eq!(said(&[("FAKE_CUDA_DEVICES", "75")]), none(1, 1));
@@ -71,9 +72,8 @@ fn a_device_that_is_not_there_is_not_found_or_invalid() {
 
 #[test]
 fn memory_elsewhere_and_lost_devices_have_codes_of_their_own() {
-    let fail = |call, at, code| {
-        said(&[("FAKE_CUDA_FAIL_IN", call), ("FAKE_CUDA_FAIL_AT", at), ("FAKE_CUDA_FAIL_CODE", code)])
-    };
+    let fail =
+        |call, at, code| said(&[("FAKE_CUDA_FAIL_IN", call), ("FAKE_CUDA_FAIL_AT", at), ("FAKE_CUDA_FAIL_CODE", code)]);
     // 2 is out of memory, 719 an error after which nothing works in this process.
     assert_eq!(fail("cuMemAlloc", "1", "2"), ["1", "init 0", "load 2", "healthy true 0"]);
     assert_eq!(fail("cuMemAlloc", "1", "719"), ["1", "init 0", "load 6", "healthy false 6"]);

@@ -36,7 +36,7 @@ install_c() {
 }
 
 rm -rf "$output"
-mkdir -p "$output/bin" "$output/lib" "$output/data/logits" "$output/tools"
+mkdir -p "$output/bin" "$output/lib" "$output/data/logits" "$output/data/arch" "$output/tools"
 install_program gpu test --no-run --test gpu
 install_program anti_cheat test --no-run --test anti_cheat
 install_program kigo-bench build -p kigo-bench
@@ -45,6 +45,8 @@ install_c generate tests/c_api/generate.c
 cp "$shared" "$output/lib/libkigo.so.0"
 cp tests/data/tiny-llama* "$output/data/"
 cp tests/data/logits/*.json "$output/data/logits/"
+cp tests/data/arch/* "$output/data/arch/"
+cp tests/data/gemma3.json "$output/data/"
 cp tools/synth_gguf.py "$output/tools/"
 cp tests/gpu/run.sh "$output/run.sh"
 echo "$KIGO_COMMIT" >"$output/COMMIT"

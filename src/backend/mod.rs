@@ -102,6 +102,10 @@ pub struct DeviceInfo {
     pub compute_capability: (u32, u32),
     /// Its multiprocessors.
     pub n_sm: u32,
+    /// Shared memory that a block of threads may have, in bytes.
+    pub block_shared_bytes: u32,
+    /// Shared memory of a multiprocessor, in bytes.
+    pub sm_shared_bytes: u32,
 }
 
 impl DeviceInfo {

@@ -1,7 +1,7 @@
 //! kigo loads a GGUF language model and generates text.
 //!
 //! This is the whole C API. It works in C99 and later, in C++11 and later, and through any foreign function
-//! interface: there are no structs, no variable arguments, no `bool`, no callbacks.
+//! interface: there are no structs, no variable arguments, no `bool`, and no callback that you must have.
 //!
 //! ## A program in ten lines
 //!
@@ -39,9 +39,9 @@
 //! with the function of its kind. A NULL, freed or made-up handle, or one of another kind, is answered with
 //! KIGO_INVALID_HANDLE and does no harm; freeing NULL does nothing. At most 1048576 handles of a kind live at a time.
 //!
-//! A function keeps no pointer that you pass: texts and options are copied during the call. Texts that kigo returns
-//! are written into your buffers. Only kigo_error_message(), kigo_version() and kigo_status_name() return pointers to
-//! memory of kigo; their descriptions say how long that lasts.
+//! A function keeps no pointer that you pass, except kigo_options_set_progress(): texts and options are copied during
+//! the call. Texts that kigo returns are written into your buffers. Only kigo_error_message(), kigo_version() and
+//! kigo_status_name() return pointers to memory of kigo; their descriptions say how long that lasts.
 //!
 //! ## Pointers and NULL
 //!
@@ -103,6 +103,6 @@ pub use library::{kigo_abi_version, kigo_version};
 pub use load::{kigo_load, kigo_load_cancel, kigo_load_finish, kigo_load_free, kigo_load_progress, kigo_load_start};
 pub use model::kigo_model_verify_residency;
 pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
-pub use options::kigo_options_set_str;
 pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};
+pub use options::{kigo_options_set_progress, kigo_options_set_str, kigo_progress};
 pub use status::kigo_status_name;

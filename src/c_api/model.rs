@@ -3,13 +3,19 @@
 use super::boundary::{Buffer, Out, export, export_fact, free, handle, path, pointer, text};
 use super::error::kigo_error;
 use super::handle::{Kind, MAX_HANDLES, Table};
+use super::option_table::Listener;
 use super::options::{kigo_options, snapshot};
 use crate::backend::Purpose;
-use crate::engine::Engine;
+use crate::engine::{Engine, LoadOptions, Loading};
 use crate::error::quoted;
-use crate::{Error, Result};
+use crate::{Error, Result, panics};
 use std::ffi::c_char;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a host is told how far a load is.
+const TELL_EVERY: Duration = Duration::from_millis(50);
 
 /// A loaded model. It does not change, and any number of threads and inferences may use it at once.
 pub struct kigo_model {
@@ -129,6 +135,7 @@ pub(super) fn new_model(engine: Arc<Engine>) -> Result<*mut kigo_model> {
 ///     be used; the message says why. Set the option "device" to another.
 ///   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the driver or the GPU failed; the message has its number for it.
 ///   - KIGO_OUT_OF_MEMORY: the device or the host has too little memory; the message has the bytes.
+///   - KIGO_CANCELLED: the function of kigo_options_set_progress() wanted it.
 ///   - KIGO_INVALID_ARGUMENT: `path` or `model` is NULL.
 ///   - KIGO_INVALID_HANDLE: `options` is neither NULL nor a live options object.
 ///   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
@@ -150,11 +157,27 @@ pub unsafe extern "C" fn kigo_model_load(
         // SAFETY: `model` is NULL or valid for writing by this function's contract.
         let out = unsafe { Out::new(model, "model") }?;
         let settings = snapshot(options)?;
-        out.write(new_model(Engine::load(&path, &settings.load)?)?);
+        let engine = match settings.progress {
+            Some(listener) => load_telling(&path, &settings.load, listener),
+            None => Engine::load(&path, &settings.load),
+        };
+        out.write(new_model(engine?)?);
         Ok(0)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
     unsafe { export(error, body) }
+}
+
+/// Loads on another thread, while this one calls the host.
+fn load_telling(path: &Path, options: &LoadOptions, listener: Listener) -> Result<Arc<Engine>> {
+    let tell = |done: u64, total: u64| {
+        // A file has at most i64::MAX bytes.
+        let (done, total) = (done as i64, total as i64);
+        // SAFETY: the function may be called so by the contract of kigo_options_set_progress(), and nothing is locked.
+        panics::outside(|| unsafe { (listener.progress)(listener.user_data, done, total) }) == 0
+    };
+    let nobody = || Err(Error::Internal("somebody else has the outcome of the load".into()));
+    Loading::start(path, options)?.finish_telling(TELL_EVERY, tell).unwrap_or_else(nobody)
 }
 
 /// Frees a model. Its inferences go on: the memory is given back when the last of them is freed.

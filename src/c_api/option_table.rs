@@ -5,6 +5,7 @@ use crate::engine::LoadOptions;
 use crate::error::quoted;
 use crate::session::SessionOptions;
 use crate::{Error, Result};
+use std::ffi::c_void;
 use std::ops::RangeInclusive;
 
 /// How the prompt of an inference is read.
@@ -16,12 +17,23 @@ pub(super) enum PromptFormat {
     Chat,
 }
 
+/// What a host wants to be called with while a model loads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listener {
+    pub(super) progress: unsafe extern "C" fn(*mut c_void, i64, i64) -> i32,
+    pub(super) user_data: *mut c_void,
+}
+
+// SAFETY: only the host follows the pointer, and kigo_options_set_progress() says on which thread it gets it back.
+unsafe impl Send for Listener {}
+
 /// The values of all options.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
     pub(super) load: LoadOptions,
     pub(super) session: SessionOptions,
     pub(super) prompt_format: PromptFormat,
+    pub(super) progress: Option<Listener>,
 }
 
 /// One option.
@@ -95,7 +107,8 @@ pub(super) static ROWS: &[Row] = &[
             set: |settings, value| settings.load.n_ctx = Some(value as usize),
         },
         doc: "Size of the context of an inference in tokens: prompt and generated tokens together. Texts that are longer \
-              than the model was trained for (\"n_ctx_train\") are possible, but get worse.",
+              than the model was trained for (\"n_ctx_train\") are possible, but get worse; a model whose positions \
+              are learned has no others.",
         show: |settings| {
             settings
                 .load

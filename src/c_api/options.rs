@@ -3,9 +3,9 @@
 use super::boundary::{Out, export, free, handle, pointer, text};
 use super::error::kigo_error;
 use super::handle::{Kind, MAX_HANDLES, Table};
-use super::option_table::{Settings, Value};
+use super::option_table::{Listener, Settings, Value};
 use crate::Result;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::sync::{Mutex, PoisonError};
 
 /// Settings for kigo_model_load(), kigo_load_start() and kigo_inference_start(), each set by its key; see "Options"
@@ -159,6 +159,48 @@ pub unsafe extern "C" fn kigo_options_set_f64(
         // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
         let key = unsafe { text(key, "key") }?;
         Ok(set(options, key, Value::Number(value))?)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// A function of yours for kigo_options_set_progress(). It is told how many bytes of weights have been read, and how
+/// many there are to read, which is 0 until the header of the file has been read. It returns 0 to go on, or any other
+/// number to cancel the load.
+pub type kigo_progress = Option<unsafe extern "C" fn(user_data: *mut c_void, done: i64, total: i64) -> i32>;
+
+/// Sets a function that kigo_model_load() calls while it loads.
+///
+/// It is called on the thread that called kigo_model_load(): at once, then about every 50 milliseconds, and a last
+/// time when all has been read. The load goes on meanwhile. When it has returned another number than 0, it is not
+/// called again, and kigo_model_load() returns KIGO_CANCELLED. It may call every function of kigo, and even free the
+/// options. It must return: no exception, panic or longjmp() may leave it. kigo_load_start() does not call it; ask
+/// kigo_load_progress() there.
+///
+/// @param options    The options; changed.
+/// @param progress   The function, or NULL for none, which is the default.
+/// @param user_data  What the function gets back, or NULL; kigo never follows it. Function and data are kept with the
+///                   options, for every kigo_model_load() that gets these, on whatever thread.
+/// @param error      Where an error is written on failure, or NULL.
+/// @returns KIGO_OK.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time.
+///
+/// # Safety
+/// `progress` is NULL or may be called as described; `error` is NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_options_set_progress(
+    options: *mut kigo_options,
+    progress: kigo_progress,
+    user_data: *mut c_void,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let body = || {
+        let options = OPTIONS.get(handle(options), "options")?;
+        let mut settings = options.lock().unwrap_or_else(PoisonError::into_inner);
+        settings.progress = progress.map(|progress| Listener { progress, user_data });
+        Ok(0)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
     unsafe { export(error, body) }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::{Engine, LoadOptions, lock};
 use crate::backend::Progress;
@@ -61,6 +62,37 @@ impl Loading {
     /// Ends the load soon, with [`Error::LoadCancelled`] unless it has ended before.
     pub fn cancel(&self) {
         self.shared.progress.cancel();
+    }
+
+    /// [`Self::finish`], which meanwhile tells [`Self::bytes`] every `interval`, and once more when all has been read; the
+    /// load is cancelled when `tell` returns false.
+    ///
+    /// # Errors
+    /// Those of [`Engine::load`]; [`Error::LoadCancelled`] always when `tell` returned false.
+    pub fn finish_telling(
+        &self,
+        interval: Duration,
+        mut tell: impl FnMut(u64, u64) -> bool,
+    ) -> Option<Result<Arc<Engine>>> {
+        let mut tell = || {
+            let (done, total) = self.bytes();
+            tell(done, total)
+        };
+        let mut wanted = true;
+        while self.is_running() {
+            wanted = wanted && tell();
+            if !wanted {
+                self.cancel();
+                break;
+            }
+            let running = |state: &mut State| matches!(state, State::Running);
+            let state = lock(&self.shared.state);
+            drop(
+                self.shared.ended.wait_timeout_while(state, interval, running).unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+        let outcome = self.finish()?;
+        Some(outcome.and_then(|engine| if wanted && tell() { Ok(engine) } else { Err(Error::LoadCancelled) }))
     }
 
     /// Waits for the end and gives the outcome, to the first who asks; `None` to later ones.

@@ -77,7 +77,7 @@ impl Value {
     }
 
     /// The value of an integer of any type.
-    fn integer(&self) -> Option<i128> {
+    pub(crate) fn integer(&self) -> Option<i128> {
         match *self {
             Value::U8(v) => Some(v.into()),
             Value::I8(v) => Some(v.into()),

@@ -35,6 +35,32 @@ impl TensorInfo {
     pub fn dims(&self) -> &[u64] {
         self.dims.get(..self.n_dims).unwrap_or(&self.dims)
     }
+
+    /// Elements `first .. first + n` along the last dimension, as a tensor of their own. `None` when they reach beyond it, or
+    /// are no whole blocks.
+    pub fn part(&self, first: u64, n: u64) -> Option<TensorInfo> {
+        let (&last, others) = self.dims().split_last()?;
+        let reaches = first.checked_add(n).is_some_and(|end| end <= last);
+        let each: u64 = others.iter().product();
+        let block = self.quant_type.block_len() as u64;
+        let whole = |n: u64| n.checked_mul(each).filter(|n| n.is_multiple_of(block));
+        let (start, n_elements) = (whole(first)?, whole(n)?);
+        let mut part = TensorInfo { n_elements, n_bytes: self.quant_type.bytes(n_elements)?, ..self.clone() };
+        part.offset = self.offset.checked_add(self.quant_type.bytes(start)?)?;
+        *part.dims.get_mut(self.n_dims.checked_sub(1)?)? = n;
+        reaches.then_some(part)
+    }
+
+    /// The same data with all dimensions from number `from` on as one, counted from 0.
+    pub fn flattened(&self, from: usize) -> TensorInfo {
+        let mut flat = TensorInfo { n_dims: self.n_dims.min(from + 1), ..self.clone() };
+        // The product of all is `n_elements`.
+        if let Some((kept, rest)) = flat.dims.get_mut(from..).and_then(<[u64]>::split_first_mut) {
+            *kept *= rest.iter().product::<u64>();
+            rest.fill(1);
+        }
+        flat
+    }
 }
 
 /// How far a tensor reaches. See [`extent`].
@@ -197,6 +223,31 @@ mod tests {
         ] {
             assert_eq!(extent(dims, QuantType::F32, start, 32), None, "{dims:?} at {start}");
         }
+    }
+
+    #[test]
+    fn parts_and_flattened_tensors_keep_the_books() {
+        let whole = TensorInfo {
+            name: "x".into(),
+            dims: [64, 6, 5, 1],
+            n_dims: 3,
+            quant_type: QuantType::Q8_0,
+            shard: 0,
+            offset: 1000,
+            n_bytes: 64 * 30 / 32 * 34,
+            n_elements: 64 * 30,
+        };
+        let flat = whole.flattened(1);
+        assert_eq!((flat.dims(), flat.n_bytes), (&[64, 30][..], whole.n_bytes));
+        assert_eq!(whole.flattened(0).dims(), [64 * 30]);
+        assert_eq!(whole.flattened(2), whole);
+        let part = flat.part(10, 20).unwrap();
+        assert_eq!((part.dims(), part.offset), (&[64, 20][..], 1000 + 10 * 68));
+        assert_eq!((part.n_elements, part.n_bytes), (64 * 20, 20 * 68));
+        assert_eq!(flat.part(0, 30).unwrap(), flat);
+        assert!(flat.part(11, 20).is_none() && flat.part(u64::MAX, 2).is_none());
+        let row = whole.flattened(0);
+        assert!(row.part(32, 64).is_some() && row.part(16, 64).is_none() && row.part(32, 65).is_none());
     }
 
     #[test]

@@ -4,8 +4,10 @@
 pub mod arch;
 mod desc;
 mod forward;
+mod rope;
 mod weights;
 
-pub use desc::{Activation, ModelDesc, Norm, Rope, RopePairing};
+pub use desc::{Activation, Experts, LayerDesc, ModelDesc, Norm, QkNorm};
 pub use forward::{forward, stages};
+pub use rope::{Rope, RopeKind, RopePairing, RopeScaling, RopeTable};
 pub use weights::{Layer, Role, Weights};

@@ -137,6 +137,78 @@ static void failures_come_from_finish(void)
     CHECK(kigo_load_free(NULL) == KIGO_OK);
 }
 
+/* What the host was told while a model loaded, and what it answers. */
+struct told {
+    int calls;
+    int64_t done, total;
+    pthread_t thread;
+    /* Cancel in call number `cancel`, or when all has been read. */
+    int cancel, cancel_at_end;
+    kigo_options *options;
+};
+
+static int32_t tell(void *user_data, int64_t done, int64_t total)
+{
+    struct told *told = user_data;
+    told->calls++;
+    CHECK(pthread_equal(pthread_self(), told->thread));
+    CHECK(done >= told->done && done <= total);
+    CHECK(told->total == 0 || total == told->total);
+    told->done = done, told->total = total;
+    if (told->options != NULL) {
+        /* The same options, another load with them, and their end: all of it works. */
+        kigo_options *options = told->options;
+        kigo_model *model = NULL;
+        told->options = NULL;
+        WORKS(kigo_options_set_progress(options, NULL, NULL, &error));
+        WORKS(kigo_model_load(path, options, &model, &error));
+        WORKS(kigo_options_set_progress(options, tell, told, &error));
+        CHECK(kigo_model_free(model) == KIGO_OK && kigo_options_free(options) == KIGO_OK);
+    }
+    return told->calls == told->cancel || (told->cancel_at_end && total > 0 && done == total);
+}
+
+static void hosts_are_told_c16(void)
+{
+    int32_t n;
+    kigo_model *model = NULL;
+    kigo_load *load = NULL;
+    struct told told = {0};
+    kigo_options *options = cpu_options();
+    told.thread = pthread_self();
+    WORKS(kigo_options_set_progress(options, tell, &told, &error));
+    WORKS(kigo_model_load(path, options, &model, &error));
+    CHECK(told.calls >= 2 && told.total > 0 && told.done == told.total);
+    CHECK(kigo_model_free(model) == KIGO_OK);
+
+    for (n = 1; n <= 2; n++) {
+        struct told cancels = {0};
+        cancels.thread = pthread_self();
+        cancels.cancel = n == 1, cancels.cancel_at_end = n == 2;
+        model = NULL;
+        WORKS(kigo_options_set_progress(options, tell, &cancels, &error));
+        FAILS(KIGO_CANCELLED, kigo_model_load(path, options, &model, &error));
+        CHECK(model == NULL && (n == 2 || cancels.calls == 1));
+    }
+
+    /* A load beside the host is watched, not told of. */
+    told.calls = 0;
+    WORKS(kigo_options_set_progress(options, tell, &told, &error));
+    WORKS(kigo_load_start(path, options, &load, &error));
+    WORKS(kigo_load_finish(load, &model, &error));
+    CHECK(told.calls == 0 && kigo_load_free(load) == KIGO_OK && kigo_model_free(model) == KIGO_OK);
+
+    memset(&told, 0, sizeof told);
+    told.thread = pthread_self();
+    FAILS(KIGO_IO, kigo_model_load("no/such/file.gguf", options, &model, &error));
+    CHECK(told.total == 0);
+    told.options = options;
+    WORKS(kigo_model_load(path, options, &model, &error));
+    CHECK(told.options == NULL && told.calls >= 2 && told.done == told.total);
+    CHECK(kigo_model_free(model) == KIGO_OK);
+    FAILS(KIGO_INVALID_HANDLE, kigo_options_set_progress(options, NULL, NULL, &error));
+}
+
 /* What is held grows with an inference and shrinks when it is freed. */
 static void memory(void)
 {
@@ -168,6 +240,7 @@ int main(int argc, char **argv)
     many_threads_finish_one_load();
     cancelled_and_freed_at_any_moment();
     failures_come_from_finish();
+    hosts_are_told_c16();
     memory();
     return 0;
 }

@@ -34,6 +34,7 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
         ("int64_t *", "value" | "done" | "total" | "device_bytes" | "host_bytes") => "&integer".to_owned(),
         ("double *", "value") => "&number".to_owned(),
         ("int32_t", "device") => "0".to_owned(),
+        ("kigo_progress", _) | ("void *", "user_data") => "NULL".to_owned(),
         ("int32_t" | "int64_t" | "double", _) => "1".to_owned(),
         ("kigo_error **", "error") => "&told".to_owned(),
         (pointer, name) if HANDLES.iter().any(|handle| pointer == format!("{handle} **")) => format!("&new_{name}"),

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "the C functions take raw pointers")]
 #![allow(dead_code, reason = "each test binary uses what it needs")]
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{null, null_mut};
@@ -75,6 +75,17 @@ pub fn options_set(options: Handle, key: &[u8], setting: Setting) -> Answer<i32>
         // SAFETY: as above.
         Setting::Number(value) => unsafe { kigo_options_set_f64(options, key.as_ptr(), value, error) },
     })
+}
+
+/// Has loads with `options` tell a host that answers `answer`.
+pub fn options_tell(options: Handle, answer: i32) -> Answer<i32> {
+    unsafe extern "C" fn tell(user_data: *mut c_void, done: i64, total: i64) -> i32 {
+        assert!((0..=total).contains(&done));
+        user_data.addr() as i32
+    }
+    let user_data = std::ptr::without_provenance_mut(answer as usize);
+    // SAFETY: the function follows no pointer; the place for the error is a local.
+    call(|error| unsafe { kigo_options_set_progress(options as *mut _, Some(tell), user_data, error) })
 }
 
 /// Options that load on the CPU and take the most likely token, with some more settings.

@@ -25,7 +25,7 @@ fn run(bytes: &[u8]) -> Result<()> {
     let desc = arch::describe(gguf.metadata())?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
     let plan = Weights::plan(&gguf, &desc)?;
-    let mut backend = CpuBackend::load(&gguf, &desc, &plan, 1, &Progress::default())?;
+    let mut backend = CpuBackend::load(&gguf, &desc, &plan, (64, 1), &Progress::default())?;
     let options = EncodeOptions { add_special: true, parse_special: true, broken_by: None };
     let tokens = tokenizer.encode("The <|im_start|> 42nd h\u{e9}\u{1F338}\n\n  of spring's ", options)?;
     assert!(tokens.iter().all(|&token| (token as usize) < tokenizer.n_vocab()));

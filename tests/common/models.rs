@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+pub const GEMMA3: &str = "gemma-3-270m-q4_k_m.gguf";
 
 /// The folder that `make gpu-bundle` fills, where the tests run out of one.
 pub fn bundle() -> Option<PathBuf> {

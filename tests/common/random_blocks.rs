@@ -19,6 +19,10 @@ impl Random {
     pub fn uniform(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[(self.next() >> 32) as usize % from.len()]
+    }
 }
 
 /// 500 blocks of random bits whose finite weights are `good`.

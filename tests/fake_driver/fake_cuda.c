@@ -1,6 +1,8 @@
 /* A libcuda.so.1 without a GPU, for tests of what kigo does when the driver fails. Device memory is host memory, zero at
- * first; copies copy, graphs replay, kernels do nothing. What a real driver refuses (a wrong handle, a copy outside its
- * allocation, a call without a context, a launch with too much shared memory) is refused and counted as misuse.
+ * first; copies copy, graphs replay. Kernels compute nothing, but those that sample choose a token that position and token
+ * before tell, and move their rows on as on a GPU. What a real driver refuses (a wrong handle, a copy outside its
+ * allocation, a call without a context, a launch with too much shared memory) is refused and counted as misuse, and so is
+ * a row that is sampled while its page of the cache is not allocated.
  *
  *   FAKE_CUDA_DEVICES    architectures of the devices, "90" by default, "90,75" for two, "" for none
  *   CUDA_VISIBLE_DEVICES as the driver takes it: numbers up to the first that is wrong
@@ -10,6 +12,8 @@
  *   FAKE_CUDA_FAIL_IN    count calls of this function only
  *   FAKE_CUDA_FAIL_CODE  what the call returns; an error of the kind that a process cannot recover from stays
  *   FAKE_CUDA_REPORT     the file that gets what is counted, at exit: "name number" lines
+ *
+ * A test can do some of this, and more, while it runs: see the functions fake_cuda_...().
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -23,7 +27,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { CALLS = 1 << 16, MAX_DEVICES = 16, MAX_DEPTH = 64, DEFAULT_SHARED = 48 << 10, MAX_SHARED = 227 << 10 };
+enum { CALLS = 1 << 16, MAX_DEVICES = 16, MAX_DEPTH = 64, DEFAULT_SHARED = 48 << 10 };
 
 /* Kernels by the start of their names, with the size of their parameter; the test that builds this writes the list. */
 static const struct {
@@ -37,6 +41,9 @@ static const struct {
 typedef enum { ALLOCATION, PINNED, STREAM, EVENT, GRAPH, EXEC, MODULE, FUNCTION, KINDS } Kind;
 static const char *const KIND_NAMES[KINDS] = {"allocations", "pinned", "streams", "events", "graphs", "execs", "modules", 0};
 
+/* The kernels that do something. */
+typedef enum { NOTHING, SAMPLE_SCAN, SAMPLE_WEIGH } Samples;
+
 /* Work that a graph replays. */
 typedef struct Node {
     struct Node *next;
@@ -44,6 +51,9 @@ typedef struct Node {
     const void *from;
     size_t bytes;
     int fill;
+    Samples samples;
+    unsigned n_rows;
+    KigoSample sample;
 } Node;
 
 typedef struct Object {
@@ -51,11 +61,14 @@ typedef struct Object {
     Kind kind;
     int device;
     char *start;
+    /* What `start` is in, which may begin before it. */
+    void *block;
     size_t bytes;
     int capturing, invalidated, recorded;
     Node *nodes;
     size_t param_bytes;
     int max_shared;
+    Samples samples;
     struct Object *module;
 } Object;
 
@@ -67,13 +80,15 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int n_devices, visible[MAX_DEVICES], architectures[MAX_DEVICES];
 static Context contexts[MAX_DEVICES];
 static int retained[MAX_DEVICES];
-static size_t used[MAX_DEVICES], total = (size_t)1 << 30;
+static size_t used[MAX_DEVICES], total = (size_t)1 << 30, pinned, most_pinned;
 static Object *objects;
-static int initialised, sticky;
+static int initialised;
+/* The error that all calls for a device return once it is lost; the last is that of the driver as a whole. */
+static int lost[MAX_DEVICES + 1];
 static long calls, counted, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
-static long fail_at;
+static long fail_at, trap_at;
 static int fail_code;
-static const char *fail_in;
+static char fail_in[64];
 static _Thread_local Context *stack[MAX_DEPTH];
 static _Thread_local int depth;
 
@@ -127,15 +142,19 @@ __attribute__((constructor)) static void start(void) {
     total = (size_t)number("FAKE_CUDA_MEMORY", (long)total);
     fail_at = number("FAKE_CUDA_FAIL_AT", 0);
     fail_code = (int)number("FAKE_CUDA_FAIL_CODE", 999);
-    fail_in = getenv("FAKE_CUDA_FAIL_IN");
+    const char *function = getenv("FAKE_CUDA_FAIL_IN");
+    snprintf(fail_in, sizeof fail_in, "%s", function ? function : "");
 }
 
-__attribute__((destructor)) static void report(void) {
-    const char *path = getenv("FAKE_CUDA_REPORT");
-    FILE *file = path ? fopen(path, "w") : 0;
-    if (!file) {
-        return;
-    }
+typedef struct {
+    const char *name;
+    long value;
+} Count;
+
+enum { MAX_COUNTS = 11 + KINDS };
+
+/* All that is counted; returns how many there are. */
+static int count(Count counts[MAX_COUNTS]) {
     long live[KINDS] = {0}, contexts_held = 0, bytes = 0;
     for (Object *object = objects; object; object = object->next) {
         live[object->kind]++;
@@ -144,33 +163,110 @@ __attribute__((destructor)) static void report(void) {
         contexts_held += retained[i];
         bytes += (long)used[i];
     }
-    fprintf(file, "calls %ld\ncalls_after_loss %ld\nlaunches %ld\ngraph_launches %ld\ndependent_launches %ld\n", calls,
-            calls_after_loss, launches, graph_launches, dependent_launches);
-    fprintf(file, "misuse %ld\nunpopped %ld\ncontexts %ld\nbytes %ld\n", misuse, pushes - pops, contexts_held, bytes);
+    const Count all[] = {{"calls", calls},
+                         {"counted", counted},
+                         {"calls_after_loss", calls_after_loss},
+                         {"launches", launches},
+                         {"graph_launches", graph_launches},
+                         {"dependent_launches", dependent_launches},
+                         {"misuse", misuse},
+                         {"unpopped", pushes - pops},
+                         {"contexts", contexts_held},
+                         {"bytes", bytes},
+                         {"most_pinned", (long)most_pinned}};
+    int n = sizeof all / sizeof *all;
+    memcpy(counts, all, sizeof all);
     for (int kind = 0; kind < KINDS; kind++) {
         if (KIND_NAMES[kind]) {
-            fprintf(file, "%s %ld\n", KIND_NAMES[kind], live[kind]);
+            counts[n++] = (Count){KIND_NAMES[kind], live[kind]};
         }
     }
+    return n;
+}
+
+__attribute__((destructor)) static void report(void) {
+    const char *path = getenv("FAKE_CUDA_REPORT");
+    FILE *file = path ? fopen(path, "w") : 0;
+    if (!file) {
+        return;
+    }
+    Count counts[MAX_COUNTS];
+    for (int n = count(counts), i = 0; i < n; i++) {
+        fprintf(file, "%s %ld\n", counts[i].name, counts[i].value);
+    }
     fclose(file);
+}
+
+/* Call `at` from now on of `function`, or of any if that is NULL, returns `code`; none does if `at` is 0. */
+EXPORT void fake_cuda_fail(const char *function, long at, int code) {
+    pthread_mutex_lock(&lock);
+    snprintf(fail_in, sizeof fail_in, "%s", function ? function : "");
+    fail_at = at;
+    fail_code = code;
+    counted = 0;
+    pthread_mutex_unlock(&lock);
+}
+
+/* Kernel `at` from now on ends in `code`. */
+EXPORT void fake_cuda_trap(long at, int code) {
+    pthread_mutex_lock(&lock);
+    trap_at = launches + at;
+    fail_code = code;
+    pthread_mutex_unlock(&lock);
+}
+
+/* Devices have so much memory that `bytes` are free on the first. */
+EXPORT void fake_cuda_leave(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    total = used[0] + bytes;
+    pthread_mutex_unlock(&lock);
+}
+
+/* A number of the report, as it is now; -1 if there is none of this name. */
+EXPORT long fake_cuda_count(const char *name) {
+    long value = -1;
+    Count counts[MAX_COUNTS];
+    pthread_mutex_lock(&lock);
+    for (int n = count(counts), i = 0; i < n; i++) {
+        if (!strcmp(counts[i].name, name)) {
+            value = counts[i].value;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return value;
+}
+
+static Context *current(void) {
+    return depth > 0 ? stack[depth - 1] : 0;
+}
+
+/* What all calls that this thread makes now return. */
+static int loss(void) {
+    return lost[MAX_DEVICES] ? lost[MAX_DEVICES] : current() ? lost[current()->device] : 0;
+}
+
+static void lose(int code) {
+    lost[current() ? current()->device : MAX_DEVICES] = code;
 }
 
 /* Counts a call and says whether it must fail. */
 static int enter(const char *name) {
     calls++;
-    int lost_already = sticky;
-    if (!fail_in || !strcmp(fail_in, name)) {
+    int lost_already = loss();
+    if (!*fail_in || !strcmp(fail_in, name)) {
         counted++;
     }
     if (fail_at && counted == fail_at && !lost_already) {
         fail_at = 0;
-        sticky = is_sticky(fail_code) ? fail_code : 0;
+        if (is_sticky(fail_code)) {
+            lose(fail_code);
+        }
         return fail_code;
     }
     if (lost_already) {
         calls_after_loss++;
     }
-    return sticky;
+    return lost_already;
 }
 
 #define CALL(name, ...)                  \
@@ -191,10 +287,6 @@ static int enter(const char *name) {
         code = refuse(status, __VA_ARGS__);      \
         break;                                   \
     }
-
-static Context *current(void) {
-    return depth > 0 ? stack[depth - 1] : 0;
-}
 
 static int known_device(int device) {
     return initialised && device >= 0 && device < n_devices;
@@ -240,22 +332,65 @@ static void destroy(Object *object) {
         next = node->next;
         free(node);
     }
-    if (object->kind == ALLOCATION || object->kind == PINNED) {
-        free(object->start);
-    }
+    free(object->block);
     if (object->kind == ALLOCATION) {
         used[object->device] -= object->bytes;
+    }
+    if (object->kind == PINNED) {
+        pinned -= object->bytes;
     }
     free(object);
 }
 
+/* Whether the page of the cache that a row writes is allocated. */
+static int has_page(const KigoRow *row) {
+    const uint64_t *page = (const uint64_t *)(uintptr_t)row->pages + row->position / KIGO_PAGE;
+    return holder(page, sizeof *page, ALLOCATION) && holder((const void *)(uintptr_t)*page, 1, ALLOCATION);
+}
+
+/* What kernels/sample.cu does, but for the choice of the token: letters where ids are bytes after three others. */
+static void sample(const Node *node) {
+    const KigoSample *p = &node->sample;
+    for (unsigned i = 0; i < node->n_rows; i++) {
+        const uint32_t *row_of = (const uint32_t *)(uintptr_t)p->row_of;
+        KigoRow *row = (KigoRow *)(uintptr_t)p->rows + (row_of ? row_of[i] : i);
+        if (row->slot == KIGO_NO_SLOT) {
+            continue;
+        }
+        KigoSampler *sampler = (KigoSampler *)(uintptr_t)p->samplers + row->slot;
+        if ((sampler->weigh == 1) != (node->samples == SAMPLE_WEIGH)) {
+            continue;
+        }
+        if (!has_page(row)) {
+            refuse(1, "position %u has no page", row->position);
+        }
+        const uint32_t token = (100 + (7 * row->position + 3 * row->token) % 26) % p->n_vocab, serial = sampler->serial + 1;
+        KigoSampled *outcomes = (KigoSampled *)(uintptr_t)p->outcomes + (size_t)row->slot * KIGO_SAMPLE_OUTCOMES;
+        if (sampler->window) {
+            ((uint32_t *)(uintptr_t)sampler->window)[sampler->n_tokens % sampler->window_len] = token;
+        }
+        sampler->drawn += sampler->temperature > 0;
+        sampler->n_tokens++;
+        sampler->serial = serial;
+        row->token = token;
+        row->position++;
+        /* Seen by a thread that waits for it. */
+        __atomic_store_n(&outcomes[serial % KIGO_SAMPLE_OUTCOMES].outcome, (uint64_t)serial << 32 | token, __ATOMIC_RELEASE);
+    }
+}
+
 static void run(const Node *node) {
+    if (loss()) {
+        return;
+    }
     if (node->from) {
         memmove(node->to, node->from, node->bytes);
     } else if (node->to) {
         memset(node->to, node->fill, node->bytes);
-    } else {
-        launches++;
+    } else if (++launches == trap_at) {
+        lose(fail_code);
+    } else if (node->samples) {
+        sample(node);
     }
 }
 
@@ -343,6 +478,18 @@ EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device) {
     });
 }
 
+/* Shared memory that a block may have (CUDA C++ Programming Guide, compute capabilities). */
+static int most_shared(int device) {
+    switch (architectures[device]) {
+        case 75: return 64 << 10;
+        case 80: return 163 << 10;
+        case 86:
+        case 89:
+        case 120: return 99 << 10;
+        default: return 227 << 10;
+    }
+}
+
 EXPORT int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
     CALL(cuDeviceGetAttribute, {
         CHECK(known_device(device), 101, "cuDeviceGetAttribute(%d)", device);
@@ -350,6 +497,8 @@ EXPORT int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
             case 16: *value = 8; break;
             case 75: *value = architectures[device] / 10; break;
             case 76: *value = architectures[device] % 10; break;
+            case 81: *value = most_shared(device) + (1 << 10); break;
+            case 97: *value = most_shared(device); break;
             default: code = refuse(1, "unknown attribute %u", attribute);
         }
     });
@@ -382,13 +531,13 @@ EXPORT int cuCtxPushCurrent_v2(Context *context) {
 /* Works on a lost device too. */
 EXPORT int cuCtxPopCurrent_v2(Context **context) {
     pthread_mutex_lock(&lock);
-    int lost_already = sticky, code = 0;
+    int lost_already = loss(), code = 0;
     code = enter("cuCtxPopCurrent");
     if (lost_already) {
         calls_after_loss--;
         code = 0;
     }
-    if (code == 0 || sticky) {
+    if (code == 0 || loss()) {
         if (depth == 0) {
             code = refuse(201, "pop without a push");
         } else {
@@ -413,13 +562,15 @@ EXPORT int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
         CHECK(current(), 201, "cuMemAlloc without a context");
         CHECK(bytes > 0, 1, "cuMemAlloc of nothing");
         CHECK(!spoils_capture(), 900, "cuMemAlloc while a stream captures");
-        char *start = 0;
-        if (bytes > total - used[current()->device] || !(start = aligned_alloc(256, (bytes + 255) / 256 * 256))) {
+        void *block = 0;
+        /* Zero, without being touched. */
+        if (bytes > total - used[current()->device] || !(block = calloc(1, bytes + 256))) {
             code = 2;
             break;
         }
-        memset(start, 0, bytes);
+        char *start = (char *)block + (256 - (uintptr_t)block % 256);
         Object *object = make(ALLOCATION);
+        object->block = block;
         object->start = start;
         object->bytes = bytes;
         used[object->device] += bytes;
@@ -448,8 +599,10 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
         }
         memset(memory, 0xA5, bytes);
         Object *object = make(PINNED);
-        object->start = memory;
+        object->block = object->start = memory;
         object->bytes = bytes;
+        pinned += bytes;
+        most_pinned = pinned > most_pinned ? pinned : most_pinned;
         *start = memory;
     });
 }
@@ -673,6 +826,7 @@ EXPORT int cuModuleGetFunction(Object **function, void *handle, const char *name
         Object *made = make(FUNCTION);
         made->module = module;
         made->param_bytes = bytes;
+        made->samples = !strcmp(name, "sample_scan") ? SAMPLE_SCAN : !strcmp(name, "sample_weigh") ? SAMPLE_WEIGH : NOTHING;
         *function = made;
     });
 }
@@ -691,7 +845,7 @@ EXPORT int cuFuncSetAttribute(void *handle, unsigned attribute, int value) {
     CALL(cuFuncSetAttribute, {
         Object *function = find(handle, FUNCTION);
         CHECK(function && attribute == 8, 400, "cuFuncSetAttribute(%u) of no function", attribute);
-        CHECK(value >= 0 && value <= MAX_SHARED, 1, "%d bytes of shared memory", value);
+        CHECK(value >= 0 && value <= most_shared(function->device), 1, "%d bytes of shared memory", value);
         function->max_shared = value > DEFAULT_SHARED ? value : DEFAULT_SHARED;
     });
 }
@@ -723,7 +877,11 @@ EXPORT int cuLaunchKernelEx(const Config *config, void *handle, void **parameter
             dependent_launches += config->attributes[i].value[0];
         }
         if (!code) {
-            queue(stream, (Node){0});
+            Node node = {.samples = function->samples, .n_rows = grid[1]};
+            if (node.samples) {
+                memcpy(&node.sample, parameters[0], sizeof node.sample);
+            }
+            queue(stream, node);
         }
     });
 }

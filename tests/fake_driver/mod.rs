@@ -1,5 +1,7 @@
 //! Builds the fake driver, and runs a test of this program again under it.
 
+pub mod control;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +10,7 @@ use std::time::{Duration, Instant};
 
 /// What a run of a test under the fake driver came to.
 #[derive(Debug)]
+#[allow(dead_code, reason = "each test binary uses what it needs")]
 pub struct Run {
     /// What the test printed with [`say`].
     pub said: Vec<String>,
@@ -103,6 +106,8 @@ fn kernels(folder: &Path) -> String {
                 Some((_, inner)) => inner.split(',').next().unwrap(),
                 None => name.split_whitespace().last().unwrap(),
             };
+            // Those of one macro differ in their ends.
+            let name = name.split("_##").next().unwrap();
             let parameter = parameter.split_whitespace().next().unwrap();
             rows += &format!("{{\"{name}\", sizeof({parameter})}},\n");
         }
@@ -112,19 +117,29 @@ fn kernels(folder: &Path) -> String {
 
 /// Runs the ignored test `test` of this program in a process of its own, under the fake driver and these variables.
 ///
-/// A process that fails, or takes more than 20 seconds, fails the caller.
+/// A process that fails, or takes more than two minutes, fails the caller.
 pub fn run(test: &str, variables: &[(&str, &str)]) -> Run {
     run_with(folder(), test, variables)
 }
 
+/// As [`run`], in this folder.
+#[allow(dead_code, reason = "each test binary uses what it needs")]
+pub fn run_in(current: &Path, test: &str, variables: &[(&str, &str)]) -> Run {
+    finish(folder(), current, test, variables)
+}
+
 /// As [`run`], with the driver that is in `folder`.
 pub fn run_with(folder: &Path, test: &str, variables: &[(&str, &str)]) -> Run {
+    finish(folder, Path::new("."), test, variables)
+}
+
+fn finish(folder: &Path, current: &Path, test: &str, variables: &[(&str, &str)]) -> Run {
     static SERIAL: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-{}-{serial}", std::process::id()));
     let mut command = Command::new("timeout");
-    command.arg("20").arg(std::env::current_exe().unwrap()).args([test, "--exact", "--ignored", "--nocapture"]);
-    command.args(["--test-threads", "1"]);
+    command.arg("120").arg(std::env::current_exe().unwrap()).args([test, "--exact", "--ignored", "--nocapture"]);
+    command.args(["--test-threads", "1"]).current_dir(current);
     command.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", folder).env("FAKE_CUDA_REPORT", &report);
     command.envs(variables.iter().copied());
     let start = Instant::now();

@@ -33,7 +33,8 @@ fn a_thousand_generations_are_one() {
     for repeat in 1..N_REPEATS {
         assert_eq!(generate(&engine, &prompt, &seeded(7, 24)), first, "repeat {repeat}");
     }
-    assert_ne!(generate(&engine, &prompt, &seeded(8, 24)), first, "another seed gives other tokens");
+    let other = (8..40).any(|seed| generate(&engine, &prompt, &seeded(seed, 24)) != first);
+    assert!(other, "no other seed gives other tokens");
 }
 
 #[test]

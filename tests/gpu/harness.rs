@@ -30,14 +30,27 @@ pub fn load(path: &Path, device: &str, n_batch: usize) -> Arc<Engine> {
 
 /// A model as a backend, with a description that may say what no architecture says.
 pub fn backend(path: &Path, device: &str, change: impl FnOnce(&mut ModelDesc)) -> Result<Box<dyn Backend>> {
+    backend_for(path, device, (MAX_POSITIONS, MAX_ROWS), change)
+}
+
+/// The same for sequences of up to `n_ctx` positions and batches of up to `n_batch` rows.
+pub fn backend_for(
+    path: &Path,
+    device: &str,
+    (n_ctx, n_batch): (usize, usize),
+    change: impl FnOnce(&mut ModelDesc),
+) -> Result<Box<dyn Backend>> {
     let gguf = Gguf::open(path)?;
     let mut desc = arch::describe(gguf.metadata())?;
     change(&mut desc);
     let plan = Weights::plan(&gguf, &desc)?;
     match Device::parse(device) {
-        Some(Device::Cpu) => Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, cores(), &Progress::default())?)),
+        Some(Device::Cpu) => {
+            let sizes = (n_ctx, cores());
+            Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
+        }
         Some(Device::Cuda(ordinal)) => {
-            let sizes = (ordinal, MAX_POSITIONS, MAX_ROWS);
+            let sizes = (ordinal, n_ctx, n_batch);
             Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
         }
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),

@@ -15,9 +15,6 @@ use kigo::quant::QuantType;
 
 use super::stages::Matrix;
 
-/// Widest rows of activations of these tests.
-const WIDEST: usize = 4096;
-
 pub struct Gpu {
     stream: Stream,
     types: TypeTable,
@@ -32,7 +29,7 @@ impl Gpu {
         let context = Context::open(ordinal).unwrap();
         let piece = |&quant: &QuantType| piece(&Matrix { quant_type: quant, rows: 1, cols: 256, data: Vec::new() });
         let pieces: Vec<_> = QuantType::ALL.iter().map(piece).collect();
-        let types = TypeTable::load(&context, &pieces, WIDEST, WIDEST).unwrap();
+        let types = TypeTable::load(&context, &pieces).unwrap();
         let prep = Module::load(&context, embedded("prep").unwrap()).unwrap().function("prep").unwrap();
         Gpu { stream: Stream::new(&context).unwrap(), types, prep }
     }

@@ -1,5 +1,7 @@
 //! Logits and greedy tokens of real models beside those of the CPU.
 
+use kigo::backend::Row;
+
 use super::harness::*;
 use super::models;
 
@@ -66,4 +68,53 @@ fn smollm2_writes_the_greedy_tokens_of_the_cpu() {
         let ended_alike = found == expected && expected.len() < 64;
         assert!(same >= 32 || ended_alike, "{name}: {same} tokens are the same: {found:?} {expected:?}");
     }
+}
+
+/// What llama.cpp makes of Gemma 3 270M.
+fn gemma3_golden() -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(models::data("gemma3.json")).unwrap()).unwrap()
+}
+
+fn tokens(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gemma3_has_the_perplexity_of_llama_cpp() {
+    // Rows of logits that are on the host at a time: 262,144 each.
+    const CHUNK: usize = 100;
+    let Some(path) = models::cached(models::GEMMA3) else { return };
+    let golden = gemma3_golden();
+    let (tokens, n_ctx) = (tokens(&golden["tokens"]), golden["n_ctx"].as_u64().unwrap() as usize);
+    let mut backend = backend_for(&path, &gpu(), (n_ctx, CHUNK), |_| ()).unwrap_or_else(|error| panic!("{error}"));
+    backend.sequence_reserve(1, tokens.len()).unwrap();
+    let row = |(i, &token): (usize, &u32)| Row { token, position: i as u32, sequence: 1, logits: true };
+    let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
+    let mut sum = 0.0;
+    for rows in rows.chunks(CHUNK) {
+        backend.forward(rows).unwrap_or_else(|error| panic!("{error}"));
+        for (i, row) in rows.iter().enumerate() {
+            let Some(&next) = tokens.get(row.position as usize + 1) else { continue };
+            let logits = backend.logits(i).unwrap();
+            let largest = f64::from(logits[argmax(logits)]);
+            let weights: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
+            sum += largest + weights.ln() - f64::from(logits[next as usize]);
+        }
+    }
+    let (found, expected) = ((sum / (tokens.len() - 1) as f64).exp(), golden["perplexity"].as_f64().unwrap());
+    println!("Gemma 3 270M: perplexity {found:.4}, of llama.cpp {expected:.4}");
+    assert!((found / expected - 1.0).abs() <= 0.005, "perplexity {found}, expected {expected}");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn gemma3_writes_the_greedy_tokens_of_the_cpu() {
+    let Some(path) = models::cached(models::GEMMA3) else { return };
+    let golden = gemma3_golden();
+    let (prompt, next) = (tokens(&golden["greedy"]["tokens"]), tokens(&golden["greedy"]["next"]));
+    let (gpu, cpu) = (load(&path, &gpu(), 512), load(&path, "cpu", 512));
+    let (found, expected) = (generate(&gpu, &prompt, &greedy(32)), generate(&cpu, &prompt, &greedy(32)));
+    assert_eq!(found, expected);
+    assert_eq!((found.len(), &found), (32, &next));
 }

@@ -16,6 +16,7 @@ mod random_model;
 #[path = "../common/tiny.rs"]
 mod tiny;
 
+mod arch;
 mod determinism;
 mod harness;
 mod launches;
@@ -29,6 +30,7 @@ mod stages;
 #[test]
 fn the_documentation_lists_these_tests() {
     let modules = [
+        ("arch", include_str!("arch.rs")),
         ("determinism", include_str!("determinism.rs")),
         ("logits", include_str!("logits.rs")),
         ("memory", include_str!("memory.rs")),

@@ -95,7 +95,10 @@ fn a_hundred_loads_leave_nothing() {
         let before = free_bytes();
         (0..N_LOADS).for_each(|_| cycle());
         let after = free_bytes();
-        println!("free before {before}, after {N_LOADS} loads {after}");
+        (0..N_LOADS).for_each(|_| cycle());
+        let later = free_bytes();
+        println!("free before {before}, after {N_LOADS} loads {after}, after as many again {later}");
         assert!(after + DRIVER_KEEPS >= before, "{} bytes are missing after {N_LOADS} loads", before - after);
+        assert!(later >= after, "{} bytes more are missing after as many loads again", after - later);
     });
 }

@@ -1,12 +1,14 @@
 //! Models of odd shapes with random weights of every type, beside the CPU.
 
-use kigo::model::{Activation, ModelDesc, Norm, RopePairing};
+use kigo::model::{Activation, LayerDesc, ModelDesc, Norm, QkNorm, RopeKind, RopePairing, RopeScaling};
 use kigo::quant::QuantType;
 
 use super::folder::Folder;
 use super::harness::*;
-use super::random_model::{Shape, draft};
+use super::random_blocks::Random;
+use super::random_model::{Features, Shape, draft, draft_with};
 use super::stages::nmse;
+use super::tiny::Draft;
 
 /// Most that the squared error of all logits may be of their square.
 const MAX_NMSE: f64 = 1e-4;
@@ -40,9 +42,20 @@ fn tokens() -> Vec<u32> {
 
 /// Compares both devices on one model; returns the error.
 fn check(shape: &Shape, quant_types: &[QuantType], change: impl Fn(&mut ModelDesc)) -> f64 {
-    let folder = Folder::new();
     let seed = shape.n_embd as u64 + quant_types[0] as u64;
-    let path = folder.write("model.gguf", &draft(shape, quant_types, seed).writer());
+    check_draft(shape, quant_types, &draft(shape, quant_types, seed), change)
+}
+
+/// The same with what a `llama` has not.
+fn check_features(shape: &Shape, quant_types: &[QuantType], features: &Features) -> f64 {
+    let seed = shape.n_embd as u64 + quant_types[0] as u64;
+    let draft = draft_with(shape, features, quant_types, seed);
+    check_draft(shape, quant_types, &draft, |desc| features.describe(desc))
+}
+
+fn check_draft(shape: &Shape, quant_types: &[QuantType], draft: &Draft, change: impl Fn(&mut ModelDesc)) -> f64 {
+    let folder = Folder::new();
+    let path = folder.write("model.gguf", &draft.writer());
     let tokens = tokens();
     let run = |device: &str, chunks: &[usize]| -> Vec<Vec<Vec<f32>>> {
         let mut backend = backend(&path, device, &change).unwrap_or_else(|error| panic!("{error}"));
@@ -93,7 +106,7 @@ fn types_may_be_mixed() {
     }
 }
 
-/// What no architecture that kigo runs says yet, but stages compute.
+/// Combinations that no architecture has, but stages compute.
 #[test]
 #[ignore = "needs a GPU"]
 fn pairings_norms_and_activations() {
@@ -109,6 +122,83 @@ fn pairings_norms_and_activations() {
                 }
             }
         }
+    }
+}
+
+/// What an architecture may have beyond a `llama`, each alone.
+fn features() -> Vec<(&'static str, Features)> {
+    let base = Features::default;
+    let kind = |freq_base, scaling, attn_factor| RopeKind { freq_base, scaling, attn_factor };
+    let kinds = vec![
+        kind(10_000.0, RopeScaling::Linear(4.0), 1.0),
+        kind(500.0, RopeScaling::Linear(1.0), 1.2),
+        kind(10_000.0, RopeScaling::Yarn { factor: 8.0, beta_fast: 32.0, beta_slow: 1.0 }, 0.9),
+    ];
+    let layers = |first: (Option<usize>, Option<usize>), second: (Option<usize>, Option<usize>)| {
+        [first, second].map(|(window, rope)| LayerDesc { window, rope }).to_vec()
+    };
+    let ungated = Activation::GeluUngated;
+    vec![
+        ("norm of heads", Features { qk_norm: Some(QkNorm::Head), ..base() }),
+        ("norm of heads, halves", Features { qk_norm: Some(QkNorm::Head), pairing: RopePairing::Halves, ..base() }),
+        ("norm of rows", Features { qk_norm: Some(QkNorm::Row), ..base() }),
+        ("norms after", Features { post_norm: true, ..base() }),
+        ("norms only after", Features { pre_norm: false, post_norm: true, residual_scale: 0.5, ..base() }),
+        ("a window of 1", Features { layers: layers((Some(1), Some(0)), (None, Some(0))), ..base() }),
+        ("a window of 64", Features { layers: layers((None, Some(0)), (Some(64), Some(0))), ..base() }),
+        ("two windows", Features { layers: layers((Some(33), Some(0)), (Some(100), Some(0))), ..base() }),
+        ("sinks", Features { sinks: true, ..base() }),
+        (
+            "sinks and a window",
+            Features { sinks: true, layers: layers((Some(20), Some(0)), (None, Some(0))), ..base() },
+        ),
+        ("capped scores", Features { attn_softcap: Some(1.5), ..base() }),
+        ("capped logits", Features { logit_softcap: Some(2.0), logit_scale: 0.125, ..base() }),
+        (
+            "kinds of rope",
+            Features { rope_kinds: kinds.clone(), layers: layers((None, Some(2)), (None, Some(1))), ..base() },
+        ),
+        ("divisors", Features { rope_kinds: kinds, rope_freqs: true, n_ctx_orig: 64, ..base() }),
+        ("a layer without rope", Features { layers: layers((None, None), (None, Some(0))), ..base() }),
+        ("factors", Features { attn_scale: Some(0.2), embd_scale: 12.0, residual_scale: 0.22, ..base() }),
+        (
+            "learned positions",
+            Features { learned_positions: Some(256), layers: layers((None, None), (None, None)), ..base() },
+        ),
+        ("no gate, with biases", Features { activation: ungated, ffn_biases: true, norm: Norm::Layer, ..base() }),
+        ("a clamped gate", Features { activation: Activation::SiluClamped, ffn_biases: true, ..base() }),
+        ("tensors in one", Features { fused: true, activation: Activation::Gelu, ..base() }),
+    ]
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn every_feature_alone() {
+    for (name, features) in features() {
+        let mut worst: f64 = 0.0;
+        for (i, shape) in SHAPES.iter().enumerate() {
+            // Biases of norms where there may be some, and not everywhere.
+            let shape = Shape { norm_biases: features.norm == Norm::Layer && i % 2 == 0, ..*shape };
+            worst = worst.max(check_features(&shape, &[QuantType::F16, QuantType::Q8_0], &features));
+        }
+        println!("{name}: squared error at most {worst:.1e}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn features_in_any_combination() {
+    let random = &mut Random(20);
+    for (i, shape) in SHAPES.iter().cycle().take(48).enumerate() {
+        let mut features = Features::random(random);
+        if let Some(experts) = &mut features.experts {
+            // A choice between experts that are nearly equal may well differ.
+            experts.n_expert_used = experts.n_expert;
+        }
+        let shape = Shape { norm_biases: features.norm == Norm::Layer && i % 2 == 0, n_layer: 3, ..*shape };
+        let types = [QuantType::F16, QuantType::Q8_0, QuantType::F32];
+        let error = check_features(&shape, &types[i % 3..], &features);
+        println!("{i}: squared error {error:.1e}: {features:?}");
     }
 }
 

@@ -8,6 +8,8 @@
 #   run.sh bench MODEL...        kigo-bench on each; KIGO_BENCH_ARGS is added
 #   run.sh all SMOLLM2 [MODEL..] all of these; bench of all the models
 #
+# KIGO_GEMMA3 is the path of Gemma 3 270M Q4_K_M (gemma-3-270m-q4_k_m.gguf); without it the tests that read it are skipped.
+#
 # Logs and the JSON of kigo-bench go to $OUT, else to out/ beside this script. KIGO_TEST_DEVICE names the device
 # (default: cuda). The last lines are a table; the status is 1 if something failed.
 set -u
@@ -56,13 +58,17 @@ check() {
     nvidia-smi --query-gpu=index,name,driver_version,memory.total,memory.used --format=csv,noheader 2>/dev/null
 }
 
-# Puts SmolLM2 where the tests look for it.
-use_smollm2() {
+# use_model PATH NAME: puts a model where the tests look for it.
+use_model() {
     [ -f "$1" ] || { echo "run.sh: no file $1" >&2; exit 2; }
     KIGO_CACHE="$out/cache"
     export KIGO_CACHE
     mkdir -p "$KIGO_CACHE"
-    ln -sf "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")" "$KIGO_CACHE/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ln -sf "$(cd "$(dirname "$1")" && pwd)/$(basename "$1")" "$KIGO_CACHE/$2"
+}
+
+use_smollm2() {
+    use_model "$1" SmolLM2-135M-Instruct.Q4_1.gguf
 }
 
 # tests NAME ARGUMENTS...: tests of the GPU, one at a time, since some look at its free memory.
@@ -73,15 +79,23 @@ tests() {
 }
 
 run_test() {
+    skip=''
+    if [ -n "${KIGO_GEMMA3:-}" ]; then
+        use_model "$KIGO_GEMMA3" gemma-3-270m-q4_k_m.gguf
+    else
+        skip='--skip gemma3_'
+    fi
     if [ $# -gt 0 ]; then
         use_smollm2 "$1"
-        tests test
     else
+        skip="$skip --skip smollm2"
         KIGO_SKIP_MODELS=1
         export KIGO_SKIP_MODELS
-        tests test --skip smollm2
-        note test-smollm2 skipped 'no path of SmolLM2 was given'
     fi
+    # shellcheck disable=SC2086
+    tests test $skip
+    [ $# -gt 0 ] || note test-smollm2 skipped 'no path of SmolLM2 was given'
+    [ -n "${KIGO_GEMMA3:-}" ] || note test-gemma3 skipped 'KIGO_GEMMA3 names no file'
 }
 
 run_haiku() {

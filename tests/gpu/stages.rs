@@ -1,8 +1,10 @@
 //! Single stages of the GPU against f64: random matrices of any type, their products, the error of what was computed.
 
-use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, shared, stride, wants_bf16};
+use kigo::backend::cuda::blocks::{Card, Job, Kernel};
+use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, stride, wants_bf16};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::params::*;
+use kigo::model::QkNorm;
 use kigo::quant::QuantType;
 
 use super::launches::Gpu;
@@ -145,16 +147,27 @@ fn activated(gate: f64, kind: u32) -> f64 {
     0.5 * gate * (1.0 + inner.tanh())
 }
 
-/// Queues a product, after what prepares its rows. `params` lacks only `records` and `factors`.
-fn multiply(gpu: &Gpu, quant: QuantType, mut params: KigoMatmul) {
+/// The device's card; the same with so few multiprocessors that blocks share one; the smallest card.
+fn cards(gpu: &Gpu) -> [Card; 3] {
+    let card = Card::new(gpu.context().info());
+    [card, Card { n_sm: 1, ..card }, Card { block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false, ..card }]
+}
+
+/// Queues a product as on `card`, after what prepares its rows. `params` lacks only what depends on that.
+fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let kernels = gpu.types().of(quant).unwrap();
     let (n, input, bf16) = (params.n as usize, params.input, wants_bf16(quant));
-    let has_norm = input.norm != KIGO_NORM_NONE;
-    if n == 1 {
-        let n_items = params.n_tiles / if params.kind == KIGO_GATED { 2 } else { 1 };
-        let shared_bytes = shared::one(quant, input.stride as usize, has_norm);
+    let (has_norm, gated) = (input.norm != KIGO_NORM_NONE, params.kind == KIGO_GATED);
+    let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated, copies: 1 };
+    let blocks = card.blocks(&job);
+    (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
+    let mut grid = blocks.grid;
+    if !matches!(blocks.kernel, Kernel::Many | Kernel::ManyNarrow) {
         // Fewer blocks than tiles, so that a block has several.
-        return gpu.launch_rows(&kernels.one, n_items.div_ceil(3) as usize, shared_bytes, &params);
+        grid[0] = grid[0].div_ceil(3);
+    }
+    if blocks.kernel == Kernel::One {
+        return gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
     }
     // The kernels of up to 32 rows read the records of 32, whatever is in those beyond n.
     let n_groups = n.div_ceil(8).max(4);
@@ -164,15 +177,7 @@ fn multiply(gpu: &Gpu, quant: QuantType, mut params: KigoMatmul) {
     let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
     let prepared = KigoPrep { input, records: params.records, factors: params.factors, bf16: u32::from(bf16), pad: 0 };
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
-    let n_blocks = params.n_tiles.div_ceil(2).div_ceil(3) as usize;
-    match n {
-        2..=8 => gpu.launch_rows(&kernels.few8, n_blocks, shared::few(quant, 8), &params),
-        9..=32 => gpu.launch_rows(&kernels.few32, n_blocks, shared::few(quant, 32), &params),
-        _ => {
-            let grid = [params.n.div_ceil(128), params.n_tiles.div_ceil(8), 1];
-            gpu.launch(&kernels.many, grid, THREADS, shared::many(quant), &params);
-        }
-    }
+    gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
     gpu.synchronize();
 }
 
@@ -207,19 +212,33 @@ fn no_product() -> KigoMatmul {
         kind: KIGO_STORE,
         activation: KIGO_SILU,
         first_tile: 0,
-        rows: 0,
-        q: 0,
-        turns: 0,
-        n_head: 0,
-        n_head_kv: 0,
-        head_dim: 0,
-        dp: 0,
-        n_rot: 0,
-        halves: 0,
-        layer: 0,
-        q_scale: 1.0,
+        qkv: NO_HEADS,
+        scale: 1.0,
+        softcap: 0.0,
+        experts: 0,
+        starts: 0,
+        share: 1,
+        pad: 0,
+        n_slots: 0,
+        sum_columns: 0,
     }
 }
+
+const NO_HEADS: KigoQkv = KigoQkv {
+    rows: 0,
+    q: 0,
+    turns: 0,
+    turns_stride: 0,
+    n_head: 0,
+    n_head_kv: 0,
+    head_dim: 0,
+    dp: 0,
+    n_rot: 0,
+    halves: 0,
+    table: 0,
+    layer: 0,
+    q_scale: 1.0,
+};
 
 /// Rows of activations on the device.
 struct Rows {
@@ -320,25 +339,29 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
     for norm in [KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_NORM_LAYER] {
         let x = rows.normed(norm);
         let (product, up) = (one.product_f64(&x), other.product_f64(&x));
-        for (kind, activation, has_bias) in [
-            (KIGO_STORE, KIGO_SILU, false),
-            (KIGO_STORE, KIGO_SILU, true),
-            (KIGO_ADD, KIGO_SILU, true),
-            (KIGO_GATED, KIGO_SILU, false),
-            (KIGO_GATED, KIGO_GELU, false),
-            (KIGO_GATE, KIGO_SILU, false),
-            (KIGO_GATE, KIGO_GELU, false),
+        for (kind, activation, has_bias, (scale, softcap)) in [
+            (KIGO_STORE, KIGO_SILU, false, (1.0, 0.0)),
+            (KIGO_STORE, KIGO_SILU, true, (0.25, 0.0)),
+            (KIGO_STORE, KIGO_SILU, false, (0.5, 20.0)),
+            (KIGO_ADD, KIGO_SILU, true, (1.0, 0.0)),
+            (KIGO_ADD, KIGO_SILU, false, (0.22, 0.0)),
+            (KIGO_GATED, KIGO_SILU, false, (1.0, 0.0)),
+            (KIGO_GATED, KIGO_GELU, false, (1.0, 0.0)),
+            (KIGO_GATE, KIGO_SILU, false, (1.0, 0.0)),
+            (KIGO_GATE, KIGO_GELU, false, (1.0, 0.0)),
         ] {
+            let bias_of = |i: usize| if has_bias { f64::from(bias[i % n_rows]) } else { 0.0 };
+            let capped = |x: f64| if softcap > 0.0 { f64::from(softcap) * (x / f64::from(softcap)).tanh() } else { x };
             let expected: Vec<f64> = (0..MOST * n_rows)
                 .map(|i| match kind {
                     KIGO_GATED => activated(product[i], activation) * up[i],
                     KIGO_GATE => activated(f64::from(before[i]), activation) * product[i],
-                    KIGO_ADD => f64::from(before[i]) + product[i] + f64::from(bias[i % n_rows]),
-                    _ => product[i] + if has_bias { f64::from(bias[i % n_rows]) } else { 0.0 },
+                    KIGO_ADD => f64::from(before[i]) + f64::from(scale) * (product[i] + bias_of(i)),
+                    _ => capped(f64::from(scale) * (product[i] + bias_of(i))),
                 })
                 .collect();
             let in_place = matches!(kind, KIGO_ADD | KIGO_GATE);
-            let run = |first: usize, n: usize| {
+            let run = |card: &Card, first: usize, n: usize| {
                 let mut out = poisoned((n + 1) * (n_rows + GAP));
                 for row in (0..n).filter(|_| in_place) {
                     let from = &before[(first + row) * n_rows..][..n_rows];
@@ -360,9 +383,11 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
                     out_stride: (n_rows + GAP) as u32,
                     kind,
                     activation,
+                    scale,
+                    softcap,
                     ..no_product()
                 };
-                multiply(gpu, quant_type, params);
+                multiply(gpu, card, quant_type, params);
                 let name = format!(
                     "{} [{n_rows}, {k}], kind {kind}, activation {activation}, norm {norm}, {n} rows from {first}",
                     quant_type.name()
@@ -382,16 +407,19 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
                 assert!(error <= MAX_QUANTISED, "{name}: squared error {error:e}");
                 (found, error)
             };
-            let (all, error) = run(0, MOST);
+            let cards = cards(gpu);
+            let (all, error) = run(&cards[0], 0, MOST);
             worst = worst.max(error);
             for (first, n) in [(0, 1), (77, 1), (MOST - 1, 1), (0, 5), (9, 8), (0, 9), (3, 32), (0, 33)] {
-                let same = super::harness::bits(&run(first, n).0)
-                    == super::harness::bits(&all[first * n_rows..][..n * n_rows]);
-                assert!(
-                    same,
-                    "{} [{n_rows}, {k}], kind {kind}, norm {norm}: other bits in {n} rows from {first}",
-                    quant_type.name()
-                );
+                for card in &cards {
+                    let same = super::harness::bits(&run(card, first, n).0)
+                        == super::harness::bits(&all[first * n_rows..][..n * n_rows]);
+                    assert!(
+                        same,
+                        "{} [{n_rows}, {k}], kind {kind}, norm {norm}: other bits in {n} rows from {first}, {card:?}",
+                        quant_type.name()
+                    );
+                }
             }
         }
     }
@@ -401,68 +429,95 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
 #[test]
 #[ignore = "needs a GPU"]
 fn embedded_rows_are_those_of_the_table() {
-    const POSITIONS: [u32; 4] = [0, 1, 1000, 131_071];
-    const N_PAIRS: usize = 24;
-    const N_MAGNITUDES: usize = 3;
     let (gpu, random) = (Gpu::open(), &mut fresh("embed"));
     for &quant_type in QuantType::ALL {
-        let (mut worst, mut worst_turn): (f64, f64) = (0.0, 0.0);
+        let mut worst: (f64, f64) = (0.0, 0.0);
         for (n, k) in shapes(quant_type) {
-            let (table, width) = (Matrix::random(quant_type, n, k, random), stride(k));
-            let weights = gpu.repack(&[(&table, table.place(1, 0))], table.n_tiles());
-            let angles: Vec<f64> = (0..N_PAIRS).map(|i| 10_000f64.powf(-(i as f64) / 24.0) / 3.0).collect();
-            let rows: Vec<KigoRow> = (0..n as u32)
-                .map(|i| KigoRow { token: i, position: POSITIONS[i as usize % 4], pages: 0, slot: 0, pad: 0 })
-                .collect();
-            let x = gpu.floats(&poisoned((n + 1) * width));
-            let turns = gpu.floats(&poisoned((n + 1) * N_PAIRS * 2));
-            let magnitudes = gpu.words(&vec![POISON; N_MAGNITUDES * (n + 1)]);
-            let angles_buffer = gpu.upload(&angles.iter().flat_map(|angle| angle.to_le_bytes()).collect::<Vec<u8>>());
-            let rows_buffer = gpu.structs(&rows);
-            let params = KigoEmbed {
-                rows: rows_buffer.address(),
-                weights: weights.address(),
-                x: x.address(),
-                angles: angles_buffer.address(),
-                turns: turns.address(),
-                magnitudes: magnitudes.address(),
-                n_magnitudes: N_MAGNITUDES as u32,
-                magnitudes_stride: n as u32 + 1,
-                n_pairs: N_PAIRS as u32,
-                n_records: table.n_records() as u32,
-                k: k as u32,
-                stride: width as u32,
-            };
-            gpu.launch_rows(&gpu.types().of(quant_type).unwrap().embed, n, 0, &params);
-            let (x, turns, magnitudes) = (gpu.read_floats(&x), gpu.read_floats(&turns), gpu.read_words(&magnitudes));
-            let name = format!("{} [{n}, {k}]", quant_type.name());
-            for (token, (found, expected)) in x.chunks_exact(width).zip(table.weights().chunks_exact(k)).enumerate() {
-                let largest = f64::from(f32::from_bits(magnitude(expected)));
-                for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
-                    let error = f64::from((found - expected).abs()) / largest;
-                    assert!(error <= 1e-6, "{name}: weight {i} of row {token} is {found}, expected {expected}");
-                    worst = worst.max(error);
-                }
-                assert!(found[k..].iter().all(|x| x.to_bits() == POISON), "{name}: row {token} beyond its end");
-            }
-            assert!(x[n * width..].iter().all(|x| x.to_bits() == POISON), "{name}: a row beyond the last");
-            for (row, found) in turns.chunks_exact(2 * N_PAIRS).take(n).enumerate() {
-                for (pair, angle) in angles.iter().enumerate() {
-                    let (sine, cosine) = (angle * f64::from(POSITIONS[row % 4]) % 2.0 * std::f64::consts::PI).sin_cos();
-                    for (found, expected) in [(found[2 * pair], cosine), (found[2 * pair + 1], sine)] {
-                        let error = (f64::from(found) - expected).abs();
-                        assert!(error <= 1e-7, "{name}: turn of pair {pair} in row {row}: {found}, {expected}");
-                        worst_turn = worst_turn.max(error);
-                    }
-                }
-            }
-            assert!(turns[2 * n * N_PAIRS..].iter().all(|x| x.to_bits() == POISON), "{name}: a turn too many");
-            for of_stage in magnitudes.chunks_exact(n + 1) {
-                assert!(of_stage[..n].iter().all(|&x| x == 0) && of_stage[n] == POISON, "{name}: magnitudes");
+            let table = Matrix::random(quant_type, n, k, random);
+            for (positions, scale) in [(None, 1.0), (Some(activations(7 * k, random)), 11.3)] {
+                let (weights, turns) = check_embed(&gpu, &table, positions.as_deref(), scale);
+                worst = (worst.0.max(weights), worst.1.max(turns));
             }
         }
-        println!("{:8} weights {worst:.1e}, turns {worst_turn:.1e}", quant_type.name());
+        println!("{:8} weights {:.1e}, turns {:.1e}", quant_type.name(), worst.0, worst.1);
     }
+}
+
+/// Rows of `table`, scaled, with rows of `positions` added: the largest errors of them and of the turns.
+fn check_embed(gpu: &Gpu, table: &Matrix, positions: Option<&[f32]>, scale: f32) -> (f64, f64) {
+    const N_PAIRS: usize = 24;
+    const N_MAGNITUDES: usize = 3;
+    // Which of them are those of x, where they are wanted.
+    const OF_X: usize = 1;
+    let (n, k, width) = (table.rows, table.cols, stride(table.cols));
+    let position = |row: usize| if positions.is_some() { row as u32 % 7 } else { [0, 1, 1000, 131_071][row % 4] };
+    let weights = gpu.repack(&[(table, table.place(1, 0))], table.n_tiles());
+    // The later pairs are of a kind of rope that grows what it turns.
+    let pair = |i: usize| (10_000f64.powf(-(i as f64) / 24.0) / 3.0, if i < 20 { 1.0 } else { 1.25 });
+    let angles = gpu
+        .upload(&(0..N_PAIRS).flat_map(|i| <[f64; 2]>::from(pair(i))).flat_map(f64::to_le_bytes).collect::<Vec<u8>>());
+    let row = |i: usize| KigoRow { token: i as u32, position: position(i), pages: 0, slot: 0, pad: 0 };
+    let rows = gpu.structs(&(0..n).map(row).collect::<Vec<_>>());
+    let x = gpu.floats(&poisoned((n + 1) * width));
+    let turns = gpu.floats(&poisoned((n + 1) * N_PAIRS * 2));
+    let magnitudes = gpu.words(&vec![POISON; N_MAGNITUDES * (n + 1)]);
+    let learned = positions.map(|positions| gpu.floats(positions));
+    let of_x = magnitudes.address() + (OF_X * (n + 1) * 4) as u64;
+    let params = KigoEmbed {
+        rows: rows.address(),
+        weights: weights.address(),
+        x: x.address(),
+        positions: learned.as_ref().map_or(0, DeviceBuffer::address),
+        angles: angles.address(),
+        turns: turns.address(),
+        magnitudes: magnitudes.address(),
+        x_magnitudes: if positions.is_some() { of_x } else { 0 },
+        n_magnitudes: N_MAGNITUDES as u32,
+        magnitudes_stride: n as u32 + 1,
+        n_turns: N_PAIRS as u32,
+        n_records: table.n_records() as u32,
+        k: k as u32,
+        stride: width as u32,
+        scale,
+        pad: 0,
+    };
+    gpu.launch_rows(&gpu.types().of(table.quant_type).unwrap().embed, n, 0, &params);
+    let (x, turns, magnitudes) = (gpu.read_floats(&x), gpu.read_floats(&turns), gpu.read_words(&magnitudes));
+    let name = format!("{} [{n}, {k}], positions {}", table.quant_type.name(), positions.is_some());
+    let (mut worst, mut worst_turn): (f64, f64) = (0.0, 0.0);
+    for (token, (found, weights)) in x.chunks_exact(width).zip(table.weights().chunks_exact(k)).enumerate() {
+        let learned = |i: usize| positions.map_or(0.0, |all| f64::from(all[position(token) as usize * k + i]));
+        let expected: Vec<f64> =
+            weights.iter().enumerate().map(|(i, &w)| f64::from(w) * f64::from(scale) + learned(i)).collect();
+        let largest = expected.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        for (i, (&found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = (f64::from(found) - expected).abs() / largest;
+            assert!(error <= 1e-6, "{name}: weight {i} of row {token} is {found}, expected {expected}");
+            worst = worst.max(error);
+        }
+        assert!(found[k..].iter().all(|x| x.to_bits() == POISON), "{name}: row {token} beyond its end");
+    }
+    assert!(x[n * width..].iter().all(|x| x.to_bits() == POISON), "{name}: a row beyond the last");
+    for (row, found) in turns.chunks_exact(2 * N_PAIRS).take(n).enumerate() {
+        for i in 0..N_PAIRS {
+            let (angle, growth) = pair(i);
+            let (sine, cosine) = (angle * f64::from(position(row)) % 2.0 * std::f64::consts::PI).sin_cos();
+            for (found, expected) in [(found[2 * i], cosine * growth), (found[2 * i + 1], sine * growth)] {
+                let error = (f64::from(found) - expected).abs();
+                assert!(error <= 1e-7, "{name}: turn of pair {i} in row {row}: {found}, {expected}");
+                worst_turn = worst_turn.max(error);
+            }
+        }
+    }
+    assert!(turns[2 * n * N_PAIRS..].iter().all(|x| x.to_bits() == POISON), "{name}: a turn too many");
+    for (i, of_stage) in magnitudes.chunks_exact(n + 1).enumerate() {
+        for (row, &found) in of_stage[..n].iter().enumerate() {
+            let wanted = if i == OF_X && positions.is_some() { magnitude(&x[row * width..][..k]) } else { 0 };
+            assert_eq!(found, wanted, "{name}: magnitude {i} of row {row}");
+        }
+        assert_eq!(of_stage[n], POISON, "{name}: a magnitude beyond the last row");
+    }
+    (worst, worst_turn)
 }
 
 /// Bits of a half that nobody wrote.
@@ -515,14 +570,16 @@ fn queries_keys_and_values_are_those_of_f64() {
     for types in [[Q8_0; 3], [F16; 3], [Q4_K, Q4_K, Q6_K], [F32, F16, Q8_0]] {
         for head_dim in [20, 32, 48, 80, 128] {
             let mut worst: f64 = 0.0;
-            for (n_rot, halves, has_bias) in [
-                (head_dim, false, true),
-                (head_dim, true, false),
-                (head_dim / 2, false, false),
-                (head_dim / 2, true, true),
+            for (n_rot, halves, has_bias, turns) in [
+                (head_dim, false, true, true),
+                (head_dim, true, false, true),
+                (head_dim / 2, false, false, true),
+                (head_dim / 2, true, true, true),
+                (head_dim / 2, true, false, false),
+                (0, false, true, false),
             ] {
-                for n in [1, 5, 20, 150] {
-                    let heads = Heads { head_dim, n_rot, halves, has_bias };
+                for (n, norm) in [(1, None), (5, Some(QkNorm::Head)), (5, None), (20, Some(QkNorm::Row)), (150, None)] {
+                    let heads = Heads { head_dim, n_rot, halves, has_bias, turns, norm };
                     worst = worst.max(check_qkv(&gpu, types, heads, n, random));
                 }
             }
@@ -538,6 +595,9 @@ struct Heads {
     n_rot: usize,
     halves: bool,
     has_bias: bool,
+    /// Whether this layer turns.
+    turns: bool,
+    norm: Option<QkNorm>,
 }
 
 /// The largest error of q, keys and values of `n` rows.
@@ -548,7 +608,10 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
     const FIRST: usize = 57;
     const LAYER: usize = 1;
     const Q_SCALE: f32 = 0.25;
-    let Heads { head_dim, n_rot, halves, has_bias } = heads;
+    // Entries of the tables of another group of layers, and turns of another kind of rope before and after this one's.
+    const TABLE: usize = 3;
+    const OTHERS: usize = 5;
+    let Heads { head_dim, n_rot, halves, has_bias, turns: has_turns, norm } = heads;
     let (dp, per_head) = (head_width(head_dim), head_dim.div_ceil(16));
     let rows = Rows::random(gpu, n, K, random);
     let x = rows.normed(KIGO_NORM_RMS);
@@ -560,13 +623,40 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
     let n_pages = (FIRST + n).div_ceil(PAGE);
     let page_halves = (LAYER + 1) * N_HEAD[1] * 2 * PAGE * dp;
     let pages = gpu.filled(n_pages * page_halves * 2, 0xff);
-    let table: Vec<u8> =
-        (0..n_pages).flat_map(|page| (pages.address() + (page * page_halves * 2) as u64).to_le_bytes()).collect();
-    let table = gpu.upload(&table);
+    let address = |page: usize| pages.address() + (page * page_halves * 2) as u64;
+    let table: Vec<u64> = std::iter::repeat_n(0, TABLE).chain((0..n_pages).map(address)).collect();
+    let table = gpu.upload(&table.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
     let row = |i: usize| KigoRow { token: 0, position: (FIRST + i) as u32, pages: table.address(), slot: 0, pad: 0 };
     let rows_buffer = gpu.structs(&(0..n).map(row).collect::<Vec<_>>());
     let q = gpu.filled((n + 1) * N_HEAD[0] * dp * 2, 0xff);
-    let turns_buffer = gpu.floats(&turns);
+    let turns_stride = n_rot / 2 + 2 * OTHERS;
+    let mut all_turns = poisoned(n * turns_stride * 2);
+    for row in 0..n {
+        all_turns[(row * turns_stride + OTHERS) * 2..][..n_rot].copy_from_slice(&turns[row * n_rot..][..n_rot]);
+    }
+    let turns_buffer = gpu.floats(&all_turns);
+    let qkv = KigoQkv {
+        rows: rows_buffer.address(),
+        q: q.address(),
+        turns: if has_turns { turns_buffer.address() + OTHERS as u64 * 8 } else { 0 },
+        turns_stride: turns_stride as u32,
+        n_head: N_HEAD[0] as u32,
+        n_head_kv: N_HEAD[1] as u32,
+        head_dim: head_dim as u32,
+        dp: dp as u32,
+        n_rot: n_rot as u32,
+        halves: u32::from(halves),
+        table: TABLE as u32,
+        layer: LAYER as u32,
+        q_scale: Q_SCALE,
+    };
+    // Where q, k and v wait for their norm, and its weights.
+    let width = N_HEAD.iter().sum::<usize>() * per_head * 16;
+    let stored = gpu.floats(&poisoned((n + 1) * width));
+    let norm_len = |part: usize| if norm == Some(QkNorm::Row) { N_HEAD[part] * head_dim } else { head_dim };
+    let norm_weights =
+        [0, 1].map(|part| (0..norm_len(part)).map(|_| 1.0 + 0.5 * random.uniform()).collect::<Vec<f32>>());
+    let norm_buffers = norm_weights.each_ref().map(|weights| gpu.floats(weights));
     let bias_buffers: Vec<DeviceBuffer> = biases.iter().map(|bias| gpu.floats(bias)).collect();
     let bias: [u64; 3] = std::array::from_fn(|part| if has_bias { bias_buffers[part].address() } else { 0 });
 
@@ -583,32 +673,42 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
             })
             .collect();
         let weights = gpu.repack(&placed, n_tiles);
+        let first_tile = N_HEAD[..start].iter().sum::<usize>() * per_head;
         let params = KigoMatmul {
             input: rows.input(0, n, KIGO_NORM_RMS),
             weights: weights.address(),
-            bias,
+            bias: if norm.is_some() { [0; 3] } else { bias },
             n: n as u32,
             n_rows: (n_tiles * 16) as u32,
             n_tiles: n_tiles as u32,
             n_records: parts[start].n_records() as u32,
-            kind: KIGO_QKV,
-            first_tile: (N_HEAD[..start].iter().sum::<usize>() * per_head) as u32,
-            rows: rows_buffer.address(),
-            q: q.address(),
-            turns: turns_buffer.address(),
-            n_head: N_HEAD[0] as u32,
-            n_head_kv: N_HEAD[1] as u32,
-            head_dim: head_dim as u32,
-            dp: dp as u32,
-            n_rot: n_rot as u32,
-            halves: u32::from(halves),
-            layer: LAYER as u32,
-            q_scale: Q_SCALE,
+            kind: if norm.is_some() { KIGO_STORE } else { KIGO_QKV },
+            out: stored.address() + (first_tile * 16 * 4) as u64,
+            out_stride: width as u32,
+            first_tile: first_tile as u32,
+            qkv,
             ..no_product()
         };
-        multiply(gpu, types[start], params);
+        multiply(gpu, &cards(gpu)[0], types[start], params);
         gpu.synchronize();
         start = end;
+    }
+    if let Some(norm) = norm {
+        let whole = norm == QkNorm::Row;
+        let params = KigoHeads {
+            qkv,
+            x: stored.address(),
+            bias,
+            norm_weight: norm_buffers.each_ref().map(DeviceBuffer::address),
+            stride: width as u32,
+            whole: u32::from(whole),
+            eps: EPS,
+            pad: 0,
+        };
+        let (n_blocks, n_heads) = if whole { (3, N_HEAD[0]) } else { (N_HEAD.iter().sum(), 1) };
+        let threads = (n_heads * per_head * 8).next_multiple_of(32).min(256) as u32;
+        gpu.launch(&gpu.function("rows", "heads"), [n as u32, n_blocks as u32, 1], threads, 0, &params);
+        gpu.synchronize();
     }
 
     let mut q_expected = vec![f64::NAN; (n + 1) * N_HEAD[0] * dp];
@@ -618,12 +718,29 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
         for row in 0..n {
             let (page, of_page) = ((FIRST + row) / PAGE, (FIRST + row) % PAGE);
             let turn = |pair: usize| [0, 1].map(|i| f64::from(turns[row * n_rot + 2 * pair + i]));
+            let biased = |at: usize| {
+                let bias = if has_bias { f64::from(biases[part][at]) } else { 0.0 };
+                products[row * N_HEAD[part] * head_dim + at] + bias
+            };
+            // What the elements from `first` on are multiplied with.
+            let factor = |first: usize, n: usize| {
+                let squares = (first..first + n).map(|at| biased(at).powi(2)).sum::<f64>();
+                1.0 / (squares / n as f64 + f64::from(EPS)).sqrt()
+            };
             for head in 0..N_HEAD[part] {
-                let element = |i: usize| {
-                    let at = head * head_dim + i;
-                    let bias = if has_bias { f64::from(biases[part][at]) } else { 0.0 };
-                    products[row * N_HEAD[part] * head_dim + at] + bias
+                let normed = match norm.filter(|_| part < 2) {
+                    None => vec![1.0; head_dim],
+                    Some(QkNorm::Head) => {
+                        let factor = factor(head * head_dim, head_dim);
+                        norm_weights[part].iter().map(|&w| factor * f64::from(w)).collect()
+                    }
+                    Some(QkNorm::Row) => {
+                        let factor = factor(0, N_HEAD[part] * head_dim);
+                        let weights = &norm_weights[part][head * head_dim..][..head_dim];
+                        weights.iter().map(|&w| factor * f64::from(w)).collect()
+                    }
                 };
+                let element = |i: usize| biased(head * head_dim + i) * normed[i];
                 let mut put = |place: usize, value: f64| match part {
                     0 => q_expected[(row * N_HEAD[0] + head) * dp + place] = value * f64::from(Q_SCALE),
                     _ => {
@@ -639,14 +756,14 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
                 let places = head_places(head_dim, n_rot, halves);
                 for (pair, both) in places.chunks_exact(2).enumerate() {
                     let [low, high] = [0, 1].map(|i| if both[i].1 < head_dim { element(both[i].1) } else { 0.0 });
-                    let [cosine, sine] = if both[0].2 { turn(pair) } else { [1.0, 0.0] };
+                    let [cosine, sine] = if both[0].2 && has_turns { turn(pair) } else { [1.0, 0.0] };
                     put(both[0].0, low * cosine - high * sine);
                     put(both[1].0, low * sine + high * cosine);
                 }
             }
         }
     }
-    let name = format!("{types:?}, heads of {head_dim}, {n_rot} turned, halves {halves}, {n} rows");
+    let name = format!("{types:?}, heads of {head_dim}, {n_rot} turned, halves {halves}, norm {norm:?}, {n} rows");
     let q_error = half_error(&gpu.read_halves(&q), &q_expected, &format!("{name}: q"));
     let cache_error = half_error(&gpu.read_halves(&pages), &cache_expected, &format!("{name}: cache"));
     assert!(
@@ -671,15 +788,49 @@ fn attention_is_that_of_f64() {
     for head_dim in [20, 32, 64, 80, 96, 128, 192, 256] {
         let mut worst: f64 = 0.0;
         for group in [1, 3, 4, 8, 20] {
-            worst = worst.max(check_attention(&gpu, head_dim, group, random));
+            worst = worst.max(check_attention(&gpu, head_dim, group, Scores::default(), random));
         }
         println!("heads of {head_dim:3}: {worst:.1e}");
         assert!(worst <= MAX_NMSE, "heads of {head_dim}: squared error {worst:e}");
     }
 }
 
+#[test]
+#[ignore = "needs a GPU"]
+fn windows_soft_caps_and_sinks_are_those_of_f64() {
+    let (gpu, random) = (Gpu::open(), &mut fresh("windows"));
+    let mut all = vec![];
+    // Within a page, at its edges, within a chunk of 512, at its edges, and longer than a position that is tried.
+    for window in [1, 2, 63, 64, 65, 100, 511, 512, 513, 1000, 1990] {
+        all.push(Scores { window, ..Scores::default() });
+    }
+    all.push(Scores { softcap: 3.0, ..Scores::default() });
+    all.push(Scores { sinks: true, ..Scores::default() });
+    for window in [0, 1, 70, 700] {
+        all.push(Scores { window, softcap: 50.0, sinks: true });
+    }
+    for head_dim in [32, 64, 80, 128, 192, 256] {
+        let mut worst: f64 = 0.0;
+        for (&scores, group) in all.iter().zip([3, 1, 20, 8].into_iter().cycle()) {
+            worst = worst.max(check_attention(&gpu, head_dim, group, scores, random));
+        }
+        println!("heads of {head_dim:3}: {worst:.1e}");
+        assert!(worst <= MAX_NMSE, "heads of {head_dim}: squared error {worst:e}");
+    }
+}
+
+/// What becomes of scores; zeros leave them as they are.
+#[derive(Debug, Clone, Copy, Default)]
+struct Scores {
+    window: usize,
+    softcap: f32,
+    sinks: bool,
+}
+
 /// Decode and prefill at several positions: the same bits, and their largest error.
-fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, random: &mut Random) -> f64 {
+fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, random: &mut Random) -> f64 {
+    // Entries of the tables of another group of layers.
+    const TABLE: usize = 2;
     const N_HEAD_KV: usize = 2;
     const N_LAYER: usize = 2;
     const LAYER: usize = 1;
@@ -715,9 +866,14 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, random: &mut Random
     let prefill_shared = dp as u32 * if dp <= 128 { 512 } else { 384 };
     prefill.set_max_shared_bytes(prefill_shared).unwrap();
 
+    let Scores { window, softcap, sinks } = scores;
+    let first_key = |position: usize| if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
+    let sink_values: Vec<f32> = (0..n_head).map(|_| 4.0 * random.uniform()).collect();
+    let sink_buffer = gpu.floats(&sink_values);
+    let log2_e = std::f32::consts::LOG2_E;
     let mut worst: f64 = 0.0;
     for position in [0, 63, 64, 500, LAST] {
-        let name = format!("heads of {head_dim}, {group} a group, position {position}");
+        let name = format!("heads of {head_dim}, {group} a group, {scores:?}, position {position}");
         let n = TILE.min(position + 1);
         let first = position + 1 - n;
         // No key or value after the last row's has been written.
@@ -726,10 +882,15 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, random: &mut Random
             now[key_at(later, head)..][..dp].fill(HALF_POISON);
             (0..dp).for_each(|i| now[value_at(later, head, i)] = HALF_POISON);
         }
+        // Nothing is read of pages before the window of the first row.
+        let first_page = first_key(first) / PAGE;
+        now[..first_page * page_halves].fill(HALF_POISON);
         let pages = gpu.halves(&now);
-        let table: Vec<u8> =
-            (0..n_pages).flat_map(|page| (pages.address() + (page * page_halves * 2) as u64).to_le_bytes()).collect();
-        let table = gpu.upload(&table);
+        // Those pages are not even there.
+        let address =
+            |page: usize| if page < first_page { 0 } else { pages.address() + (page * page_halves * 2) as u64 };
+        let table: Vec<u64> = std::iter::repeat_n(0, TABLE).chain((0..n_pages).map(address)).collect();
+        let table = gpu.upload(&table.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
         let mut q = vec![0; n * n_head * dp];
         for (row, head) in (0..n).flat_map(|row| (0..n_head).map(move |head| (row, head))) {
             q[q_at(row, head)..][..head_dim].fill_with(|| half(random, q_scale));
@@ -754,11 +915,16 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, random: &mut Random
                 out: out.address(),
                 magnitudes: magnitudes.address(),
                 counters: counters.address(),
+                sinks: if sinks { sink_buffer.address() } else { 0 },
                 n_head: n_head as u32,
                 n_head_kv: N_HEAD_KV as u32,
                 head_dim: head_dim as u32,
+                table: TABLE as u32,
                 layer: LAYER as u32,
                 n_layer: N_LAYER as u32,
+                before: if window == 0 { KIGO_ALL_BEFORE } else { window as u32 - 1 },
+                softcap: softcap * log2_e,
+                softcap_rate: if softcap > 0.0 { 2.0 / softcap } else { 0.0 },
                 splits: splits.unwrap_or(1),
                 out_stride: width as u32,
                 pad: 0,
@@ -796,15 +962,19 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, random: &mut Random
                 let q: Vec<f64> = q.iter().map(|&bits| widened(bits)).collect();
                 let score = |at: usize| {
                     let key = &now[key_at(at, kv_head)..][..head_dim];
-                    q.iter().zip(key).map(|(q, &key)| q * widened(key)).sum::<f64>()
+                    let score = q.iter().zip(key).map(|(q, &key)| q * widened(key)).sum::<f64>();
+                    let cap = f64::from(softcap * log2_e);
+                    if cap > 0.0 { cap * (score / cap).tanh() } else { score }
                 };
-                let scores: Vec<f64> = (0..=first + row).map(score).collect();
-                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let start = first_key(first + row);
+                let scores: Vec<f64> = (start..=first + row).map(score).collect();
+                let sink = if sinks { f64::from(sink_values[head] * log2_e) } else { f64::NEG_INFINITY };
+                let largest = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp2()).collect();
-                let sum: f64 = weights.iter().sum();
+                let sum: f64 = weights.iter().sum::<f64>() + (sink - largest).exp2();
                 let mixed = |i: usize| {
-                    let terms = weights.iter().enumerate().map(|(at, w)| w * widened(now[value_at(at, kv_head, i)]));
-                    terms.sum::<f64>() / sum
+                    let values = (start..).map(|at| widened(now[value_at(at, kv_head, i)]));
+                    weights.iter().zip(values).map(|(w, value)| w * value).sum::<f64>() / sum
                 };
                 (0..head_dim).map(mixed).collect::<Vec<f64>>()
             })
@@ -815,6 +985,46 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, random: &mut Random
         }
     }
     worst
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn normed_sums_are_those_of_f64() {
+    const N: usize = 5;
+    const SCALE: f32 = 0.22;
+    let (gpu, random) = (Gpu::open(), &mut fresh("normed sums"));
+    let kernel = gpu.function("rows", "add_normed");
+    for k in [31, 64, 200, 2304] {
+        let (delta, x) = (Rows::random(&gpu, N, k, random), activations(N * k, random));
+        for norm in [KIGO_NORM_RMS, KIGO_NORM_LAYER] {
+            let out = gpu.floats(&padded(&x, k));
+            let magnitudes = gpu.words(&[0, 0, 0, 0, 0, POISON]);
+            let params = KigoAddNormed {
+                x: out.address(),
+                delta: delta.x.address(),
+                norm_weight: delta.norm_weight.address(),
+                magnitudes: magnitudes.address(),
+                k: k as u32,
+                stride: stride(k) as u32,
+                norm,
+                eps: EPS,
+                scale: SCALE,
+                pad: 0,
+            };
+            gpu.launch_rows(&kernel, N, 0, &params);
+            let (out, magnitudes) = (gpu.read_floats(&out), gpu.read_words(&magnitudes));
+            let normed = normed(&delta.host, k, norm, &delta.weight, &vec![0.0; k]);
+            for (row, out) in out.chunks_exact(stride(k)).enumerate() {
+                let sums = x[row * k..][..k].iter().zip(&normed[row * k..][..k]);
+                let expected: Vec<f64> = sums.map(|(&x, normed)| f64::from(x) + f64::from(SCALE) * normed).collect();
+                let error = nmse(&out[..k], &expected);
+                assert!(error <= 1e-12, "[{k}], norm {norm}: squared error {error:e} of row {row}");
+                assert!(out[k..].iter().all(|&x| x == 0.0), "[{k}], norm {norm}: row {row} beyond its end");
+                assert_eq!(magnitudes[row], magnitude(&out[..k]), "[{k}], norm {norm}: magnitude of row {row}");
+            }
+            assert_eq!(magnitudes[N], POISON);
+        }
+    }
 }
 
 #[test]

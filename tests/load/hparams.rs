@@ -139,8 +139,16 @@ fn context_length_g31() {
 
 #[test]
 fn experts_g38() {
-    for count in [1, 8, u32::MAX] {
-        refused_with("llama.expert_count", Value::U32(count), &["0", &count.to_string()]);
+    refused_with("llama.expert_count", Value::U32(u32::MAX), &["1 to 1024", "4294967295"]);
+    let of = |n: u32, used: u32| {
+        let draft = Draft::tiny().with("llama.expert_count", Value::U32(n));
+        draft.with("llama.expert_used_count", Value::U32(used))
+    };
+    refused(&of(8, 2), Status::BadFile, &["tensor blk.0.ffn_gate_exps.weight", "[64, 96, 8]", "no such tensor"]);
+    let without = Draft::tiny().with("llama.expert_count", Value::U32(8));
+    refused(&without, Status::BadFile, &["llama.expert_used_count", "no such key"]);
+    for used in [0, 9, u32::MAX] {
+        refused(&of(8, used), Status::BadFile, &["llama.expert_used_count", "1 to 8", &used.to_string()]);
     }
     refused_with("llama.expert_count", "8", &["integer", "STRING"]);
     assert_eq!(answer(&load(&Draft::tiny().with("llama.expert_count", Value::U32(0))), QUESTION).unwrap(), HAIKU);
@@ -156,9 +164,18 @@ fn rope_g46() {
         let draft = draft.with("llama.rope.scaling.factor", Value::F32(factor));
         refused(&draft, Status::BadFile, &["llama.rope.scaling.factor", &factor.to_string()]);
     }
-    for name in ["yarn", "longrope", "", "Linear"] {
-        refused_with("llama.rope.scaling.type", name, &["none or linear", &format!("\"{name}\"")]);
+    for name in ["dynamic", "", "Linear"] {
+        refused_with("llama.rope.scaling.type", name, &["none, linear, longrope or yarn", &format!("\"{name}\"")]);
     }
+    let yarn = Draft::tiny().with("llama.rope.scaling.type", "yarn");
+    for key in ["scaling.attn_factor", "scaling.yarn_beta_fast", "scaling.yarn_beta_slow"] {
+        for value in [0.0, f32::NAN, -1.0, f32::INFINITY] {
+            let key = format!("llama.rope.{key}");
+            refused(&yarn.clone().with(&key, Value::F32(value)), Status::BadFile, &[&key, &value.to_string()]);
+        }
+    }
+    let key = "llama.rope.scaling.original_context_length";
+    refused(&yarn.with(key, Value::U32(0)), Status::BadFile, &[key, "at least 1"]);
     for count in [0, 1, 15, 18, u32::MAX] {
         refused_with("llama.rope.dimension_count", Value::U32(count), &["even", "16", &count.to_string()]);
     }

@@ -19,6 +19,7 @@ mod time;
 #[path = "../common/tiny.rs"]
 mod tiny;
 
+mod architectures;
 mod files;
 mod hparams;
 mod progress;

@@ -50,7 +50,7 @@ fn a_load_is_cancelled_before_any_read_x03() {
         let gguf = Gguf::from_source(Box::new(source)).unwrap();
         let desc = arch::describe(gguf.metadata()).unwrap();
         let plan = Weights::plan(&gguf, &desc).unwrap();
-        let outcome = CpuBackend::load(&gguf, &desc, &plan, 1, &progress);
+        let outcome = CpuBackend::load(&gguf, &desc, &plan, (64, 1), &progress);
         let (done, total) = progress.bytes();
         assert_eq!(total, gguf.tensors().iter().map(|tensor| tensor.n_bytes).sum::<u64>());
         // A cancellation during the last read comes too late.

@@ -17,11 +17,18 @@ pub struct Head<'a> {
     pub width: usize,
     /// Factor on q·k.
     pub scale: f32,
+    /// c of `c * tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// The score that stands for no key.
+    pub sink: Option<f32>,
 }
 
 /// Writes the mix of the values to `out` `[head_dim]`; `pages` gives k and v `[positions, width]` in order.
 pub fn attend<'a>(arch: Arch, head: Head, pages: impl Iterator<Item = (&'a [f32], &'a [f32])>, out: &mut [f32]) {
-    let mut softmax = Softmax { max: f32::NEG_INFINITY, sum: 0.0 };
+    let mut softmax = match head.sink {
+        Some(sink) => Softmax { max: sink, sum: 1.0 },
+        None => Softmax { max: f32::NEG_INFINITY, sum: 0.0 },
+    };
     out.fill(0.0);
     for (keys, values) in pages {
         arch.dispatch(Page { head, keys, values, softmax: &mut softmax, out });
@@ -56,7 +63,8 @@ impl WithSimd for Page<'_> {
         for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head.width)) {
             let mut sums = Sums::new(simd);
             sums.add(simd, head.q, &key[columns.clone()]);
-            *score = sums.total(simd) * head.scale;
+            let scaled = sums.total(simd) * head.scale;
+            *score = head.softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh());
             max = max.max(*score);
         }
         let shrink = if softmax.sum == 0.0 { 0.0 } else { exp::<S>(softmax.max - max) };
@@ -84,17 +92,21 @@ mod tests {
         let keys: Vec<f32> = (0..n * width).map(value).collect();
         let values: Vec<f32> = (0..n * width).map(|i| value(i + 77_777)).collect();
         let q: Vec<f32> = (0..head_dim).map(|i| value(i + 5)).collect();
-        let head = Head { q: &q, at: 20, width, scale: 0.3 };
-        let pages = keys.chunks(PAGE * width).zip(values.chunks(PAGE * width));
-        let mut out = vec![f32::NAN; head_dim];
-        attend(Arch::new(), head, pages, &mut out);
+        let product = |p: usize| (0..head_dim).map(|i| q[i] as f64 * keys[p * width + 20 + i] as f64).sum::<f64>();
+        for (softcap, sink) in [(None, None), (Some(0.5), None), (None, Some(-1.0)), (Some(2.0), Some(3.0))] {
+            let head = Head { q: &q, at: 20, width, scale: 0.3, softcap, sink };
+            let pages = keys.chunks(PAGE * width).zip(values.chunks(PAGE * width));
+            let mut out = vec![f32::NAN; head_dim];
+            attend(Arch::new(), head, pages, &mut out);
 
-        let score = |p: usize| (0..head_dim).map(|i| q[i] as f64 * keys[p * width + 20 + i] as f64).sum::<f64>() * 0.3;
-        let weights: Vec<f64> = (0..n).map(|p| score(p).exp()).collect();
-        for (i, out) in out.iter().enumerate() {
-            let mix: f64 = (0..n).map(|p| weights[p] * values[p * width + 20 + i] as f64).sum();
-            let expected = mix / weights.iter().sum::<f64>();
-            assert!((*out as f64 - expected).abs() < 1e-5, "{out} {expected}");
+            let capped = |x: f64| softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh());
+            let weights: Vec<f64> = (0..n).map(|p| capped(product(p) * 0.3).exp()).collect();
+            let sum = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| f64::from(sink).exp());
+            for (i, out) in out.iter().enumerate() {
+                let mix: f64 = (0..n).map(|p| weights[p] * values[p * width + 20 + i] as f64).sum();
+                let expected = mix / sum;
+                assert!((*out as f64 - expected).abs() < 1e-5, "{softcap:?} {sink:?}: {out} {expected}");
+            }
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::tensor::Tensor;
-use super::vector::{STEP, Sums};
+use super::tensor::Linear;
+use super::vector::{self, STEP, Sums};
 use crate::Result;
 use crate::error::try_vec;
 use crate::quant::{Block, BlockVisitor};
@@ -34,7 +34,8 @@ pub struct MatMul {
 
 /// Part of a product: some rows of a matrix.
 struct Job<'a> {
-    weight: &'a Tensor,
+    /// Its bias is added later.
+    weight: Linear<'a>,
     first_row: usize,
     /// `[rows of this job, n]`
     out: &'a mut [f32],
@@ -63,19 +64,30 @@ impl MatMul {
         self.arch
     }
 
-    /// For each product: out `[n, rows]` = x `[n, cols]` times the transpose of the matrix `[rows, cols]`.
+    /// For each product: out `[n, rows]` = x `[n, cols]` times the transpose of the matrix `[rows, cols]`, plus its bias.
     /// All matrices have the same number of columns. Runs on the thread pool it is called in.
     ///
     /// # Errors
     /// When memory cannot be had.
-    pub fn run(&mut self, products: &mut [(&Tensor, &mut [f32])], x: &[f32]) -> Result<()> {
+    pub fn run(&mut self, products: &mut [(Linear, &mut [f32])], x: &[f32]) -> Result<()> {
         let Some((first, _)) = products.first() else { return Ok(()) };
-        let n = x.len() / first.cols();
+        let n = x.len() / first.tensor.cols();
         if n == 1 {
             let outs = products.iter_mut().map(|(weight, out)| (*weight, &mut **out));
             self.run_jobs(outs, x, n);
-            return Ok(());
+        } else {
+            self.run_many(products, x, n)?;
         }
+        for (weight, out) in products {
+            if let Some(bias) = weight.bias {
+                out.chunks_exact_mut(bias.len()).for_each(|row| vector::add(row, bias));
+            }
+        }
+        Ok(())
+    }
+
+    /// The products of many rows, which are computed as columns.
+    fn run_many(&mut self, products: &mut [(Linear, &mut [f32])], x: &[f32], n: usize) -> Result<()> {
         let mut columns = std::mem::take(&mut self.columns);
         let len = products.iter().map(|(_, out)| out.len()).sum();
         if columns.len() < len {
@@ -94,7 +106,7 @@ impl MatMul {
         for (weight, out) in products {
             let (product, tail) = rest.split_at(out.len());
             rest = tail;
-            out.par_chunks_exact_mut(weight.rows()).enumerate().for_each(|(i, out)| {
+            out.par_chunks_exact_mut(weight.n_rows).enumerate().for_each(|(i, out)| {
                 out.iter_mut().zip(product.chunks_exact(n)).for_each(|(out, column)| *out = column[i]);
             });
         }
@@ -103,23 +115,23 @@ impl MatMul {
     }
 
     /// Computes `[rows, n]` of every matrix, in jobs that the threads share.
-    fn run_jobs<'a>(&self, products: impl Iterator<Item = (&'a Tensor, &'a mut [f32])>, x: &[f32], n: usize) {
+    fn run_jobs<'a>(&self, products: impl Iterator<Item = (Linear<'a>, &'a mut [f32])>, x: &[f32], n: usize) {
         let products: Vec<_> = products.collect();
-        let n_rows: usize = products.iter().map(|(weight, _)| weight.rows()).sum();
+        let n_rows: usize = products.iter().map(|(weight, _)| weight.n_rows).sum();
         let rows_per_job = n_rows.div_ceil(JOBS_PER_THREAD * self.rows.len());
         let mut jobs = Vec::with_capacity(products.len() + JOBS_PER_THREAD * self.rows.len());
         for (weight, out) in products {
             for (i, out) in out.chunks_mut(rows_per_job * n).enumerate() {
-                jobs.push(Job { weight, first_row: i * rows_per_job, out });
+                jobs.push(Job { weight, first_row: weight.first_row + i * rows_per_job, out });
             }
         }
         jobs.into_par_iter().with_max_len(1).for_each(|job| {
             if n == 1 {
-                job.weight.quant_type().visit(Decode { arch: self.arch, job, x });
+                job.weight.tensor.quant_type().visit(Decode { arch: self.arch, job, x });
             } else {
                 let thread = rayon::current_thread_index().unwrap_or(0) % self.rows.len();
                 let mut row = self.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
-                job.weight.quant_type().visit(Many { arch: self.arch, job, x, n, row: &mut row });
+                job.weight.tensor.quant_type().visit(Many { arch: self.arch, job, x, n, row: &mut row });
             }
         });
     }
@@ -142,8 +154,8 @@ impl BlockVisitor for Decode<'_> {
             #[inline(always)]
             fn with_simd<S: Simd>(self, simd: S) {
                 let Decode { job: Job { weight, first_row, out }, x, .. } = self.0;
-                let data = weight.row_data(first_row..first_row + out.len());
-                for (out, row) in out.iter_mut().zip(data.chunks_exact(weight.row_bytes())) {
+                let data = weight.tensor.row_data(first_row..first_row + out.len());
+                for (out, row) in out.iter_mut().zip(data.chunks_exact(weight.tensor.row_bytes())) {
                     *out = dot::<S, B>(simd, row, x);
                 }
             }
@@ -193,10 +205,10 @@ impl BlockVisitor for Many<'_> {
             #[inline(always)]
             fn with_simd<S: Simd>(self, simd: S) {
                 let Many { job, x, n, row, .. } = self.0;
-                let row = &mut row[..job.weight.cols()];
+                let row = &mut row[..job.weight.tensor.cols()];
                 for (i, out) in job.out.chunks_exact_mut(n).enumerate() {
                     let at = job.first_row + i;
-                    B::dequantize_run(job.weight.row_data(at..at + 1), row);
+                    B::dequantize_run(job.weight.tensor.row_data(at..at + 1), row);
                     dot_many(simd, row, x, out);
                 }
             }

@@ -3,34 +3,37 @@
 //!
 //! Sums run in an order that depends neither on the batch nor on the number of threads.
 
+mod activation;
 mod attention;
+mod experts;
 mod kv_cache;
 mod matmul;
+mod memory;
+mod rows;
 mod tensor;
 mod vector;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::{Backend, Memory, Progress, Purpose, Residency, Row, SequenceId};
-use crate::error::try_vec;
+use super::{Backend, Memory, Progress, Purpose, Row, SequenceId};
 use crate::gguf::Gguf;
-use crate::model::{Activation, ModelDesc, Norm, Weights};
+use crate::model::{ModelDesc, RopeTable, Weights};
 use crate::{Error, Result};
 use attention::Head;
 use kv_cache::KvCache;
 use matmul::MatMul;
-use tensor::Tensor;
+use memory::{HostMemory, Workspace};
+use tensor::{Linear, Tensor};
 
 /// A model in host memory, with its KV cache and its threads.
 pub struct CpuBackend {
     desc: ModelDesc,
     weights: Weights<Tensor>,
     weight_bytes: u64,
-    /// Turn of rope pair `i` per position, in radians: `[n_rot / 2]`.
-    rope_angles: Vec<f64>,
+    /// One for each kind of rope.
+    ropes: Vec<RopeTable>,
     cache: KvCache,
     matmul: MatMul,
     pool: Arc<rayon::ThreadPool>,
@@ -38,79 +41,8 @@ pub struct CpuBackend {
     memory: Arc<HostMemory>,
 }
 
-/// Bytes that the backend holds, as it last said.
-#[derive(Default)]
-struct HostMemory {
-    bytes: [AtomicU64; Purpose::ALL.len()],
-}
-
-impl HostMemory {
-    fn set(&self, purpose: Purpose, bytes: usize) {
-        self.bytes[purpose as usize].store(bytes as u64, Ordering::Relaxed);
-    }
-}
-
-impl Memory for HostMemory {
-    fn bytes(&self, purpose: Purpose) -> u64 {
-        self.bytes[purpose as usize].load(Ordering::Relaxed)
-    }
-
-    fn residency(&self) -> Result<Residency> {
-        let host_bytes = Purpose::ALL.into_iter().map(|purpose| self.bytes(purpose)).sum();
-        Ok(Residency { device_bytes: 0, host_bytes })
-    }
-}
-
-/// Activations of one batch. Every buffer holds at least the batch's rows and is reused by the next batch.
-#[derive(Default)]
-struct Workspace {
-    rows: Vec<Row>,
-    /// cos and sin of every rope pair: `[n, n_rot / 2]`.
-    turns: Vec<(f32, f32)>,
-    /// The residual stream: `[n, n_embd]`.
-    x: Vec<f32>,
-    /// x after a norm: `[n, n_embd]`.
-    normed: Vec<f32>,
-    /// `[n, n_head, head_dim]`
-    q: Vec<f32>,
-    /// `[n, n_head_kv, head_dim]`
-    k: Vec<f32>,
-    /// `[n, n_head_kv, head_dim]`
-    v: Vec<f32>,
-    /// Output of the attention: `[n, n_head, head_dim]`.
-    mix: Vec<f32>,
-    /// `[n, n_ff]`
-    gate: Vec<f32>,
-    /// `[n, n_ff]`
-    up: Vec<f32>,
-    /// A product that is to be added to x: `[n, n_embd]`.
-    delta: Vec<f32>,
-    /// `[rows that want logits, n_vocab]`
-    logits: Vec<f32>,
-}
-
-impl Workspace {
-    fn bytes(&self) -> usize {
-        let buffers = [
-            &self.x,
-            &self.normed,
-            &self.q,
-            &self.k,
-            &self.v,
-            &self.mix,
-            &self.gate,
-            &self.up,
-            &self.delta,
-            &self.logits,
-        ];
-        buffers.into_iter().map(Vec::capacity).sum::<usize>() * size_of::<f32>()
-            + self.turns.capacity() * size_of::<(f32, f32)>()
-            + self.rows.capacity() * size_of::<Row>()
-    }
-}
-
 impl CpuBackend {
-    /// Reads the planned tensors into memory and starts `n_threads` threads.
+    /// Reads the planned tensors into memory, for contexts of up to `n_ctx` tokens, and starts `n_threads` threads.
     ///
     /// # Errors
     /// When the file cannot be read, memory cannot be had, threads cannot be started, or the load is cancelled.
@@ -118,7 +50,7 @@ impl CpuBackend {
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<crate::gguf::TensorInfo>,
-        n_threads: usize,
+        (n_ctx, n_threads): (usize, usize),
         progress: &Progress,
     ) -> Result<Self> {
         let weight_bytes = plan.file_bytes();
@@ -130,7 +62,7 @@ impl CpuBackend {
             Ok(tensor)
         })?;
         memory.set(Purpose::Weights, held);
-        let rope_angles = desc.rope_angles(weights.rope_freqs.as_ref().map(Tensor::vector));
+        let ropes = desc.rope.tables(weights.rope_divisors(desc, n_ctx).map(Tensor::vector));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|i| format!("kigo-cpu-{i}"))
@@ -139,11 +71,11 @@ impl CpuBackend {
             .map_err(|_| no_threads(n_threads))?;
         Ok(CpuBackend {
             matmul: MatMul::new(n_threads, desc.n_embd.max(desc.n_ff).max(desc.n_embd_q()))?,
-            cache: KvCache::new(desc.n_layer, desc.n_embd_kv()),
+            cache: KvCache::new(desc.layers.iter().map(|layer| layer.window), desc.n_embd_kv()),
             desc: desc.clone(),
             weights,
             weight_bytes,
-            rope_angles,
+            ropes,
             pool: Arc::new(pool),
             work: Workspace::default(),
             memory,
@@ -202,62 +134,52 @@ impl Backend for CpuBackend {
     }
 
     fn n_layer(&self) -> usize {
-        self.desc.n_layer
+        self.desc.n_layer()
     }
 
     fn begin(&mut self, rows: &[Row]) -> Result<()> {
-        let (d, w, n) = (&self.desc, &mut self.work, rows.len());
-        let n_logits = rows.iter().filter(|row| row.logits).count();
-        w.rows.clear();
-        w.rows.try_reserve(n).map_err(|_| workspace_error(n * size_of::<Row>()))?;
-        w.rows.extend_from_slice(rows);
-        for (buffer, width) in [
-            (&mut w.x, d.n_embd),
-            (&mut w.normed, d.n_embd),
-            (&mut w.q, d.n_embd_q()),
-            (&mut w.k, d.n_embd_kv()),
-            (&mut w.v, d.n_embd_kv()),
-            (&mut w.mix, d.n_embd_q()),
-            (&mut w.gate, d.n_ff),
-            (&mut w.up, d.n_ff),
-            (&mut w.delta, d.n_embd),
-        ] {
-            resize(buffer, n, width)?;
+        let (d, w) = (&self.desc, &mut self.work);
+        if let Some(n_ctx) = d.max_positions().filter(|&n| rows.iter().any(|row| row.position as usize >= n)) {
+            return Err(Error::ContextFull { n_ctx });
         }
-        resize(&mut w.logits, n_logits, d.n_vocab)?;
-        w.turns.clear();
-        let n_turns = n * self.rope_angles.len();
-        w.turns.try_reserve(n_turns).map_err(|_| workspace_error(n_turns * size_of::<(f32, f32)>()))?;
-        for row in rows {
-            w.turns.extend(self.rope_angles.iter().map(|angle| {
-                let (sin, cos) = (angle * f64::from(row.position)).sin_cos();
-                (cos as f32, sin as f32)
-            }));
-        }
-        Ok(())
+        w.begin(d, rows)?;
+        rows::turns(&self.ropes, rows, &mut w.turns)?;
+        let outcome = self.cache.begin(rows);
+        self.memory.set(Purpose::Cache, self.cache.bytes());
+        outcome
     }
 
     fn embed(&mut self) -> Result<()> {
         let Self { desc: d, weights, work: w, .. } = self;
         for (row, x) in w.rows.iter().zip(w.x.chunks_exact_mut(d.n_embd)) {
             weights.token_embd.dequantize_row(row.token as usize, x);
+            vector::scale(x, d.embd_scale);
+            if let Some(positions) = &weights.position_embd {
+                vector::add(x, &positions.vector()[row.position as usize * d.n_embd..][..d.n_embd]);
+            }
         }
         Ok(())
     }
 
     fn attn_qkv(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, cache, matmul, work: w, .. } = self;
-        let l = &weights.layers[layer];
-        norm(matmul.arch(), d, &w.x, &l.attn_norm, l.attn_norm_bias.as_ref(), &mut w.normed);
-        let q = (&l.attn_q, &mut w.q[..]);
-        let k = (&l.attn_k, &mut w.k[..]);
-        let v = (&l.attn_v, &mut w.v[..]);
-        matmul.run(&mut [q, k, v], &w.normed)?;
-        add_bias(&mut w.q, l.attn_q_bias.as_ref());
-        add_bias(&mut w.k, l.attn_k_bias.as_ref());
-        add_bias(&mut w.v, l.attn_v_bias.as_ref());
-        rope(d, &w.turns, &mut w.q, d.n_head);
-        rope(d, &w.turns, &mut w.k, d.n_head_kv);
+        let (l, arch) = (&weights.layers[layer], matmul.arch());
+        let input = rows::normed(arch, d, &w.x, (l.attn_norm.as_ref(), l.attn_norm_bias.as_ref()), &mut w.normed);
+        let q = (Linear::new(&l.attn_q, l.attn_q_bias.as_ref()), &mut w.q[..]);
+        let k = (Linear::new(&l.attn_k, l.attn_k_bias.as_ref()), &mut w.k[..]);
+        let v = (Linear::new(&l.attn_v, l.attn_v_bias.as_ref()), &mut w.v[..]);
+        matmul.run(&mut [q, k, v], input)?;
+        for (x, weight) in [(&mut w.q, &l.attn_q_norm), (&mut w.k, &l.attn_k_norm)] {
+            if let Some(weight) = weight.as_ref().map(Tensor::vector) {
+                x.chunks_exact_mut(weight.len()).for_each(|x| vector::rms_norm(arch, x, weight, d.norm_eps));
+            }
+        }
+        if let Some(kind) = d.layers[layer].rope {
+            let n_turns = w.rows.len() * (d.rope.n_rot / 2);
+            let turns = &w.turns[kind * n_turns..][..n_turns];
+            rows::rope(d, turns, &mut w.q, d.n_head);
+            rows::rope(d, turns, &mut w.k, d.n_head_kv);
+        }
         let width = d.n_embd_kv();
         for ((row, k), v) in w.rows.iter().zip(w.k.chunks_exact(width)).zip(w.v.chunks_exact(width)) {
             cache.store(row, layer, k, v);
@@ -266,42 +188,60 @@ impl Backend for CpuBackend {
     }
 
     fn attn_mix(&mut self, layer: usize) -> Result<()> {
-        let Self { desc: d, cache, matmul, work: w, .. } = self;
+        let Self { desc: d, weights, cache, matmul, work: w, .. } = self;
         let (arch, group) = (matmul.arch(), d.n_head / d.n_head_kv);
+        let sinks = weights.layers[layer].attn_sinks.as_ref().map(Tensor::vector);
         let heads = w.q.par_chunks_exact(d.head_dim).zip(w.mix.par_chunks_exact_mut(d.head_dim));
         heads.enumerate().for_each(|(i, (q, out))| {
-            let (row, at) = (&w.rows[i / d.n_head], i % d.n_head / group * d.head_dim);
-            let head = Head { q, at, width: d.n_embd_kv(), scale: d.attn_scale };
+            let (row, head) = (&w.rows[i / d.n_head], i % d.n_head);
+            let head = Head {
+                q,
+                at: head / group * d.head_dim,
+                width: d.n_embd_kv(),
+                scale: d.attn_scale,
+                softcap: d.attn_softcap,
+                sink: sinks.map(|sinks| sinks[head]),
+            };
             attention::attend(arch, head, cache.pages(row, layer), out);
         });
         Ok(())
     }
 
     fn attn_output(&mut self, layer: usize) -> Result<()> {
-        let Self { weights, matmul, work: w, .. } = self;
+        let Self { desc: d, weights, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        matmul.run(&mut [(&l.attn_output, &mut w.delta)], &w.mix)?;
-        add_bias(&mut w.delta, l.attn_output_bias.as_ref());
-        vector::add(&mut w.x, &w.delta);
+        let output = Linear::new(&l.attn_output, l.attn_output_bias.as_ref());
+        matmul.run(&mut [(output, &mut w.delta)], &w.mix)?;
+        rows::add(matmul.arch(), d, &mut w.x, &mut w.delta, l.attn_post_norm.as_ref());
         Ok(())
     }
 
     fn ffn_up(&mut self, layer: usize) -> Result<()> {
         let Self { desc: d, weights, matmul, work: w, .. } = self;
         let l = &weights.layers[layer];
-        norm(matmul.arch(), d, &w.x, &l.ffn_norm, l.ffn_norm_bias.as_ref(), &mut w.normed);
-        matmul.run(&mut [(&l.ffn_gate, &mut w.gate), (&l.ffn_up, &mut w.up)], &w.normed)?;
-        match d.activation {
-            Activation::Silu => vector::silu_mul(matmul.arch(), &mut w.gate, &w.up),
-            Activation::Gelu => vector::gelu_mul(matmul.arch(), &mut w.gate, &w.up),
+        let norm = (l.ffn_norm.as_ref(), l.ffn_norm_bias.as_ref());
+        let input = rows::normed(matmul.arch(), d, &w.x, norm, &mut w.normed);
+        if let (Some(experts), Some(router)) = (d.experts, &l.ffn_gate_inp) {
+            let router = Linear::new(router, l.ffn_gate_inp_bias.as_ref());
+            w.routing.choose(experts, router, matmul, input)?;
+            let out = (&mut w.expert_rows[..], &mut w.gate[..], &mut w.up[..]);
+            return experts::up(l, &w.routing, d.activation, matmul, input, out);
         }
-        Ok(())
+        let gate = l.ffn_gate.as_ref().map(|gate| Linear::new(gate, l.ffn_gate_bias.as_ref()));
+        let up = Linear::new(&l.ffn_up, l.ffn_up_bias.as_ref());
+        activation::gated(matmul, d.activation, (gate, up), input, &mut w.gate, &mut w.up)
     }
 
     fn ffn_down(&mut self, layer: usize) -> Result<()> {
-        let Self { weights, matmul, work: w, .. } = self;
-        matmul.run(&mut [(&weights.layers[layer].ffn_down, &mut w.delta)], &w.gate)?;
-        vector::add(&mut w.x, &w.delta);
+        let Self { desc: d, weights, matmul, work: w, .. } = self;
+        let l = &weights.layers[layer];
+        if d.experts.is_some() {
+            experts::down(l, &w.routing, matmul, &w.gate, (&mut w.expert_rows, &mut w.delta))?;
+        } else {
+            let down = Linear::new(&l.ffn_down, l.ffn_down_bias.as_ref());
+            matmul.run(&mut [(down, &mut w.delta)], &w.gate)?;
+        }
+        rows::add(matmul.arch(), d, &mut w.x, &mut w.delta, l.ffn_post_norm.as_ref());
         Ok(())
     }
 
@@ -315,60 +255,18 @@ impl Backend for CpuBackend {
         if n == 0 {
             return Ok(());
         }
-        let normed = &mut w.normed[..n * d.n_embd];
-        let bias = weights.output_norm_bias.as_ref();
-        norm(matmul.arch(), d, &w.x[..n * d.n_embd], &weights.output_norm, bias, normed);
-        let head = weights.output.as_ref().unwrap_or(&weights.token_embd);
-        matmul.run(&mut [(head, &mut w.logits)], normed)
+        let norm = (Some(&weights.output_norm), weights.output_norm_bias.as_ref());
+        let x = &w.x[..n * d.n_embd];
+        let normed = rows::normed(matmul.arch(), d, x, norm, &mut w.normed[..n * d.n_embd]);
+        let head = Linear::new(weights.output.as_ref().unwrap_or(&weights.token_embd), None);
+        matmul.run(&mut [(head, &mut w.logits)], normed)?;
+        rows::finish_logits(d, &mut w.logits);
+        Ok(())
     }
-}
-
-/// Normalises every row of `x` `[n, n_embd]` into `out`.
-fn norm(arch: pulp::Arch, desc: &ModelDesc, x: &[f32], weight: &Tensor, bias: Option<&Tensor>, out: &mut [f32]) {
-    let row = match desc.norm {
-        Norm::Rms => vector::rms_norm,
-        Norm::Layer => vector::layer_norm,
-    };
-    for (x, out) in x.chunks_exact(desc.n_embd).zip(out.chunks_exact_mut(desc.n_embd)) {
-        row(arch, x, weight.vector(), desc.norm_eps, out);
-    }
-    add_bias(out, bias);
-}
-
-/// Adds the bias `[width]`, where there is one, to every row of `x` `[n, width]`.
-fn add_bias(x: &mut [f32], bias: Option<&Tensor>) {
-    if let Some(bias) = bias {
-        x.chunks_exact_mut(bias.vector().len()).for_each(|row| vector::add(row, bias.vector()));
-    }
-}
-
-/// Turns every head of `x` `[n, n_heads, head_dim]` by the turns of its row.
-fn rope(desc: &ModelDesc, turns: &[(f32, f32)], x: &mut [f32], n_heads: usize) {
-    let rows = x.chunks_exact_mut(n_heads * desc.head_dim).zip(turns.chunks_exact(desc.rope.n_rot / 2));
-    for (row, turns) in rows {
-        for head in row.chunks_exact_mut(desc.head_dim) {
-            vector::rope(desc.rope.pairing, head, turns);
-        }
-    }
-}
-
-/// Makes `buffer` exactly `n * width` long; what it holds is unspecified.
-fn resize(buffer: &mut Vec<f32>, n: usize, width: usize) -> Result<()> {
-    let len = n.checked_mul(width).ok_or_else(|| workspace_error(usize::MAX))?;
-    if len > buffer.capacity() {
-        *buffer = Vec::new();
-        *buffer = try_vec(len, "the workspace")?;
-    }
-    buffer.resize(len, 0.0);
-    Ok(())
 }
 
 /// The system refuses threads when it has no memory for them, or too many already.
 fn no_threads(n: usize) -> Error {
     const STACK: u64 = 2 << 20;
     Error::OutOfMemory { what: format!("starting {n} more threads (n_threads)"), bytes: n as u64 * STACK }
-}
-
-fn workspace_error(bytes: usize) -> Error {
-    Error::OutOfMemory { what: "the workspace".into(), bytes: bytes as u64 }
 }

@@ -10,6 +10,32 @@ use crate::quant::QuantType;
 /// Bytes that are read at once: a cancellation waits for so many, which takes milliseconds.
 const READ_BYTES: usize = 8 << 20;
 
+/// A matrix, or some rows of one, and the bias of its products.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    pub tensor: &'a Tensor,
+    pub first_row: usize,
+    /// Outputs of the product.
+    pub n_rows: usize,
+    /// `[n_rows]`
+    pub bias: Option<&'a [f32]>,
+}
+
+impl<'a> Linear<'a> {
+    /// All rows.
+    pub fn new(tensor: &'a Tensor, bias: Option<&'a Tensor>) -> Linear<'a> {
+        Linear { tensor, first_row: 0, n_rows: tensor.rows(), bias: bias.map(Tensor::vector) }
+    }
+
+    /// Number `at` of `n` equal parts: one of so many experts.
+    pub fn part(self, at: usize, n: usize) -> Linear<'a> {
+        let n_rows = self.n_rows / n;
+        let first = at * n_rows;
+        let bias = self.bias.map(|bias| &bias[first..][..n_rows]);
+        Linear { first_row: self.first_row + first, n_rows, bias, ..self }
+    }
+}
+
 /// A weight: a matrix in its quantised form, or a vector in f32.
 #[derive(Debug)]
 pub struct Tensor {

@@ -14,6 +14,8 @@ use crate::{Error, Result};
 const MULTIPROCESSOR_COUNT: c_uint = 16;
 const COMPUTE_CAPABILITY_MAJOR: c_uint = 75;
 const COMPUTE_CAPABILITY_MINOR: c_uint = 76;
+const MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: c_uint = 81;
+const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_uint = 97;
 
 /// The oldest architecture that the kernels are written for.
 const OLDEST_GPU: (u32, u32) = (8, 0);
@@ -254,6 +256,8 @@ fn describe(driver: &Driver, ordinal: u32) -> Result<(c_int, DeviceInfo)> {
         total_bytes: total as u64,
         compute_capability: (attribute(COMPUTE_CAPABILITY_MAJOR)?, attribute(COMPUTE_CAPABILITY_MINOR)?),
         n_sm: attribute(MULTIPROCESSOR_COUNT)?,
+        block_shared_bytes: attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        sm_shared_bytes: attribute(MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
     };
     Ok((handle, info))
 }

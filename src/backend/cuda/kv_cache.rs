@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
+use super::params::KIGO_ALL_BEFORE;
 use super::stream::Stream;
 use crate::backend::{Purpose, SequenceId};
 use crate::error::try_vec;
-use crate::model::ModelDesc;
+use crate::model::{LayerDesc, ModelDesc};
 use crate::{Error, Result};
 
 /// Positions in a page: `KIGO_PAGE` of `kernels/launch.h`.
@@ -38,34 +39,98 @@ pub fn head_width(desc: &ModelDesc) -> Result<usize> {
     })
 }
 
-/// What a page and a table take, in bytes.
+/// Layers whose pages hold the same positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
-    /// `[n_layer, n_head_kv, k and v, PAGE, head width]` f16, then the partial sums of attention
+pub struct Group {
+    /// Layers.
+    pub n_layer: usize,
+    /// Bytes of a page: `[n_layer, n_head_kv, k and v, PAGE, head width]` f16, then the partial sums of attention
     /// `[n_head, 2 + head width]` f32.
     pub page: usize,
-    /// `[n_ctx / PAGE, rounded up]` u64.
-    pub table: usize,
-    /// Pages that are allocated at once.
+    /// Pages that a sequence has at most: entry i of a table is page i modulo this number.
+    pub ring: usize,
+    /// Bytes of the pages that are allocated at once.
     pub chunk: usize,
 }
 
+/// Where a layer finds its keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerPlace {
+    /// Its group.
+    pub group: usize,
+    /// Its number in the group.
+    pub index: usize,
+    /// A row sees so many positions before its own, at most `KIGO_ALL_BEFORE`.
+    pub before: u32,
+}
+
+/// What pages and tables take, in bytes.
+///
+/// Layers that see everything are one group, and those with a window another, whose pages are a ring: a page is written again
+/// when no row can see what it held. A row sees the largest window, other rows of its batch are written before it reads, and
+/// so are the steps that the device is ahead, which the host may repeat with another token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes {
+    /// One or two.
+    pub groups: Vec<Group>,
+    /// One for each layer of the model.
+    pub layers: Vec<LayerPlace>,
+    /// Entries of a table for each group: `n_ctx / PAGE`, rounded up.
+    pub n_entries: usize,
+    /// `[groups, n_entries]` u64.
+    pub table: usize,
+}
+
+/// Positions that may be written beyond those that a row sees, besides the rest of its batch.
+const AHEAD: usize = super::STEPS_AHEAD;
+
 impl Sizes {
+    /// For sequences of up to `n_ctx` positions in batches of up to `n_batch` rows.
+    ///
     /// # Errors
     /// When a head is wider than the kernels can do, or a size beyond 64 bits.
-    pub fn new(desc: &ModelDesc, n_ctx: usize) -> Result<Sizes> {
+    pub fn new(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<Sizes> {
         let width = head_width(desc)? as u64;
+        let too_large = || Error::OutOfMemory { what: "a page of the KV cache".into(), bytes: u64::MAX };
         let product = |factors: &[u64]| factors.iter().try_fold(1u64, |n, &factor| n.checked_mul(factor));
-        let sizes = || {
-            let keys = product(&[desc.n_layer as u64, desc.n_head_kv as u64, 2, PAGE as u64, width, 2])?;
+        let n_entries = n_ctx.div_ceil(PAGE);
+        let group = |n_layer: usize, ring: usize| {
+            let keys = product(&[n_layer as u64, desc.n_head_kv as u64, 2, PAGE as u64, width, 2])?;
             let partials = product(&[desc.n_head as u64, width + 2, 4])?;
             let page = keys.checked_add(partials)?.checked_next_multiple_of(ALIGNMENT)?;
-            let table = product(&[n_ctx.div_ceil(PAGE) as u64, 8])?.checked_next_multiple_of(ALIGNMENT)?;
             let chunk = page.checked_mul((CHUNK_BYTES as u64 / page).max(1))?;
             let size = |n: u64| usize::try_from(n).ok();
-            Some(Sizes { page: size(page)?, table: size(table)?, chunk: size(chunk)? })
+            Some(Group { n_layer, page: size(page)?, ring, chunk: size(chunk)? })
         };
-        sizes().ok_or_else(|| Error::OutOfMemory { what: "a page of the KV cache".into(), bytes: u64::MAX })
+        // A window that is never left is none.
+        let window = |layer: &LayerDesc| layer.window.filter(|&window| window < n_ctx);
+        let windows = || desc.layers.iter().filter_map(window);
+        let n_windowed = windows().count();
+        let n_full = desc.n_layer() - n_windowed;
+        let mut groups = try_vec(2, "the groups of layers")?;
+        if n_full > 0 {
+            groups.push(group(n_full, n_entries).ok_or_else(too_large)?);
+        }
+        if let Some(largest) = windows().max() {
+            let span = largest.saturating_add(n_batch).saturating_add(AHEAD);
+            let ring = n_entries.min(span.div_ceil(PAGE).saturating_add(1));
+            groups.push(group(n_windowed, ring).ok_or_else(too_large)?);
+        }
+        let mut layers = try_vec(desc.n_layer(), "the list of layers")?;
+        let mut seen = [0, 0];
+        for layer in &desc.layers {
+            let window = window(layer);
+            let group = usize::from(window.is_some() && n_full > 0);
+            let before = window
+                .map_or(KIGO_ALL_BEFORE, |window| (window.saturating_sub(1) as u64).min(KIGO_ALL_BEFORE.into()) as u32);
+            layers.push(LayerPlace { group, index: seen[group], before });
+            seen[group] += 1;
+        }
+        let table = product(&[groups.len() as u64, n_entries as u64, 8])
+            .and_then(|bytes| bytes.checked_next_multiple_of(ALIGNMENT))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(too_large)?;
+        Ok(Sizes { groups, layers, n_entries, table })
     }
 
     /// Tables that are allocated at once.
@@ -75,7 +140,15 @@ impl Sizes {
 
     /// What [`KvCache::new`] allocates on the device.
     pub fn first_bytes(&self) -> u64 {
-        self.chunk as u64 + (self.tables_in_chunk() as u64).saturating_mul(self.table as u64)
+        let chunks = self.groups.iter().map(|group| group.chunk as u64).fold(0, u64::saturating_add);
+        chunks.saturating_add((self.tables_in_chunk() as u64).saturating_mul(self.table as u64))
+    }
+
+    /// Bytes of the pages of a sequence of `n_positions`.
+    pub fn sequence_bytes(&self, n_positions: usize) -> u64 {
+        let n_pages = n_positions.div_ceil(PAGE);
+        let bytes = |group: &Group| (n_pages.min(group.ring) as u64).saturating_mul(group.page as u64);
+        self.groups.iter().map(bytes).fold(0, u64::saturating_add)
     }
 }
 
@@ -84,17 +157,21 @@ pub struct KvCache {
     context: Arc<Context>,
     sizes: Sizes,
     n_ctx: usize,
-    pages: Pool,
+    /// One for each group.
+    pages: Vec<Pool>,
     tables: Pool,
     sequences: HashMap<SequenceId, Sequence>,
-    /// What rows that pad a batch read and write: one page, and nobody's.
+    /// What rows that pad a batch read and write: one page of each group, and nobody's.
     scratch: Sequence,
 }
 
 #[derive(Default)]
 struct Sequence {
     table: Place,
-    pages: Vec<Place>,
+    /// Of each group, in order.
+    pages: [Vec<Place>; 2],
+    /// Pages that its positions take, and entries of its table that are filled for each group.
+    n_pages: usize,
 }
 
 /// One item of a pool.
@@ -122,14 +199,22 @@ struct Chunk {
 }
 
 impl KvCache {
-    /// An empty cache for sequences of at most `n_ctx` positions, with its first chunk. What it does on the device it
-    /// queues into `stream`, which must be the stream of all kernels that use the cache.
+    /// An empty cache for sequences of at most `n_ctx` positions, which come in batches of at most `n_batch` rows, with its
+    /// first chunks. What it does on the device it queues into `stream`, which must be the stream of all kernels that use
+    /// the cache.
     ///
     /// # Errors
     /// Those of [`Sizes::new`]; `OutOfMemory`, `DeviceLost`, `DeviceError`.
-    pub fn new(context: &Arc<Context>, stream: &Stream, desc: &ModelDesc, n_ctx: usize) -> Result<KvCache> {
-        let sizes = Sizes::new(desc, n_ctx)?;
-        let pages = Pool::new(sizes.page, sizes.chunk / sizes.page, false, "the KV cache");
+    pub fn new(
+        context: &Arc<Context>,
+        stream: &Stream,
+        desc: &ModelDesc,
+        (n_ctx, n_batch): (usize, usize),
+    ) -> Result<KvCache> {
+        let sizes = Sizes::new(desc, n_ctx, n_batch)?;
+        let pool = |group: &Group| Pool::new(group.page, group.chunk / group.page, false, "the KV cache");
+        let mut pages = try_vec(sizes.groups.len(), "the KV cache")?;
+        pages.extend(sizes.groups.iter().map(pool));
         let tables = Pool::new(sizes.table, sizes.tables_in_chunk(), true, "page tables of the KV cache");
         let sequences = HashMap::new();
         let scratch = Sequence::default();
@@ -139,9 +224,9 @@ impl KvCache {
         Ok(cache)
     }
 
-    /// Bytes of a page and of a table.
-    pub fn sizes(&self) -> Sizes {
-        self.sizes
+    /// What pages and tables take.
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
     }
 
     /// Adds pages, all zero, until positions `0..n_positions` of `sequence` have a place, and enters them in its
@@ -153,13 +238,13 @@ impl KvCache {
         if n_positions > self.n_ctx {
             return Err(Error::Internal(format!("{n_positions} positions in a context of {}", self.n_ctx)));
         }
-        let chunks = (self.pages.chunks.len(), self.tables.chunks.len());
+        let chunks = (self.n_chunks(), self.tables.chunks.len());
         let is_new = !self.sequences.contains_key(&sequence);
         if is_new {
             let no_memory = |_| Error::OutOfMemory { what: "a sequence".into(), bytes: size_of::<Sequence>() as u64 };
             self.sequences.try_reserve(1).map_err(no_memory)?;
             let table = self.tables.take(&self.context)?;
-            self.sequences.insert(sequence, Sequence { table, pages: Vec::new() });
+            self.sequences.insert(sequence, Sequence { table, ..Sequence::default() });
         }
         let outcome = self.extend(stream, Some(sequence), n_positions.div_ceil(PAGE));
         if outcome.is_err() {
@@ -171,28 +256,34 @@ impl KvCache {
         outcome
     }
 
-    /// Frees a sequence; unknown ones are ignored. With the last one, all chunks but the first go back to the driver.
+    /// Frees a sequence; unknown ones are ignored. With the last one, all chunks but the first ones go back to the driver.
     pub fn free(&mut self, stream: &Stream, sequence: SequenceId) {
         self.remove(sequence);
         if self.sequences.is_empty() {
             self.sequences = HashMap::new();
-            self.shrink(stream, (1, 1));
+            self.shrink(stream, ([1, 1], 1));
         }
     }
 
+    /// Chunks of each group's pages.
+    fn n_chunks(&self) -> [usize; 2] {
+        std::array::from_fn(|group| self.pages.get(group).map_or(0, |pool| pool.chunks.len()))
+    }
+
     /// Frees all chunks of pages and of tables but the first ones; all that is in the others is free.
-    fn shrink(&mut self, stream: &Stream, (pages, tables): (usize, usize)) {
-        if self.pages.chunks.len() <= pages && self.tables.chunks.len() <= tables {
+    fn shrink(&mut self, stream: &Stream, (pages, tables): ([usize; 2], usize)) {
+        let has_more = self.pages.iter().zip(pages).any(|(pool, n_chunks)| pool.chunks.len() > n_chunks);
+        if !has_more && self.tables.chunks.len() <= tables {
             return;
         }
         // Work that was queued ahead may still use them. A lost device does no work, and keeps its memory.
         if stream.synchronize().is_ok() || self.context.is_lost() {
-            self.pages.shrink(pages);
+            self.pages.iter_mut().zip(pages).for_each(|(pool, n_chunks)| pool.shrink(n_chunks));
             self.tables.shrink(tables);
         }
     }
 
-    /// Where the page table `[n_ctx / PAGE]` u64 of a sequence is in device memory; `None` if it has no position.
+    /// Where the page table `[groups, n_entries]` u64 of a sequence is in device memory; `None` if it has no position.
     pub fn table_address(&self, sequence: SequenceId) -> Option<u64> {
         self.sequences.get(&sequence).map(|found| self.tables.address(found.table))
     }
@@ -202,41 +293,58 @@ impl KvCache {
         self.tables.address(self.scratch.table)
     }
 
-    /// Gives `sequence`, or the scratch sequence, `n_pages` pages in all.
+    /// Gives `sequence`, or the scratch sequence, room for `n_pages` pages of positions in all.
     fn extend(&mut self, stream: &Stream, sequence: Option<SequenceId>, n_pages: usize) -> Result<()> {
         let owner = match sequence {
             Some(sequence) => self.sequences.get_mut(&sequence),
             None => Some(&mut self.scratch),
         };
         let Some(owner) = owner else { return Ok(()) };
-        let first = owner.pages.len();
-        let n_more = n_pages.saturating_sub(first);
-        if n_more == 0 {
+        if n_pages <= owner.n_pages {
             return Ok(());
         }
-        let no_memory = |_| Error::OutOfMemory { what: "a sequence".into(), bytes: (n_more * 8) as u64 };
-        owner.pages.try_reserve(n_more).map_err(no_memory)?;
-        let (pages, tables) = (&mut self.pages, &self.tables);
+        let (pools, tables, sizes) = (&mut self.pages, &self.tables, &self.sizes);
+        let had = owner.pages.each_ref().map(Vec::len);
         let mut more = || {
-            for _ in first..n_pages {
-                owner.pages.push(pages.take(&self.context)?);
+            for ((pool, group), pages) in pools.iter_mut().zip(&sizes.groups).zip(&mut owner.pages) {
+                let n_more = n_pages.min(group.ring).saturating_sub(pages.len());
+                let no_memory = |_| Error::OutOfMemory { what: "a sequence".into(), bytes: (n_more * 8) as u64 };
+                pages.try_reserve(n_more).map_err(no_memory)?;
+                for _ in 0..n_more {
+                    let page = pool.take(&self.context)?;
+                    pages.push(page);
+                    pool.zero(stream, page)?;
+                }
             }
-            for (index, &page) in owner.pages.iter().enumerate().skip(first) {
-                pages.zero(stream, page)?;
-                tables.write(owner.table, index, pages.address(page))?;
+            for (number, (pool, pages)) in pools.iter().zip(&owner.pages).enumerate() {
+                let entries = owner.n_pages..n_pages;
+                let first = number * sizes.n_entries;
+                // As many as fit into the ring are there.
+                for (entry, &page) in entries.clone().zip(pages.iter().cycle().skip(entries.start % pages.len().max(1)))
+                {
+                    tables.write(owner.table, first + entry, pool.address(page))?;
+                }
+                tables.upload(stream, owner.table, first + entries.start..first + entries.end)?;
             }
-            tables.upload(stream, owner.table, first..n_pages)
+            Ok(())
         };
         let outcome = more();
-        if outcome.is_err() {
-            owner.pages.drain(first..).for_each(|page| pages.give(page));
+        match outcome {
+            Ok(()) => owner.n_pages = n_pages,
+            Err(_) => {
+                for ((pool, pages), had) in pools.iter_mut().zip(&mut owner.pages).zip(had) {
+                    pages.drain(had..).for_each(|page| pool.give(page));
+                }
+            }
         }
         outcome
     }
 
     fn remove(&mut self, sequence: SequenceId) {
-        if let Some(Sequence { table, pages }) = self.sequences.remove(&sequence) {
-            pages.into_iter().for_each(|page| self.pages.give(page));
+        if let Some(Sequence { table, pages, .. }) = self.sequences.remove(&sequence) {
+            for (pool, pages) in self.pages.iter_mut().zip(pages) {
+                pages.into_iter().for_each(|page| pool.give(page));
+            }
             self.tables.give(table);
         }
     }

@@ -5,13 +5,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::blocks::{Card, Kernel};
 use super::context::Context;
 use super::load::{Piece, Repack, Space, Target};
 use super::module::{Function, Module, embedded};
-use super::params::{
-    KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KIGO_SMALL_RECORD,
-    KigoRepack,
-};
+use super::params::{KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KigoRepack};
 use super::stream::{Launch, Stream};
 use crate::error::try_vec;
 use crate::gguf::TensorInfo;
@@ -23,9 +21,10 @@ use crate::{Error, Result};
 pub const TILE_ROWS: usize = 16;
 /// Columns of a unit: `kUnitK`.
 const UNIT: usize = 64;
-/// Threads of every block of `matmul.cu` and `prep.cu`, and warps of it.
+/// Threads of every block of `matmul.cu` and `prep.cu`.
 pub const THREADS: u32 = 256;
-const WARPS: u32 = THREADS / 32;
+/// Warps of it.
+pub const WARPS: u32 = THREADS / 32;
 
 /// `columns` rounded up to whole units: the width of a row of activations.
 pub fn stride(columns: usize) -> usize {
@@ -39,11 +38,11 @@ pub struct Product {
     pub quant: QuantType,
     /// Where the first tile starts, in bytes of the weights' allocation.
     pub offset: u64,
-    /// Rows of the result.
+    /// Rows of the result; with experts, of one, whose tiles stand one after the other.
     pub n_rows: usize,
     /// Columns.
     pub k: usize,
-    /// Tiles of all of them.
+    /// Tiles of all of them; with experts, of one.
     pub n_tiles: usize,
     /// Records in a tile.
     pub n_records: usize,
@@ -66,7 +65,7 @@ pub struct Place {
     pub tile_offset: usize,
     /// `KIGO_ROWS_...`
     pub order: u32,
-    /// Elements of a head.
+    /// Elements of a head, or rows of an expert.
     pub head_dim: usize,
     /// Elements of a head that rope turns.
     pub n_rot: usize,
@@ -86,11 +85,13 @@ impl Place {
     }
 }
 
-/// Gate and up of a feed-forward layer.
+/// Gate and up of a feed-forward layer, or up alone.
 #[derive(Debug, Clone, Copy)]
 pub enum Gate {
     /// Of one type: their tiles alternate.
     Joint(Product),
+    /// There is no gate.
+    None(Product),
     /// Of two.
     Apart {
         /// First.
@@ -112,27 +113,43 @@ pub struct NormPlace {
 /// The weights of one layer.
 pub struct LayerPlaces {
     /// Before the attention.
-    pub attn_norm: NormPlace,
+    pub attn_norm: Option<NormPlace>,
     /// q, k and v: one product where they have the same type.
     pub attn_qkv: Vec<Product>,
     /// Biases of q, k and v.
     pub attn_bias: [Option<u64>; 3],
+    /// Norms of q and of k.
+    pub attn_qk_norm: Option<[u64; 2]>,
+    /// Scores that stand for no key: `[n_head]`.
+    pub attn_sinks: Option<u64>,
     /// After it.
     pub attn_output: Product,
     /// Its bias.
     pub attn_output_bias: Option<u64>,
+    /// Norm of what the attention adds.
+    pub attn_post_norm: Option<u64>,
     /// Before the feed-forward layer.
-    pub ffn_norm: NormPlace,
+    pub ffn_norm: Option<NormPlace>,
+    /// The router, where there are experts, and its bias.
+    pub ffn_gate_inp: Option<(Product, Option<u64>)>,
     /// Its first half.
     pub ffn_gate: Gate,
+    /// Biases of gate and up.
+    pub ffn_gate_bias: [Option<u64>; 2],
     /// Its second half.
     pub ffn_down: Product,
+    /// Its bias.
+    pub ffn_down_bias: Option<u64>,
+    /// Norm of what it adds.
+    pub ffn_post_norm: Option<u64>,
 }
 
 /// The weights of a model.
 pub struct Places {
     /// The table of tokens.
     pub token_embd: Product,
+    /// That of positions: `[n_ctx_train, n_embd]`.
+    pub position_embd: Option<u64>,
     /// Before the head.
     pub output_norm: NormPlace,
     /// The head.
@@ -164,6 +181,7 @@ impl Places {
         let token_embd = placing.plain(&plan.token_embd)?;
         let places = Places {
             token_embd,
+            position_embd: placing.optional(&plan.position_embd)?,
             output: plan.output.as_ref().map_or(Ok(token_embd), |output| placing.plain(output))?,
             output_norm: placing.norm(&plan.output_norm, plan.output_norm_bias.as_ref())?,
             layers: {
@@ -180,20 +198,34 @@ impl Places {
 
 impl Placing<'_> {
     fn layer(&mut self, layer: &Layer<TensorInfo>) -> Result<LayerPlaces> {
-        let bias = |bias: &Option<TensorInfo>, this: &mut Self| bias.as_ref().map(|b| this.vector(b)).transpose();
+        let q_norm = self.optional(&layer.attn_q_norm)?;
+        let k_norm = self.optional(&layer.attn_k_norm)?;
         Ok(LayerPlaces {
-            attn_norm: self.norm(&layer.attn_norm, layer.attn_norm_bias.as_ref())?,
+            attn_norm: self.optional_norm(layer.attn_norm.as_ref(), layer.attn_norm_bias.as_ref())?,
             attn_qkv: self.qkv([&layer.attn_q, &layer.attn_k, &layer.attn_v])?,
             attn_bias: [
-                bias(&layer.attn_q_bias, self)?,
-                bias(&layer.attn_k_bias, self)?,
-                bias(&layer.attn_v_bias, self)?,
+                self.optional(&layer.attn_q_bias)?,
+                self.optional(&layer.attn_k_bias)?,
+                self.optional(&layer.attn_v_bias)?,
             ],
+            attn_qk_norm: q_norm.zip(k_norm).map(<[u64; 2]>::from),
+            attn_sinks: self.optional(&layer.attn_sinks)?,
             attn_output: self.plain(&layer.attn_output)?,
-            attn_output_bias: bias(&layer.attn_output_bias, self)?,
-            ffn_norm: self.norm(&layer.ffn_norm, layer.ffn_norm_bias.as_ref())?,
-            ffn_gate: self.gate(&layer.ffn_gate, &layer.ffn_up)?,
-            ffn_down: self.plain(&layer.ffn_down)?,
+            attn_output_bias: self.optional(&layer.attn_output_bias)?,
+            attn_post_norm: self.optional(&layer.attn_post_norm)?,
+            ffn_norm: self.optional_norm(layer.ffn_norm.as_ref(), layer.ffn_norm_bias.as_ref())?,
+            ffn_gate_inp: match &layer.ffn_gate_inp {
+                Some(router) => Some((self.plain(router)?, self.optional(&layer.ffn_gate_inp_bias)?)),
+                None => None,
+            },
+            ffn_gate: match &layer.ffn_gate {
+                Some(gate) => self.gate(gate, &layer.ffn_up)?,
+                None => Gate::None(self.experts(&layer.ffn_up)?),
+            },
+            ffn_gate_bias: [self.optional(&layer.ffn_gate_bias)?, self.optional(&layer.ffn_up_bias)?],
+            ffn_down: self.experts(&layer.ffn_down)?,
+            ffn_down_bias: self.optional(&layer.ffn_down_bias)?,
+            ffn_post_norm: self.optional(&layer.ffn_post_norm)?,
         })
     }
 
@@ -203,8 +235,16 @@ impl Placing<'_> {
         Ok(offset)
     }
 
+    fn optional(&mut self, info: &Option<TensorInfo>) -> Result<Option<u64>> {
+        info.as_ref().map(|info| self.vector(info)).transpose()
+    }
+
     fn norm(&mut self, weight: &TensorInfo, bias: Option<&TensorInfo>) -> Result<NormPlace> {
         Ok(NormPlace { weight: self.vector(weight)?, bias: bias.map(|bias| self.vector(bias)).transpose()? })
+    }
+
+    fn optional_norm(&mut self, weight: Option<&TensorInfo>, bias: Option<&TensorInfo>) -> Result<Option<NormPlace>> {
+        weight.map(|weight| self.norm(weight, bias)).transpose()
     }
 
     /// Room for `n_tiles` tiles of the shape of `info`.
@@ -216,7 +256,7 @@ impl Placing<'_> {
         Ok(Product { quant, offset, n_rows, k, n_tiles, n_records, first_tile: 0 })
     }
 
-    fn place(&mut self, info: &TensorInfo, product: &Product, tiles: (usize, usize), order: u32) {
+    fn place(&mut self, info: &TensorInfo, product: &Product, tiles: (usize, usize), (order, head_dim): (u32, usize)) {
         let place = Place {
             offset: product.offset,
             n_records: product.n_records,
@@ -224,7 +264,7 @@ impl Placing<'_> {
             tile_step: tiles.0,
             tile_offset: tiles.1,
             order,
-            head_dim: self.desc.head_dim,
+            head_dim,
             n_rot: self.desc.rope.n_rot,
             halves: self.desc.rope.pairing == RopePairing::Halves,
         };
@@ -234,8 +274,27 @@ impl Placing<'_> {
     fn plain(&mut self, info: &TensorInfo) -> Result<Product> {
         let n_rows = info.dims[1] as usize;
         let product = self.product(info, n_rows, n_rows.div_ceil(TILE_ROWS))?;
-        self.place(info, &product, (1, 0), KIGO_ROWS_PLAIN);
+        self.place(info, &product, (1, 0), (KIGO_ROWS_PLAIN, 0));
         Ok(product)
+    }
+
+    /// A matrix of the feed-forward layer, or those of its experts.
+    fn experts(&mut self, info: &TensorInfo) -> Result<Product> {
+        self.side_by_side(&[info])
+    }
+
+    /// Matrices of the feed-forward layer whose tiles alternate, of one expert after the other where there are some. A tile
+    /// belongs to one expert.
+    fn side_by_side(&mut self, parts: &[&TensorInfo]) -> Result<Product> {
+        let n_expert = self.desc.experts.map_or(1, |experts| experts.n_expert);
+        let n_rows = parts[0].dims[1] as usize / n_expert;
+        let n_tiles = parts.len() * n_rows.div_ceil(TILE_ROWS);
+        let product = self.product(parts[0], n_rows, n_tiles * n_expert)?;
+        let order = if n_rows.is_multiple_of(TILE_ROWS) || n_expert == 1 { KIGO_ROWS_PLAIN } else { KIGO_ROWS_HEADS };
+        for (i, part) in parts.iter().enumerate() {
+            self.place(part, &product, (parts.len(), i), (order, n_rows));
+        }
+        Ok(Product { n_tiles, ..product })
     }
 
     /// Neighbours of the same type stand side by side.
@@ -253,7 +312,7 @@ impl Placing<'_> {
             let mut offset = 0;
             for part in start..end {
                 let order = if part < 2 { KIGO_ROWS_ROPE } else { KIGO_ROWS_HEADS };
-                self.place(parts[part], &product, (1, offset), order);
+                self.place(parts[part], &product, (1, offset), (order, self.desc.head_dim));
                 offset += n_tiles[part];
             }
             products.push(product);
@@ -264,13 +323,9 @@ impl Placing<'_> {
 
     fn gate(&mut self, gate: &TensorInfo, up: &TensorInfo) -> Result<Gate> {
         if gate.quant_type != up.quant_type {
-            return Ok(Gate::Apart { gate: self.plain(gate)?, up: self.plain(up)? });
+            return Ok(Gate::Apart { gate: self.experts(gate)?, up: self.experts(up)? });
         }
-        let n_rows = gate.dims[1] as usize;
-        let product = self.product(gate, n_rows, 2 * n_rows.div_ceil(TILE_ROWS))?;
-        self.place(gate, &product, (2, 0), KIGO_ROWS_PLAIN);
-        self.place(up, &product, (2, 1), KIGO_ROWS_PLAIN);
-        Ok(Gate::Joint(product))
+        Ok(Gate::Joint(self.side_by_side(&[gate, up])?))
     }
 }
 
@@ -285,7 +340,7 @@ pub fn record_bytes(quant: QuantType) -> u64 {
 }
 
 /// Bits of a weight without its scales.
-fn code_bits(quant: QuantType) -> u32 {
+pub fn code_bits(quant: QuantType) -> u32 {
     match quant {
         QuantType::F32 => 32,
         QuantType::F16 | QuantType::BF16 => 16,
@@ -309,72 +364,41 @@ pub fn activation_bytes(bf16: bool) -> usize {
     if bf16 { 2048 } else { 1152 }
 }
 
-/// Dynamic shared memory of a launch: what the kernels of `matmul.cu` divide up.
-pub mod shared {
-    use super::{KIGO_RING_SLOTS, KIGO_RING_SLOTS_SMALL, KIGO_SMALL_RECORD, QuantType, THREADS, WARPS};
-    use super::{activation_bytes, code_bits, record_bytes, record_columns, wants_bf16};
-
-    /// What a block of `matmul_one` takes besides, at least: its sums of four tiles, and what the driver keeps.
-    pub const STATIC: u32 = 9 << 10;
-
-    /// Most that a block may have on sm_90, less [`STATIC`].
-    const MOST: u32 = (227 << 10) - STATIC;
-
-    /// The ring of all warps, for one tile.
-    fn ring(quant: QuantType) -> u32 {
-        let record = record_bytes(quant) as u32;
-        WARPS * record * if record < KIGO_SMALL_RECORD { KIGO_RING_SLOTS_SMALL } else { KIGO_RING_SLOTS }
-    }
-
-    /// `matmul_one`, of a row of `stride` columns.
-    pub fn one(quant: QuantType, stride: usize, has_norm: bool) -> u32 {
-        let columns = stride as u32 * if wants_bf16(quant) { 4 } else { 2 };
-        ring(quant) + columns + stride as u32 / 4 + if has_norm { stride as u32 * 4 } else { 0 }
-    }
-
-    /// What `matmul_one` is to be allowed, where a launch takes up to `most`: more where it is there, to spread blocks.
-    pub fn allowed(most: u32, compute_capability: (u32, u32)) -> u32 {
-        if compute_capability == (9, 0) { most.max(MOST) } else { most }
-    }
-
-    /// `matmul_few8` and `matmul_few32`.
-    pub fn few(quant: QuantType, columns: u32) -> u32 {
-        2 * ring(quant) + WARPS * 2 * 16 * columns * 4
-    }
-
-    /// `matmul_many`.
-    pub fn many(quant: QuantType) -> u32 {
-        let planes = |columns: usize| 16 * columns as u32 * code_bits(quant) / 8;
-        let scales = record_bytes(quant) as u32 - planes(record_columns(quant));
-        let stage = 8 * (planes(64) + scales) + 16 * activation_bytes(wants_bf16(quant)) as u32;
-        stage * if stage > 40 * 1024 { 2 } else { 4 } + 64 * THREADS * 4
-    }
-}
-
 /// The kernels of one type.
 pub struct TypeKernels {
-    /// One row.
-    pub one: Function,
-    /// Up to 8 rows.
-    pub few8: Function,
-    /// Up to 32.
-    pub few32: Function,
-    /// Any number.
-    pub many: Function,
+    one: Function,
+    few8: Function,
+    few32: Function,
+    many: Function,
+    many_narrow: Function,
     /// Rows of a table.
     pub embed: Function,
     repack: Function,
+}
+
+impl TypeKernels {
+    /// One of those that multiply.
+    pub fn of(&self, kernel: Kernel) -> &Function {
+        match kernel {
+            Kernel::One => &self.one,
+            Kernel::Few8 => &self.few8,
+            Kernel::Few32 => &self.few32,
+            Kernel::Many => &self.many,
+            Kernel::ManyNarrow => &self.many_narrow,
+        }
+    }
 }
 
 /// The kernels of the types that a model has.
 pub struct TypeTable(HashMap<QuantType, TypeKernels>);
 
 impl TypeTable {
-    /// Loads what `pieces` need. Rows of activations are `normed` columns wide where there is a norm, else up to `widest`.
+    /// Loads what `pieces` need.
     ///
     /// # Errors
-    /// Those of loading kernels; `Internal` when a row is too wide for shared memory.
-    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>], normed: usize, widest: usize) -> Result<TypeTable> {
+    /// Those of loading kernels.
+    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>]) -> Result<TypeTable> {
+        let card = Card::new(context.info());
         let mut table = HashMap::new();
         for piece in pieces {
             let quant = piece.info.quant_type;
@@ -384,19 +408,20 @@ impl TypeTable {
             let name = quant.name();
             let module = Module::load(context, embedded(&format!("matmul_{name}"))?)?;
             let function = |kernel: &str| module.function(&format!("{kernel}_{name}"));
+            let product = |name: &str, kernel: Kernel| {
+                let function = function(name)?;
+                function.set_max_shared_bytes(card.most_shared(kernel))?;
+                Ok(function)
+            };
             let kernels = TypeKernels {
-                one: function("matmul_one")?,
-                few8: function("matmul_few8")?,
-                few32: function("matmul_few32")?,
-                many: function("matmul_many")?,
+                one: product("matmul_one", Kernel::One)?,
+                few8: product("matmul_few8", Kernel::Few8)?,
+                few32: product("matmul_few32", Kernel::Few32)?,
+                many: product("matmul_many", Kernel::Many)?,
+                many_narrow: product("matmul_many_narrow", Kernel::ManyNarrow)?,
                 embed: function("embed")?,
                 repack: function("repack")?,
             };
-            let most = shared::one(quant, normed, true).max(shared::one(quant, widest, false));
-            kernels.one.set_max_shared_bytes(shared::allowed(most, context.info().compute_capability))?;
-            kernels.few8.set_max_shared_bytes(shared::few(quant, 8))?;
-            kernels.few32.set_max_shared_bytes(shared::few(quant, 32))?;
-            kernels.many.set_max_shared_bytes(shared::many(quant))?;
             table.insert(quant, kernels);
         }
         Ok(TypeTable(table))

@@ -10,8 +10,10 @@
 //! has asked for them: see `Ahead`.
 #![allow(unsafe_code, reason = "the driver is a C library; every use of it is proved in place")]
 
+pub mod blocks;
 pub mod context;
 pub mod driver;
+mod experts;
 pub mod kv_cache;
 pub mod layout;
 pub mod load;
@@ -126,20 +128,18 @@ impl CudaBackend {
         let context = Context::open(ordinal)?;
         let bound = context.bind()?;
         check_desc(desc)?;
+        let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (places, pieces, space) = Places::new(plan, desc)?;
         let sizes = stages::Sizes::new(desc, n_batch)?;
-        let widest = sizes.widest();
-        let types = TypeTable::load(&context, &pieces, layout::stride(desc.n_embd), widest)?;
+        let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx)?.first_bytes();
+        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
         let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
         let weights = load.load(gguf, &context, &types, later, progress)?;
 
         let stream = Arc::new(Stream::new(&context)?);
-        let divisors = rope_divisors(gguf, plan)?;
-        let angles: Vec<f64> = desc.rope_angles(divisors.as_deref());
-        let half_turns: Vec<f64> = angles.iter().map(|angle| angle / std::f64::consts::PI).collect();
-        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &half_turns)?;
+        let divisors = plan.rope_divisors(desc, n_ctx).map(|info| vector(gguf, info)).transpose()?;
+        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &desc.rope.tables(divisors.as_deref()))?;
         let mut free = try_vec(N_SLOTS, "the samplers")?;
         free.extend((0..N_SLOTS as u32).rev());
         let backend = CudaBackend {
@@ -149,8 +149,8 @@ impl CudaBackend {
             n_ctx,
             file_bytes: plan.file_bytes(),
             places,
-            kernels: Kernels::new(&context, types, kv_cache::head_width(desc)?)?,
-            cache: KvCache::new(&context, &stream, desc, n_ctx)?,
+            kernels: Kernels::new(&context, types, desc)?,
+            cache: KvCache::new(&context, &stream, desc, (n_ctx, n_batch))?,
             samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, MAX_GRAPH_ROWS.max(FIRST_LOGITS))?,
             slots: Slots { free, of: HashMap::new() },
             staging: PinnedBuffer::new(&context, work.staging_bytes(), "the rows of a batch")?,
@@ -455,7 +455,7 @@ impl Backend for CudaBackend {
     }
 
     fn n_layer(&self) -> usize {
-        self.desc.n_layer
+        self.desc.n_layer()
     }
 
     fn begin(&mut self, rows: &[Row]) -> Result<()> {
@@ -539,6 +539,10 @@ fn tiles_of(rows: &[Row]) -> impl Iterator<Item = KigoTile> + '_ {
 /// What the kernels cannot do.
 fn check_desc(desc: &ModelDesc) -> Result<()> {
     kv_cache::head_width(desc)?;
+    if desc.experts.is_some() && !desc.pre_norm && !desc.post_norm {
+        return Err(Error::Internal("nobody says how large the sum of experts is".into()));
+    }
+    experts::check(desc)?;
     if desc.head_dim.is_multiple_of(2) {
         return Ok(());
     }
@@ -546,9 +550,8 @@ fn check_desc(desc: &ModelDesc) -> Result<()> {
     Err(Error::bad_file(field, "an even number on a GPU", desc.head_dim))
 }
 
-/// The divisors of the rope frequencies, where the file has them.
-fn rope_divisors(gguf: &Gguf, plan: &Weights<TensorInfo>) -> Result<Option<Vec<f32>>> {
-    let Some(info) = &plan.rope_freqs else { return Ok(None) };
+/// Reads a vector to the host.
+fn vector(gguf: &Gguf, info: &TensorInfo) -> Result<Vec<f32>> {
     let too_large = || Error::OutOfMemory { what: info.name.clone(), bytes: info.n_bytes };
     let mut blocks = try_vec(usize::try_from(info.n_bytes).map_err(|_| too_large())?, &info.name)?;
     blocks.resize(blocks.capacity().min(info.n_bytes as usize), 0);
@@ -556,7 +559,7 @@ fn rope_divisors(gguf: &Gguf, plan: &Weights<TensorInfo>) -> Result<Option<Vec<f
     let mut values = try_vec(info.n_elements as usize, &info.name)?;
     values.resize(info.n_elements as usize, 0.0);
     info.quant_type.dequantize(&blocks, &mut values);
-    Ok(Some(values))
+    Ok(values)
 }
 
 fn no_memory(what: &str) -> Error {

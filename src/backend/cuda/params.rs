@@ -42,6 +42,7 @@ macro_rules! constants {
 
 constants! {
     KIGO_PAGE = 64,
+    KIGO_ALL_BEFORE = 0x7FFF_0000,
     KIGO_NO_SLOT = 0xFFFF_FFFF,
     KIGO_SAMPLE_CHUNK = 128,
     KIGO_SAMPLE_SLICE = 2048,
@@ -57,14 +58,16 @@ constants! {
     KIGO_GATED = 2,
     KIGO_GATE = 3,
     KIGO_QKV = 4,
+    KIGO_UNGATED = 5,
     KIGO_SILU = 0,
     KIGO_GELU = 1,
+    KIGO_SILU_CLAMPED = 2,
+    KIGO_MAX_EXPERTS_USED = 32,
+    KIGO_NO_ROW = 0xFFFF_FFFF,
     KIGO_ROWS_PLAIN = 0,
     KIGO_ROWS_HEADS = 1,
     KIGO_ROWS_ROPE = 2,
-    KIGO_RING_SLOTS = 3,
-    KIGO_RING_SLOTS_SMALL = 6,
-    KIGO_SMALL_RECORD = 800,
+    KIGO_MAX_SLOTS = 16,
 }
 
 mirrors! {
@@ -88,11 +91,16 @@ mirrors! {
         out: u64,
         magnitudes: u64,
         counters: u64,
+        sinks: u64,
         n_head: u32,
         n_head_kv: u32,
         head_dim: u32,
+        table: u32,
         layer: u32,
         n_layer: u32,
+        before: u32,
+        softcap: f32,
+        softcap_rate: f32,
         splits: u32,
         out_stride: u32,
         pad: u32,
@@ -120,6 +128,22 @@ mirrors! {
         pad: u32,
     }
 
+    KigoQkv {
+        rows: u64,
+        q: u64,
+        turns: u64,
+        turns_stride: u32,
+        n_head: u32,
+        n_head_kv: u32,
+        head_dim: u32,
+        dp: u32,
+        n_rot: u32,
+        halves: u32,
+        table: u32,
+        layer: u32,
+        q_scale: f32,
+    }
+
     KigoMatmul {
         input: KigoInput,
         records: u64,
@@ -136,32 +160,94 @@ mirrors! {
         kind: u32,
         activation: u32,
         first_tile: u32,
+        qkv: KigoQkv,
+        scale: f32,
+        softcap: f32,
+        n_slots: u32,
+        sum_columns: u32,
+        experts: u64,
+        starts: u64,
+        share: u32,
+        pad: u32,
+    }
+
+    KigoHeads {
+        qkv: KigoQkv,
+        x: u64,
+        bias: [u64; 3],
+        norm_weight: [u64; 2],
+        stride: u32,
+        whole: u32,
+        eps: f32,
+        pad: u32,
+    }
+
+    KigoAddNormed {
+        x: u64,
+        delta: u64,
+        norm_weight: u64,
+        magnitudes: u64,
+        k: u32,
+        stride: u32,
+        norm: u32,
+        eps: f32,
+        scale: f32,
+        pad: u32,
+    }
+
+    KigoRoute {
+        logits: u64,
+        experts: u64,
+        weights: u64,
+        places: u64,
+        magnitudes: u64,
+        n: u32,
+        n_expert: u32,
+        n_used: u32,
+        n_products: u32,
+    }
+
+    KigoGroup {
+        experts: u64,
+        places: u64,
         rows: u64,
-        q: u64,
-        turns: u64,
-        n_head: u32,
-        n_head_kv: u32,
-        head_dim: u32,
-        dp: u32,
-        n_rot: u32,
-        halves: u32,
-        layer: u32,
-        q_scale: f32,
+        starts: u64,
+        n_slots: u32,
+        n_used: u32,
+        n_expert: u32,
+        n_products: u32,
+    }
+
+    KigoMixExperts {
+        products: u64,
+        weights: u64,
+        places: u64,
+        out: u64,
+        scale: f32,
+        store: u32,
+        n_used: u32,
+        n_columns: u32,
+        in_stride: u32,
+        out_stride: u32,
     }
 
     KigoEmbed {
         rows: u64,
         weights: u64,
         x: u64,
+        positions: u64,
         angles: u64,
         turns: u64,
         magnitudes: u64,
+        x_magnitudes: u64,
         n_magnitudes: u32,
         magnitudes_stride: u32,
-        n_pairs: u32,
+        n_turns: u32,
         n_records: u32,
         k: u32,
         stride: u32,
+        scale: f32,
+        pad: u32,
     }
 
     KigoRepack {

@@ -3,30 +3,27 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
+use super::blocks::{Blocks, Card, Job, Kernel};
 use super::context::Context;
+use super::experts;
 use super::kv_cache::{self, PAGE};
-use super::layout::{Gate, NormPlace, Product, THREADS, TypeTable, activation_bytes, shared, stride, wants_bf16};
+use super::layout::{Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, activation_bytes, stride, wants_bf16};
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
     KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_STORE, KigoAttention, KigoEmbed, KigoInput, KigoMatmul, KigoPrep, KigoRow, KigoTile,
+    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput,
+    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Stream};
 use crate::Result;
 use crate::backend::Purpose;
 use crate::error::try_vec;
-use crate::model::{Activation, ModelDesc, Norm, RopePairing};
+use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
 const HEADS_OF_BLOCK: usize = 16;
-
-/// Blocks of a product with one row on a multiprocessor: two keep 64 KiB under way, which reads fastest.
-const BLOCKS_PER_SM: u32 = 2;
-
-/// Shared memory of a multiprocessor of sm_90, in bytes (CUDA C++ Programming Guide, compute capabilities).
-const SHARED_PER_SM: u32 = 228 << 10;
 
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,16 +41,27 @@ pub struct Shape {
 /// What activations take.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    n_rows: usize,
-    n_embd: usize,
+    pub n_rows: usize,
+    pub n_embd: usize,
     n_mix: usize,
     n_ff: usize,
     n_vocab: usize,
     /// Halves of q of a row.
     q: usize,
-    n_pairs: usize,
+    /// q, k and v of a row before their norm, whole tiles for each head; 0 where they have none.
+    n_heads: usize,
+    /// Pairs of all kinds of rope.
+    n_turns: usize,
+    /// Rows of magnitudes.
+    n_magnitudes: usize,
     n_layer: usize,
     counters: usize,
+    /// Whether what is added to the residual stream is normed before.
+    post_norm: bool,
+    /// Rows of the products of the feed-forward layer.
+    pub n_products: usize,
+    /// Bytes of [`experts::Workspace`].
+    experts: usize,
 }
 
 impl Sizes {
@@ -63,17 +71,25 @@ impl Sizes {
     /// When heads are too wide, or anything is beyond 64 bits.
     pub fn new(desc: &ModelDesc, n_batch: usize) -> Result<Sizes> {
         let group = desc.n_head / desc.n_head_kv;
+        // Batches that are run as graphs are padded.
+        let n_rows = n_batch.max(super::MAX_GRAPH_ROWS).next_multiple_of(8);
         let sizes = Sizes {
-            // Batches that are run as graphs are padded.
-            n_rows: n_batch.max(super::MAX_GRAPH_ROWS).next_multiple_of(8),
+            n_rows,
             n_embd: stride(desc.n_embd),
             n_mix: stride(desc.n_embd_q()),
             n_ff: stride(desc.n_ff),
             n_vocab: desc.n_vocab,
             q: desc.n_head * kv_cache::head_width(desc)?,
-            n_pairs: desc.rope.n_rot / 2,
-            n_layer: desc.n_layer,
+            n_heads: desc
+                .qk_norm
+                .map_or(0, |_| (desc.n_head + 2 * desc.n_head_kv) * desc.head_dim.next_multiple_of(TILE_ROWS)),
+            n_turns: desc.rope.kinds.len() * (desc.rope.n_rot / 2),
+            n_magnitudes: desc.n_layer() * if desc.pre_norm { 2 } else { 4 },
+            n_layer: desc.n_layer(),
             counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
+            post_norm: desc.post_norm,
+            n_products: desc.experts.map_or(n_rows, |experts| experts::n_products(experts, n_rows)),
+            experts: desc.experts.map_or(0, |experts| experts::bytes(experts, n_rows, desc.n_embd).iter().sum()),
         };
         // Each size is at most 2^20, rows are at most 2^17 and layers 2^10, so that products of three stay within 64 bits.
         Ok(sizes)
@@ -85,18 +101,20 @@ impl Sizes {
     }
 
     /// Bytes of each buffer but the logits, in the order of [`Workspace`].
-    fn buffers(&self) -> [usize; 12] {
+    fn buffers(&self) -> [usize; 14] {
         let n = self.n_rows;
         [
             n * self.n_embd * 4,
             n * self.q * 2,
+            n * self.n_heads * 4,
+            if self.post_norm { n * self.n_embd * 4 } else { 0 },
             n * self.n_mix * 4,
-            n * self.n_ff * 4,
-            n * self.n_pairs * 8,
-            self.n_pairs * 8,
-            2 * self.n_layer * n * 4,
-            n / 8 * self.widest() / 64 * activation_bytes(true),
-            n * 4,
+            self.n_products * self.n_ff * 4,
+            n * self.n_turns * 8,
+            self.n_turns * 16,
+            self.n_magnitudes * n * 4,
+            n.max(self.n_products) / 8 * self.widest() / 64 * activation_bytes(true),
+            n.max(self.n_products) * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
             n * 4 + n * self.counters * 4,
@@ -105,26 +123,30 @@ impl Sizes {
 
     /// Bytes of the workspace with `n_logits` rows of logits.
     pub fn bytes(&self, n_logits: usize) -> u64 {
-        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4) as u64
+        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4 + self.experts) as u64
     }
 }
 
 /// Activations and tables of a batch.
 pub struct Workspace {
-    sizes: Sizes,
+    pub sizes: Sizes,
     /// The residual stream: f32 `[n, n_embd]`. This and the other rows are padded with zeros to whole units.
-    x: DeviceBuffer,
+    pub x: DeviceBuffer,
     /// f16 `[n, n_head, head width]`
     q: DeviceBuffer,
+    /// q, k and v before their norm, in the rows of their tiles: f32 `[n, n_heads]`.
+    heads: DeviceBuffer,
+    /// What is added to the residual stream, before its norm: f32 `[n, n_embd]`.
+    pub delta: DeviceBuffer,
     /// Output of the attention: f32 `[n, n_head, head_dim]`.
     mix: DeviceBuffer,
-    /// f32 `[n, n_ff]`
-    ff: DeviceBuffer,
-    /// f32 `[n, n_rot / 2, 2]`
+    /// f32 `[n_products, n_ff]`
+    pub ff: DeviceBuffer,
+    /// f32 `[n, kinds of rope, n_rot / 2, 2]`
     turns: DeviceBuffer,
-    /// f64 `[n_rot / 2]`
+    /// f64 `[kinds of rope, n_rot / 2, 2]`
     angles: DeviceBuffer,
-    /// u32 `[n_layer, mix and ff, n]`
+    /// u32 `[n_layer, mix and ff, n]`, then where products take x as it is `[n_layer, x before attention and after, n]`.
     magnitudes: DeviceBuffer,
     /// Activations as operands.
     records: DeviceBuffer,
@@ -141,10 +163,12 @@ pub struct Workspace {
     /// f32 `[rows that want logits, n_vocab]`
     pub logits: DeviceBuffer,
     n_logits: usize,
+    /// Where there are experts.
+    pub experts: Option<experts::Workspace>,
 }
 
 impl Workspace {
-    /// `half_turns` is the turn of every rope pair per position, over pi.
+    /// `ropes` has a table for each kind of rope.
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
@@ -153,10 +177,11 @@ impl Workspace {
         desc: &ModelDesc,
         sizes: Sizes,
         n_logits: usize,
-        half_turns: &[f64],
+        ropes: &[RopeTable],
     ) -> Result<Workspace> {
         let context = stream.context();
-        let [x, q, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] = sizes.buffers();
+        let [x, q, heads, delta, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] =
+            sizes.buffers();
         let buffer = |bytes: usize| -> Result<DeviceBuffer> {
             let buffer = DeviceBuffer::new(context, Purpose::Workspace, bytes, "the workspace")?;
             buffer.fill_u8(stream, 0)?;
@@ -165,6 +190,8 @@ impl Workspace {
         let work = Workspace {
             x: buffer(x)?,
             q: buffer(q)?,
+            heads: buffer(heads)?,
+            delta: buffer(delta)?,
             mix: buffer(mix)?,
             ff: buffer(ff)?,
             turns: buffer(turns)?,
@@ -178,10 +205,17 @@ impl Workspace {
             counters: buffer(sizes.n_rows * sizes.counters * 4)?,
             logits: buffer(n_logits * desc.n_vocab * 4)?,
             n_logits,
+            experts: match desc.experts {
+                Some(experts) => Some(experts::Workspace::new(experts, &sizes, buffer)?),
+                None => None,
+            },
             sizes,
         };
         let mut bytes = try_vec(angles, "the rope frequencies")?;
-        bytes.extend(half_turns.iter().flat_map(|angle| angle.to_le_bytes()));
+        for table in ropes {
+            let pair = |angle: &f64| [angle / std::f64::consts::PI, f64::from(table.magnitude)];
+            bytes.extend(table.angles.iter().flat_map(pair).flat_map(f64::to_le_bytes));
+        }
         work.angles.upload(stream, 0, &bytes)?;
         Ok(work)
     }
@@ -220,19 +254,28 @@ impl Workspace {
     fn magnitudes(&self, layer: usize, of_ff: bool) -> u64 {
         self.magnitudes.address() + ((2 * layer + usize::from(of_ff)) * self.sizes.n_rows * 4) as u64
     }
+
+    /// Magnitudes of the residual stream before the attention of a layer or, if `after`, after it; 0 where nothing takes it
+    /// as it is.
+    fn x_magnitudes(&self, layer: usize, after: bool) -> u64 {
+        let has_any = self.sizes.n_magnitudes > 2 * self.sizes.n_layer && layer < self.sizes.n_layer;
+        if has_any { self.magnitudes(self.sizes.n_layer + layer, after) } else { 0 }
+    }
 }
 
 /// All kernels of a model.
 pub struct Kernels {
     types: TypeTable,
     prep: Function,
+    heads: Function,
+    add_normed: Function,
+    /// Where there are experts.
+    pub experts: Option<experts::Kernels>,
     decode: Function,
     prefill: Function,
     prefill_shared: u32,
     head_width: usize,
-    n_sm: u32,
-    /// Bytes of shared memory of a multiprocessor, where blocks are to be spread; else 0.
-    shared_per_sm: u32,
+    card: Card,
 }
 
 impl Kernels {
@@ -240,43 +283,68 @@ impl Kernels {
     ///
     /// # Errors
     /// Those of loading kernels.
-    pub fn new(context: &Arc<Context>, types: TypeTable, head_width: usize) -> Result<Kernels> {
+    pub fn new(context: &Arc<Context>, types: TypeTable, desc: &ModelDesc) -> Result<Kernels> {
+        let head_width = kv_cache::head_width(desc)?;
         let attention = Module::load(context, embedded("attention")?)?;
+        let rows = Module::load(context, embedded("rows")?)?;
         let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
+        let card = Card::new(context.info());
+        let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
+        // All but what it has besides: a number for each warp.
+        prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
         Ok(Kernels {
             types,
-            prep: Module::load(context, embedded("prep")?)?.function("prep")?,
+            prep,
+            heads: rows.function("heads")?,
+            add_normed: rows.function("add_normed")?,
+            experts: desc.experts.map(|_| experts::Kernels::new(context)).transpose()?,
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
             prefill_shared,
             head_width,
-            n_sm: context.info().n_sm,
-            shared_per_sm: if context.info().compute_capability == (9, 0) { SHARED_PER_SM } else { 0 },
+            card,
         })
     }
 }
 
 /// Activations that a product takes.
-struct Source {
-    input: KigoInput,
+pub struct Source {
+    pub input: KigoInput,
     /// Which records `prep` has written.
     prepared: Option<bool>,
 }
 
 /// What becomes of a product.
-#[derive(Clone, Copy, Default)]
-struct Outcome {
-    kind: u32,
-    out: u64,
-    out_stride: usize,
-    bias: [u64; 3],
-    magnitudes: u64,
-    layer: usize,
+#[derive(Clone, Copy)]
+pub struct Outcome {
+    pub kind: u32,
+    pub out: u64,
+    pub out_stride: usize,
+    pub bias: [u64; 3],
+    pub magnitudes: u64,
+    pub scale: f32,
+    pub softcap: f32,
+    pub layer: usize,
 }
 
-fn launch<P: KernelParams>(
+impl Default for Outcome {
+    fn default() -> Outcome {
+        Outcome {
+            kind: KIGO_STORE,
+            out: 0,
+            out_stride: 0,
+            bias: [0; 3],
+            magnitudes: 0,
+            scale: 1.0,
+            softcap: 0.0,
+            layer: 0,
+        }
+    }
+}
+
+pub fn launch<P: KernelParams>(
     b: &CudaBackend,
     kernel: &Function,
     grid: [u32; 3],
@@ -287,12 +355,15 @@ fn launch<P: KernelParams>(
     b.stream.launch(kernel, Launch { grid, block: [threads, 1, 1], shared_bytes, dependent: true }, params)
 }
 
-/// Rows `x` `[n, width]` after a norm.
-fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
-    let kind = match b.desc.norm {
+fn norm_kind(norm: Norm) -> u32 {
+    match norm {
         Norm::Rms => KIGO_NORM_RMS,
         Norm::Layer => KIGO_NORM_LAYER,
-    };
+    }
+}
+
+/// Rows `x` `[n, width]` after a norm.
+fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> Source {
     let at = |offset: u64| b.weights.address() + offset;
     let input = KigoInput {
         x,
@@ -303,7 +374,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
         n: n as u32,
         k: width as u32,
         stride: stride(width) as u32,
-        norm: kind,
+        norm: norm_kind(b.desc.norm),
         eps: b.desc.norm_eps,
         pad: 0,
     };
@@ -311,14 +382,14 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
-fn plain(b: &CudaBackend, x: u64, width: usize, magnitudes: u64) -> Source {
+pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
     let input = KigoInput {
         x,
         norm_weight: 0,
         norm_bias: 0,
         magnitudes,
         select: 0,
-        n: b.shape.n as u32,
+        n: n as u32,
         k: width as u32,
         stride: stride(width) as u32,
         norm: KIGO_NORM_NONE,
@@ -328,18 +399,83 @@ fn plain(b: &CudaBackend, x: u64, width: usize, magnitudes: u64) -> Source {
     Source { input, prepared: None }
 }
 
-/// Shared memory that a block of a product with one row takes at least, so that its `n_blocks` blocks spread evenly: blocks
-/// that start while the kernel before is ending would otherwise crowd where it ends first.
-fn spread(b: &CudaBackend, n_blocks: u32) -> u32 {
-    let per_sm = n_blocks.div_ceil(b.kernels.n_sm);
-    (b.kernels.shared_per_sm / (per_sm + 1)).saturating_sub(shared::STATIC)
+/// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
+pub fn residual(b: &CudaBackend, layer: usize, after: bool, n: usize) -> Source {
+    let l = &b.places.layers[layer];
+    let (x, width) = (b.work.x.address(), b.desc.n_embd);
+    match if after { l.ffn_norm } else { l.attn_norm } {
+        Some(norm) => normed(b, x, n, width, norm),
+        None => plain(x, n, width, b.work.x_magnitudes(layer, after)),
+    }
 }
 
-/// Queues a product.
-fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
+/// What the kernels need to know of the heads of a layer, and of its cache.
+fn qkv(b: &CudaBackend, layer: usize) -> KigoQkv {
     let (d, w) = (&b.desc, &b.work);
-    let (n, input, bf16) = (source.input.n, source.input, wants_bf16(product.quant));
-    let params = KigoMatmul {
+    let (cache, n_pairs) = (b.cache.sizes(), d.rope.n_rot / 2);
+    let place = cache.layers[layer];
+    let turns = d.layers[layer].rope.map_or(0, |kind| w.turns.address() + (kind * n_pairs * 8) as u64);
+    KigoQkv {
+        rows: w.rows.address(),
+        q: w.q.address(),
+        turns,
+        turns_stride: w.sizes.n_turns as u32,
+        n_head: d.n_head as u32,
+        n_head_kv: d.n_head_kv as u32,
+        head_dim: d.head_dim as u32,
+        dp: b.kernels.head_width as u32,
+        n_rot: d.rope.n_rot as u32,
+        halves: u32::from(d.rope.pairing == RopePairing::Halves),
+        table: (place.group * cache.n_entries) as u32,
+        layer: place.index as u32,
+        q_scale: d.attn_scale * std::f32::consts::LOG2_E,
+    }
+}
+
+/// x += what `product` gives of `source`, after a norm where there is one. `magnitudes` are those of x, or 0.
+fn add(
+    b: &CudaBackend,
+    source: &mut Source,
+    product: &Product,
+    bias: [u64; 3],
+    (post_norm, magnitudes): (Option<u64>, u64),
+) -> Result<()> {
+    let (w, scale) = (&b.work, b.desc.residual_scale);
+    let result = Outcome { bias, out_stride: w.sizes.n_embd, ..Outcome::default() };
+    let Some(norm) = post_norm else {
+        return multiply(
+            b,
+            source,
+            product,
+            Outcome { kind: KIGO_ADD, out: w.x.address(), magnitudes, scale, ..result },
+        );
+    };
+    multiply(b, source, product, Outcome { kind: KIGO_STORE, out: w.delta.address(), ..result })?;
+    add_normed(b, norm, magnitudes)
+}
+
+/// x += the norm of `delta`. `magnitudes` are those of x, or 0.
+pub fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
+    let w = &b.work;
+    let params = KigoAddNormed {
+        x: w.x.address(),
+        delta: w.delta.address(),
+        norm_weight: b.weights.address() + norm,
+        magnitudes,
+        k: b.desc.n_embd as u32,
+        stride: w.sizes.n_embd as u32,
+        norm: norm_kind(b.desc.norm),
+        eps: b.desc.norm_eps,
+        scale: b.desc.residual_scale,
+        pad: 0,
+    };
+    launch(b, &b.kernels.add_normed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
+}
+
+/// What a product is told; `blocks` are its own.
+pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outcome, blocks: &Blocks) -> KigoMatmul {
+    let (d, w) = (&b.desc, &b.work);
+    KigoMatmul {
         input,
         records: w.records.address(),
         factors: w.factors.address(),
@@ -347,7 +483,7 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         out: result.out,
         bias: result.bias,
         magnitudes: result.magnitudes,
-        n,
+        n: input.n,
         n_rows: product.n_rows as u32,
         n_tiles: product.n_tiles as u32,
         n_records: product.n_records as u32,
@@ -355,85 +491,125 @@ fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Out
         kind: result.kind,
         activation: match d.activation {
             Activation::Silu => KIGO_SILU,
-            Activation::Gelu => KIGO_GELU,
+            Activation::Gelu | Activation::GeluUngated => KIGO_GELU,
+            Activation::SiluClamped => KIGO_SILU_CLAMPED,
         },
         first_tile: product.first_tile as u32,
-        rows: w.rows.address(),
-        q: w.q.address(),
-        turns: w.turns.address(),
-        n_head: d.n_head as u32,
-        n_head_kv: d.n_head_kv as u32,
-        head_dim: d.head_dim as u32,
-        dp: b.kernels.head_width as u32,
-        n_rot: d.rope.n_rot as u32,
-        halves: u32::from(d.rope.pairing == RopePairing::Halves),
-        layer: result.layer as u32,
-        q_scale: d.attn_scale * std::f32::consts::LOG2_E,
-    };
-    let kernels = b.kernels.types.of(product.quant)?;
-    let has_norm = input.norm != KIGO_NORM_NONE;
-    let most = BLOCKS_PER_SM * b.kernels.n_sm;
-    if n == 1 {
-        let n_items = if result.kind == KIGO_GATED { product.n_tiles / 2 } else { product.n_tiles } as u32;
-        let n_blocks = n_items.min(most);
-        let least = spread(b, n_blocks);
-        let shared_bytes = shared::one(product.quant, input.stride as usize, has_norm).max(least);
-        return launch(b, &kernels.one, [n_blocks, 1, 1], THREADS, shared_bytes, &params);
-    }
-    if source.prepared != Some(bf16) {
-        let (records, factors) = (params.records, params.factors);
-        let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
-        let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
-        launch(b, &b.kernels.prep, [n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
-        source.prepared = Some(bf16);
-    }
-    let n_pairs = (product.n_tiles as u32).div_ceil(2);
-    match n {
-        2..=8 => launch(b, &kernels.few8, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 8), &params),
-        9..=32 => {
-            launch(b, &kernels.few32, [n_pairs.min(most), 1, 1], THREADS, shared::few(product.quant, 32), &params)
-        }
-        _ => {
-            let grid = [n.div_ceil(128), (product.n_tiles as u32).div_ceil(8), 1];
-            launch(b, &kernels.many, grid, THREADS, shared::many(product.quant), &params)
-        }
+        qkv: qkv(b, result.layer),
+        scale: result.scale,
+        softcap: result.softcap,
+        n_slots: blocks.n_slots,
+        sum_columns: blocks.sum_columns,
+        experts: 0,
+        starts: 0,
+        share: 1,
+        pad: 0,
     }
 }
 
-/// x = rows of `token_embd`; rope turns; the magnitudes of all layers become zero.
+/// The blocks of a product with `n` rows, of which `copies` are launched together.
+pub fn blocks(b: &CudaBackend, input: &KigoInput, product: &Product, kind: u32, n: u32, copies: u32) -> Blocks {
+    b.kernels.card.blocks(&Job {
+        quant: product.quant,
+        n,
+        k: product.k,
+        has_norm: input.norm != KIGO_NORM_NONE,
+        n_tiles: product.n_tiles as u32,
+        gated: kind == KIGO_GATED,
+        copies,
+    })
+}
+
+/// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
+pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product) -> Result<()> {
+    let (input, bf16) = (source.input, wants_bf16(product.quant));
+    if source.prepared == Some(bf16) {
+        return Ok(());
+    }
+    let (records, factors) = (b.work.records.address(), b.work.factors.address());
+    let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
+    let shared_bytes = if input.norm == KIGO_NORM_NONE { 0 } else { input.stride * 4 };
+    launch(b, &b.kernels.prep, [input.n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
+    source.prepared = Some(bf16);
+    Ok(())
+}
+
+/// Queues a product whose rows stand as its kernel takes them.
+pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, params: &KigoMatmul) -> Result<()> {
+    let kernel = b.kernels.types.of(product.quant)?.of(blocks.kernel);
+    launch(b, kernel, blocks.grid, THREADS, blocks.shared_bytes, params)
+}
+
+/// Queues a product.
+pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
+    let blocks = blocks(b, &source.input, product, result.kind, source.input.n, 1);
+    if blocks.kernel != Kernel::One {
+        prepare(b, source, product)?;
+    }
+    launch_product(b, product, &blocks, &matmul(b, source.input, product, result, &blocks))
+}
+
+/// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero.
 pub fn embed(b: &CudaBackend) -> Result<()> {
     let (w, table) = (&b.work, &b.places.token_embd);
     let params = KigoEmbed {
         rows: w.rows.address(),
         weights: b.weights.address() + table.offset,
         x: w.x.address(),
+        positions: b.places.position_embd.map_or(0, |offset| b.weights.address() + offset),
         angles: w.angles.address(),
         turns: w.turns.address(),
         magnitudes: w.magnitudes.address(),
-        n_magnitudes: 2 * b.desc.n_layer as u32,
+        x_magnitudes: w.x_magnitudes(0, false),
+        n_magnitudes: w.sizes.n_magnitudes as u32,
         magnitudes_stride: w.sizes.n_rows as u32,
-        n_pairs: w.sizes.n_pairs as u32,
+        n_turns: w.sizes.n_turns as u32,
         n_records: table.n_records as u32,
         k: b.desc.n_embd as u32,
         stride: w.sizes.n_embd as u32,
+        scale: b.desc.embd_scale,
+        pad: 0,
     };
     launch(b, &b.kernels.types.of(table.quant)?.embed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
 }
 
 pub fn attn_qkv(b: &CudaBackend, layer: usize) -> Result<()> {
-    let l = &b.places.layers[layer];
-    let mut source = normed(b, b.work.x.address(), b.shape.n, b.desc.n_embd, l.attn_norm);
+    let (l, d, w) = (&b.places.layers[layer], &b.desc, &b.work);
+    let mut source = residual(b, layer, false, b.shape.n);
     let bias = l.attn_bias.map(|bias| bias.map_or(0, |offset| b.weights.address() + offset));
-    let result = Outcome { kind: KIGO_QKV, bias, layer, ..Outcome::default() };
-    l.attn_qkv.iter().try_for_each(|product| multiply(b, &mut source, product, result))
+    let (Some(norm), Some(norms)) = (d.qk_norm, l.attn_qk_norm) else {
+        let result = Outcome { kind: KIGO_QKV, bias, layer, ..Outcome::default() };
+        return l.attn_qkv.iter().try_for_each(|product| multiply(b, &mut source, product, result));
+    };
+    for product in &l.attn_qkv {
+        let out = w.heads.address() + (product.first_tile * TILE_ROWS * 4) as u64;
+        multiply(b, &mut source, product, Outcome { out, out_stride: w.sizes.n_heads, ..Outcome::default() })?;
+    }
+    let whole = norm == QkNorm::Row;
+    let (n_blocks, n_heads) = if whole { (3, d.n_head) } else { (d.n_head + 2 * d.n_head_kv, 1) };
+    let n_pairs = n_heads * d.head_dim.next_multiple_of(TILE_ROWS) / 2;
+    let params = KigoHeads {
+        qkv: qkv(b, layer),
+        x: w.heads.address(),
+        bias,
+        norm_weight: norms.map(|offset| b.weights.address() + offset),
+        stride: w.sizes.n_heads as u32,
+        whole: u32::from(whole),
+        eps: d.norm_eps,
+        pad: 0,
+    };
+    let threads = (n_pairs as u32).next_multiple_of(32).min(THREADS);
+    launch(b, &b.kernels.heads, [b.shape.n as u32, n_blocks as u32, 1], threads, 0, &params)
 }
 
 pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let (d, w, n) = (&b.desc, &b.work, b.shape.n as u32);
     let n_blocks = w.sizes.counters as u32;
     // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+    let (cache, l) = (b.cache.sizes(), &b.places.layers[layer]);
+    let place = cache.layers[layer];
     let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.n_sm / (n_blocks * n)).clamp(1, 64);
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
     let params = KigoAttention {
         rows: w.rows.address(),
         tiles: w.tiles.address(),
@@ -441,11 +617,16 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
         out: w.mix.address(),
         magnitudes: w.magnitudes(layer, false),
         counters: w.counters.address(),
+        sinks: l.attn_sinks.map_or(0, |offset| b.weights.address() + offset),
         n_head: d.n_head as u32,
         n_head_kv: d.n_head_kv as u32,
         head_dim: d.head_dim as u32,
-        layer: layer as u32,
-        n_layer: d.n_layer as u32,
+        table: (place.group * cache.n_entries) as u32,
+        layer: place.index as u32,
+        n_layer: cache.groups[place.group].n_layer as u32,
+        before: place.before,
+        softcap: d.attn_softcap.map_or(0.0, |cap| cap * std::f32::consts::LOG2_E),
+        softcap_rate: d.attn_softcap.map_or(0.0, |cap| 2.0 / cap),
         splits,
         out_stride: w.sizes.n_mix as u32,
         pad: 0,
@@ -459,31 +640,56 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
 
 pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
-    let mut source = plain(b, w.mix.address(), b.desc.n_embd_q(), w.magnitudes(layer, false));
+    let mut source = plain(w.mix.address(), b.shape.n, b.desc.n_embd_q(), w.magnitudes(layer, false));
     let bias = [l.attn_output_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
-    let result = Outcome { kind: KIGO_ADD, out: w.x.address(), out_stride: w.sizes.n_embd, bias, ..Outcome::default() };
-    multiply(b, &mut source, &l.attn_output, result)
+    add(b, &mut source, &l.attn_output, bias, (l.attn_post_norm, w.x_magnitudes(layer, true)))
 }
 
 pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
-    let mut source = normed(b, w.x.address(), b.shape.n, b.desc.n_embd, l.ffn_norm);
-    let out = Outcome { out: w.ff.address(), out_stride: w.sizes.n_ff, ..Outcome::default() };
-    let magnitudes = w.magnitudes(layer, true);
+    if let (Some(router), Some(experts)) = (&l.ffn_gate_inp, &w.experts) {
+        return experts::ffn_up(b, layer, router, experts);
+    }
+    let mut source = residual(b, layer, true, b.shape.n);
+    gate(b, layer, w.magnitudes(layer, true), &mut source, |source, product, result| {
+        multiply(b, source, product, result)
+    })
+}
+
+/// The products of gate and up by `multiply`, and what becomes of them: to `ff`.
+pub fn gate(
+    b: &CudaBackend,
+    layer: usize,
+    magnitudes: u64,
+    source: &mut Source,
+    mut multiply: impl FnMut(&mut Source, &Product, Outcome) -> Result<()>,
+) -> Result<()> {
+    let l = &b.places.layers[layer];
+    let [gate_bias, up_bias] = l.ffn_gate_bias.map(|bias| bias.map_or(0, |offset| b.weights.address() + offset));
+    let out = Outcome { out: b.work.ff.address(), out_stride: b.work.sizes.n_ff, ..Outcome::default() };
     match &l.ffn_gate {
-        Gate::Joint(both) => multiply(b, &mut source, both, Outcome { kind: KIGO_GATED, magnitudes, ..out }),
+        Gate::Joint(both) => {
+            multiply(source, both, Outcome { kind: KIGO_GATED, magnitudes, bias: [gate_bias, up_bias, 0], ..out })
+        }
+        Gate::None(up) => {
+            multiply(source, up, Outcome { kind: KIGO_UNGATED, magnitudes, bias: [up_bias, 0, 0], ..out })
+        }
         Gate::Apart { gate, up } => {
-            multiply(b, &mut source, gate, Outcome { kind: KIGO_STORE, ..out })?;
-            multiply(b, &mut source, up, Outcome { kind: KIGO_GATE, magnitudes, ..out })
+            multiply(source, gate, Outcome { kind: KIGO_STORE, bias: [gate_bias, 0, 0], ..out })?;
+            multiply(source, up, Outcome { kind: KIGO_GATE, magnitudes, bias: [up_bias, 0, 0], ..out })
         }
     }
 }
 
 pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
-    let mut source = plain(b, w.ff.address(), b.desc.n_ff, w.magnitudes(layer, true));
-    let result = Outcome { kind: KIGO_ADD, out: w.x.address(), out_stride: w.sizes.n_embd, ..Outcome::default() };
-    multiply(b, &mut source, &l.ffn_down, result)
+    let after = (l.ffn_post_norm, w.x_magnitudes(layer + 1, false));
+    let bias = [l.ffn_down_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
+    if let Some(experts) = &w.experts {
+        return experts::ffn_down(b, &l.ffn_down, bias, after, experts);
+    }
+    let mut source = plain(w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
+    add(b, &mut source, &l.ffn_down, bias, after)
 }
 
 pub fn output(b: &CudaBackend) -> Result<()> {
@@ -495,7 +701,13 @@ pub fn output(b: &CudaBackend) -> Result<()> {
     if !b.shape.all_want {
         source.input.select = w.select.address();
     }
-    let result = Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride: n_vocab, ..Outcome::default() };
+    let result = Outcome {
+        out: w.logits.address(),
+        out_stride: n_vocab,
+        scale: b.desc.logit_scale,
+        softcap: b.desc.logit_softcap.unwrap_or(0.0),
+        ..Outcome::default()
+    };
     multiply(b, &mut source, &b.places.output, result)
 }
 

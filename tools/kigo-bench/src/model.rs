@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use kigo::gguf::Gguf;
-use kigo::model::{ModelDesc, Role, Weights, arch};
+use kigo::gguf::{Gguf, TensorInfo};
+use kigo::model::{LayerDesc, ModelDesc, Role, Weights, arch};
 
 /// Facts of a file.
 pub struct Model {
     pub desc: ModelDesc,
     /// Bytes of all tensors.
     pub tensor_bytes: u64,
-    /// Bytes of the matrices that every token is multiplied with, the head included; not of the embedding, of which
-    /// a token reads one row, unless it is the head too.
+    /// Bytes of the matrices that a token is multiplied with, the head included; not of the embedding, of which it
+    /// reads one row, unless it is the head too, nor of experts that it does not use.
     pub matrix_bytes: u64,
-    /// Weights in the matrices of the layers.
+    /// Weights in those of the layers.
     pub layer_weights: u64,
     /// Weights in the head.
     pub head_weights: u64,
@@ -43,10 +43,11 @@ impl Model {
             looked_up = (plan.token_embd.n_bytes, plan.token_embd.n_elements);
             head_weights = head.n_elements;
         }
+        let idle = idle_experts(&plan, &desc);
         Ok(Model {
             tensor_bytes: gguf.tensors().iter().map(|tensor| tensor.n_bytes).sum(),
-            matrix_bytes: bytes - looked_up.0,
-            layer_weights: weights - looked_up.1 - head_weights,
+            matrix_bytes: bytes - looked_up.0 - idle.0,
+            layer_weights: weights - looked_up.1 - head_weights - idle.1,
             head_weights,
             desc,
         })
@@ -56,11 +57,23 @@ impl Model {
     pub fn cache_bytes(&self, position: f64, device: &str) -> f64 {
         // The CPU keeps f32, GPUs f16.
         let value_bytes = if device == "cpu" { 4 } else { 2 };
-        (2 * self.desc.n_layer * self.desc.n_embd_kv() * value_bytes) as f64 * (position + 1.0)
+        let seen =
+            |layer: &LayerDesc| layer.window.map_or(position + 1.0, |window| (position + 1.0).min(window as f64));
+        let positions: f64 = self.desc.layers.iter().map(seen).sum();
+        (2 * self.desc.n_embd_kv() * value_bytes) as f64 * positions
     }
 
     /// Floating-point operations of the matrices for a prompt of `n` tokens, of which the head sees the last.
     pub fn prefill_flop(&self, n: usize) -> f64 {
         2.0 * (self.layer_weights as f64 * n as f64 + self.head_weights as f64)
     }
+}
+
+/// Bytes and weights of the experts that a token does not use.
+fn idle_experts(plan: &Weights<TensorInfo>, desc: &ModelDesc) -> (u64, u64) {
+    let Some(experts) = desc.experts else { return (0, 0) };
+    let (n, n_used) = (experts.n_expert as u64, experts.n_expert_used as u64);
+    let matrices = plan.layers.iter().flat_map(|l| l.ffn_gate.iter().chain([&l.ffn_up, &l.ffn_down]));
+    let idle = |all: u64| all / n * (n - n_used);
+    matrices.fold((0, 0), |(bytes, weights), tensor| (bytes + idle(tensor.n_bytes), weights + idle(tensor.n_elements)))
 }

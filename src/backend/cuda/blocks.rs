@@ -1,0 +1,285 @@
+//! How a product is cut into blocks: which kernel of `kernels/matmul.cu` computes it, with how many blocks, and how much
+//! shared memory each has. All kernels add in one order, so that this changes no bit of a result.
+
+use super::layout::{
+    THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
+};
+use super::params::KIGO_MAX_SLOTS;
+use crate::backend::DeviceInfo;
+use crate::quant::QuantType;
+
+/// Blocks of a product with few rows on a multiprocessor, at most.
+const MOST_PER_SM: u32 = 2;
+
+/// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
+const UNDER_WAY: u32 = 64 << 10;
+
+/// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
+const LINE: u32 = 128;
+
+/// Slots that a ring has at least, where there is room.
+const FEWEST_SLOTS: u32 = 3;
+
+/// By how many percent one block on a multiprocessor must have less to do than two before it is preferred: where a record is
+/// multiplied as it is, and where its 8 warps would have to unpack what 16 do.
+const LONE_GAIN: (u32, u32) = (5, 100);
+
+/// Whether single blocks are as few as take the same number of turns, and not one for each multiprocessor.
+const LONE_EVEN: bool = false;
+
+/// Shared memory that `matmul_one` has besides: a number for each warp, sums of 8 turns, words of rings.
+const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
+/// The same of `matmul_few8` and `matmul_few32`: words of rings.
+const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
+/// What the driver takes of each block (CUDA C++ Programming Guide, compute capabilities).
+const RESERVED: u32 = 1 << 10;
+
+/// A kernel of `kernels/matmul.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// One row, which it prepares itself.
+    One,
+    /// Up to 8 rows.
+    Few8,
+    /// Up to 32.
+    Few32,
+    /// Any number.
+    Many,
+    /// The same with less shared memory.
+    ManyNarrow,
+}
+
+/// A product, as far as its blocks depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Job {
+    /// Type of the matrix.
+    pub quant: QuantType,
+    /// Rows of activations.
+    pub n: u32,
+    /// Their columns.
+    pub k: usize,
+    /// Whether they are normed.
+    pub has_norm: bool,
+    /// Tiles of the matrix.
+    pub n_tiles: u32,
+    /// Whether pairs of tiles belong together.
+    pub gated: bool,
+    /// How many such products are launched together: of single rows each with the matrix of an expert, or of all experts.
+    pub copies: u32,
+}
+
+/// How a product is launched, with blocks of [`THREADS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// By this kernel.
+    pub kernel: Kernel,
+    /// Blocks in each dimension.
+    pub grid: [u32; 3],
+    /// Dynamic shared memory of each.
+    pub shared_bytes: u32,
+    /// `KigoMatmul::n_slots`
+    pub n_slots: u32,
+    /// `KigoMatmul::sum_columns`
+    pub sum_columns: u32,
+}
+
+/// What a GPU has for blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Card {
+    /// Multiprocessors.
+    pub n_sm: u32,
+    /// Bytes of shared memory that a block may have.
+    pub block_shared: u32,
+    /// Bytes of shared memory of a multiprocessor.
+    pub sm_shared: u32,
+    /// Whether blocks start while the kernel before is ending: they would crowd where it ends first.
+    pub crowds: bool,
+}
+
+impl Card {
+    /// The device's.
+    pub fn new(info: &DeviceInfo) -> Card {
+        Card {
+            n_sm: info.n_sm.max(1),
+            block_shared: info.block_shared_bytes,
+            sm_shared: info.sm_shared_bytes,
+            crowds: info.compute_capability >= (9, 0),
+        }
+    }
+
+    /// Dynamic shared memory that launches of any product may ask for.
+    pub fn most_shared(&self, kernel: Kernel) -> u32 {
+        self.block_shared.saturating_sub(match kernel {
+            Kernel::One => ONE_STATIC,
+            Kernel::Few8 | Kernel::Few32 => FEW_STATIC,
+            Kernel::Many | Kernel::ManyNarrow => 0,
+        })
+    }
+
+    /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
+    pub fn blocks(&self, job: &Job) -> Blocks {
+        let one = if job.n == 1 { self.one(job) } else { None };
+        let few = || if job.n <= 32 && job.copies == 1 { self.few(job) } else { None };
+        one.or_else(few).unwrap_or_else(|| self.many(job))
+    }
+
+    /// Two blocks on a multiprocessor wait for each other less, but where tiles do not go evenly into so many blocks, half
+    /// of them idle in the last turn, and half the bytes are under way. One block with twice the slots has no such turn.
+    fn one(&self, job: &Job) -> Option<Blocks> {
+        let n_items = if job.gated { job.n_tiles / 2 } else { job.n_tiles } * job.copies;
+        // Turns of tiles that a multiprocessor takes.
+        let turns = |per_sm: u32| n_items.div_ceil(per_sm * self.n_sm) * per_sm;
+        let gain = if code_bits(job.quant) >= 16 { LONE_GAIN.0 } else { LONE_GAIN.1 };
+        let lone = n_items <= self.n_sm || turns(2) * 100 >= turns(1) * (100 + gain);
+        let two = if lone { None } else { self.one_with(job, 2, n_items.min(2 * self.n_sm)) };
+        let most = if LONE_EVEN { n_items.div_ceil(turns(1)) } else { self.n_sm };
+        two.or_else(|| self.one_with(job, 1, n_items.min(most)))
+    }
+
+    /// `matmul_one` with so many blocks on a multiprocessor; one that is alone may have fewer slots than it should.
+    fn one_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
+        let record = record_bytes(job.quant) as u32;
+        let wanted = slots(record, per_sm);
+        let fewest = if per_sm == 1 { 2 } else { wanted };
+        let columns = stride(job.k) as u32;
+        let row = columns * if wants_bf16(job.quant) { 4 } else { 2 } + columns / 4;
+        let staging = if job.has_norm { columns * 4 } else { 0 };
+        let bytes = |n_slots: u32| n_slots * WARPS * record.next_multiple_of(LINE) + row + staging;
+        let fits = |n_slots: &u32| {
+            let bytes = bytes(*n_slots);
+            bytes <= self.most_shared(Kernel::One) && per_sm * (bytes + ONE_STATIC + RESERVED) <= self.sm_shared
+        };
+        let n_slots = (fewest..=wanted).rev().find(fits)?;
+        // One more block does not fit.
+        let spread = (self.sm_shared / (per_sm + 1)).saturating_sub(ONE_STATIC + RESERVED) + 16;
+        let shared_bytes = bytes(n_slots).max(if self.crowds { spread } else { 0 });
+        let grid = [n_blocks.div_ceil(job.copies), job.copies, 1];
+        Some(Blocks { kernel: Kernel::One, grid, shared_bytes, n_slots, sum_columns: 8 })
+    }
+
+    fn few(&self, job: &Job) -> Option<Blocks> {
+        let (kernel, columns): (_, &[u32]) =
+            if job.n <= 8 { (Kernel::Few8, &[8]) } else { (Kernel::Few32, &[32, 16, 8]) };
+        let record = record_bytes(job.quant) as u32;
+        let slot = 2 * record.next_multiple_of(LINE);
+        let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
+        let choices =
+            (2..=slots(2 * record, MOST_PER_SM)).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
+        let fits = |(n_slots, columns): &(u32, u32)| bytes(*n_slots, *columns) <= self.most_shared(kernel);
+        let (n_slots, sum_columns) = choices.into_iter().find(fits)?;
+        let grid = [job.n_tiles.div_ceil(2).min(MOST_PER_SM * self.n_sm), 1, 1];
+        Some(Blocks { kernel, grid, shared_bytes: bytes(n_slots, sum_columns), n_slots, sum_columns })
+    }
+
+    fn many(&self, job: &Job) -> Blocks {
+        let blocks = |kernel, column_tiles: u32, most: u32| {
+            let planes = |columns: usize| TILE_ROWS as u32 * columns as u32 * code_bits(job.quant) / 8;
+            let scales = record_bytes(job.quant) as u32 - planes(record_columns(job.quant));
+            let sums = 8 * column_tiles * THREADS * 4;
+            let unit = 8 * (planes(64) + scales) + 2 * column_tiles * activation_bytes(wants_bf16(job.quant)) as u32;
+            let shared_bytes = ((most - sums) / unit).min(4) * unit + sums;
+            let grid = [job.n.div_ceil(16 * column_tiles), job.n_tiles.div_ceil(8), job.copies];
+            Blocks { kernel, grid, shared_bytes, n_slots: 2, sum_columns: 8 }
+        };
+        let wide = blocks(Kernel::Many, 8, 227 << 10);
+        if wide.shared_bytes <= self.most_shared(wide.kernel) {
+            return wide;
+        }
+        blocks(Kernel::ManyNarrow, if job.quant == QuantType::F32 { 2 } else { 4 }, 99 << 10)
+    }
+}
+
+/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor.
+fn slots(bytes: u32, per_sm: u32) -> u32 {
+    let under_way = (UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
+    (under_way + 1).clamp(FEWEST_SLOTS, KIGO_MAX_SLOTS)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const H200: Card = Card { n_sm: 132, block_shared: 227 << 10, sm_shared: 228 << 10, crowds: true };
+    /// The cards with the least shared memory that kernels are written for, sm_86 and sm_89, and sm_80.
+    const SMALL: Card = Card { n_sm: 128, block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false };
+    const A100: Card = Card { n_sm: 108, block_shared: 163 << 10, sm_shared: 164 << 10, crowds: false };
+
+    fn job(quant: QuantType, n: u32, k: usize, has_norm: bool, n_tiles: u32) -> Job {
+        Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1 }
+    }
+
+    #[test]
+    fn blocks_fit_into_every_card_for_every_type_and_width() {
+        for card in [H200, SMALL, A100] {
+            for &quant in QuantType::ALL {
+                for (k, has_norm) in
+                    [(64, true), (576, true), (4096, true), (8192, true), (16384, true), (32768, false)]
+                {
+                    for n in [1, 2, 8, 9, 32, 33, 500] {
+                        for n_tiles in [1, 2, 131, 256, 384, 8016] {
+                            let job = job(quant, n, k, has_norm, n_tiles);
+                            let blocks = card.blocks(&job);
+                            let name = format!("{card:?} {job:?} {blocks:?}");
+                            assert!(blocks.shared_bytes <= card.most_shared(blocks.kernel), "{name}");
+                            assert!(blocks.shared_bytes.is_multiple_of(16), "{name}");
+                            assert!((2..=KIGO_MAX_SLOTS).contains(&blocks.n_slots), "{name}");
+                            assert!(blocks.grid.iter().all(|n| *n > 0), "{name}");
+                            let enough = match blocks.kernel {
+                                Kernel::One => n == 1,
+                                Kernel::Few8 => n <= 8,
+                                Kernel::Few32 => n <= 32,
+                                Kernel::Many => blocks.grid[0] * 128 >= n,
+                                Kernel::ManyNarrow => {
+                                    blocks.grid[0] * if quant == QuantType::F32 { 32 } else { 64 } >= n
+                                }
+                            };
+                            assert!(enough, "{name}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_are_those_for_the_number_of_rows_where_there_is_room() {
+        let kernel = |card: Card, quant, n| card.blocks(&job(quant, n, 4096, true, 256)).kernel;
+        for &quant in QuantType::ALL {
+            let of_rows = [1, 2, 8, 9, 32, 33].map(|n| kernel(H200, quant, n));
+            let expected = [Kernel::One, Kernel::Few8, Kernel::Few8, Kernel::Few32, Kernel::Few32, Kernel::Many];
+            if quant != QuantType::F32 {
+                assert_eq!(of_rows, expected, "{}", quant.name());
+            }
+            assert_eq!(kernel(SMALL, quant, 33), Kernel::ManyNarrow);
+        }
+        assert_eq!(kernel(SMALL, QuantType::Q4_K, 32), Kernel::Few32);
+        assert_eq!(kernel(SMALL, QuantType::Q6_K, 2), Kernel::ManyNarrow, "two records of two tiles do not fit");
+        let of_width = |k| SMALL.blocks(&job(QuantType::F16, 1, k, false, 512)).kernel;
+        assert_eq!([14336, 28672].map(of_width), [Kernel::One, Kernel::Few8], "a row too wide for shared memory");
+    }
+
+    #[test]
+    fn a_block_has_a_multiprocessor_alone_where_two_would_idle() {
+        let one = |quant, n_tiles, gated| {
+            let blocks = H200.blocks(&Job { gated, ..job(quant, 1, 4096, true, n_tiles) });
+            (blocks.grid[0], blocks.n_slots)
+        };
+        // q, k and v, gate and up, the output and the head of a Llama of 8B.
+        assert_eq!(one(QuantType::F16, 384, false), (132, 5));
+        assert_eq!(one(QuantType::F16, 1792, true), (132, 5));
+        assert_eq!(one(QuantType::F16, 256, false), (256, 3));
+        assert_eq!(one(QuantType::F16, 8016, false), (264, 3));
+        assert_eq!(one(QuantType::Q4_K, 384, false), (264, 3));
+        assert_eq!(one(QuantType::Q4_0, 128, false), (128, 15), "fewer blocks than multiprocessors have all the slots");
+    }
+
+    #[test]
+    fn blocks_spread_evenly_where_they_could_crowd() {
+        for (n_tiles, per_sm) in [(128, 1), (256, 2), (384, 1), (8016, 2)] {
+            let blocks = H200.blocks(&job(QuantType::F16, 1, 4096, true, n_tiles));
+            let of_block = blocks.shared_bytes + ONE_STATIC + RESERVED;
+            assert_eq!(H200.sm_shared / of_block, per_sm, "{blocks:?}");
+        }
+    }
+}

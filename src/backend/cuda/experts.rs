@@ -1,0 +1,267 @@
+//! The feed-forward layer as a mixture of experts: see `kernels/experts.cu`.
+//!
+//! Few rows are slots, one for each row and expert that it uses, and each slot is multiplied on its own with the matrix of its
+//! expert. Of many rows the slots of an expert stand side by side (`group`), so that its matrix is read once. How many rows
+//! an expert has only the device knows: launches are for the most that there can be, and blocks without rows end at once.
+
+use std::sync::Arc;
+
+use super::CudaBackend;
+use super::blocks::Kernel;
+use super::context::Context;
+use super::layout::Product;
+use super::memory::DeviceBuffer;
+use super::module::{Function, Module, embedded};
+use super::params::{KIGO_MAX_EXPERTS_USED, KIGO_STORE, KigoGroup, KigoMatmul, KigoMixExperts, KigoRoute};
+use super::stages::{
+    Outcome, Sizes, Source, add_normed, blocks, gate, launch, launch_product, matmul, multiply, plain, prepare,
+    residual,
+};
+use crate::model::{Experts, ModelDesc};
+use crate::{Error, Result};
+
+/// Most slots that are multiplied singly. More are likely to share experts, whose weights are then read once.
+const MAX_SINGLE_SLOTS: usize = 64;
+
+const THREADS: u32 = 256;
+const WARPS: usize = 8;
+const GROUP_THREADS: u32 = 1024;
+
+/// Rows of the products for `n` rows of a batch: their slots, those of each expert rounded up to 8.
+pub fn n_products(experts: Experts, n: usize) -> usize {
+    let n_slots = n * experts.n_expert_used;
+    (n_slots + 7 * experts.n_expert.min(n_slots)).next_multiple_of(8)
+}
+
+/// Bytes of each buffer, in the order of [`Workspace`], for batches of up to `n` rows.
+pub fn bytes(experts: Experts, n: usize, n_embd: usize) -> [usize; 8] {
+    let (n_slots, n_products) = (n * experts.n_expert_used, n_products(experts, n));
+    [
+        n * experts.n_expert * 4,
+        n_slots * 4,
+        n_slots * 4,
+        n_slots * 4,
+        n_products * 4,
+        (experts.n_expert + 1) * 4,
+        n_products * 4,
+        n_products * super::layout::stride(n_embd) * 4,
+    ]
+}
+
+/// What passes from the router to the sum.
+pub struct Workspace {
+    experts: Experts,
+    /// f32 `[n, n_expert]`
+    logits: DeviceBuffer,
+    /// u32 `[n, n_expert_used]`: the expert of each slot.
+    chosen: DeviceBuffer,
+    /// f32 `[n, n_expert_used]`
+    weights: DeviceBuffer,
+    /// u32 `[n, n_expert_used]`: which row of the products is the slot's.
+    places: DeviceBuffer,
+    /// u32 `[n_products]`: which row of the batch each row of the products takes.
+    rows: DeviceBuffer,
+    /// u32 `[n_expert + 1]`: where the rows of each expert start.
+    starts: DeviceBuffer,
+    /// u32 `[n_products]`: the largest magnitude of each row of `ff`.
+    magnitudes: DeviceBuffer,
+    /// f32 `[n_products, n_embd]`: what the experts give.
+    products: DeviceBuffer,
+}
+
+impl Workspace {
+    /// # Errors
+    /// Those of `buffer`.
+    pub fn new(experts: Experts, sizes: &Sizes, buffer: impl Fn(usize) -> Result<DeviceBuffer>) -> Result<Workspace> {
+        let [logits, chosen, weights, places, rows, starts, magnitudes, products] =
+            bytes(experts, sizes.n_rows, sizes.n_embd);
+        Ok(Workspace {
+            experts,
+            logits: buffer(logits)?,
+            chosen: buffer(chosen)?,
+            weights: buffer(weights)?,
+            places: buffer(places)?,
+            rows: buffer(rows)?,
+            starts: buffer(starts)?,
+            magnitudes: buffer(magnitudes)?,
+            products: buffer(products)?,
+        })
+    }
+}
+
+/// The kernels of `experts.cu`.
+pub struct Kernels {
+    route: Function,
+    group: Function,
+    mix: Function,
+}
+
+impl Kernels {
+    /// # Errors
+    /// Those of loading kernels.
+    pub fn new(context: &Arc<Context>) -> Result<Kernels> {
+        let module = Module::load(context, embedded("experts")?)?;
+        Ok(Kernels {
+            route: module.function("route")?,
+            group: module.function("group")?,
+            mix: module.function("mix_experts")?,
+        })
+    }
+}
+
+/// What the kernels cannot do.
+///
+/// # Errors
+/// `BadFile`, naming the key.
+pub fn check(desc: &ModelDesc) -> Result<()> {
+    let Some(experts) = desc.experts else { return Ok(()) };
+    let (most, found) = (KIGO_MAX_EXPERTS_USED as usize, experts.n_expert_used);
+    if found > most {
+        let key = format!("{}.expert_used_count", desc.architecture);
+        return Err(Error::bad_file(key, format!("at most {most} on a GPU"), found));
+    }
+    Ok(())
+}
+
+/// How the rows of a batch become rows of the products.
+#[derive(Clone, Copy)]
+struct Rows {
+    /// Rows of the batch.
+    n: usize,
+    n_slots: usize,
+    n_products: usize,
+    grouped: bool,
+}
+
+impl Rows {
+    fn of(experts: Experts, n: usize) -> Rows {
+        let n_slots = n * experts.n_expert_used;
+        let grouped = n_slots > MAX_SINGLE_SLOTS;
+        Rows { n, n_slots, n_products: if grouped { n_products(experts, n) } else { n_slots }, grouped }
+    }
+}
+
+/// The router, and the first half of the experts: to `ff`.
+///
+/// # Errors
+/// Those of launches.
+pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w: &Workspace) -> Result<()> {
+    let rows = Rows::of(w.experts, b.shape.n);
+    let (router, bias) = router;
+    let mut source = residual(b, layer, true, rows.n);
+    let bias = [bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
+    let n_expert = w.experts.n_expert;
+    let result =
+        Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride: n_expert, bias, ..Outcome::default() };
+    multiply(b, &mut source, router, result)?;
+    route(b, w, rows)?;
+
+    // Slots by row take their row themselves; those by expert are told which.
+    let mut source = residual(b, layer, true, rows.n_products);
+    if rows.grouped {
+        source.input.select = w.rows.address();
+    }
+    let share = w.experts.n_expert_used;
+    gate(b, layer, w.magnitudes.address(), &mut source, |source, product, result| {
+        multiply_experts(b, w, rows, source, product, result, share)
+    })
+}
+
+/// The second half of the experts, and the sum: x += it, after a norm where there is one. `magnitudes` are those of x, or 0.
+///
+/// # Errors
+/// Those of launches.
+pub fn ffn_down(
+    b: &CudaBackend,
+    product: &Product,
+    bias: [u64; 3],
+    (post_norm, magnitudes): (Option<u64>, u64),
+    w: &Workspace,
+) -> Result<()> {
+    let (d, rows) = (&b.desc, Rows::of(w.experts, b.shape.n));
+    let mut source = plain(b.work.ff.address(), rows.n_products, d.n_ff, w.magnitudes.address());
+    let n_embd = b.work.sizes.n_embd;
+    let result =
+        Outcome { kind: KIGO_STORE, out: w.products.address(), out_stride: n_embd, bias, ..Outcome::default() };
+    multiply_experts(b, w, rows, &mut source, product, result, 1)?;
+    let params = KigoMixExperts {
+        products: w.products.address(),
+        weights: w.weights.address(),
+        places: w.places.address(),
+        out: if post_norm.is_some() { b.work.delta.address() } else { b.work.x.address() },
+        scale: if post_norm.is_some() { 1.0 } else { d.residual_scale },
+        store: u32::from(post_norm.is_some()),
+        n_used: w.experts.n_expert_used as u32,
+        n_columns: d.n_embd as u32,
+        in_stride: n_embd as u32,
+        out_stride: n_embd as u32,
+    };
+    launch(b, &kernels(b)?.mix, [params.n_columns.div_ceil(THREADS), rows.n as u32, 1], THREADS, 0, &params)?;
+    match post_norm {
+        Some(norm) => add_normed(b, norm, magnitudes),
+        None => Ok(()),
+    }
+}
+
+/// Which experts rows use, and, of many rows, which rows experts have.
+fn route(b: &CudaBackend, w: &Workspace, rows: Rows) -> Result<()> {
+    let (n_expert, n_used) = (w.experts.n_expert as u32, w.experts.n_expert_used as u32);
+    let params = KigoRoute {
+        logits: w.logits.address(),
+        experts: w.chosen.address(),
+        weights: w.weights.address(),
+        places: w.places.address(),
+        magnitudes: w.magnitudes.address(),
+        n: rows.n as u32,
+        n_expert,
+        n_used,
+        n_products: rows.n_products as u32,
+    };
+    launch(b, &kernels(b)?.route, [rows.n.div_ceil(WARPS) as u32, 1, 1], THREADS, 0, &params)?;
+    if !rows.grouped {
+        return Ok(());
+    }
+    let params = KigoGroup {
+        experts: w.chosen.address(),
+        places: w.places.address(),
+        rows: w.rows.address(),
+        starts: w.starts.address(),
+        n_slots: rows.n_slots as u32,
+        n_used,
+        n_expert,
+        n_products: rows.n_products as u32,
+    };
+    launch(b, &kernels(b)?.group, [1, 1, 1], GROUP_THREADS, n_expert * 4, &params)
+}
+
+/// Products with the matrices of experts; `share` slots take the same row of the source where they stand by row.
+fn multiply_experts(
+    b: &CudaBackend,
+    w: &Workspace,
+    rows: Rows,
+    source: &mut Source,
+    product: &Product,
+    result: Outcome,
+    share: usize,
+) -> Result<()> {
+    if !rows.grouped {
+        let blocks = blocks(b, &source.input, product, result.kind, 1, rows.n_slots as u32);
+        if blocks.kernel != Kernel::One {
+            return Err(Error::Internal(format!(
+                "experts of {} columns, which are more than a block holds",
+                product.k
+            )));
+        }
+        let params = matmul(b, source.input, product, result, &blocks);
+        let params = KigoMatmul { experts: w.chosen.address(), share: share as u32, ..params };
+        return launch_product(b, product, &blocks, &params);
+    }
+    prepare(b, source, product)?;
+    let blocks = blocks(b, &source.input, product, result.kind, rows.n as u32, w.experts.n_expert as u32);
+    let params = matmul(b, source.input, product, result, &blocks);
+    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), ..params })
+}
+
+fn kernels(b: &CudaBackend) -> Result<&Kernels> {
+    b.kernels.experts.as_ref().ok_or_else(|| Error::Internal("no kernels for experts".into()))
+}
