@@ -242,6 +242,8 @@ fn shared_folder(out: &Path) -> std::io::Result<(PathBuf, fs::File)> {
 fn compile(unit: &Unit, nvcc: &Nvcc, archs: &[String], root: &Path, out: &Path) -> Result<()> {
     let files = Files::at(out, unit);
     let mut command = Command::new(&nvcc.path);
+    // The fat binary has the name of its source as it is given, and no library is to hold a path of the machine.
+    let source = unit.source.strip_prefix(root).unwrap_or(&unit.source);
     command.current_dir(root).args(FLAGS).arg("-MD");
     for arch in archs {
         let (number, code) = match arch.strip_suffix("ptx") {
@@ -250,7 +252,7 @@ fn compile(unit: &Unit, nvcc: &Nvcc, archs: &[String], root: &Path, out: &Path) 
         };
         command.arg(format!("-gencode=arch=compute_{number},code={code}_{number}"));
     }
-    command.args(unit.quant.iter().map(|quant| format!("-DKIGO_QUANT={quant}"))).arg(&unit.source);
+    command.args(unit.quant.iter().map(|quant| format!("-DKIGO_QUANT={quant}"))).arg(source);
     let words = format!("{:?} {command:?}", nvcc.version);
     if files.are_current(&words, root) {
         return Ok(());

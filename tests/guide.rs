@@ -12,6 +12,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use toolchain::{SYSTEM_LIBRARIES, WARNINGS, root, scratch, static_library, succeed};
 
@@ -19,20 +20,23 @@ fn guide() -> String {
     std::fs::read_to_string(root().join("docs/guide.md")).unwrap()
 }
 
-/// The C programs of the guide, each in a file that is named after its heading.
-fn programs() -> Vec<(String, PathBuf)> {
-    let mut programs = vec![];
-    for section in guide().split("\n## ").skip(1) {
-        let name = section.lines().next().unwrap().to_lowercase().replace(' ', "-");
-        for (index, block) in section.split("```c\n").skip(1).enumerate() {
-            let code = block.split("```").next().unwrap();
-            assert!(code.contains("int main("), "a block of {name} is no program");
-            let path = scratch().join(format!("guide-{name}-{index}.c"));
-            std::fs::write(&path, code).unwrap();
-            programs.push((name.clone(), path));
+/// The C programs of the guide, built once: the heading that each stands below, and where it is.
+fn programs() -> &'static [(String, PathBuf)] {
+    static PROGRAMS: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let mut programs = vec![];
+        for section in guide().split("\n## ").skip(1) {
+            let name = section.lines().next().unwrap().to_lowercase().replace(' ', "-");
+            for (index, block) in section.split("```c\n").skip(1).enumerate() {
+                let code = block.split("```").next().unwrap();
+                assert!(code.contains("int main("), "a block of {name} is no program");
+                let source = scratch().join(format!("guide-{name}-{index}.c"));
+                std::fs::write(&source, code).unwrap();
+                programs.push((name.clone(), build(&source)));
+            }
         }
-    }
-    programs
+        programs
+    })
 }
 
 fn build(source: &Path) -> PathBuf {
@@ -44,9 +48,8 @@ fn build(source: &Path) -> PathBuf {
     program
 }
 
-fn program(name: &str) -> PathBuf {
-    let programs = programs();
-    build(&programs.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no program in {name}")).1)
+fn program(name: &str) -> &'static Path {
+    &programs().iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no program in {name}")).1
 }
 
 fn run(program: &Path, arguments: &[&str]) -> String {
@@ -56,20 +59,16 @@ fn run(program: &Path, arguments: &[&str]) -> String {
 
 #[test]
 fn every_block_of_c_is_a_program_that_compiles() {
-    let programs = programs();
-    assert!(programs.len() >= 4);
-    for (_, source) in programs {
-        build(&source);
-    }
+    assert!(programs().len() >= 4);
 }
 
 #[test]
 fn programs_of_the_guide_run() {
     let model = toolchain::model();
     let model = model.to_str().unwrap();
-    assert!(run(&program("a-first-program"), &[model, "Once upon a time"]).len() > 10);
-    assert!(run(&program("errors"), &[]).starts_with("KIGO_"));
-    let said = run(&program("threads"), &[model]);
+    assert!(run(program("a-first-program"), &[model, "Once upon a time"]).len() > 10);
+    assert!(run(program("errors"), &[]).starts_with("KIGO_"));
+    let said = run(program("threads"), &[model]);
     for (index, line) in said.lines().enumerate() {
         // The first one may end before it is cancelled.
         let ended = line.ends_with("KIGO_OK") || (index == 0 && line.ends_with("KIGO_CANCELLED"));
@@ -144,10 +143,14 @@ fn the_reference_has_everything_that_the_headers_declare() {
     let headers = names.map(|name| std::fs::read_to_string(root().join("include").join(name)).unwrap()).concat();
     let macros =
         headers.lines().filter_map(|line| line.strip_prefix("#define ")?.split_once(' ')).map(|(name, _)| name);
+    let callback = |line: &str| -> Option<String> {
+        Some(line.strip_prefix("typedef ")?.split_once("(*")?.1.split(')').next()?.to_owned())
+    };
     let types =
         headers.lines().filter_map(|line| line.strip_prefix("typedef struct ")?.split_once(' ')).map(|(name, _)| name);
     let mut n = 0;
-    for name in exports.lines().chain(macros).chain(types) {
+    let callbacks: Vec<String> = headers.lines().filter_map(callback).collect();
+    for name in exports.lines().chain(macros).chain(callbacks.iter().map(String::as_str)).chain(types) {
         assert_eq!(html.matches(&format!(" id=\"{name}\"")).count(), 1, "{name}");
         n += 1;
     }

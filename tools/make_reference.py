@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 NAME = re.compile(r"\b(?:kigo|cuda|KIGO|CUDA)_\w+\b(?:\(\))?")
-TYPE = re.compile(r"typedef struct (\w+) \w+;")
+TYPE = re.compile(r"typedef (?:struct (\w+) \w+;|\w+ \(\*(\w+)\))")
 FUNCTION = re.compile(r"^[\w\s*]*?\b(\w+)\s*\(([^()]*)\);$", re.DOTALL)
 
 
@@ -37,6 +37,7 @@ def lines_of(comment):
 def entries_of(text):
     """The first page of a header and its entries, in order."""
     tokens = re.findall(r"/\*\*.*?\*/|typedef enum \{.*?\} \w+;|#define \w+ [^\n]+|typedef struct \w+ \w+;"
+                        r"|typedef \w+ \(\*\w+\)\([^()]*\);"
                         r"|(?:const )?\w+ \*?\w+\([^()]*\);", text, re.DOTALL)
     page, entries, section, comment = None, [], None, None
     if tokens and tokens[0].startswith("/**") and text.lstrip().startswith("/**"):
@@ -67,8 +68,9 @@ def entries_of(text):
                 entries[-1].members.append(Entry("macro", member, [note], value))
         else:
             section = None
-            if TYPE.match(token):
-                entries.append(Entry("type", TYPE.match(token).group(1), comment or [], code))
+            if match := TYPE.match(token):
+                # An opaque type needs no code; what a host writes does.
+                entries.append(Entry("type", match.group(1) or match.group(2), comment or [], code if match.group(2) else ""))
             elif FUNCTION.match(code):
                 entries.append(Entry("function", FUNCTION.match(code).group(1), comment or [], code))
         comment = None
@@ -235,7 +237,8 @@ class Page:
         if entry.kind == "function":
             body = self.function(entry)
         else:
-            body = self.blocks(entry.comment) + (self.macro_rows(entry) if entry.members else "")
+            body = self.code(entry.code) if entry.code else ""
+            body += self.blocks(entry.comment) + (self.macro_rows(entry) if entry.members else "")
         self.nav.append((2, name, entry.name))
         self.parts.append(f'<section id="{name}" data-name="{html.escape(entry.name)}" class="{entry.kind}">'
                           f"<h3>{title}</h3>{body}</section>")

@@ -29,7 +29,9 @@ pub(super) struct Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let needed = if let Error::BufferTooSmall { needed, .. } = error { needed as u64 } else { 0 };
-        Failure { status: error.status(), message: one_line(&error.to_string()), needed }
+        // In a forked child the allocator may be locked for ever; the everlasting error has the words.
+        let message = if error.status() == Status::Forked { String::new() } else { one_line(&error.to_string()) };
+        Failure { status: error.status(), message, needed }
     }
 }
 

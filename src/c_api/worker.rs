@@ -228,7 +228,7 @@ pub unsafe extern "C" fn cuda_load_model(
         let path = unsafe { path(model_path, "model_path") }?;
         // SAFETY: `vram_bytes_used` is NULL or valid for writing by this function's contract.
         let out = unsafe { Out::new(vram_bytes_used, "vram_bytes_used") }?;
-        let options = LoadOptions { device: context.device.clone(), ..context.environment.settings.load.clone() };
+        let options = LoadOptions { device: context.device.clone(), ..context.environment.settings().load };
         let engine = Engine::load(&path, &options)?;
         remember(&engine)?;
         let loaded_bytes = bytes_now(&engine);

@@ -4,6 +4,7 @@ use crate::c_api::option_table::{ROWS, Row, Settings, Value};
 use crate::error::quoted;
 use crate::{Error, Result};
 use std::ffi::OsString;
+use std::sync::{Mutex, PoisonError};
 
 /// Options that come with each call, or that no worker may change.
 const GIVEN: [&str; 5] = ["device", "prompt_format", "max_tokens", "temperature", "seed"];
@@ -14,8 +15,8 @@ pub(super) struct Environment {
     pub(super) cpu: bool,
     /// Prompts without control tokens are put into the chat template; `KIGO_WORKER_TEMPLATE=0` says no.
     pub(super) template: bool,
-    /// `KIGO_WORKER_TOP_K` and the like, else the defaults.
-    pub(super) settings: Settings,
+    /// `KIGO_WORKER_TOP_K` and the like, else the defaults; locked, as what a host may set besides is for one thread.
+    settings: Mutex<Settings>,
 }
 
 impl Environment {
@@ -25,6 +26,11 @@ impl Environment {
     /// `InvalidArgument` names the first variable that has no meaning, and what it may be.
     pub(super) fn read() -> Result<Environment> {
         Environment::from(|name| std::env::var_os(name))
+    }
+
+    /// The options that the environment sets, with the defaults of the others.
+    pub(super) fn settings(&self) -> Settings {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn from(get: impl Fn(&str) -> Option<OsString>) -> Result<Environment> {
@@ -52,7 +58,7 @@ impl Environment {
                 settings.set(row.key, parse(row, &name, &value)?)?;
             }
         }
-        Ok(Environment { cpu, template, settings })
+        Ok(Environment { cpu, template, settings: Mutex::new(settings) })
     }
 }
 
@@ -80,7 +86,7 @@ mod tests {
         for variables in [&[][..], &[("KIGO_DEVICE", ""), ("KIGO_WORKER_TEMPLATE", ""), ("KIGO_WORKER_TOP_K", "")]] {
             let environment = read(variables).unwrap();
             assert!(!environment.cpu && environment.template);
-            assert_eq!(environment.settings.session, Settings::default().session);
+            assert_eq!(environment.settings().session, Settings::default().session);
         }
     }
 
@@ -97,7 +103,7 @@ mod tests {
         ])
         .unwrap();
         assert!(environment.cpu && !environment.template);
-        let settings = environment.settings;
+        let settings = environment.settings();
         assert_eq!((settings.session.sampling.top_k, settings.session.sampling.top_p), (7, 0.5));
         assert_eq!((settings.load.n_ctx, &*settings.session.stop), (Some(512), &["\n\n".to_owned()][..]));
         assert_eq!(settings.session.sampling.seed, 0, "the seed comes with the call");

@@ -71,7 +71,7 @@ pub unsafe extern "C" fn cuda_inference_start(
         // SAFETY: `prompt` is NULL or NUL-terminated by this function's contract.
         let prompt = unsafe { text(prompt, "prompt") }?;
         let model = MODELS.get(handle(model), "model")?;
-        let mut settings = model.context.environment.settings.clone();
+        let mut settings = model.context.environment.settings();
         settings.session.max_tokens = Some(checked_tokens(max_tokens)?);
         // The sampler checks it again, for all who ask it; here the message names the argument.
         if !(0.0..=MAX_TEMPERATURE).contains(&temperature) {
