@@ -188,9 +188,10 @@ impl Family {
         FAMILIES.iter().find(|family| family.names.contains(&name))
     }
 
-    /// The names of all families, for messages.
+    /// The first name of each family, for messages, which are short.
     pub fn known() -> String {
-        FAMILIES.iter().flat_map(|family| family.names).copied().collect::<Vec<_>>().join(", ")
+        let names: Vec<_> = FAMILIES.iter().filter_map(|family| family.names.first()).copied().collect();
+        format!("{}, and those that cut like one of these", names.join(", "))
     }
 }
 
@@ -291,7 +292,7 @@ mod tests {
 
     #[test]
     fn qwen35_keeps_marks_in_words() {
-        assert_eq!(pieces("qwen35", "e\u{301}a !\u{301}b"), ["e\u{301}a", " ", "!\u{301}b"]);
+        assert_eq!(pieces("qwen35", "e\u{301}a !\u{301}b"), ["e\u{301}a", " !", "\u{301}b"]);
         assert_eq!(pieces("qwen2", "e\u{301}a"), ["e", "\u{301}a"]);
     }
 
@@ -312,7 +313,7 @@ mod tests {
         assert_eq!(pieces("deepseek-coder", " x_1\n"), [" x", "_", "1", "\n"]);
         assert_eq!(
             pieces("deepseek-v3", "x .foo 1234中ア\u{301}!\n"),
-            ["x", " ", ".foo", " ", "123", "4", "中ア", "\u{301}", "!\n"]
+            ["x", " .", "foo", " ", "123", "4", "中ア", "\u{301}", "!\n"]
         );
     }
 }

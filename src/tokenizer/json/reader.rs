@@ -263,7 +263,7 @@ mod tests {
             Ok(())
         };
         reader.object("file", member).unwrap();
-        assert_eq!(seen, [&(2 << 20).to_string(), "12", "7", "true", "true"]);
+        assert_eq!(seen, [&(2 << 20).to_string(), "13", "7", "true", "true"]);
         assert!(reader.end().is_ok());
         for wrong in ["[", "{\"a\"", "", "]", "[\"", ","] {
             assert!(Reader::new(wrong).skip("x").is_err(), "{wrong}");
