@@ -18,7 +18,7 @@ CARGO_OUT := $(or $(CARGO_TARGET_DIR),target)
 ARCHIVE := $(CARGO_OUT)/release/libkigo.a
 SHARED := build/lib/libkigo.so.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-FEATURES := $(if $(filter 0,$(CUDA)),--no-default-features --features worker-abi)
+FEATURES := $(if $(filter 0,$(CUDA)),--no-default-features --features worker-abi --features regex)
 # Messages in the library name source files; these make the names the same on every machine.
 REMAP := --remap-path-prefix=$(CURDIR)=kigo --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 SYSTEM_LIBS := -lpthread -ldl -lm -lgcc_s -lc

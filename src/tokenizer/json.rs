@@ -19,7 +19,7 @@ use super::hash::NONE;
 use super::load::{Pair, Scheme, Setup, assemble, unsupported};
 use super::spm::{SPACE, Spm, byte_of};
 use super::{Model, TokenKind, Tokenizer};
-use crate::error::{Error, Result, try_vec};
+use crate::error::{Error, Result, quoted, try_vec};
 use crate::gguf::{Metadata, StringArray, open_regular};
 use pipeline::{Pipeline, parse, template};
 use reader::{Reader, bad};
@@ -85,7 +85,7 @@ impl Tokenizer {
             (false, true) if !pipeline.nfc => Scheme::Spm,
             _ => {
                 let found = format!("{} with {}", file.normalizer, file.pre_tokenizer);
-                let known = "ByteLevel, or a normalizer that replaces \" \" by \"▁\" and no cuts".to_string();
+                let known = "ByteLevel, or a normalizer that replaces a space by U+2581 and no cuts".to_string();
                 return Err(unsupported("tokenizer.json: pre_tokenizer", &found, known));
             }
         };
@@ -176,7 +176,7 @@ impl<'a> File<'a> {
     fn read_model(&mut self, reader: &mut Reader<'a>, n_vocab: usize) -> Result<()> {
         let (mut kind, mut has_vocab, mut has_merges) = (Cow::Borrowed("BPE"), false, false);
         reader.object("model", |reader, key| {
-            let field = format!("model.{}", key.chars().take(64).collect::<String>());
+            let field = format!("model.{}", quoted(key.as_bytes()).trim_matches('"'));
             match &*key {
                 "type" => kind = reader.string(&field)?,
                 "vocab" if kind == "BPE" => {
@@ -193,11 +193,7 @@ impl<'a> File<'a> {
                 "continuing_subword_prefix" | "end_of_word_suffix" if !reader.null() => {
                     let text = reader.string(&field)?;
                     if !text.is_empty() {
-                        return Err(unsupported(
-                            "tokenizer.json: model",
-                            &format!("{key} \"{text}\""),
-                            NO_MARKS.into(),
-                        ));
+                        return Err(unsupported("tokenizer.json: model", &format!("{key} {text}"), NO_MARKS.into()));
                     }
                 }
                 "dropout" => {
@@ -227,7 +223,7 @@ impl<'a> File<'a> {
         self.places = try_vec(n_vocab, "the tokens")?;
         self.places.resize(n_vocab, NONE);
         reader.object("model.vocab", |reader, token| {
-            let field = || format!("model.vocab[{}]", crate::error::quoted(token.as_bytes()));
+            let field = || format!("model.vocab[{}]", quoted(token.as_bytes()));
             let id = reader.number("model.vocab")?;
             let place = id_place(&mut self.places, id, field)?;
             if *place != NONE {

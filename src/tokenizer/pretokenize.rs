@@ -188,9 +188,10 @@ impl Family {
         FAMILIES.iter().find(|family| family.names.contains(&name))
     }
 
-    /// The names of all families, for messages.
+    /// The first name of each family, for messages, which are short.
     pub fn known() -> String {
-        FAMILIES.iter().flat_map(|family| family.names).copied().collect::<Vec<_>>().join(", ")
+        let names: Vec<_> = FAMILIES.iter().filter_map(|family| family.names.first()).copied().collect();
+        format!("{}, and those that cut like one of these", names.join(", "))
     }
 }
 

@@ -186,8 +186,11 @@ fn tiny() -> Json {
     })
 }
 
+/// The message of the refusal, which is a line of printable ASCII.
 fn error_of(json: &str, n_vocab: usize) -> String {
-    Tokenizer::from_json(json.as_bytes(), &Metadata::new(), n_vocab).unwrap_err().to_string()
+    let text = Tokenizer::from_json(json.as_bytes(), &Metadata::new(), n_vocab).unwrap_err().to_string();
+    assert!(text.len() <= 512 && text.bytes().all(|b| (0x20..0x7f).contains(&b)), "{text:?}");
+    text
 }
 
 #[test]
@@ -243,6 +246,8 @@ fn broken_files_are_refused_by_the_field() {
         ("/added_tokens", json!([{"id": 1, "lstrip": true}]), "tokenizer.json: added_tokens: "),
         ("/normalizer", json!({"type": "Lowercase"}), "tokenizer.json: normalizer: "),
         ("/normalizer", json!("NFC"), "tokenizer.json: normalizer: "),
+        ("/normalizer", json!({"type": "Prepend", "prepend": "é\n"}), "tokenizer.json: normalizer: "),
+        ("/pre_tokenizer", sequence(vec![split("é(\n")], true), "tokenizer.json: pre_tokenizer: "),
         ("/pre_tokenizer", json!({"type": "Metaspace"}), "tokenizer.json: pre_tokenizer: "),
         ("/pre_tokenizer", json!(null), "tokenizer.json: pre_tokenizer: "),
         (

@@ -83,7 +83,7 @@ pub fn parse(field: &str, text: &str) -> Result<Value> {
     if text.len() > LONGEST {
         return Err(bad(field, format!("at most {LONGEST} bytes"), text.len()));
     }
-    serde_json::from_str(text).map_err(|error| bad(field, "JSON", error))
+    serde_json::from_str(text).map_err(|error| bad(field, "JSON", quoted(error.to_string().as_bytes())))
 }
 
 fn type_of(value: &Value) -> &str {
@@ -121,13 +121,23 @@ impl Pipeline {
                 "Prepend" if part["prepend"] == "▁" && !pipeline.escaped => pipeline.prefix = true,
                 "Replace" if part["pattern"]["String"] == " " && part["content"] == "▁" => pipeline.escaped = true,
                 _ => {
-                    let known = "NFC, Prepend of \"▁\", Replace of \" \" by \"▁\"";
+                    let known = "NFC, Prepend of U+2581, Replace of a space by U+2581";
                     return Err(unsupported("tokenizer.json: normalizer", part, known));
                 }
             }
         }
         for part in parts("pre_tokenizer", pre_tokenizer, "pretokenizers")? {
+            // What comes after sees bytes as characters, so that only ASCII is what it was. Bytes that look like numbers are
+            // cut too there, but no merge of a vocabulary that was trained that way goes across such a cut.
             let step = match type_of(part) {
+                "Digits" if pipeline.byte_level && part["individual_digits"] != true => Some(Scan(scan::digits)),
+                "Split" if pipeline.byte_level && part["pattern"]["Regex"] == "[0-9][0-9][0-9]" => {
+                    split_step(part, false)?
+                }
+                _ if pipeline.byte_level => {
+                    let known = "Digits and Split at [0-9][0-9][0-9] after ByteLevel";
+                    return Err(unsupported("tokenizer.json: pre_tokenizer", part, known));
+                }
                 "ByteLevel" if part["add_prefix_space"] != true => {
                     pipeline.byte_level = true;
                     (part["use_regex"] != false).then_some(Scan(scan::gpt2))

@@ -38,7 +38,7 @@ impl Pattern {
             .delegate_dfa_size_limit(AUTOMATON)
             .build()
             .map(Pattern)
-            .map_err(|error| bad(pattern, "a regular expression", error))
+            .map_err(|error| bad(pattern, "a regular expression", quoted(error.to_string().as_bytes())))
     }
 
     /// Calls `found` with where each match that is not empty begins and ends; the whole text was begun at `start`.
@@ -48,7 +48,7 @@ impl Pattern {
     pub fn each(&self, text: &str, start: Instant, mut found: impl FnMut(usize, usize) -> Result<()>) -> Result<()> {
         for matched in self.0.find_iter(text) {
             let slow = |what: String| bad(self.0.as_str(), "an expression that comes to an end", what);
-            let matched = matched.map_err(|error| slow(error.to_string()))?;
+            let matched = matched.map_err(|error| slow(quoted(error.to_string().as_bytes())))?;
             if start.elapsed() > TIME {
                 return Err(slow(format!("one that takes more than {} s", TIME.as_secs())));
             }

@@ -30,6 +30,11 @@ pub fn numbers(text: &str) -> usize {
     run(text, NUMBER)
 }
 
+/// `[0-9]+`
+pub fn digits(text: &str) -> usize {
+    while_(text, |c| c.is_ascii_digit())
+}
+
 /// `[0-9][0-9][0-9]`
 pub fn three_digits(text: &str) -> usize {
     let digits = text.bytes().take(3).filter(u8::is_ascii_digit).count();
