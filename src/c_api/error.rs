@@ -20,7 +20,7 @@ const MAX_MESSAGE: usize = 511;
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) status: Status,
-    /// One printable line of at most [`MAX_MESSAGE`] bytes.
+    /// One printable line of at most [`MAX_MESSAGE`] bytes; empty for `Forked`, whose error object lives for ever.
     pub(super) message: String,
     /// Bytes that the buffer should have had; 0 if the failure is another.
     pub(super) needed: u64,
@@ -29,7 +29,10 @@ pub(super) struct Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let needed = if let Error::BufferTooSmall { needed, .. } = error { needed as u64 } else { 0 };
-        Failure { status: error.status(), message: one_line(&error.to_string()), needed }
+        // A forked child asks for no memory: a thread of its parent may hold the lock of an allocator for ever there.
+        let forked = matches!(error, Error::Forked { .. });
+        let message = if forked { String::new() } else { one_line(&error.to_string()) };
+        Failure { status: error.status(), message, needed }
     }
 }
 
