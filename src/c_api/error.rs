@@ -20,7 +20,7 @@ const MAX_MESSAGE: usize = 511;
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) status: Status,
-    /// One printable line of at most [`MAX_MESSAGE`] bytes.
+    /// One printable line of at most [`MAX_MESSAGE`] bytes; empty for `Forked`, whose error object lives for ever.
     pub(super) message: String,
     /// Bytes that the buffer should have had; 0 if the failure is another.
     pub(super) needed: u64,
