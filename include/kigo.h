@@ -366,7 +366,7 @@
  *       What the prompt is. "text": a text that the model goes on from. "user": one message of a user, put into the
  *       chat template. "chat": a chat in JSON, put into the chat template; see "Chats".
  *
- *   "chat_template": a Jinja template of at most 262144 bytes; kigo_options_set_str(); default: the model's
+ *   "chat_template": a Jinja template of 1 to 262144 bytes; kigo_options_set_str(); default: the model's
  *       A chat template to use instead of the model's.
  *
  *   "chat_template_file": the path of a file with a Jinja template of at most 262144 bytes; kigo_options_set_str();

@@ -203,9 +203,9 @@ pub(super) static ROWS: &[Row] = &[
         key: "chat_template",
         reader: Reader::InferenceStart,
         values: Values::Text {
-            expected: "a Jinja template of at most 262144 bytes",
+            expected: "a Jinja template of 1 to 262144 bytes",
             set: |settings, value, row| {
-                if value.len() > chat::MAX_SOURCE {
+                if !(1..=chat::MAX_SOURCE).contains(&value.len()) {
                     return Err(row.refuse(format!("{} bytes", value.len())));
                 }
                 settings.session.template = Some(value.to_owned());
@@ -871,7 +871,7 @@ mod tests {
                     }
                     set(row.key, Value::Integer(1)).unwrap();
                 }
-                Values::Text { .. } => assert!(set(row.key, Value::Text("")).is_err()),
+                Values::Text { .. } => assert!(set(row.key, Value::Text("")).is_err(), "{}", row.key),
             }
         }
     }
