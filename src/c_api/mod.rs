@@ -61,12 +61,14 @@
 //! With the option prompt_format=chat a prompt is JSON: an array of messages, each with "role" and "content" as
 //! servers for chats take them, or an object with the messages and what else the chat template is to see:
 //!
-//!     {"messages": [{"role": "user", "content": "Hello"}],
-//!      "tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}],
-//!      "documents": [{"title": "...", "text": "..."}],
-//!      "chat_template_kwargs": {"enable_thinking": false},
-//!      "add_generation_prompt": true,
-//!      "continue_final_message": false}
+//! ```json
+//! {"messages": [{"role": "user", "content": "Hello"}],
+//!  "tools": [{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}],
+//!  "documents": [{"title": "...", "text": "..."}],
+//!  "chat_template_kwargs": {"enable_thinking": false},
+//!  "add_generation_prompt": true,
+//!  "continue_final_message": false}
+//! ```
 //!
 //! Only "messages" has to be there; another key is an error. "chat_template_kwargs" are variables of the template.
 //! With "continue_final_message" the prompt ends inside the last message, and the model goes on with it. Arguments

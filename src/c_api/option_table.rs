@@ -219,7 +219,7 @@ pub(super) static ROWS: &[Row] = &[
         key: "chat_template_file",
         reader: Reader::InferenceStart,
         values: Values::Text {
-            expected: "the path of a file with a Jinja template of at most 262144 bytes",
+            expected: "the path of a file with a Jinja template of 1 to 262144 bytes",
             set: |settings, value, _| {
                 settings.session.template = Some(read_template(Path::new(value))?);
                 Ok(())
@@ -234,7 +234,10 @@ pub(super) static ROWS: &[Row] = &[
         reader: Reader::InferenceStart,
         values: Values::Text {
             expected: "the name of one of the model's chat templates",
-            set: |settings, value, _| {
+            set: |settings, value, row| {
+                if value.is_empty() {
+                    return Err(row.refuse("an empty name"));
+                }
                 settings.session.template_name = Some(value.to_owned());
                 Ok(())
             },

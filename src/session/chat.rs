@@ -127,8 +127,9 @@ pub fn read_template(path: &Path) -> Result<String> {
         let file = crate::gguf::open_regular(path)?;
         let read = file.take(chat::MAX_SOURCE as u64 + 1).read_to_end(&mut bytes);
         read.map_err(|source| Error::Io { operation: "read".to_string(), source })?;
-        if bytes.len() > chat::MAX_SOURCE {
-            return Err(Error::BadTemplate(format!("expected at most {} bytes, found more", chat::MAX_SOURCE)));
+        if !(1..=chat::MAX_SOURCE).contains(&bytes.len()) {
+            let found = if bytes.is_empty() { "none" } else { "more" };
+            return Err(Error::BadTemplate(format!("expected 1 to {} bytes, found {found}", chat::MAX_SOURCE)));
         }
         String::from_utf8(bytes).map_err(|e| Error::BadTemplate(format!("expected UTF-8, found {}", e.utf8_error())))
     };
