@@ -77,22 +77,31 @@ __device__ __forceinline__ void add_bias(const KigoQkv& p, const HeadElements& e
     if (e.dims.high < p.head_dim) high = __fadd_rn(high, __ldg(bias + e.dims.high));
 }
 
+// Turns two elements of row `column`.
+__device__ __forceinline__ void turn_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, float& low, float& high) {
+    if (e.part == 2 || !p.turns || e.pair >= p.n_rot / 2) return;
+    const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
+    const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
+    high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
+    low = turned;
+}
+
+// The keys of head `head` in a page; the values follow.
+__device__ __forceinline__ __half* cached_keys(const KigoQkv& p, const CachePlace& at, uint32_t head) {
+    return at.page + size_t(p.layer * p.n_head_kv + head) * 2 * KIGO_PAGE * p.dp;
+}
+
 // Turns two elements of row `column` and puts them where attention looks for them.
 __device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float low,
                                              float high) {
-    if (e.part < 2 && p.turns && e.pair < p.n_rot / 2) {
-        const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
-        const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
-        high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
-        low = turned;
-    }
+    turn_elements(p, e, column, low, high);
     if (e.part == 0) {
         __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + e.head) * p.dp;
         q[e.place] = saturated_half(__fmul_rn(low, p.q_scale));
         q[e.place + 8] = saturated_half(__fmul_rn(high, p.q_scale));
         return;
     }
-    __half* keys = at_cache.page + size_t(p.layer * p.n_head_kv + e.head) * 2 * KIGO_PAGE * p.dp;
+    __half* keys = cached_keys(p, at_cache, e.head);
     if (e.part == 1) {
         keys[at_cache.position * p.dp + e.place] = saturated_half(low);
         keys[at_cache.position * p.dp + e.place + 8] = saturated_half(high);
@@ -139,4 +148,9 @@ __device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t expe
     const float value = gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
     reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
     return value;
+}
+
+// What n elements whose squares add up to `squares` are multiplied with.
+__device__ __forceinline__ float norm_factor(float squares, uint32_t n, float eps) {
+    return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(n)), eps)));
 }

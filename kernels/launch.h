@@ -19,6 +19,22 @@ typedef struct {
     uint32_t pad;
 } KigoRow;
 
+/* Types of matrices that `step` multiplies with. */
+#define KIGO_TYPE_F16 0
+#define KIGO_TYPE_Q4_0 1
+#define KIGO_TYPE_Q4_1 2
+#define KIGO_TYPE_Q5_0 3
+#define KIGO_TYPE_Q5_1 4
+#define KIGO_TYPE_Q8_0 5
+#define KIGO_TYPE_Q2_K 6
+#define KIGO_TYPE_Q3_K 7
+#define KIGO_TYPE_Q4_K 8
+#define KIGO_TYPE_Q5_K 9
+#define KIGO_TYPE_Q6_K 10
+#define KIGO_TYPE_IQ4_NL 11
+#define KIGO_TYPE_IQ4_XS 12
+#define KIGO_TYPE_MXFP4 13
+
 /* Most slots of a warp's ring of records. */
 #define KIGO_MAX_SLOTS 16
 
@@ -288,6 +304,111 @@ typedef struct {
     uint32_t pad;
 } KigoAttention;
 
+/* What a stage of `step` does: attention; or a product, whose results are */
+#define KIGO_STAGE_ATTENTION 0
+/* words for all blocks, as they are; */
+#define KIGO_STAGE_VALUES 1
+/* words, rounded: gated(gate, up), gelu; */
+#define KIGO_STAGE_GATED 2
+#define KIGO_STAGE_UNGATED 3
+/* softcap tanh(scale product / softcap), logits. */
+#define KIGO_STAGE_LOGITS 4
+
+/* What a stage multiplies: the same as the stage before; the residual stream, to which the words are added; the words. */
+#define KIGO_TAKE_SAME 0
+#define KIGO_TAKE_RESIDUAL 1
+#define KIGO_TAKE_WORDS 2
+
+#define KIGO_NO_ATTENTION 0xFFFFFFFFu
+
+/* Pages that a row of `step` sees at most, and columns of the vectors that its blocks hand over rounded. */
+#define KIGO_STEP_PAGES 32
+#define KIGO_STEP_MOST_COLUMNS 16384
+
+/* One stage of `step`. Words are what blocks hand to each other: with their values they carry the number of the step, so that
+ * a block that reads them knows when they are there. Exact ones are f32 and u32 number; rounded ones an f32 whose last 8 bits
+ * are those of the number. */
+typedef struct {
+    /* Product: tiles of records. */
+    uint64_t weights;
+    /* KIGO_TAKE_RESIDUAL: exact words [k], or 0; KIGO_TAKE_WORDS: rounded words [k]. */
+    uint64_t input;
+    /* f32 [k]: what the words are normed with before they are added, or 0. */
+    uint64_t post_norm;
+    /* f32 [stride], or 0. */
+    uint64_t norm_weight;
+    /* Words [n_rows], exact or rounded; not of logits. */
+    uint64_t out;
+    /* f32 [n_rows], or 0: of the product, or of gate and up. */
+    uint64_t bias[2];
+    uint32_t kind;
+    uint32_t take;
+    /* KIGO_TYPE_... */
+    uint32_t quant;
+    uint32_t n_tiles;
+    uint32_t n_rows;
+    /* Records in a tile, their bytes. */
+    uint32_t n_records;
+    uint32_t record_bytes;
+    /* Tiles that a group of warps takes together, and how many such items there are. */
+    uint32_t per_item;
+    uint32_t n_items;
+    /* The group of warps that takes the first. */
+    uint32_t first_worker;
+    uint32_t k;
+    uint32_t stride;
+    /* KIGO_SILU ... */
+    uint32_t activation;
+    /* Of the residual stream. */
+    float residual_scale;
+    float eps;
+    float scale;
+    float softcap;
+    /* The attention that comes next, for which the caches are brought near; KIGO_NO_ATTENTION: none does. */
+    uint32_t attention;
+} KigoStage;
+
+/* The attention of a layer in `step`. */
+typedef struct {
+    KigoAttention attention;
+    KigoHeads heads;
+    /* Exact words of q, k and v, tile by tile; rounded words [n_head * head_dim]. */
+    uint64_t input;
+    uint64_t out;
+} KigoStageAttention;
+
+/* Threads of a block of `step`, groups of warps that take tiles, and most of the shared memory that it has besides. */
+#define KIGO_STEP_THREADS 384
+#define KIGO_STEP_GROUPS 1
+#define KIGO_STEP_STATIC 14336
+
+/* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time. */
+typedef struct {
+    /* KigoStage [n_stages] */
+    uint64_t stages;
+    /* KigoStageAttention [layers] */
+    uint64_t attentions;
+    /* u32: the number of the step, which embed has raised. */
+    uint64_t number;
+    /* KigoRow */
+    uint64_t rows;
+    /* f32 [stride] */
+    uint64_t x;
+    /* f32 [rows of the head] */
+    uint64_t logits;
+    uint32_t n_stages;
+    uint32_t stride;
+    /* Slots of a warp's ring, their bytes. */
+    uint32_t n_slots;
+    uint32_t slot_bytes;
+    /* Bytes of the widest activations as operands, without sums. */
+    uint32_t columns_bytes;
+    /* Records of a warp that are under way at most, and that are sent for when its ring is full, with so many clocks between. */
+    uint32_t under_way;
+    uint32_t most_ahead;
+    uint32_t pace;
+} KigoStep;
+
 /* embed: rows of the token table, and what the step computes from positions alone. */
 typedef struct {
     uint64_t rows;
@@ -305,6 +426,8 @@ typedef struct {
     uint64_t magnitudes;
     /* u32 [n], among those: raised to the largest magnitude of x; 0: not wanted. */
     uint64_t x_magnitudes;
+    /* u32: what is raised by one, the number of the step; 0: nothing. */
+    uint64_t number;
     uint32_t n_magnitudes;
     uint32_t magnitudes_stride;
     uint32_t n_turns;

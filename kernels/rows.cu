@@ -19,11 +19,6 @@ __device__ __forceinline__ float block_sum(float value, float (&scratch)[kMaxWar
     return sum;
 }
 
-// What n elements whose squares add up to `squares` are multiplied with.
-__device__ __forceinline__ float norm_factor(float squares, uint32_t n, float eps) {
-    return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(n)), eps)));
-}
-
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(256) heads(const __grid_constant__ KigoHeads p) {

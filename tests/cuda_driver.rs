@@ -13,7 +13,7 @@ use fake_driver::{Run, fresh_folder, run, run_with, say};
 use kigo::backend::cuda::context::Context;
 use kigo::backend::cuda::memory::{DeviceBuffer, PinnedBuffer, Purpose};
 use kigo::backend::cuda::module::{KernelParams, Module};
-use kigo::backend::cuda::stream::{Event, Launch, Stream};
+use kigo::backend::cuda::stream::{Event, Launch, Order, Stream};
 use kigo::c_api::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::{Result, Status};
@@ -131,7 +131,7 @@ fn everything(context: &Arc<Context>) -> Result<String> {
     let module = Module::load(context, b"any")?;
     let function = module.function("test_kernel")?;
     function.set_max_shared_bytes(100 << 10)?;
-    let launch = Launch { grid: [2, 1, 1], block: [128, 1, 1], shared_bytes: 100 << 10, dependent: true };
+    let launch = Launch { grid: [2, 1, 1], block: [128, 1, 1], shared_bytes: 100 << 10, order: Order::Dependent };
     let params = TestParams { address: weights.address(), value: 1 };
     stream.launch(&function, launch, &params)?;
     let graph = stream.capture(|stream| {

@@ -8,7 +8,7 @@ use kigo::backend::cuda::load::{Piece, Repack, Target};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::module::{Function, KernelParams, Module, embedded};
 use kigo::backend::cuda::params::{KIGO_ROWS_PLAIN, bytes_of};
-use kigo::backend::cuda::stream::{Launch, Stream};
+use kigo::backend::cuda::stream::{Launch, Order, Stream};
 use kigo::backend::{Device, Purpose};
 use kigo::gguf::TensorInfo;
 use kigo::quant::QuantType;
@@ -99,7 +99,7 @@ impl Gpu {
     }
 
     pub fn launch<P: KernelParams>(&self, kernel: &Function, grid: [u32; 3], threads: u32, shared: u32, params: &P) {
-        let launch = Launch { grid, block: [threads, 1, 1], shared_bytes: shared, dependent: true };
+        let launch = Launch { grid, block: [threads, 1, 1], shared_bytes: shared, order: Order::Dependent };
         self.stream.launch(kernel, launch, params).unwrap();
     }
 

@@ -472,6 +472,7 @@ fn check_embed(gpu: &Gpu, table: &Matrix, positions: Option<&[f32]>, scale: f32)
         turns: turns.address(),
         magnitudes: magnitudes.address(),
         x_magnitudes: if positions.is_some() { of_x } else { 0 },
+        number: 0,
         n_magnitudes: N_MAGNITUDES as u32,
         magnitudes_stride: n as u32 + 1,
         n_turns: N_PAIRS as u32,

@@ -10,7 +10,7 @@ use super::context::Context;
 use super::load::{Piece, Repack, Space, Target};
 use super::module::{Function, Module, embedded};
 use super::params::{KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KigoRepack};
-use super::stream::{Launch, Stream};
+use super::stream::{Launch, Order, Stream};
 use crate::error::try_vec;
 use crate::gguf::TensorInfo;
 use crate::model::{Layer, ModelDesc, RopePairing, Weights};
@@ -472,7 +472,7 @@ impl Repack for TypeTable {
             halves: u32::from(place.halves),
         };
         let grid = [(place.n_records as u32).div_ceil(WARPS), n_tiles as u32, 1];
-        let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, dependent: false };
+        let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, order: Order::Serial };
         stream.launch(&self.of(info.quant_type)?.repack, launch, &params)
     }
 }

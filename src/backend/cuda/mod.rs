@@ -22,6 +22,7 @@ pub mod module;
 pub mod params;
 pub mod sample;
 mod stages;
+mod step;
 pub mod stream;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ use memory::{DeviceBuffer, PinnedBuffer};
 use params::{KIGO_NO_SLOT, KigoRow, KigoTile, bytes_of};
 use sample::Samplers;
 use stages::{Kernels, Shape, Workspace};
+use step::Step;
 use stream::{Graph, Stream};
 
 /// Most rows of a graph; larger batches are launched kernel by kernel, which their kernels' time hides.
@@ -59,7 +61,9 @@ const STEPS_AHEAD: usize = 2;
 /// A model in device memory, with its KV cache.
 pub struct CudaBackend {
     // Graphs go before what they use.
-    graphs: HashMap<usize, Graph>,
+    graphs: HashMap<Batch, Graph>,
+    /// The kernel that runs a step of one sequence, where it can.
+    step: Option<Step>,
     device: String,
     desc: ModelDesc,
     n_ctx: usize,
@@ -82,6 +86,13 @@ pub struct CudaBackend {
     ahead: Ahead,
     stream: Arc<Stream>,
     context: Arc<Context>,
+}
+
+/// What a graph runs: so many single rows, or one by the kernel `step`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Batch {
+    Rows(usize),
+    Step,
 }
 
 /// Which sampler is whose.
@@ -170,8 +181,9 @@ impl CudaBackend {
         let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &desc.rope.tables(divisors.as_deref()))?;
         let mut free = try_vec(N_SLOTS, "the samplers")?;
         free.extend((0..N_SLOTS as u32).rev());
-        let backend = CudaBackend {
+        let mut backend = CudaBackend {
             graphs: HashMap::new(),
+            step: None,
             device: context.device(),
             desc: desc.clone(),
             n_ctx,
@@ -192,6 +204,7 @@ impl CudaBackend {
             stream,
             context: context.clone(),
         };
+        backend.step = Step::new(&backend)?;
         backend.stream.synchronize()?;
         drop(bound);
         Ok(backend)
@@ -240,16 +253,37 @@ impl CudaBackend {
     /// Queues the batch that was uploaded.
     fn launch(&mut self, rows: &[Row]) -> Result<()> {
         let Some(n) = graph_rows(rows) else { return crate::model::forward(self, rows) };
-        if !self.graphs.contains_key(&n) {
+        let batch = match rows {
+            [row] => self.single(row.position),
+            _ => Batch::Rows(n),
+        };
+        self.launch_graph(batch)
+    }
+
+    /// How one row at this position is run.
+    fn single(&self, position: u32) -> Batch {
+        if self.step.as_ref().is_some_and(|step| step.takes(position)) { Batch::Step } else { Batch::Rows(1) }
+    }
+
+    /// Queues a graph, which is captured when it is first wanted.
+    fn launch_graph(&mut self, batch: Batch) -> Result<()> {
+        if !self.graphs.contains_key(&batch) {
+            let n = if let Batch::Rows(n) = batch { n } else { 1 };
             self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
             let stream = self.stream.clone();
-            let graph = stream.capture(|_| crate::model::stages(self))?;
+            let graph = stream.capture(|stream| match (batch, &self.step) {
+                (Batch::Step, Some(step)) => {
+                    stages::embed(self, step.number())?;
+                    step.launch(stream, self.work.logits.address())
+                }
+                _ => crate::model::stages(self),
+            })?;
             self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
-            self.graphs.insert(n, graph);
+            self.graphs.insert(batch, graph);
         }
-        match self.graphs.get(&n) {
+        match self.graphs.get(&batch) {
             Some(graph) => graph.launch(&self.stream),
-            None => Err(Error::Internal(format!("no graph of {n} rows"))),
+            None => Err(Error::Internal(format!("no graph of {batch:?}"))),
         }
     }
 
@@ -294,8 +328,12 @@ impl CudaBackend {
                 }
                 break;
             }
-            let Some(graph) = self.graphs.get(&1) else { break };
-            graph.launch(&self.stream)?;
+            // A graph that is not there yet is made when somebody waits for it anyway.
+            let batch = self.single(n_positions as u32 - 1);
+            if !self.graphs.contains_key(&batch) {
+                break;
+            }
+            self.launch_graph(batch)?;
             self.launch_sampling(1, weigh)?;
             self.ahead.n_steps += 1;
             self.ahead.sequence = Some(sequence);
@@ -498,7 +536,7 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&mut self) -> Result<()> {
-        stages::embed(self)
+        stages::embed(self, 0)
     }
 
     fn attn_qkv(&mut self, layer: usize) -> Result<()> {

@@ -11,7 +11,7 @@ use super::params::{
     KIGO_SAMPLE_CHUNK, KIGO_SAMPLE_FAILED, KIGO_SAMPLE_OUTCOMES, KIGO_SAMPLE_SLICE, KIGO_SAMPLE_SORTED, KigoSample,
     KigoSampleChunk, KigoSampleWork, KigoSampled, KigoSampler, bytes_of,
 };
-use super::stream::{Launch, Stream};
+use super::stream::{Launch, Order, Stream};
 use crate::error::try_vec;
 use crate::sampler::{MAX_VOCAB, SamplingParams};
 use crate::{Error, Result};
@@ -172,7 +172,7 @@ impl Samplers {
             pad: 0,
         };
         let grid = [self.n_vocab.div_ceil(KIGO_SAMPLE_SLICE), n, 1];
-        let shape = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, dependent: true };
+        let shape = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, order: Order::Dependent };
         stream.launch(&self.scan, shape, &params)?;
         if weigh { stream.launch(&self.weigh, shape, &params) } else { Ok(()) }
     }

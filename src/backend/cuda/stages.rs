@@ -15,7 +15,7 @@ use super::params::{
     KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput,
     KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
-use super::stream::{Launch, Stream};
+use super::stream::{Launch, Order, Stream};
 use crate::Result;
 use crate::backend::Purpose;
 use crate::error::try_vec;
@@ -62,6 +62,8 @@ pub struct Sizes {
     pub n_products: usize,
     /// Bytes of [`experts::Workspace`].
     experts: usize,
+    /// Bytes of what the kernel `step` has.
+    pub step: usize,
 }
 
 impl Sizes {
@@ -90,6 +92,7 @@ impl Sizes {
             post_norm: desc.post_norm,
             n_products: desc.experts.map_or(n_rows, |experts| experts::n_products(experts, n_rows)),
             experts: desc.experts.map_or(0, |experts| experts::bytes(experts, n_rows, desc.n_embd).iter().sum()),
+            step: super::step::bytes(desc)?,
         };
         // Each size is at most 2^20, rows are at most 2^17 and layers 2^10, so that products of three stay within 64 bits.
         Ok(sizes)
@@ -123,7 +126,7 @@ impl Sizes {
 
     /// Bytes of the workspace with `n_logits` rows of logits.
     pub fn bytes(&self, n_logits: usize) -> u64 {
-        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4 + self.experts) as u64
+        (self.buffers().iter().sum::<usize>() + n_logits * self.n_vocab * 4 + self.experts + self.step) as u64
     }
 }
 
@@ -274,8 +277,8 @@ pub struct Kernels {
     decode: Function,
     prefill: Function,
     prefill_shared: u32,
-    head_width: usize,
-    card: Card,
+    pub head_width: usize,
+    pub card: Card,
 }
 
 impl Kernels {
@@ -352,7 +355,7 @@ pub fn launch<P: KernelParams>(
     shared_bytes: u32,
     params: &P,
 ) -> Result<()> {
-    b.stream.launch(kernel, Launch { grid, block: [threads, 1, 1], shared_bytes, dependent: true }, params)
+    b.stream.launch(kernel, Launch { grid, block: [threads, 1, 1], shared_bytes, order: Order::Dependent }, params)
 }
 
 fn norm_kind(norm: Norm) -> u32 {
@@ -549,8 +552,9 @@ pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result:
     launch_product(b, product, &blocks, &matmul(b, source.input, product, result, &blocks))
 }
 
-/// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero.
-pub fn embed(b: &CudaBackend) -> Result<()> {
+/// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero. The `number` of the
+/// step is raised where there is one.
+pub fn embed(b: &CudaBackend, number: u64) -> Result<()> {
     let (w, table) = (&b.work, &b.places.token_embd);
     let params = KigoEmbed {
         rows: w.rows.address(),
@@ -561,6 +565,7 @@ pub fn embed(b: &CudaBackend) -> Result<()> {
         turns: w.turns.address(),
         magnitudes: w.magnitudes.address(),
         x_magnitudes: w.x_magnitudes(0, false),
+        number,
         n_magnitudes: w.sizes.n_magnitudes as u32,
         magnitudes_stride: w.sizes.n_rows as u32,
         n_turns: w.sizes.n_turns as u32,
@@ -573,11 +578,27 @@ pub fn embed(b: &CudaBackend) -> Result<()> {
     launch(b, &b.kernels.types.of(table.quant)?.embed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
 }
 
+/// What becomes of q, k and v of a layer.
+pub fn heads(b: &CudaBackend, layer: usize) -> KigoHeads {
+    let (l, w) = (&b.places.layers[layer], &b.work);
+    let at = |offset: Option<u64>| offset.map_or(0, |offset| b.weights.address() + offset);
+    KigoHeads {
+        qkv: qkv(b, layer),
+        x: w.heads.address(),
+        bias: l.attn_bias.map(at),
+        norm_weight: l.attn_qk_norm.map_or([0; 2], |norms| norms.map(|offset| at(Some(offset)))),
+        stride: w.sizes.n_heads as u32,
+        whole: u32::from(b.desc.qk_norm == Some(QkNorm::Row)),
+        eps: b.desc.norm_eps,
+        pad: 0,
+    }
+}
+
 pub fn attn_qkv(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, d, w) = (&b.places.layers[layer], &b.desc, &b.work);
     let mut source = residual(b, layer, false, b.shape.n);
     let bias = l.attn_bias.map(|bias| bias.map_or(0, |offset| b.weights.address() + offset));
-    let (Some(norm), Some(norms)) = (d.qk_norm, l.attn_qk_norm) else {
+    let Some(norm) = d.qk_norm else {
         let result = Outcome { kind: KIGO_QKV, bias, layer, ..Outcome::default() };
         return l.attn_qkv.iter().try_for_each(|product| multiply(b, &mut source, product, result));
     };
@@ -588,29 +609,17 @@ pub fn attn_qkv(b: &CudaBackend, layer: usize) -> Result<()> {
     let whole = norm == QkNorm::Row;
     let (n_blocks, n_heads) = if whole { (3, d.n_head) } else { (d.n_head + 2 * d.n_head_kv, 1) };
     let n_pairs = n_heads * d.head_dim.next_multiple_of(TILE_ROWS) / 2;
-    let params = KigoHeads {
-        qkv: qkv(b, layer),
-        x: w.heads.address(),
-        bias,
-        norm_weight: norms.map(|offset| b.weights.address() + offset),
-        stride: w.sizes.n_heads as u32,
-        whole: u32::from(whole),
-        eps: d.norm_eps,
-        pad: 0,
-    };
+    let params = heads(b, layer);
     let threads = (n_pairs as u32).next_multiple_of(32).min(THREADS);
     launch(b, &b.kernels.heads, [b.shape.n as u32, n_blocks as u32, 1], threads, 0, &params)
 }
 
-pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
-    let (d, w, n) = (&b.desc, &b.work, b.shape.n as u32);
-    let n_blocks = w.sizes.counters as u32;
-    // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+/// The attention of a layer, of rows that are spread over up to `splits` blocks for each of their groups of heads.
+pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
+    let (d, w) = (&b.desc, &b.work);
     let (cache, l) = (b.cache.sizes(), &b.places.layers[layer]);
     let place = cache.layers[layer];
-    let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
-    let params = KigoAttention {
+    KigoAttention {
         rows: w.rows.address(),
         tiles: w.tiles.address(),
         q: w.q.address(),
@@ -630,7 +639,16 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
         splits,
         out_stride: w.sizes.n_mix as u32,
         pad: 0,
-    };
+    }
+}
+
+pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
+    let (d, n) = (&b.desc, b.shape.n as u32);
+    let n_blocks = b.work.sizes.counters as u32;
+    // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+    let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
+    let params = attention(b, layer, splits);
     if b.shape.n_tiles == 0 {
         return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
     }

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 const STREAM_NON_BLOCKING: c_uint = 1;
 /// Mode of `cuStreamBeginCapture`: what other threads do meanwhile does not matter.
 const CAPTURE_MODE_THREAD_LOCAL: c_uint = 1;
+/// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`.
+const COOPERATIVE: c_uint = 2;
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
 const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 
@@ -24,9 +26,19 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
-    /// Whether the kernel may start before its predecessor in the stream has ended: it waits by itself
-    /// (`griddepcontrol.wait`). Has no effect before sm_90.
-    pub dependent: bool,
+    /// When its blocks start.
+    pub order: Order,
+}
+
+/// When the blocks of a launch start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// When the kernel before it in the stream has ended.
+    Serial,
+    /// The kernel waits for that by itself (`griddepcontrol.wait`), and may start before. Serial before sm_90.
+    Dependent,
+    /// All at the same time, after the kernel before it.
+    Cooperative,
 }
 
 /// A queue whose work runs in order.
@@ -98,8 +110,9 @@ impl Stream {
             let (name, found, expected) = (function.name(), size_of::<P>(), function.params_bytes());
             return Err(Error::Internal(format!("{name} takes {expected} bytes of parameters, found {found}")));
         }
+        let may_depend = self.context.info().compute_capability >= (9, 0);
         let attribute = CuLaunchAttribute {
-            id: PROGRAMMATIC_STREAM_SERIALIZATION,
+            id: if launch.order == Order::Cooperative { COOPERATIVE } else { PROGRAMMATIC_STREAM_SERIALIZATION },
             pad: [0; 4],
             value: std::array::from_fn(|index| i32::from(index == 0)),
         };
@@ -109,7 +122,11 @@ impl Stream {
             shared_bytes: launch.shared_bytes,
             stream: self.raw,
             attributes: &raw const attribute,
-            n_attributes: c_uint::from(launch.dependent && self.context.info().compute_capability >= (9, 0)),
+            n_attributes: c_uint::from(match launch.order {
+                Order::Serial => false,
+                Order::Dependent => may_depend,
+                Order::Cooperative => true,
+            }),
         };
         let mut arguments = [(&raw const *params).cast_mut().cast()];
         let (start, none) = (arguments.as_mut_ptr(), std::ptr::null_mut());

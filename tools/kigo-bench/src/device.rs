@@ -51,7 +51,7 @@ fn cuda(ordinal: u32) -> kigo::Result<f64> {
     use kigo::backend::cuda::memory::DeviceBuffer;
     use kigo::backend::cuda::module::{Module, embedded};
     use kigo::backend::cuda::params::KigoRead;
-    use kigo::backend::cuda::stream::{Event, Launch, Stream};
+    use kigo::backend::cuda::stream::{Event, Launch, Order, Stream};
 
     let context = Context::open(ordinal)?;
     let stream = Stream::new(&context)?;
@@ -65,7 +65,7 @@ fn cuda(ordinal: u32) -> kigo::Result<f64> {
     let kernel = Module::load(&context, embedded("read")?)?.function("read_memory")?;
     let params = KigoRead { from: buffer.address(), n: n_pieces, sink: sink.address() };
     let n_blocks = context.info().n_sm * CUDA_BLOCKS_PER_SM;
-    let launch = Launch { grid: [n_blocks, 1, 1], block: [512, 1, 1], shared_bytes: 0, dependent: false };
+    let launch = Launch { grid: [n_blocks, 1, 1], block: [512, 1, 1], shared_bytes: 0, order: Order::Serial };
     let (start, end) = (Event::new(&context)?, Event::new(&context)?);
     let mut milliseconds = [0.0; CUDA_ROUNDS];
     stream.launch(&kernel, launch, &params)?;

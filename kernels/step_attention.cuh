@@ -1,0 +1,295 @@
+// Attention of `step`: a block takes a kv head with up to 8 of its heads; four warps take a page, so that a block has two
+// pages at a time. K and V of earlier tokens are loaded while q is still being computed.
+#pragma once
+
+#include "attention.cuh"
+#include "epilogue.cuh"
+#include "step_words.cuh"
+
+namespace {
+
+constexpr uint32_t kPagesAtOnce = kStepWarps / 4;
+// Heads that a block attends with at a time: a warp folds one.
+constexpr uint32_t kHeads = kStepWarps;
+
+// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32 [kPagesAtOnce][heads][dp].
+template <int kDp>
+struct AttentionScratch {
+    // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
+    __half q[16][kDp + 8];
+    __half k[kDp], v[kDp];
+    float page_largest[kPagesAtOnce][4][16];
+    uint4 page_weights[kPagesAtOnce][4][32];
+    float2 page_sums[kPagesAtOnce][16];
+    float squares[kStepWarps];
+};
+
+// Where a row is, and the pages that its next attention sees, from `first_page` on.
+struct Sight {
+    uint64_t pages[KIGO_STEP_PAGES];
+    uint32_t position, first_page, n_pages;
+};
+
+// Which groups of heads are this block's: every `apart`-th block has some.
+struct HeadGroups {
+    uint32_t of_kv, n, apart;
+
+    __device__ __forceinline__ HeadGroups(const KigoAttention& p) {
+        of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads;
+        n = p.n_head_kv * of_kv;
+        apart = max(1u, gridDim.x / n);
+    }
+
+    __device__ __forceinline__ bool any() const { return blockIdx.x % apart == 0 && blockIdx.x / apart < n; }
+};
+
+// Notes the pages of an attention and brings what it needs of them to L2, some threads one each.
+__device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
+    const KigoAttention& p = a.attention;
+    const HeadGroups groups(p);
+    if (!groups.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
+    const uint32_t first = first_page_of(sight.position, p.before), n_pages = sight.position / KIGO_PAGE + 1;
+    const uint32_t page = first + threadIdx.x;
+    if (threadIdx.x == 0) {
+        sight.first_page = first;
+        sight.n_pages = n_pages;
+    }
+    if (page >= n_pages) return;
+    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page);
+    sight.pages[threadIdx.x] = address;
+    [[maybe_unused]] const uint32_t dp = a.heads.qkv.dp;
+    for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address + page_offset(p, dp, unit / groups.of_kv)), "r"(uint32_t(2 * KIGO_PAGE * dp * sizeof(__half))) : "memory");
+#endif
+    }
+}
+
+template <int kDp>
+__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint32_t number, uint8_t* memory) {
+    constexpr int kPieces = kDp / 32;
+    // Whether registers hold V beside K.
+    constexpr bool kEarly = true;
+    const KigoAttention& p = a.attention;
+    const KigoQkv& qkv = a.heads.qkv;
+    auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
+    float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const uint32_t side = warp / 4, quarter = warp % 4;
+    const HeadGroups groups(p);
+    if (!groups.any()) return;
+    const uint32_t group = p.n_head / p.n_head_kv;
+    const uint32_t position = sight.position, first_page = sight.first_page, n_pages = sight.n_pages;
+
+    for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
+        const uint32_t head_kv = unit / groups.of_kv, m_first = unit % groups.of_kv * kHeads;
+        const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
+        const uint64_t here = page_offset(p, kDp, head_kv);
+        // Zeros, lest the compiler keep them for the next time.
+        uint4 k[2][kPieces] = {}, v[kPieces][2] = {};
+        auto load_k = [&](uint32_t page) {
+            if (page >= n_pages) return;
+            const uint4* from = at<uint4>(sight.pages[page - first_page] + here);
+#pragma unroll
+            for (int j = 0; j < kPieces; j++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) k[i][j] = __ldcg(from + key_of(2 * quarter + i, g) * (kDp / 8) + j * 4 + t);
+            }
+        };
+        auto load_v = [&](uint32_t page) {
+            if (page >= n_pages) return;
+            const uint4* from = at<uint4>(sight.pages[page - first_page] + here) + KIGO_PAGE * (kDp / 8);
+#pragma unroll
+            for (int n = 0; n < kPieces; n++) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + ((quarter * kPieces + n) * 8 + g) * 8 + h * 4 + t);
+            }
+        };
+        uint32_t page = first_page + side;
+        load_k(page);
+        if (kEarly) load_v(page);
+
+        // The unit before is done with this memory.
+        if (unit != blockIdx.x / groups.apart) step_sync();
+        for (uint32_t i = threadIdx.x; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
+            reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
+        }
+        step_sync();
+        // A team of warps takes a head of q, or that of k or v; a thread a pair of elements.
+        const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
+        const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
+        for (uint32_t first = 0; first < heads + 2; first += n_teams) {
+            const uint32_t which = first + team;
+            const bool has = team < n_teams && which < heads + 2 && pair < n_pairs;
+            const uint32_t of_all = which < heads ? head + which : p.n_head + head_kv + (which == heads ? 0 : p.n_head_kv);
+            const uint32_t tile = of_all * per_head + pair / 8;
+            const uint64_t* words = reinterpret_cast<const uint64_t*>(a.input) + tile * 16 + pair % 8;
+            uint64_t low_word = 0, high_word = 0;
+            await([&] {
+                if (!has) return true;
+                low_word = load_exact_word(words);
+                high_word = load_exact_word(words + 8);
+                return is_there(low_word, number) && is_there(high_word, number);
+            });
+            float low = value_of(low_word), high = value_of(high_word);
+            const HeadElements e = head_elements(qkv, tile, pair % 8);
+            const uint64_t bias = e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
+            if (has && bias) add_bias(qkv, e, bias, low, high);
+            if (a.heads.norm_weight[0]) {
+                const float squares = warp_sum(has ? __fmaf_rn(low, low, __fmul_rn(high, high)) : 0);
+                step_sync();
+                if (lane == 0) s.squares[warp] = squares;
+                step_sync();
+                if (has && e.part < 2) {
+                    float sum = s.squares[team * team_warps];
+                    for (uint32_t i = 1; i < team_warps; i++) sum = __fadd_rn(sum, s.squares[team * team_warps + i]);
+                    const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
+                    const float* weight = reinterpret_cast<const float*>(e.part == 0 ? a.heads.norm_weight[0] : a.heads.norm_weight[1]);
+                    if (e.dims.low < qkv.head_dim) low = __fmul_rn(__fmul_rn(low, factor), __ldg(weight + e.dims.low));
+                    if (e.dims.high < qkv.head_dim) high = __fmul_rn(__fmul_rn(high, factor), __ldg(weight + e.dims.high));
+                }
+            }
+            if (!has) continue;
+            turn_elements(qkv, e, 0, low, high);
+            if (e.part == 0) {
+                low = __fmul_rn(low, qkv.q_scale);
+                high = __fmul_rn(high, qkv.q_scale);
+            }
+            const __half rounded[2] = {saturated_half(low), saturated_half(high)};
+            __half* to = e.part == 0 ? s.q[which] : e.part == 1 ? s.k : s.v;
+            to[e.place] = rounded[0];
+            to[e.place + 8] = rounded[1];
+            if (e.part == 0 || m_first != 0) continue;
+            __half* keys = cached_keys(qkv, {at<__half>(sight.pages[n_pages - 1 - first_page]), 0}, head_kv);
+            const uint32_t of_page = position % KIGO_PAGE;
+            if (e.part == 1) {
+                keys[of_page * kDp + e.place] = rounded[0];
+                keys[of_page * kDp + e.place + 8] = rounded[1];
+            } else {
+                keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
+                keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
+            }
+        }
+        step_sync();
+
+        // A warp folds the pages' mixes of a head, a lane some cells of it.
+        float M1 = -INFINITY, L1 = -0.0f, O1[kPieces], Mc = -INFINITY, Lc = -0.0f, Oc[kPieces];
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) O1[i] = Oc[i] = -0.0f;
+        for (uint32_t first = first_page; first < n_pages; first += kPagesAtOnce) {
+            if (page < n_pages) {
+                const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
+                if (!kEarly) load_v(page);
+                // What this token adds is not in memory yet.
+                const bool is_last = page == n_pages - 1;
+                if (is_last) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const bool is_new = static_cast<int32_t>(key_of(2 * quarter + i, g)) == last_key;
+#pragma unroll
+                        for (int j = 0; j < kPieces; j++) {
+                            const uint4 added = *reinterpret_cast<const uint4*>(s.k + 32 * j + 8 * t);
+                            k[i][j] = is_new ? added : k[i][j];
+                        }
+                    }
+                }
+                float scored[2][4], m[2], l[2];
+                scores<kDp, 2>(
+                    scored,
+                    [&](int j, int r) {
+                        return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
+                    },
+                    [&](int i, int j) { return k[i][j]; });
+                load_k(page + kPagesAtOnce);
+                cap_scores(p, scored);
+                if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
+                    mask<2>(scored, 2 * quarter, t, last_key, last_key, p.before);
+                }
+                largest<2>(scored, m);
+                if (t == 0) {
+                    s.page_largest[side][quarter][g] = m[0];
+                    s.page_largest[side][quarter][g + 8] = m[1];
+                }
+                barrier_wait(2 + side, 128);
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    const auto& of = s.page_largest[side];
+                    const int i = g + 8 * r;
+                    m[r] = fmaxf(fmaxf(of[0][i], of[1][i]), fmaxf(of[2][i], of[3][i]));
+                }
+                uint32_t w[4][4];
+                weigh(w[0], scored, m);
+                s.page_weights[side][quarter][lane] = make_uint4(w[0][0], w[0][1], w[0][2], w[0][3]);
+                barrier_wait(2 + side, 128);
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const uint4 x = s.page_weights[side][j][lane];
+                    w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
+                }
+                sum_weights(l, w);
+                if (is_last) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const uint32_t of_piece = last_key - (32 * h + 8 * t), half = of_piece % 2 ? 0xffff0000u : 0xffffu;
+#pragma unroll
+                        for (int n = 0; n < kPieces; n++) {
+                            const uint32_t value = __half_as_ushort(s.v[(quarter * kPieces + n) * 8 + g]) * 0x10001u;
+                            const uint32_t word = of_piece / 2;
+                            auto put = [&](uint32_t& to, uint32_t i) {
+                                const uint32_t mask = word == i ? half : 0;
+                                to = (to & ~mask) | (value & mask);
+                            };
+                            put(v[n][h].x, 0);
+                            put(v[n][h].y, 1);
+                            put(v[n][h].z, 2);
+                            put(v[n][h].w, 3);
+                        }
+                    }
+#pragma unroll
+                    for (int n = 0; n < kPieces; n++) {
+#pragma unroll
+                        for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
+                    }
+                }
+                float o[kPieces][4];
+                mix<kPieces>(o, w, [&](int n, int h) { return v[n][h]; });
+                if (kEarly) load_v(page + kPagesAtOnce);
+                if (g < heads) {
+                    if (quarter == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
+                    float* to = mixes + (side * heads + g) * kDp + quarter * kPieces * 8 + 2 * t;
+#pragma unroll
+                    for (int n = 0; n < kPieces; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
+                }
+            }
+            page += kPagesAtOnce;
+            step_sync();
+            for (uint32_t of = 0; warp < heads && of < min(kPagesAtOnce, n_pages - first); of++) {
+                const float2 ml = s.page_sums[of][warp];
+                const float* mixed = mixes + (of * heads + warp) * kDp + lane;
+                Factors f = rescale(Mc, ml.x);
+                Lc = fold(Lc, ml.y, f);
+#pragma unroll
+                for (int i = 0; i < kPieces; i++) Oc[i] = fold(Oc[i], mixed[32 * i], f);
+                if ((first + of + 1) % kChunk != 0 && first + of + 1 != n_pages) continue;
+                f = rescale(M1, Mc);
+                L1 = fold(L1, Lc, f);
+                Mc = -INFINITY, Lc = -0.0f;
+#pragma unroll
+                for (int i = 0; i < kPieces; i++) {
+                    O1[i] = fold(O1[i], Oc[i], f);
+                    Oc[i] = -0.0f;
+                }
+            }
+            step_sync();
+        }
+        if (warp >= heads) continue;
+        const float factor = last_factor(p, head + warp, M1, L1);
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            const uint32_t d = lane + 32 * i;
+            if (d < p.head_dim) store_rounded_word(at<uint32_t>(a.out) + (head + warp) * p.head_dim + d, __fmul_rn(O1[i], factor), number);
+        }
+    }
+}
+
+}  // namespace
