@@ -5,6 +5,7 @@
 #include <time.h>
 
 #define THREADS 8
+#define MANY 64
 
 static kigo_model *model;
 static kigo_inference *shared;
@@ -28,7 +29,7 @@ static void *own_inference(void *unused)
 {
     char all[8192];
     int i;
-    for (i = 0; i < 5; i++) {
+    for (i = 0; i < 2; i++) {
         kigo_inference *inference = start(model, "Once upon a time", 40);
         CHECK(drain(inference, all) == serial_len && memcmp(all, serial, serial_len) == 0);
         CHECK(kigo_inference_free(inference) == KIGO_OK);
@@ -73,13 +74,13 @@ static void wait_a_moment(int i)
     nanosleep(&moment, NULL);
 }
 
-static void all(void *(*work)(void *), void **results)
+static void all(int n, void *(*work)(void *), void **results)
 {
-    pthread_t threads[THREADS];
+    pthread_t threads[MANY];
     int i;
-    for (i = 0; i < THREADS; i++)
+    for (i = 0; i < n; i++)
         CHECK(pthread_create(&threads[i], NULL, work, NULL) == 0);
-    for (i = 0; i < THREADS; i++)
+    for (i = 0; i < n; i++)
         CHECK(pthread_join(threads[i], &results[i]) == 0);
 }
 
@@ -142,7 +143,7 @@ static void free_a_model_while_others_start(const char *path)
 
 int main(int argc, char **argv)
 {
-    void *results[THREADS];
+    void *results[MANY];
     size_t total = 0;
     int i;
     model = load(argv[argc - 1]);
@@ -150,10 +151,10 @@ int main(int argc, char **argv)
     serial_len = drain(shared, serial);
     CHECK(kigo_inference_free(shared) == KIGO_OK);
 
-    all(own_inference, results);
+    all(MANY, own_inference, results);
 
     shared = start(model, "Once upon a time", 40);
-    all(one_inference, results);
+    all(THREADS, one_inference, results);
     for (i = 0; i < THREADS; i++) {
         total += *(size_t *)results[i];
         free(results[i]);
