@@ -94,7 +94,7 @@
  * parent and child are not harmed. Use kigo first after fork(), or call exec(). Once loaded, the library stays in the
  * process: dlclose() is allowed and has no effect. kigo prints nothing, handles no signal, changes no locale or
  * environment variable and never ends the process, with one exception: when the system refuses a small allocation
- * on the host, such as that of an error object.
+ * on the host, of less than 4 KiB or for a chat template, a grammar or JSON.
  *
  * ## Log
  *
