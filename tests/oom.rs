@@ -46,10 +46,10 @@ fn every_allocation_of_a_call_may_fail_c19() {
     let folder = folder::Folder::new();
     let path = folder.write("model.gguf", &tiny::Draft::tiny().without("tokenizer.chat_template").writer());
     let load = || c_api::load(&path, options);
-    let free = |model: Handle| drop(c_api::model_free(model).unwrap());
+    let free = |model: Handle| assert_eq!(c_api::model_free(model), Ok(0));
     let loads = sweep("load", &load, &free);
     let model = load().unwrap();
-    let free = |inference: Handle| drop(c_api::inference_free(inference).unwrap());
+    let free = |inference: Handle| assert_eq!(c_api::inference_free(inference), Ok(0));
     let prompt = b"spring, ".repeat(300);
     let starts = sweep("start", &|| c_api::start(model, &prompt, options), &free);
     let texts = sweep(
