@@ -64,23 +64,32 @@ struct Queue {
     lost: u64,
 }
 
-/// Tells a message, which is made only if somebody wants it.
+/// Whether somebody wants messages of this level.
+pub fn wanted(level: Level) -> bool {
+    wanted_by(&SINK_LEVEL, level) || wanted_by(&QUEUE_LEVEL, level)
+}
+
+fn wanted_by(listener: &AtomicU8, level: Level) -> bool {
+    level as u8 <= listener.load(Ordering::Relaxed)
+}
+
+/// Tells a message, which is made only if somebody wants it. The caller holds no lock that others wait for: a sink may be
+/// slow.
 pub fn tell(level: Level, text: impl FnOnce() -> String) {
-    let wanted = |by: &AtomicU8| level as u8 <= by.load(Ordering::Relaxed);
-    if !wanted(&SINK_LEVEL) && !wanted(&QUEUE_LEVEL) {
+    if !wanted(level) {
         return;
     }
     let text = one_line(&text());
     // What a sink makes happen is not told to itself.
     if !TELLING.get() {
         let sink = lock(&SINK);
-        if let Some(sink) = sink.as_ref().filter(|_| wanted(&SINK_LEVEL)) {
+        if let Some(sink) = sink.as_ref().filter(|_| wanted_by(&SINK_LEVEL, level)) {
             let _inside = Inside::enter();
             panics::outside(|| sink(level, &text));
         }
     }
     let mut queue = lock(&QUEUE);
-    if wanted(&QUEUE_LEVEL) {
+    if wanted_by(&QUEUE_LEVEL, level) {
         queue.add(Message { level, time_ms: now(), text });
     }
 }

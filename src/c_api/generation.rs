@@ -5,7 +5,7 @@ use super::error::Failure;
 use super::model::Fact;
 use super::settings::Settings;
 use crate::engine::Engine;
-use crate::log::{Level, tell};
+use crate::log::{self, Level};
 use crate::session::{FinishReason, Prompt, Session};
 use crate::{Error, Result, Status};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -258,12 +258,15 @@ impl Generation {
                 _ => FAILED,
             },
         };
-        if was_running && report.finish_reason != RUNNING {
-            tell(Level::Debug, || report.ended());
-        }
         if let Err(failure) = outcome {
             report.text_size = failure.needed;
             report.last_failure = Some(failure.clone());
+        }
+        let ended = was_running && report.finish_reason != RUNNING && log::wanted(Level::Debug);
+        let ended = ended.then(|| report.ended());
+        drop(report);
+        if let Some(text) = ended {
+            log::tell(Level::Debug, || text);
         }
     }
 }

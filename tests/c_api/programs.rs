@@ -49,7 +49,7 @@ fn c02_c03_c04_c06_c07_handles() {
 }
 
 #[test]
-fn c12_c13_c15_c17_arguments() {
+fn c12_c13_c14_c15_c17_arguments() {
     passes("arguments");
 }
 
