@@ -47,16 +47,21 @@ typedef struct {
 #define KIGO_NORM_RMS 1
 #define KIGO_NORM_LAYER 2
 
-/* prep: activations of many rows in the order of fragments. */
+/* In which order prep writes: */
+#define KIGO_ORDER_FRAGMENTS 0
+#define KIGO_ORDER_SWIZZLED 1
+
+/* prep: activations of many rows as operands; see kernels/activations.cuh. */
 typedef struct {
     KigoInput input;
-    /* [ceil(n / 8)][stride / 64] records; see kernels/activations.cuh. */
+    /* [ceil(n / 8)][stride / 64] records. */
     uint64_t records;
     /* f32 [ceil(n / 8) * 8]: what a row's products are multiplied with. */
     uint64_t factors;
     /* Whether the records are of pairs of bfloat16 rather than of halves. */
     uint32_t bf16;
-    uint32_t pad;
+    /* KIGO_ORDER_... */
+    uint32_t order;
 } KigoPrep;
 
 /* Heads of q, k and v, and where they go. */

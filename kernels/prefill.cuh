@@ -1,0 +1,466 @@
+// The product with very many rows on sm_90a: the tensor cores take weights from registers, activations from shared memory.
+//
+// A block has a warpgroup that copies, by one warp, and two that multiply: each takes 4 tiles (a warp has one) by all columns
+// of the block. Blocks stay and take one item after the other: 8 tiles by 64 * kParts columns. Activations come in the order
+// KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a lane's weights.
+//
+// What is added in which order is as in fragments.cuh. Types with scales have products of a group apart, scale them when the
+// tensor cores are done and meanwhile let them do another part of the columns.
+#pragma once
+
+#include "epilogue.cuh"
+#include "fragments.cuh"
+#include "wgmma.cuh"
+
+namespace prefill {
+
+constexpr int kItemTiles = 8;
+constexpr int kMultipliers = 2, kThreads = (kMultipliers + 1) * kGroupThreads;
+constexpr int kPartColumns = 64;
+// Dynamic shared memory of a block.
+constexpr int kSharedBytes = 227 * 1024;
+// Columns whose results a warp finishes at a time, and floats from one column of them to the next, so that all banks are used.
+constexpr int kFinished = 32, kPitch = kTileRows + 4;
+
+// What is known of a column of an item before its products are.
+struct Column {
+    CachePlace place;
+    float factor;
+    // Bits of the largest magnitude of its results.
+    uint32_t largest;
+};
+
+constexpr int min_of(int a, int b) { return a < b ? a : b; }
+
+// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, results to be finished, two
+// tables of columns, barriers.
+template <class Type, int kParts>
+struct Plan {
+    static constexpr bool kBf16 = Type::kOperand == Operand::kBf16;
+    static constexpr int kColumns = kParts * kPartColumns;
+    static constexpr int kAlign = 1024;
+    // Of a unit of activations: halves (or the larger parts, and the rests) and sums.
+    static constexpr int kHalvesBytes = kColumns * 2 * kUnitK;
+    static constexpr int kSumBytes = Type::kHasMin ? kColumns * 16 : 0;
+    static constexpr int kInputBytes = kHalvesBytes * (kBf16 ? 2 : 1) + kSumBytes;
+    static constexpr int kUnits = Type::kRecordK / kUnitK;
+    // Of a record of each tile.
+    static constexpr int kRecordStep = (Record<Type>::kBytes + kLine - 1) / kLine * kLine;
+    static constexpr int kWeightBytes = kItemTiles * kRecordStep;
+    static constexpr int kFinishBytes = kFinished * kPitch * 4;
+    static constexpr int kTables = 2;
+    static constexpr int kRest = kSharedBytes - kAlign - kItemTiles * kFinishBytes - kTables * kColumns * int(sizeof(Column)) - 512;
+    static constexpr int kWeightSlots = kUnits > 1 ? 2 : min_of(kRest / (kWeightBytes + kInputBytes), 8);
+    static constexpr int kInputSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kInputBytes, 8);
+    static_assert(kWeightSlots >= 2 && kInputSlots >= 2);
+    static constexpr int kWeights = kInputSlots * kInputBytes, kFinishing = kWeights + kWeightSlots * kWeightBytes;
+    static constexpr int kColumnTables = kFinishing + kItemTiles * kFinishBytes;
+    static constexpr int kBarriers = kColumnTables + kTables * kColumns * int(sizeof(Column));
+    static constexpr int kEnd = kBarriers + 16 * (kWeightSlots + kInputSlots + kTables);
+    static_assert(kAlign + kEnd <= kSharedBytes);
+};
+
+// A ring of slots of shared memory, with a barrier for each that it is full and one that it is empty.
+template <int kSlots>
+struct Slots {
+    uint8_t* at;
+    uint64_t* barriers;
+    int slot = 0;
+    uint32_t phase = 0;
+
+    __device__ __forceinline__ uint64_t* full() const { return barriers + slot; }
+    __device__ __forceinline__ uint64_t* empty() const { return barriers + kSlots + slot; }
+
+    __device__ __forceinline__ void advance() {
+        if (++slot == kSlots) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+
+    // Waits until the next slot is free, and for the first round not at all.
+    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(), phase ^ 1); }
+    __device__ __forceinline__ void wait_full() const { barrier_wait(full(), phase); }
+
+    // Of all lanes of a warp, when none uses the slot any more.
+    __device__ __forceinline__ void release() const { release(empty()); }
+
+    __device__ __forceinline__ static void release(uint64_t* empty) {
+        __syncwarp();
+        if (threadIdx.x % kWarp == 0) barrier_arrive(empty);
+    }
+};
+
+// Items of the block: 8 tiles by some columns of activations.
+template <int kColumns>
+struct Items {
+    uint32_t first, last, n_pieces, n_items, expert, item;
+
+    __device__ __forceinline__ Items(const KigoMatmul& p) : expert(blockIdx.z), item(blockIdx.x) {
+        const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts);
+        first = starts ? __ldcg(starts + expert) : 0;
+        last = starts ? __ldcg(starts + expert + 1) : p.n;
+        n_pieces = (last - first + kColumns - 1) / kColumns;
+        n_items = n_pieces * ((p.n_tiles + kItemTiles - 1) / kItemTiles);
+    }
+
+    __device__ __forceinline__ bool any() const { return item < n_items; }
+    __device__ __forceinline__ void advance() { item += gridDim.x; }
+    // Blocks that run at a time share tiles.
+    __device__ __forceinline__ uint32_t tile() const { return item / n_pieces * kItemTiles; }
+    __device__ __forceinline__ uint32_t column() const { return first + item % n_pieces * kColumns; }
+};
+
+// The weights of a step, 16 columns of k or 32, as operands, with the scales of the step.
+template <class Type>
+struct Step {
+    static constexpr int kProducts = Type::kGroupK == 16 ? 1 : 2;
+    uint32_t a[kProducts][4];
+    Float2 scale;
+    Float2 min;
+};
+
+// Step `index` of a record.
+template <class Type>
+__device__ __forceinline__ void make_step(Step<Type>& out, const uint8_t* record, int index, int lane) {
+    constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts;
+    const auto unit = load_unit<Type>(record, index / kPerUnit, lane);
+#pragma unroll
+    for (int j = 0; j < kProducts; j++) operands<Type>(unit, index % kPerUnit * kProducts + j, out.a[j]);
+    if constexpr (Type::kGroupK > 0) {
+        const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
+        out.scale = Type::scale(scales, index);
+        if constexpr (Type::kHasMin) out.min = Type::min(scales, index);
+    }
+}
+
+template <class Type, int kParts>
+struct Multiplier {
+    using P = Plan<Type, kParts>;
+    static constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts, kSteps = P::kUnits * kPerUnit;
+    static constexpr bool kScaled = Type::kGroupK > 0;
+
+    Slots<P::kWeightSlots> weights;
+    Slots<P::kInputSlots> inputs;
+    // Of one item: sums over slices, sums of the slice, products under way.
+    float total[kParts][32];
+    float slice[kScaled ? kParts : 1][32];
+    float products[kParts][32];
+    Step<Type> steps[2];
+
+    __device__ __forceinline__ static void multiply(float (&d)[32], const Step<Type>& step, uint64_t columns, int keep) {
+#pragma unroll
+        for (int j = 0; j < kProducts; j++) {
+            wgmma<P::kBf16>(d, step.a[j], columns + 2 * j, keep || j > 0);
+            if constexpr (P::kBf16) wgmma<true>(d, step.a[j], columns + 2 * j + P::kHalvesBytes / 16, 1);
+        }
+        wgmma_commit();
+    }
+
+    // Adds what `products` has of a part to the slice.
+    __device__ __forceinline__ void add_scaled(int part, const Step<Type>& step, const uint8_t* sums, int index, int lane) {
+        wgmma_pin(products[part]);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float* acc = slice[part] + 4 * j;
+            const float* product = products[part] + 4 * j;
+            acc[0] = __fmaf_rn(step.scale.x, product[0], acc[0]);
+            acc[1] = __fmaf_rn(step.scale.x, product[1], acc[1]);
+            acc[2] = __fmaf_rn(step.scale.y, product[2], acc[2]);
+            acc[3] = __fmaf_rn(step.scale.y, product[3], acc[3]);
+            if constexpr (Type::kHasMin) {
+                const auto* at = reinterpret_cast<const Float2*>(sums + (8 * part + j) * 128 + index % kPerUnit * kProducts * 32) + lane % 4;
+                Float2 sum = at[0];
+                if constexpr (kProducts == 2) {
+                    const Float2 other = at[4];
+                    sum = {__fadd_rn(sum.x, other.x), __fadd_rn(sum.y, other.y)};
+                }
+                acc[0] = __fmaf_rn(-step.min.x, sum.x, acc[0]);
+                acc[1] = __fmaf_rn(-step.min.x, sum.y, acc[1]);
+                acc[2] = __fmaf_rn(-step.min.y, sum.x, acc[2]);
+                acc[3] = __fmaf_rn(-step.min.y, sum.y, acc[3]);
+            }
+        }
+    }
+
+    // Computes `total` of the warp's tile, whose records come in the rings.
+    __device__ __forceinline__ void run(uint32_t n_records, int tile, int lane) {
+#pragma unroll
+        for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = 0;
+        const uint32_t each = Slice(n_records, 0).last;
+#pragma unroll 1
+        for (uint32_t first = 0; first < n_records; first += each) {
+            const uint32_t last = min(first + each, n_records);
+            if constexpr (kScaled) {
+#pragma unroll
+                for (int i = 0; i < kParts * 32; i++) slice[i / 32][i % 32] = 0;
+            }
+            // The slot of activations that becomes free with the step before.
+            uint64_t* done = nullptr;
+#pragma unroll 1
+            for (uint32_t record = first; record < last; record++) {
+                weights.wait_full();
+                const uint8_t* in = weights.at + weights.slot * P::kWeightBytes + tile * P::kRecordStep;
+                if (kScaled) make_step(steps[0], in, 0, lane);
+#pragma unroll
+                for (int index = 0; index < kSteps; index++) {
+                    Step<Type>& step = steps[index % 2];
+                    if (!kScaled) make_step(step, in, index, lane);
+                    if (index % kPerUnit == 0) inputs.wait_full();
+                    const uint8_t* unit = inputs.at + inputs.slot * P::kInputBytes;
+                    const uint64_t columns = wgmma_columns(unit) + index % kPerUnit * kProducts * 2;
+                    const int keep = !kScaled && (index > 0 || record > first);
+                    wgmma_fence();
+#pragma unroll
+                    for (int part = 0; part < kParts; part++) multiply(products[part], step, columns + part * 512, keep);
+                    if constexpr (kScaled) {
+                        // While they are multiplied, the next step.
+                        if (index + 1 < kSteps) make_step(steps[(index + 1) % 2], in, index + 1, lane);
+                        wait_and_add<0>(step, unit + P::kHalvesBytes, index, lane);
+                        if (index % kPerUnit == kPerUnit - 1) {
+                            inputs.release();
+                            inputs.advance();
+                        }
+                    } else {
+                        wgmma_wait<kParts>();
+                        if (index % kPerUnit == 0 && done) inputs.release(done);
+                        if (index % kPerUnit == kPerUnit - 1) {
+                            done = inputs.empty();
+                            inputs.advance();
+                        }
+                    }
+                }
+                weights.release();
+                weights.advance();
+            }
+            if constexpr (!kScaled) {
+                wgmma_wait<0>();
+                inputs.release(done);
+            }
+#pragma unroll
+            for (int part = 0; part < kParts; part++) {
+                if (!kScaled) wgmma_pin(products[part]);
+                const float* of_slice = kScaled ? slice[kScaled ? part : 0] : products[part];
+#pragma unroll
+                for (int i = 0; i < 32; i++) total[part][i] = __fadd_rn(total[part][i], of_slice[i]);
+            }
+        }
+    }
+
+    // Adds one part after the other, while the tensor cores are busy with the next.
+    template <int kPart>
+    __device__ __forceinline__ void wait_and_add(const Step<Type>& step, const uint8_t* sums, int index, int lane) {
+        if constexpr (kPart < kParts) {
+            wgmma_wait<kParts - 1 - kPart>();
+            add_scaled(kPart, step, sums, index, lane);
+            wait_and_add<kPart + 1>(step, sums, index, lane);
+        }
+    }
+};
+
+// Copies what the multipliers take, as one warp: lane i < 8 the records of tile i.
+template <class Type, int kParts>
+__device__ __forceinline__ void copy(const KigoMatmul& p, Slots<Plan<Type, kParts>::kWeightSlots> weights,
+                                     Slots<Plan<Type, kParts>::kInputSlots> inputs, int lane) {
+    using P = Plan<Type, kParts>;
+    const uint32_t n_units = p.input.stride / kUnitK, n_groups = (p.n + 7) / 8;
+    const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
+    // From the halves of all units to what stands besides them.
+    const size_t to_rest = size_t(n_units) * n_groups * 1024;
+    for (Items<P::kColumns> items(p); items.any(); items.advance()) {
+        const uint32_t tile = items.expert * p.n_tiles + min(items.tile() + lane % kItemTiles, p.n_tiles - 1);
+        const uint8_t* records = reinterpret_cast<const uint8_t*>(p.weights) + size_t(tile) * p.n_records * Record<Type>::kBytes;
+        uint32_t place = record_place(tile, 0, p.n_records);
+        const uint32_t group = items.column() / 8, n = min(uint32_t(P::kColumns / 8), n_groups - group);
+        for (uint32_t record = 0; record < p.n_records; record++) {
+            weights.wait_empty();
+            if (lane == 0) barrier_expect(weights.full(), kItemTiles * Record<Type>::kBytes);
+            __syncwarp();
+            if (lane < kItemTiles) {
+                uint8_t* to = weights.at + weights.slot * P::kWeightBytes + lane * P::kRecordStep;
+                copy_bulk(to, records + size_t(place) * Record<Type>::kBytes, Record<Type>::kBytes, weights.full());
+            }
+            weights.advance();
+            place = place + 1 == p.n_records ? 0 : place + 1;
+#pragma unroll 1
+            for (uint32_t unit = record * P::kUnits; unit < (record + 1) * P::kUnits; unit++) {
+                inputs.wait_empty();
+                if (lane == 0) {
+                    uint8_t* to = inputs.at + inputs.slot * P::kInputBytes;
+                    const size_t from = size_t(unit) * n_groups + group;
+                    barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : Type::kHasMin ? 1152 : 1024));
+                    copy_bulk(to, halves + from * 1024, n * 1024, inputs.full());
+                    if (P::kBf16) copy_bulk(to + P::kHalvesBytes, halves + to_rest + from * 1024, n * 1024, inputs.full());
+                    if (Type::kHasMin) copy_bulk(to + P::kHalvesBytes, halves + to_rest + from * 128, n * 128, inputs.full());
+                }
+                __syncwarp();
+                inputs.advance();
+            }
+        }
+    }
+}
+
+// Looks up what is to be known of columns, and hands on how large their results are, as one warp.
+template <int kColumns>
+__device__ __forceinline__ void look_up(const KigoMatmul& p, Slots<2> tables, int lane) {
+    Items<kColumns> finished(p);
+    auto column = [&](int at) { return reinterpret_cast<Column*>(tables.at) + tables.slot * kColumns + at; };
+    auto raise = [&] {
+        for (int at = lane; p.magnitudes && at < kColumns; at += kWarp) {
+            const uint32_t of = finished.column() + at;
+            if (of < finished.last) atomicMax(reinterpret_cast<uint32_t*>(p.magnitudes) + of, column(at)->largest);
+        }
+        finished.advance();
+    };
+    uint32_t n = 0;
+    for (Items<kColumns> items(p); items.any(); items.advance(), n++) {
+        tables.wait_empty();
+        if (n >= 2) raise();
+        for (int at = lane; at < kColumns; at += kWarp) {
+            const uint32_t of = items.column() + at;
+            if (of >= items.last) continue;
+            const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, of) : CachePlace{};
+            *column(at) = {place, __ldcg(reinterpret_cast<const float*>(p.factors) + of), 0};
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(tables.full());
+        tables.advance();
+    }
+    for (; finished.any(); tables.advance()) {
+        tables.wait_empty();
+        raise();
+    }
+}
+
+// What becomes of the results of a warp: of tile `tile`, whose expert is `expert`, and columns from `first` on.
+template <int kParts>
+__device__ __forceinline__ void finish(const KigoMatmul& p, float (&total)[kParts][32], float* results, Column* table, uint32_t expert,
+                                       uint32_t tile, uint32_t first, uint32_t last, int warp, int lane) {
+    float* flat = &total[0][0];
+    float* mine = results + warp * kFinished * kPitch;
+    const uint32_t row = tile * kTileRows + lane % kTileRows;
+    const int g = lane % 8;
+    const HeadElements elements = p.kind == KIGO_QKV ? head_elements(p.qkv, tile + p.first_tile, g) : HeadElements{};
+    auto raise = [&](float value, int at) {
+        value = fabsf(value);
+        for (int step = 8; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+        if (lane % kTileRows == 0) atomicMax(&table[at].largest, __float_as_uint(value));
+    };
+#pragma unroll 1
+    for (int start = 0; start < kParts * kPartColumns; start += kFinished) {
+        // Code that runs once per item should be short: so the registers move, and not what takes them.
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            mine[(8 * (i / 4) + 2 * (lane % 4) + i % 2) * kPitch + lane / 4 + 8 * (i / 2 % 2)] = flat[i];
+        }
+#pragma unroll
+        for (int i = 16; i < kParts * 32; i++) flat[i - 16] = flat[i];
+        if (p.kind == KIGO_GATED) {
+            // Of two warps that have gate and up, each takes half of the columns.
+            barrier_wait(1 + warp / 2, 2 * kWarp);
+            const float *gate = results + (warp & ~1) * kFinished * kPitch, *up = gate + kFinished * kPitch;
+#pragma unroll 2
+            for (int i = 0; i < kFinished / 4; i++) {
+                const int of = kFinished / 2 * (warp % 2) + 2 * i + lane / kTileRows, at = start + of;
+                const uint32_t column = first + at, place = of * kPitch + lane % kTileRows;
+                const float factor = table[at].factor;
+                float value = 0;
+                if (column < last) {
+                    value = finish_gated(p, expert, tile / 2 * kTileRows + lane % kTileRows, column, __fmul_rn(gate[place], factor),
+                                         __fmul_rn(up[place], factor));
+                }
+                if (p.magnitudes) raise(value, at);
+            }
+            barrier_wait(1 + warp / 2, 2 * kWarp);
+            continue;
+        }
+        __syncwarp();
+        if (p.kind == KIGO_QKV) {
+            if (tile < p.n_tiles) {
+                const bool turns = has_turn(p.qkv, elements);
+                float2 turn[kFinished / 4];
+#pragma unroll
+                for (int i = 0; i < kFinished / 4; i++) {
+                    const uint32_t column = first + start + 4 * i + lane / 8;
+                    turn[i] = turns && column < last ? load_turn(p.qkv, elements, column) : float2{};
+                }
+#pragma unroll
+                for (int i = 0; i < kFinished / 4; i++) {
+                    const int of = 4 * i + lane / 8, at = start + of;
+                    if (first + at >= last) continue;
+                    const Column& column = table[at];
+                    finish_qkv(p, elements, first + at, column.place, turn[i], __fmul_rn(mine[of * kPitch + g], column.factor),
+                               __fmul_rn(mine[of * kPitch + g + 8], column.factor));
+                }
+            }
+        } else {
+            const bool in_place = p.kind == KIGO_ADD || p.kind == KIGO_GATE;
+#pragma unroll 1
+            for (int half = 0; half < kFinished; half += kFinished / 2) {
+                float before[kFinished / 4];
+#pragma unroll
+                for (int i = 0; i < kFinished / 4; i++) {
+                    const uint32_t column = first + start + half + 2 * i + lane / kTileRows;
+                    const float* out = reinterpret_cast<const float*>(p.out) + size_t(column) * p.out_stride + row;
+                    before[i] = in_place && column < last && row < p.n_rows ? __ldcg(out) : 0;
+                }
+#pragma unroll
+                for (int i = 0; i < kFinished / 4; i++) {
+                    const int of = half + 2 * i + lane / kTileRows, at = start + of;
+                    const bool exists = first + at < last && row < p.n_rows;
+                    float value = __fmul_rn(mine[of * kPitch + lane % kTileRows], table[at].factor);
+                    value = exists ? row_value(p, expert, row, value, before[i]) : 0;
+                    if (exists) reinterpret_cast<float*>(p.out)[size_t(first + at) * p.out_stride + row] = value;
+                    if (p.magnitudes) raise(value, at);
+                }
+            }
+        }
+        __syncwarp();
+    }
+}
+
+// Grid: blocks that share the items of an expert, 1, experts.
+template <class Type, int kParts>
+__device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
+    using P = Plan<Type, kParts>;
+    shared += (P::kAlign - shared_address(shared) % P::kAlign) % P::kAlign;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    uint64_t* barriers = reinterpret_cast<uint64_t*>(shared + P::kBarriers);
+    const Slots<P::kInputSlots> inputs = {shared, barriers};
+    const Slots<P::kWeightSlots> weights = {shared + P::kWeights, barriers + 2 * P::kInputSlots};
+    const Slots<P::kTables> tables = {shared + P::kColumnTables, barriers + 2 * (P::kInputSlots + P::kWeightSlots)};
+    constexpr int kMultiplierWarps = kMultipliers * kGroupThreads / kWarp;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2 * (P::kInputSlots + P::kWeightSlots + P::kTables); i++) {
+            const int of_ring = i < 2 * P::kInputSlots                       ? i / P::kInputSlots
+                                : i < 2 * (P::kInputSlots + P::kWeightSlots) ? (i - 2 * P::kInputSlots) / P::kWeightSlots
+                                                                             : (i - 2 * (P::kInputSlots + P::kWeightSlots)) / P::kTables;
+            barrier_init(barriers + i, of_ring == 0 ? 1 : kMultiplierWarps);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    pdl_wait();
+    pdl_launch();
+    if (threadIdx.x < kGroupThreads) {
+        give_registers<40>();
+        if (warp == 0) copy<Type, kParts>(p, weights, inputs, lane);
+        if (warp == 1) look_up<P::kColumns>(p, tables, lane);
+    } else {
+        take_registers<232>();
+        const int of_item = warp - kGroupThreads / kWarp;
+        Multiplier<Type, kParts> multiplier = {weights, inputs};
+        Slots<P::kTables> mine = tables;
+        for (Items<P::kColumns> items(p); items.any(); items.advance()) {
+            multiplier.run(p.n_records, of_item, lane);
+            mine.wait_full();
+            finish<kParts>(p, multiplier.total, reinterpret_cast<float*>(shared + P::kFinishing),
+                           reinterpret_cast<Column*>(mine.at) + mine.slot * P::kColumns, items.expert, items.tile() + of_item,
+                           items.column(), items.last, of_item, lane);
+            mine.release();
+            mine.advance();
+        }
+    }
+}
+
+}  // namespace prefill
