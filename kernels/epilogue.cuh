@@ -138,15 +138,16 @@ __device__ __forceinline__ float biased(const KigoMatmul& p, int part, uint32_t 
 }
 
 // What becomes of one row of a product; `before` is what `out` has, for the kinds that change it.
-__device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t expert, uint32_t row, float value, float before) {
+__device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t kind, uint32_t expert, uint32_t row, float value,
+                                           float before) {
     value = biased(p, 0, expert, row, value);
-    if (p.kind == KIGO_STORE) {
+    if (kind == KIGO_STORE) {
         value = __fmul_rn(value, p.scale);
         if (p.softcap > 0) value = __fmul_rn(p.softcap, tanhf(__fdiv_rn(value, p.softcap)));
     }
-    if (p.kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, before);
-    if (p.kind == KIGO_GATE) value = gated(before, value, p.activation);
-    if (p.kind == KIGO_UNGATED) value = gelu(value);
+    if (kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, before);
+    if (kind == KIGO_GATE) value = gated(before, value, p.activation);
+    if (kind == KIGO_UNGATED) value = gelu(value);
     return value;
 }
 
@@ -154,14 +155,18 @@ __device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t expert,
 __device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
     if (row >= p.n_rows) return 0;
     float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
-    value = row_value(p, expert, row, value, p.kind == KIGO_ADD || p.kind == KIGO_GATE ? __ldcg(out) : 0);
+    value = row_value(p, p.kind, expert, row, value, p.kind == KIGO_ADD || p.kind == KIGO_GATE ? __ldcg(out) : 0);
     *out = value;
     return value;
 }
 
+__device__ __forceinline__ float gated_value(const KigoMatmul& p, uint32_t expert, uint32_t row, float gate, float up) {
+    return gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
+}
+
 __device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float gate, float up) {
     if (row >= p.n_rows) return 0;
-    const float value = gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
+    const float value = gated_value(p, expert, row, gate, up);
     reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
     return value;
 }

@@ -417,6 +417,12 @@ extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(mat
 #endif
 }
 
+extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (Type::kOperand == Operand::kF16 && Type::kGroupK == 0) prefill::multiply<Type, 3>(p, reinterpret_cast<uint8_t*>(shared));
+#endif
+}
+
 // Half `half` of a pair of operands, widened.
 __device__ __forceinline__ float widen(uint32_t pair, int half) {
     if constexpr (kBf16) return __uint_as_float(half ? pair & 0xffff0000 : pair << 16);

@@ -321,30 +321,82 @@ __device__ __forceinline__ void look_up(const KigoMatmul& p, Slots<2> tables, in
             if (of >= items.last) continue;
             const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, of) : CachePlace{};
             *column(at) = {place, __ldcg(reinterpret_cast<const float*>(p.factors) + of), 0};
+            if (p.kind != KIGO_ADD && p.kind != KIGO_GATE) continue;
+            // What is to be added to.
+            const float* out = reinterpret_cast<const float*>(p.out) + size_t(of) * p.out_stride;
+            const uint32_t row = items.tile() * kTileRows, end = min(row + kItemTiles * kTileRows, p.n_rows);
+            for (uint32_t i = row; i < end; i += kLine / 4) asm volatile("prefetch.global.L2 [%0];" ::"l"(out + i));
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(tables.full());
         tables.advance();
     }
+    if (n == 1) tables.advance();
     for (; finished.any(); tables.advance()) {
         tables.wait_empty();
         raise();
     }
 }
 
+// Four neighbouring rows of a column of `out`.
+struct FourRows {
+    float* at;
+    // How many of them exist; whether they may be moved as one.
+    uint32_t n;
+    bool whole;
+
+    __device__ __forceinline__ FourRows(const KigoMatmul& p, uint32_t row, uint32_t column, uint32_t last)
+        : at(reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row),
+          n(column < last && row < p.n_rows ? min(p.n_rows - row, 4) : 0),
+          whole(n == 4 && reinterpret_cast<uint64_t>(at) % 16 == 0) {}
+
+    __device__ __forceinline__ float4 load() const {
+        if (whole) return __ldcg(reinterpret_cast<const float4*>(at));
+        float4 v = {0, 0, 0, 0};
+        if (n > 0) v.x = __ldcg(at);
+        if (n > 1) v.y = __ldcg(at + 1);
+        if (n > 2) v.z = __ldcg(at + 2);
+        if (n > 3) v.w = __ldcg(at + 3);
+        return v;
+    }
+
+    __device__ __forceinline__ void store(float4 v) const {
+        if (whole) {
+            *reinterpret_cast<float4*>(at) = v;
+            return;
+        }
+        if (n > 0) at[0] = v.x;
+        if (n > 1) at[1] = v.y;
+        if (n > 2) at[2] = v.z;
+        if (n > 3) at[3] = v.w;
+    }
+
+    // The largest magnitude of those that exist.
+    __device__ __forceinline__ float largest(float4 v) const {
+        float out = n > 0 ? fabsf(v.x) : 0;
+        if (n > 1) out = fmaxf(out, fabsf(v.y));
+        if (n > 2) out = fmaxf(out, fabsf(v.z));
+        if (n > 3) out = fmaxf(out, fabsf(v.w));
+        return out;
+    }
+};
+
 // What becomes of the results of a warp: of tile `tile`, whose expert is `expert`, and columns from `first` on.
 template <int kParts>
 __device__ __forceinline__ void finish(const KigoMatmul& p, float (&total)[kParts][32], float* results, Column* table, uint32_t expert,
                                        uint32_t tile, uint32_t first, uint32_t last, int warp, int lane) {
+    constexpr int kTogether = kWarp / 4;
     float* flat = &total[0][0];
     float* mine = results + warp * kFinished * kPitch;
-    const uint32_t row = tile * kTileRows + lane % kTileRows;
-    const int g = lane % 8;
+    const int g = lane % 8, four = lane % 4 * 4;
     const HeadElements elements = p.kind == KIGO_QKV ? head_elements(p.qkv, tile + p.first_tile, g) : HeadElements{};
-    auto raise = [&](float value, int at) {
-        value = fabsf(value);
-        for (int step = 8; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
-        if (lane % kTileRows == 0) atomicMax(&table[at].largest, __float_as_uint(value));
+    auto raise = [&](float largest, int at) {
+        for (int step = 1; step < 4; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+        if (lane % 4 == 0) atomicMax(&table[at].largest, __float_as_uint(largest));
+    };
+    auto results_of = [&](const float* of_warp, int column, float factor) {
+        const float4 v = *reinterpret_cast<const float4*>(of_warp + column * kPitch + four);
+        return float4{__fmul_rn(v.x, factor), __fmul_rn(v.y, factor), __fmul_rn(v.z, factor), __fmul_rn(v.w, factor)};
     };
 #pragma unroll 1
     for (int start = 0; start < kParts * kPartColumns; start += kFinished) {
@@ -359,17 +411,20 @@ __device__ __forceinline__ void finish(const KigoMatmul& p, float (&total)[kPart
             // Of two warps that have gate and up, each takes half of the columns.
             barrier_wait(1 + warp / 2, 2 * kWarp);
             const float *gate = results + (warp & ~1) * kFinished * kPitch, *up = gate + kFinished * kPitch;
-#pragma unroll 2
-            for (int i = 0; i < kFinished / 4; i++) {
-                const int of = kFinished / 2 * (warp % 2) + 2 * i + lane / kTileRows, at = start + of;
-                const uint32_t column = first + at, place = of * kPitch + lane % kTileRows;
+            const uint32_t row = tile / 2 * kTileRows + four;
+#pragma unroll 1
+            for (int i = 0; i < kFinished / 2; i += kTogether) {
+                const int of = kFinished / 2 * (warp % 2) + i + lane / 4, at = start + of;
+                const FourRows rows(p, row, first + at, last);
                 const float factor = table[at].factor;
-                float value = 0;
-                if (column < last) {
-                    value = finish_gated(p, expert, tile / 2 * kTileRows + lane % kTileRows, column, __fmul_rn(gate[place], factor),
-                                         __fmul_rn(up[place], factor));
-                }
-                if (p.magnitudes) raise(value, at);
+                const float4 a = results_of(gate, of, factor), b = results_of(up, of, factor);
+                float4 value = {0, 0, 0, 0};
+                if (rows.n > 0) value.x = gated_value(p, expert, row, a.x, b.x);
+                if (rows.n > 1) value.y = gated_value(p, expert, row + 1, a.y, b.y);
+                if (rows.n > 2) value.z = gated_value(p, expert, row + 2, a.z, b.z);
+                if (rows.n > 3) value.w = gated_value(p, expert, row + 3, a.w, b.w);
+                rows.store(value);
+                if (p.magnitudes) raise(rows.largest(value), at);
             }
             barrier_wait(1 + warp / 2, 2 * kWarp);
             continue;
@@ -394,24 +449,31 @@ __device__ __forceinline__ void finish(const KigoMatmul& p, float (&total)[kPart
                 }
             }
         } else {
-            const bool in_place = p.kind == KIGO_ADD || p.kind == KIGO_GATE;
-#pragma unroll 1
-            for (int half = 0; half < kFinished; half += kFinished / 2) {
-                float before[kFinished / 4];
+            const uint32_t row = tile * kTileRows + four;
+            auto finish_rows = [&](uint32_t kind, int i, float4 before) {
+                const int of = i + lane / 4, at = start + of;
+                const FourRows rows(p, row, first + at, last);
+                float4 value = results_of(mine, of, table[at].factor);
+                if (rows.n > 0) value.x = row_value(p, kind, expert, row, value.x, before.x);
+                if (rows.n > 1) value.y = row_value(p, kind, expert, row + 1, value.y, before.y);
+                if (rows.n > 2) value.z = row_value(p, kind, expert, row + 2, value.z, before.z);
+                if (rows.n > 3) value.w = row_value(p, kind, expert, row + 3, value.w, before.w);
+                rows.store(value);
+                if (p.magnitudes) raise(rows.largest(value), at);
+            };
+            if (p.kind == KIGO_ADD) {
+                float4 before[kFinished / kTogether];
 #pragma unroll
-                for (int i = 0; i < kFinished / 4; i++) {
-                    const uint32_t column = first + start + half + 2 * i + lane / kTileRows;
-                    const float* out = reinterpret_cast<const float*>(p.out) + size_t(column) * p.out_stride + row;
-                    before[i] = in_place && column < last && row < p.n_rows ? __ldcg(out) : 0;
+                for (int i = 0; i < kFinished; i += kTogether) {
+                    before[i / kTogether] = FourRows(p, row, first + start + i + lane / 4, last).load();
                 }
 #pragma unroll
-                for (int i = 0; i < kFinished / 4; i++) {
-                    const int of = half + 2 * i + lane / kTileRows, at = start + of;
-                    const bool exists = first + at < last && row < p.n_rows;
-                    float value = __fmul_rn(mine[of * kPitch + lane % kTileRows], table[at].factor);
-                    value = exists ? row_value(p, expert, row, value, before[i]) : 0;
-                    if (exists) reinterpret_cast<float*>(p.out)[size_t(first + at) * p.out_stride + row] = value;
-                    if (p.magnitudes) raise(value, at);
+                for (int i = 0; i < kFinished; i += kTogether) finish_rows(KIGO_ADD, i, before[i / kTogether]);
+            } else {
+#pragma unroll 1
+                for (int i = 0; i < kFinished; i += kTogether) {
+                    const FourRows rows(p, row, first + start + i + lane / 4, last);
+                    finish_rows(p.kind, i, p.kind == KIGO_GATE ? rows.load() : float4{});
                 }
             }
         }
