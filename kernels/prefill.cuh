@@ -271,7 +271,7 @@ __device__ __forceinline__ void copy(const KigoMatmul& p, Slots<Plan<Type, kPart
         const uint32_t tile = items.expert * p.n_tiles + min(items.tile() + lane % kItemTiles, p.n_tiles - 1);
         const uint8_t* records = reinterpret_cast<const uint8_t*>(p.weights) + size_t(tile) * p.n_records * Record<Type>::kBytes;
         uint32_t place = record_place(tile, 0, p.n_records);
-        const uint32_t group = items.column() / 8, n = min(uint32_t(P::kColumns / 8), n_groups - group);
+        const uint32_t group = items.column() / 8, n = min(uint32_t(P::kColumns / 8), (items.last + 7) / 8 - group);
         for (uint32_t record = 0; record < p.n_records; record++) {
             weights.wait_empty();
             if (lane == 0) barrier_expect(weights.full(), kItemTiles * Record<Type>::kBytes);
