@@ -41,7 +41,9 @@ struct Plan {
     static constexpr int kAlign = 1024;
     // Of a unit of activations: halves (or the larger parts, and the rests) and sums.
     static constexpr int kHalvesBytes = kColumns * 2 * kUnitK;
-    static constexpr int kSumBytes = Type::kHasMin ? kColumns * 16 : 0;
+    // Of 8 rows of activations.
+    static constexpr int kGroupSumBytes = !Type::kHasMin ? 0 : Type::kGroupK == 16 ? 128 : 64;
+    static constexpr int kSumBytes = kColumns / 8 * kGroupSumBytes;
     static constexpr int kInputBytes = kHalvesBytes * (kBf16 ? 2 : 1) + kSumBytes;
     static constexpr int kUnits = Type::kRecordK / kUnitK;
     // Of a record of each tile.
@@ -111,13 +113,14 @@ struct Items {
     __device__ __forceinline__ uint32_t column() const { return first + item % n_pieces * kColumns; }
 };
 
-// The weights of a step, 16 columns of k or 32, as operands, with the scales of the step.
+// The weights of a step, 16 columns of k or 32, as operands, with the scales of the step. `before` is the minimum of the step
+// before.
 template <class Type>
 struct Step {
     static constexpr int kProducts = Type::kGroupK == 16 ? 1 : 2;
     uint32_t a[kProducts][4];
     Float2 scale;
-    Float2 min;
+    Float2 min, before;
 };
 
 // Step `index` of a record.
@@ -125,20 +128,30 @@ template <class Type>
 __device__ __forceinline__ void make_step(Step<Type>& out, const uint8_t* record, int index, int lane) {
     constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts;
     const auto unit = load_unit<Type>(record, index / kPerUnit, lane);
+    const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
 #pragma unroll
-    for (int j = 0; j < kProducts; j++) operands<Type>(unit, index % kPerUnit * kProducts + j, out.a[j]);
-    if constexpr (Type::kGroupK > 0) {
-        const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
-        out.scale = Type::scale(scales, index);
-        if constexpr (Type::kHasMin) out.min = Type::min(scales, index);
+    for (int j = 0; j < kProducts; j++) {
+        const int product = index % kPerUnit * kProducts + j;
+        if constexpr (Type::kScalesCodes) {
+            scaled_operands<Type>(unit, product, scales, index, out.a[j]);
+        } else {
+            operands<Type>(unit, product, out.a[j]);
+        }
     }
+    if constexpr (Type::kScalesCodes) {
+        if (index % kPerUnit == kPerUnit - 1) out.scale = Type::rest_scale(scales);
+    } else if constexpr (Type::kGroupK > 0) {
+        out.scale = Type::scale(scales, index);
+    }
+    if constexpr (Type::kHasMin) out.min = Type::min(scales, index);
 }
 
 template <class Type, int kParts>
 struct Multiplier {
     using P = Plan<Type, kParts>;
     static constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts, kSteps = P::kUnits * kPerUnit;
-    static constexpr bool kScaled = Type::kGroupK > 0;
+    // Whether products are scaled, and only those of whole units.
+    static constexpr bool kScaled = Type::kGroupK > 0, kFolded = Type::kScalesCodes;
 
     Slots<P::kWeightSlots> weights;
     Slots<P::kInputSlots> inputs;
@@ -158,27 +171,16 @@ struct Multiplier {
     }
 
     // Adds what `products` has of a part to the slice.
-    __device__ __forceinline__ void add_scaled(int part, const Step<Type>& step, const uint8_t* sums, int index, int lane) {
+    __device__ __forceinline__ void add_part(int part, const Step<Type>& step, const uint8_t* sums, int index, int lane) {
         wgmma_pin(products[part]);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float* acc = slice[part] + 4 * j;
-            const float* product = products[part] + 4 * j;
-            acc[0] = __fmaf_rn(step.scale.x, product[0], acc[0]);
-            acc[1] = __fmaf_rn(step.scale.x, product[1], acc[1]);
-            acc[2] = __fmaf_rn(step.scale.y, product[2], acc[2]);
-            acc[3] = __fmaf_rn(step.scale.y, product[3], acc[3]);
+            add_scaled(acc, step.scale, products[part] + 4 * j);
             if constexpr (Type::kHasMin) {
-                const auto* at = reinterpret_cast<const Float2*>(sums + (8 * part + j) * 128 + index % kPerUnit * kProducts * 32) + lane % 4;
-                Float2 sum = at[0];
-                if constexpr (kProducts == 2) {
-                    const Float2 other = at[4];
-                    sum = {__fadd_rn(sum.x, other.x), __fadd_rn(sum.y, other.y)};
-                }
-                acc[0] = __fmaf_rn(-step.min.x, sum.x, acc[0]);
-                acc[1] = __fmaf_rn(-step.min.x, sum.y, acc[1]);
-                acc[2] = __fmaf_rn(-step.min.y, sum.x, acc[2]);
-                acc[3] = __fmaf_rn(-step.min.y, sum.y, acc[3]);
+                const auto* at = reinterpret_cast<const Float2*>(sums + (8 * part + j) * P::kGroupSumBytes) + lane % 4;
+                if constexpr (kFolded) take_min(acc, step.before, at[0]);
+                take_min(acc, step.min, at[index % kPerUnit * 4]);
             }
         }
     }
@@ -209,22 +211,28 @@ struct Multiplier {
                     if (index % kPerUnit == 0) inputs.wait_full();
                     const uint8_t* unit = inputs.at + inputs.slot * P::kInputBytes;
                     const uint64_t columns = wgmma_columns(unit) + index % kPerUnit * kProducts * 2;
-                    const int keep = !kScaled && (index > 0 || record > first);
+                    const bool ends_unit = index % kPerUnit == kPerUnit - 1;
+                    const int keep = kFolded ? index % kPerUnit > 0 : !kScaled && (index > 0 || record > first);
                     wgmma_fence();
 #pragma unroll
                     for (int part = 0; part < kParts; part++) multiply(products[part], step, columns + part * 512, keep);
                     if constexpr (kScaled) {
-                        // While they are multiplied, the next step.
-                        if (index + 1 < kSteps) make_step(steps[(index + 1) % 2], in, index + 1, lane);
-                        wait_and_add<0>(step, unit + P::kHalvesBytes, index, lane);
-                        if (index % kPerUnit == kPerUnit - 1) {
+                        // While they are multiplied, the next step, in registers that none multiplies any more.
+                        if (kFolded && ends_unit) wgmma_wait<kParts>();
+                        if (index + 1 < kSteps) {
+                            Step<Type>& next = steps[(index + 1) % 2];
+                            make_step(next, in, index + 1, lane);
+                            if (Type::kHasMin) next.before = step.min;
+                        }
+                        if (!kFolded || ends_unit) wait_and_add<0>(step, unit + P::kHalvesBytes, index, lane);
+                        if (ends_unit) {
                             inputs.release();
                             inputs.advance();
                         }
                     } else {
                         wgmma_wait<kParts>();
                         if (index % kPerUnit == 0 && done) inputs.release(done);
-                        if (index % kPerUnit == kPerUnit - 1) {
+                        if (ends_unit) {
                             done = inputs.empty();
                             inputs.advance();
                         }
@@ -252,7 +260,7 @@ struct Multiplier {
     __device__ __forceinline__ void wait_and_add(const Step<Type>& step, const uint8_t* sums, int index, int lane) {
         if constexpr (kPart < kParts) {
             wgmma_wait<kParts - 1 - kPart>();
-            add_scaled(kPart, step, sums, index, lane);
+            add_part(kPart, step, sums, index, lane);
             wait_and_add<kPart + 1>(step, sums, index, lane);
         }
     }
@@ -288,10 +296,13 @@ __device__ __forceinline__ void copy(const KigoMatmul& p, Slots<Plan<Type, kPart
                 if (lane == 0) {
                     uint8_t* to = inputs.at + inputs.slot * P::kInputBytes;
                     const size_t from = size_t(unit) * n_groups + group;
-                    barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : Type::kHasMin ? 1152 : 1024));
+                    barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : 1024 + P::kGroupSumBytes));
                     copy_bulk(to, halves + from * 1024, n * 1024, inputs.full());
                     if (P::kBf16) copy_bulk(to + P::kHalvesBytes, halves + to_rest + from * 1024, n * 1024, inputs.full());
-                    if (Type::kHasMin) copy_bulk(to + P::kHalvesBytes, halves + to_rest + from * 128, n * 128, inputs.full());
+                    if (Type::kHasMin) {
+                        const size_t of_all = to_rest + (P::kGroupSumBytes == 64 ? size_t(n_units) * n_groups * 128 : 0);
+                        copy_bulk(to + P::kHalvesBytes, halves + of_all + from * P::kGroupSumBytes, n * P::kGroupSumBytes, inputs.full());
+                    }
                 }
                 __syncwarp();
                 inputs.advance();

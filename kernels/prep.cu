@@ -20,9 +20,11 @@ __device__ void prepare(const KigoPrep& p) {
             if constexpr (kBf16) {
                 *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + first) = value.low.x;
                 *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + second) = value.low.y;
-            } else if (t == 0) {
-                uint8_t* sums = reinterpret_cast<uint8_t*>(p.records) + n_groups * 1024 + group * 128;
-                *reinterpret_cast<float*>(sums + j * 32 + row % 8 * 4) = value.sum;
+            } else {
+                uint8_t* sums = reinterpret_cast<uint8_t*>(p.records) + n_groups * 1024;
+                const float both = __fadd_rn(value.sum, __shfl_xor_sync(0xffu << (threadIdx.x % kWarp & ~7), value.sum, 4));
+                if (t == 0) *reinterpret_cast<float*>(sums + group * 128 + j * 32 + row % 8 * 4) = value.sum;
+                if (quad % 8 == 0) *reinterpret_cast<float*>(sums + n_groups * 128 + group * 64 + j / 2 * 32 + row % 8 * 4) = both;
             }
             return;
         }

@@ -172,7 +172,7 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     }
     // The kernels of up to 32 rows read the records of 32, whatever is in those beyond n.
     let n_groups = n.div_ceil(8).max(4);
-    let records = gpu.filled(n_groups * input.stride as usize / 64 * activation_bytes(bf16), 0xff);
+    let records = gpu.filled(n_groups * input.stride as usize / 64 * activation_bytes(true), 0xff);
     let order = blocks.kernel.order();
     let factors = gpu.filled(n_groups * 8 * 4, 0xff);
     (params.records, params.factors) = (records.address(), factors.address());
