@@ -137,13 +137,11 @@ __device__ __forceinline__ float biased(const KigoMatmul& p, int part, uint32_t 
     return __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[part]) + size_t(expert) * p.n_rows + row));
 }
 
-// What becomes of one row of a product; `before` is what `out` has, for the kinds that change it.
-__device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t kind, uint32_t expert, uint32_t row, float value,
-                                           float before) {
-    value = biased(p, 0, expert, row, value);
+// What becomes of a result with its bias; `before` is what `out` has, for the kinds that change it.
+__device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t kind, float softcap, float value, float before) {
     if (kind == KIGO_STORE) {
         value = __fmul_rn(value, p.scale);
-        if (p.softcap > 0) value = __fmul_rn(p.softcap, tanhf(__fdiv_rn(value, p.softcap)));
+        if (softcap > 0) value = __fmul_rn(softcap, tanhf(__fdiv_rn(value, softcap)));
     }
     if (kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, before);
     if (kind == KIGO_GATE) value = gated(before, value, p.activation);
@@ -155,7 +153,8 @@ __device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t kind, u
 __device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
     if (row >= p.n_rows) return 0;
     float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
-    value = row_value(p, p.kind, expert, row, value, p.kind == KIGO_ADD || p.kind == KIGO_GATE ? __ldcg(out) : 0);
+    const float before = p.kind == KIGO_ADD || p.kind == KIGO_GATE ? __ldcg(out) : 0;
+    value = row_value(p, p.kind, p.softcap, biased(p, 0, expert, row, value), before);
     *out = value;
     return value;
 }

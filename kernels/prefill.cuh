@@ -1,6 +1,6 @@
 // The product with very many rows on sm_90a: the tensor cores take weights from registers, activations from shared memory.
 //
-// A block has a warpgroup that copies, by one warp, and two that multiply: each takes 4 tiles (a warp has one) by all columns
+// A block has a warpgroup that copies and looks up, and two that multiply: each takes 4 tiles (a warp has one) by all columns
 // of the block. Blocks stay and take one item after the other: 8 tiles by 64 * kParts columns. Activations come in the order
 // KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a lane's weights.
 //
@@ -17,6 +17,8 @@ namespace prefill {
 constexpr int kItemTiles = 8;
 constexpr int kMultipliers = 2, kThreads = (kMultipliers + 1) * kGroupThreads;
 constexpr int kPartColumns = 64;
+// Warps that copy weights.
+constexpr int kWeightCopiers = 2;
 // Dynamic shared memory of a block.
 constexpr int kSharedBytes = 227 * 1024;
 // Columns whose results a warp finishes at a time, and floats from one column of them to the next, so that all banks are used.
@@ -266,47 +268,50 @@ struct Multiplier {
     }
 };
 
-// Copies what the multipliers take, as one warp: lane i < 8 the records of tile i.
+// Copies the records of half of an item's tiles, as one warp of two: an instruction copies for one lane at a time.
 template <class Type, int kParts>
-__device__ __forceinline__ void copy(const KigoMatmul& p, Slots<Plan<Type, kParts>::kWeightSlots> weights,
-                                     Slots<Plan<Type, kParts>::kInputSlots> inputs, int lane) {
+__device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Type, kParts>::kWeightSlots> weights, int half, int lane) {
     using P = Plan<Type, kParts>;
-    const uint32_t n_units = p.input.stride / kUnitK, n_groups = (p.n + 7) / 8;
-    const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
-    // From the halves of all units to what stands besides them.
-    const size_t to_rest = size_t(n_units) * n_groups * 1024;
+    constexpr int kTiles = kItemTiles / kWeightCopiers, kBytes = Record<Type>::kBytes;
+    const int of_item = half * kTiles + lane % kTiles;
     for (Items<P::kColumns> items(p); items.any(); items.advance()) {
-        const uint32_t tile = items.expert * p.n_tiles + min(items.tile() + lane % kItemTiles, p.n_tiles - 1);
-        const uint8_t* records = reinterpret_cast<const uint8_t*>(p.weights) + size_t(tile) * p.n_records * Record<Type>::kBytes;
+        const uint32_t tile = items.expert * p.n_tiles + min(items.tile() + of_item, p.n_tiles - 1);
+        const uint8_t* records = reinterpret_cast<const uint8_t*>(p.weights) + size_t(tile) * p.n_records * kBytes;
         uint32_t place = record_place(tile, 0, p.n_records);
-        const uint32_t group = items.column() / 8, n = min(uint32_t(P::kColumns / 8), (items.last + 7) / 8 - group);
         for (uint32_t record = 0; record < p.n_records; record++) {
             weights.wait_empty();
-            if (lane == 0) barrier_expect(weights.full(), kItemTiles * Record<Type>::kBytes);
+            if (lane == 0) barrier_expect(weights.full(), kTiles * kBytes);
             __syncwarp();
-            if (lane < kItemTiles) {
-                uint8_t* to = weights.at + weights.slot * P::kWeightBytes + lane * P::kRecordStep;
-                copy_bulk(to, records + size_t(place) * Record<Type>::kBytes, Record<Type>::kBytes, weights.full());
+            if (lane < kTiles) {
+                uint8_t* to = weights.at + weights.slot * P::kWeightBytes + of_item * P::kRecordStep;
+                copy_bulk(to, records + size_t(place) * kBytes, kBytes, weights.full());
             }
             weights.advance();
             place = place + 1 == p.n_records ? 0 : place + 1;
-#pragma unroll 1
-            for (uint32_t unit = record * P::kUnits; unit < (record + 1) * P::kUnits; unit++) {
-                inputs.wait_empty();
-                if (lane == 0) {
-                    uint8_t* to = inputs.at + inputs.slot * P::kInputBytes;
-                    const size_t from = size_t(unit) * n_groups + group;
-                    barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : 1024 + P::kGroupSumBytes));
-                    copy_bulk(to, halves + from * 1024, n * 1024, inputs.full());
-                    if (P::kBf16) copy_bulk(to + P::kHalvesBytes, halves + to_rest + from * 1024, n * 1024, inputs.full());
-                    if (Type::kHasMin) {
-                        const size_t of_all = to_rest + (P::kGroupSumBytes == 64 ? size_t(n_units) * n_groups * 128 : 0);
-                        copy_bulk(to + P::kHalvesBytes, halves + of_all + from * P::kGroupSumBytes, n * P::kGroupSumBytes, inputs.full());
-                    }
-                }
-                __syncwarp();
-                inputs.advance();
-            }
+        }
+    }
+}
+
+// Copies the activations of items, as one thread.
+template <class Type, int kParts>
+__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kParts>::kInputSlots> inputs) {
+    using P = Plan<Type, kParts>;
+    const uint32_t n_units = p.n_records * P::kUnits, n_groups = (p.n + 7) / 8;
+    const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
+    // What stands behind the halves of all units: rests, or sums of 16 or of 32.
+    const size_t n_all = size_t(p.input.stride / kUnitK) * n_groups;
+    const uint8_t* rests = halves + n_all * (P::kGroupSumBytes == 64 ? 1152 : 1024);
+    constexpr int kRestBytes = P::kBf16 ? 1024 : P::kGroupSumBytes;
+    for (Items<P::kColumns> items(p); items.any(); items.advance()) {
+        const uint32_t group = items.column() / 8, n = min(uint32_t(P::kColumns / 8), (items.last + 7) / 8 - group);
+        for (uint32_t unit = 0; unit < n_units; unit++) {
+            inputs.wait_empty();
+            uint8_t* to = inputs.at + inputs.slot * P::kInputBytes;
+            const size_t from = size_t(unit) * n_groups + group;
+            barrier_expect(inputs.full(), n * (1024 + kRestBytes));
+            copy_bulk(to, halves + from * 1024, n * 1024, inputs.full());
+            if (kRestBytes > 0) copy_bulk(to + P::kHalvesBytes, rests + from * kRestBytes, n * kRestBytes, inputs.full());
+            inputs.advance();
         }
     }
 }
@@ -423,19 +428,23 @@ __device__ __forceinline__ void finish(const KigoMatmul& p, float (&total)[kPart
             barrier_wait(1 + warp / 2, 2 * kWarp);
             const float *gate = results + (warp & ~1) * kFinished * kPitch, *up = gate + kFinished * kPitch;
             const uint32_t row = tile / 2 * kTileRows + four;
-#pragma unroll 1
-            for (int i = 0; i < kFinished / 2; i += kTogether) {
-                const int of = kFinished / 2 * (warp % 2) + i + lane / 4, at = start + of;
-                const FourRows rows(p, row, first + at, last);
-                const float factor = table[at].factor;
-                const float4 a = results_of(gate, of, factor), b = results_of(up, of, factor);
-                float4 value = {0, 0, 0, 0};
-                if (rows.n > 0) value.x = gated_value(p, expert, row, a.x, b.x);
-                if (rows.n > 1) value.y = gated_value(p, expert, row + 1, a.y, b.y);
-                if (rows.n > 2) value.z = gated_value(p, expert, row + 2, a.z, b.z);
-                if (rows.n > 3) value.w = gated_value(p, expert, row + 3, a.w, b.w);
-                rows.store(value);
-                if (p.magnitudes) raise(rows.largest(value), at);
+            auto finish_all = [&](auto value_of) {
+#pragma unroll
+                for (int i = 0; i < kFinished / 2; i += kTogether) {
+                    const int of = kFinished / 2 * (warp % 2) + i + lane / 4, at = start + of;
+                    const FourRows rows(p, row, first + at, last);
+                    const float factor = table[at].factor;
+                    const float4 a = results_of(gate, of, factor), b = results_of(up, of, factor);
+                    const float4 value = {value_of(a.x, b.x, 0), value_of(a.y, b.y, 1), value_of(a.z, b.z, 2), value_of(a.w, b.w, 3)};
+                    rows.store(value);
+                    if (p.magnitudes) raise(rows.largest(value), at);
+                }
+            };
+            // What is usual, apart, so that all values are computed at a time.
+            if (p.activation == KIGO_SILU && !p.bias[0] && !p.bias[1]) {
+                finish_all([&](float gate, float up, int) { return gated(gate, up, KIGO_SILU); });
+            } else {
+                finish_all([&](float gate, float up, int i) { return gated_value(p, expert, min(row + i, p.n_rows - 1), gate, up); });
             }
             barrier_wait(1 + warp / 2, 2 * kWarp);
             continue;
@@ -461,31 +470,32 @@ __device__ __forceinline__ void finish(const KigoMatmul& p, float (&total)[kPart
             }
         } else {
             const uint32_t row = tile * kTileRows + four;
-            auto finish_rows = [&](uint32_t kind, int i, float4 before) {
-                const int of = i + lane / 4, at = start + of;
-                const FourRows rows(p, row, first + at, last);
-                float4 value = results_of(mine, of, table[at].factor);
-                if (rows.n > 0) value.x = row_value(p, kind, expert, row, value.x, before.x);
-                if (rows.n > 1) value.y = row_value(p, kind, expert, row + 1, value.y, before.y);
-                if (rows.n > 2) value.z = row_value(p, kind, expert, row + 2, value.z, before.z);
-                if (rows.n > 3) value.w = row_value(p, kind, expert, row + 3, value.w, before.w);
-                rows.store(value);
-                if (p.magnitudes) raise(rows.largest(value), at);
-            };
-            if (p.kind == KIGO_ADD) {
-                float4 before[kFinished / kTogether];
+            float4 before[kFinished / kTogether] = {};
+            if (p.kind == KIGO_ADD || p.kind == KIGO_GATE) {
 #pragma unroll
                 for (int i = 0; i < kFinished; i += kTogether) {
                     before[i / kTogether] = FourRows(p, row, first + start + i + lane / 4, last).load();
                 }
+            }
+            auto finish_all = [&](auto value_of) {
 #pragma unroll
-                for (int i = 0; i < kFinished; i += kTogether) finish_rows(KIGO_ADD, i, before[i / kTogether]);
-            } else {
-#pragma unroll 1
                 for (int i = 0; i < kFinished; i += kTogether) {
-                    const FourRows rows(p, row, first + start + i + lane / 4, last);
-                    finish_rows(p.kind, i, p.kind == KIGO_GATE ? rows.load() : float4{});
+                    const int of = i + lane / 4, at = start + of;
+                    const FourRows rows(p, row, first + at, last);
+                    const float4 v = results_of(mine, of, table[at].factor), b = before[i / kTogether];
+                    const float4 value = {value_of(v.x, b.x, 0), value_of(v.y, b.y, 1), value_of(v.z, b.z, 2), value_of(v.w, b.w, 3)};
+                    rows.store(value);
+                    if (p.magnitudes) raise(rows.largest(value), at);
                 }
+            };
+            if (p.kind == KIGO_ADD && !p.bias[0]) {
+                finish_all([&](float value, float before, int) { return row_value(p, KIGO_ADD, 0, value, before); });
+            } else if (p.kind == KIGO_STORE && !p.bias[0] && p.softcap <= 0) {
+                finish_all([&](float value, float, int) { return row_value(p, KIGO_STORE, 0, value, 0); });
+            } else {
+                finish_all([&](float value, float before, int i) {
+                    return row_value(p, p.kind, p.softcap, biased(p, 0, expert, min(row + i, p.n_rows - 1), value), before);
+                });
             }
         }
         __syncwarp();
@@ -508,7 +518,8 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
             const int of_ring = i < 2 * P::kInputSlots                       ? i / P::kInputSlots
                                 : i < 2 * (P::kInputSlots + P::kWeightSlots) ? (i - 2 * P::kInputSlots) / P::kWeightSlots
                                                                              : (i - 2 * (P::kInputSlots + P::kWeightSlots)) / P::kTables;
-            barrier_init(barriers + i, of_ring == 0 ? 1 : kMultiplierWarps);
+            const bool of_weights = i >= 2 * P::kInputSlots && i < 2 * (P::kInputSlots + P::kWeightSlots);
+            barrier_init(barriers + i, of_ring > 0 ? kMultiplierWarps : of_weights ? kWeightCopiers : 1);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
@@ -517,8 +528,9 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     pdl_launch();
     if (threadIdx.x < kGroupThreads) {
         give_registers<40>();
-        if (warp == 0) copy<Type, kParts>(p, weights, inputs, lane);
-        if (warp == 1) look_up<P::kColumns>(p, tables, lane);
+        if (warp < kWeightCopiers) copy_weights<Type, kParts>(p, weights, warp, lane);
+        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kParts>(p, inputs);
+        if (warp == kWeightCopiers + 1) look_up<P::kColumns>(p, tables, lane);
     } else {
         take_registers<232>();
         const int of_item = warp - kGroupThreads / kWarp;
