@@ -53,15 +53,12 @@ struct Plan {
     static constexpr int kWeightBytes = kItemTiles * kRecordStep;
     static constexpr int kFinishBytes = kFinished * kPitch * 4;
     static constexpr int kTables = 2;
-    // Sums over slices are in shared memory where registers are wanted for sums of activations.
-    static constexpr int kTotalBytes = Type::kHasMin ? kItemTiles * kTileRows * kColumns * 4 : 0;
-    static constexpr int kRest =
-        kSharedBytes - kAlign - kItemTiles * kFinishBytes - kTables * kColumns * int(sizeof(Column)) - kTotalBytes - 512;
+    static constexpr int kRest = kSharedBytes - kAlign - kItemTiles * kFinishBytes - kTables * kColumns * int(sizeof(Column)) - 512;
     static constexpr int kWeightSlots = kUnits > 1 ? 2 : min_of(kRest / (kWeightBytes + kInputBytes), 8);
     static constexpr int kInputSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kInputBytes, 8);
     static_assert(kWeightSlots >= 2 && kInputSlots >= 2);
     static constexpr int kWeights = kInputSlots * kInputBytes, kFinishing = kWeights + kWeightSlots * kWeightBytes;
-    static constexpr int kTotals = kFinishing + kItemTiles * kFinishBytes, kColumnTables = kTotals + kTotalBytes;
+    static constexpr int kColumnTables = kFinishing + kItemTiles * kFinishBytes;
     static constexpr int kBarriers = kColumnTables + kTables * kColumns * int(sizeof(Column));
     static constexpr int kEnd = kBarriers + 16 * (kWeightSlots + kInputSlots + kTables);
     static_assert(kAlign + kEnd <= kSharedBytes);
@@ -182,8 +179,6 @@ struct Multiplier {
 
     Slots<P::kWeightSlots> weights;
     Slots<P::kInputSlots> inputs;
-    // [kParts * 32][threads that multiply], of this thread.
-    float* totals;
     // Of one item: sums over slices, sums of the slice, products under way.
     float total[kParts][32];
     float slice[kScaled ? kParts : 1][32];
@@ -199,12 +194,25 @@ struct Multiplier {
         wgmma_commit();
     }
 
+    // Adds what `products` has of a part to the slice.
+    __device__ __forceinline__ void add_part(int part, const Step<Type>& step, const uint8_t* sums, int index, int lane) {
+        wgmma_pin(products[part]);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float* acc = slice[part] + 4 * j;
+            add_scaled(acc, step.scale, products[part] + 4 * j);
+            if constexpr (Type::kHasMin) {
+                const auto* at = reinterpret_cast<const Float2*>(sums + (8 * part + j) * P::kGroupSumBytes) + lane % 4;
+                if constexpr (kFolded) take_min(acc, step.before, at[0]);
+                take_min(acc, step.min, at[index % kPerUnit * 4]);
+            }
+        }
+    }
+
     // Computes `total` of the warp's tile, whose records come in the rings.
     __device__ __forceinline__ void run(uint32_t n_records, int tile, int lane) {
-        if constexpr (!Type::kHasMin) {
 #pragma unroll
-            for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = 0;
-        }
+        for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = 0;
         const uint32_t each = Slice(n_records, 0).last;
 #pragma unroll 1
         for (uint32_t first = 0; first < n_records; first += each) {
@@ -268,42 +276,17 @@ struct Multiplier {
                 if (!kScaled) wgmma_pin(products[part]);
                 const float* of_slice = kScaled ? slice[kScaled ? part : 0] : products[part];
 #pragma unroll
-                for (int i = 0; i < 32; i++) {
-                    if constexpr (Type::kHasMin) {
-                        float* at = totals + (32 * part + i) * kMultipliers * kGroupThreads;
-                        total[part][i] = __fadd_rn(first ? *at : 0, of_slice[i]);
-                        if (last < n_records) *at = total[part][i];
-                    } else {
-                        total[part][i] = __fadd_rn(total[part][i], of_slice[i]);
-                    }
-                }
+                for (int i = 0; i < 32; i++) total[part][i] = __fadd_rn(total[part][i], of_slice[i]);
             }
         }
     }
 
-    // Adds what `products` has to the slice, one part after the other, while the tensor cores are busy with the next.
+    // Adds one part after the other, while the tensor cores are busy with the next.
     template <int kPart>
     __device__ __forceinline__ void wait_and_add(const Step<Type>& step, const uint8_t* sums, int index, int lane) {
         if constexpr (kPart < kParts) {
-            // Of the activations, of the step and, where that is added too, of the one before.
-            Float2 own[8], before[8];
-            if constexpr (Type::kHasMin) {
-#pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    const auto* at = reinterpret_cast<const Float2*>(sums + (8 * kPart + j) * P::kGroupSumBytes) + lane % 4;
-                    own[j] = at[index % kPerUnit * 4];
-                    if (kFolded) before[j] = at[0];
-                }
-            }
             wgmma_wait<kParts - 1 - kPart>();
-            wgmma_pin(products[kPart]);
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float* acc = slice[kPart] + 4 * j;
-                add_scaled(acc, step.scale, products[kPart] + 4 * j);
-                if constexpr (kFolded) take_min(acc, step.before, before[j]);
-                if constexpr (Type::kHasMin) take_min(acc, step.min, own[j]);
-            }
+            add_part(kPart, step, sums, index, lane);
             wait_and_add<kPart + 1>(step, sums, index, lane);
         }
     }
@@ -575,8 +558,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     } else {
         take_registers<232>();
         const int of_item = warp - kGroupThreads / kWarp;
-        float* totals = reinterpret_cast<float*>(shared + P::kTotals) + threadIdx.x - kGroupThreads;
-        Multiplier<Type, kParts> multiplier = {weights, inputs, totals};
+        Multiplier<Type, kParts> multiplier = {weights, inputs};
         Slots<P::kTables> mine = tables;
         for (Items<P::kColumns> items(p); items.any(); items.advance()) {
             multiplier.run(p.n_records, of_item, lane);
