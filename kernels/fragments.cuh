@@ -21,9 +21,11 @@ struct Fragments {
 };
 
 // Registers of product j of a unit, whose codes are multiplied with part of their scale: all products are integers below 2048.
-template <class Type>
-__device__ __forceinline__ void scaled_operands(const typename Type::Planes::Unit& unit, int j, const uint32_t scale[2],
+template <class Type, class Scales>
+__device__ __forceinline__ void scaled_operands(const typename Type::Planes::Unit& unit, int j, const Scales& scales, int group,
                                                 uint32_t out[4]) {
+    uint32_t scale[2];
+    Type::code_scales(scale, scales, group);
     KIGO_UNROLL
     for (int r = 0; r < 4; r++) {
         // (1024 + code) scale - 1024 scale
@@ -49,9 +51,7 @@ __device__ __forceinline__ Fragments<Type> make_fragments(const typename Type::P
                 out.rest[j][r] = pack_bf16(round_bf16(w[0] - high[0]), round_bf16(w[1] - high[1]));
             }
         } else if constexpr (Type::kScalesCodes) {
-            uint32_t scale[2];
-            Type::code_scales(scale, scales, index * Fragments<Type>::kGroups + j * 16 / Type::kGroupK);
-            scaled_operands<Type>(unit, j, scale, out.a[j]);
+            scaled_operands<Type>(unit, j, scales, index * Fragments<Type>::kGroups + j * 16 / Type::kGroupK, out.a[j]);
         } else {
             operands<Type>(unit, j, out.a[j]);
         }

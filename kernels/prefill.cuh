@@ -115,27 +115,6 @@ struct Items {
     __device__ __forceinline__ uint32_t column() const { return first + item % n_pieces * kColumns; }
 };
 
-// What the steps of a record share, for types whose codes are scaled: lane 4 g + t has the scales of unit t of rows g and g + 8.
-template <class Type>
-struct RecordScales {
-    // Two halves: of rows g and g + 8.
-    uint32_t codes[2];
-    Float2 mins[2];
-    Float2 rest;
-
-    __device__ __forceinline__ void load(const uint8_t* record, int lane) {
-        const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
-        rest = Type::rest_scale(scales);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            uint32_t both[2];
-            Type::code_scales(both, scales, 2 * (lane % 4) + i);
-            codes[i] = permute(both[0], both[1], 0x5410);
-            mins[i] = Type::min(scales, 2 * (lane % 4) + i);
-        }
-    }
-};
-
 // The weights of a step, 16 columns of k or 32, as operands, with the scales of the step. `before` is the minimum of the step
 // before.
 template <class Type>
@@ -148,26 +127,25 @@ struct Step {
 
 // Step `index` of a record.
 template <class Type>
-__device__ __forceinline__ void make_step(Step<Type>& out, const uint8_t* record, int index, int lane, const RecordScales<Type>& shared) {
+__device__ __forceinline__ void make_step(Step<Type>& out, const uint8_t* record, int index, int lane) {
     constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts;
     const auto unit = load_unit<Type>(record, index / kPerUnit, lane);
-    if constexpr (Type::kScalesCodes) {
-        const int from = (lane & ~3) + index / 2;
-        const uint32_t codes = __shfl_sync(~0u, shared.codes[index % 2], from);
-        const uint32_t scale[2] = {permute(codes, 0, 0x1010), permute(codes, 0, 0x3232)};
+    const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
 #pragma unroll
-        for (int j = 0; j < kProducts; j++) scaled_operands<Type>(unit, index % kPerUnit * kProducts + j, scale, out.a[j]);
-        out.min = {__shfl_sync(~0u, shared.mins[index % 2].x, from), __shfl_sync(~0u, shared.mins[index % 2].y, from)};
-        out.scale = shared.rest;
-    } else {
-#pragma unroll
-        for (int j = 0; j < kProducts; j++) operands<Type>(unit, index % kPerUnit * kProducts + j, out.a[j]);
-        if constexpr (Type::kGroupK > 0) {
-            const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
-            out.scale = Type::scale(scales, index);
-            if constexpr (Type::kHasMin) out.min = Type::min(scales, index);
+    for (int j = 0; j < kProducts; j++) {
+        const int product = index % kPerUnit * kProducts + j;
+        if constexpr (Type::kScalesCodes) {
+            scaled_operands<Type>(unit, product, scales, index, out.a[j]);
+        } else {
+            operands<Type>(unit, product, out.a[j]);
         }
     }
+    if constexpr (Type::kScalesCodes) {
+        if (index % kPerUnit == kPerUnit - 1) out.scale = Type::rest_scale(scales);
+    } else if constexpr (Type::kGroupK > 0) {
+        out.scale = Type::scale(scales, index);
+    }
+    if constexpr (Type::kHasMin) out.min = Type::min(scales, index);
 }
 
 template <class Type, int kParts>
@@ -227,13 +205,11 @@ struct Multiplier {
             for (uint32_t record = first; record < last; record++) {
                 weights.wait_full();
                 const uint8_t* in = weights.at + weights.slot * P::kWeightBytes + tile * P::kRecordStep;
-                RecordScales<Type> shared;
-                if constexpr (kFolded) shared.load(in, lane);
-                if (kScaled) make_step(steps[0], in, 0, lane, shared);
+                if (kScaled) make_step(steps[0], in, 0, lane);
 #pragma unroll
                 for (int index = 0; index < kSteps; index++) {
                     Step<Type>& step = steps[index % 2];
-                    if (!kScaled) make_step(step, in, index, lane, shared);
+                    if (!kScaled) make_step(step, in, index, lane);
                     if (index % kPerUnit == 0) inputs.wait_full();
                     const uint8_t* unit = inputs.at + inputs.slot * P::kInputBytes;
                     const uint64_t columns = wgmma_columns(unit) + index % kPerUnit * kProducts * 2;
@@ -247,7 +223,7 @@ struct Multiplier {
                         if (kFolded && ends_unit) wgmma_wait<kParts>();
                         if (index + 1 < kSteps) {
                             Step<Type>& next = steps[(index + 1) % 2];
-                            make_step(next, in, index + 1, lane, shared);
+                            make_step(next, in, index + 1, lane);
                             if (Type::kHasMin) next.before = step.min;
                         }
                         if (!kFolded || ends_unit) wait_and_add<0>(step, unit + P::kHalvesBytes, index, lane);
