@@ -11,6 +11,11 @@
 // and of bfloat16 pairs
 //   byte h * 512 + ...                             the larger parts
 //   byte 1024 + h * 512 + ...                      the rests
+//
+// KIGO_ORDER_SWIZZLED has the same in other places, for the tensor cores to read from shared memory: for every unit of 64
+// columns and every 8 rows the 1024 bytes of halves, or of the larger parts, then for all units the 128 bytes of sums or the
+// 1024 of rests, then the 64 of sums of 32: at group * 32 + 4 g that of two products.
+// In the halves of a row column 16 j + 4 t + i is at 128 g + 16 ((2 j + i / 2) ^ g) + 4 t + 2 (i % 2).
 #pragma once
 
 #include "common.cuh"

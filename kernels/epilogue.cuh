@@ -77,10 +77,17 @@ __device__ __forceinline__ void add_bias(const KigoQkv& p, const HeadElements& e
     if (e.dims.high < p.head_dim) high = __fadd_rn(high, __ldg(bias + e.dims.high));
 }
 
-// Turns two elements of row `column`.
-__device__ __forceinline__ void turn_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, float& low, float& high) {
-    if (e.part == 2 || !p.turns || e.pair >= p.n_rot / 2) return;
-    const float2 turn = __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
+// Whether rope turns the elements, and by what in row `column`.
+__device__ __forceinline__ bool has_turn(const KigoQkv& p, const HeadElements& e) {
+    return e.part < 2 && p.turns && e.pair < p.n_rot / 2;
+}
+
+__device__ __forceinline__ float2 load_turn(const KigoQkv& p, const HeadElements& e, uint32_t column) {
+    return __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
+}
+
+__device__ __forceinline__ void turn_elements(const KigoQkv& p, const HeadElements& e, float2 turn, float& low, float& high) {
+    if (!has_turn(p, e)) return;
     const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
     high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
     low = turned;
@@ -92,9 +99,9 @@ __device__ __forceinline__ __half* cached_keys(const KigoQkv& p, const CachePlac
 }
 
 // Turns two elements of row `column` and puts them where attention looks for them.
-__device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float low,
-                                             float high) {
-    turn_elements(p, e, column, low, high);
+__device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float2 turn,
+                                             float low, float high) {
+    turn_elements(p, e, turn, low, high);
     if (e.part == 0) {
         __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + e.head) * p.dp;
         q[e.place] = saturated_half(__fmul_rn(low, p.q_scale));
@@ -112,13 +119,24 @@ __device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElement
     }
 }
 
+__device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float low,
+                                             float high) {
+    put_elements(p, e, column, at_cache, has_turn(p, e) ? load_turn(p, e, column) : float2{}, low, high);
+}
+
+// Takes two elements of a head in column `column`, with the turn that they have, if any.
+__device__ __forceinline__ void finish_qkv(const KigoMatmul& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float2 turn,
+                                           float low, float high) {
+    const uint64_t bias = e.part == 0 ? p.bias[0] : e.part == 1 ? p.bias[1] : p.bias[2];
+    if (bias) add_bias(p.qkv, e, bias, low, high);
+    put_elements(p.qkv, e, column, at_cache, turn, low, high);
+}
+
 // Takes rows g (`low`) and g + 8 (`high`) of tile `tile`, in column `column`.
 __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, uint32_t g, uint32_t column, CachePlace at_cache,
                                            float low, float high) {
     const HeadElements e = head_elements(p.qkv, tile + p.first_tile, g);
-    const uint64_t bias = e.part == 0 ? p.bias[0] : e.part == 1 ? p.bias[1] : p.bias[2];
-    if (bias) add_bias(p.qkv, e, bias, low, high);
-    put_elements(p.qkv, e, column, at_cache, low, high);
+    finish_qkv(p, e, column, at_cache, has_turn(p.qkv, e) ? load_turn(p.qkv, e, column) : float2{}, low, high);
 }
 
 // value + the bias of row `row`; experts have their biases one after the other.
@@ -127,25 +145,35 @@ __device__ __forceinline__ float biased(const KigoMatmul& p, int part, uint32_t 
     return __fadd_rn(value, __ldg(reinterpret_cast<const float*>(p.bias[part]) + size_t(expert) * p.n_rows + row));
 }
 
+// What becomes of a result with its bias; `before` is what `out` has, for the kinds that change it.
+__device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t kind, float softcap, float value, float before) {
+    if (kind == KIGO_STORE) {
+        value = __fmul_rn(value, p.scale);
+        if (softcap > 0) value = __fmul_rn(softcap, tanhf(__fdiv_rn(value, softcap)));
+    }
+    if (kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, before);
+    if (kind == KIGO_GATE) value = gated(before, value, p.activation);
+    if (kind == KIGO_UNGATED) value = gelu(value);
+    return value;
+}
+
 // One row of a product; returns what went to `out`, or 0 beyond the matrix.
 __device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
     if (row >= p.n_rows) return 0;
     float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
-    value = biased(p, 0, expert, row, value);
-    if (p.kind == KIGO_STORE) {
-        value = __fmul_rn(value, p.scale);
-        if (p.softcap > 0) value = __fmul_rn(p.softcap, tanhf(__fdiv_rn(value, p.softcap)));
-    }
-    if (p.kind == KIGO_ADD) value = __fmaf_rn(p.scale, value, __ldcg(out));
-    if (p.kind == KIGO_GATE) value = gated(__ldcg(out), value, p.activation);
-    if (p.kind == KIGO_UNGATED) value = gelu(value);
+    const float before = p.kind == KIGO_ADD || p.kind == KIGO_GATE ? __ldcg(out) : 0;
+    value = row_value(p, p.kind, p.softcap, biased(p, 0, expert, row, value), before);
     *out = value;
     return value;
 }
 
+__device__ __forceinline__ float gated_value(const KigoMatmul& p, uint32_t expert, uint32_t row, float gate, float up) {
+    return gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
+}
+
 __device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float gate, float up) {
     if (row >= p.n_rows) return 0;
-    const float value = gated(biased(p, 0, expert, row, gate), biased(p, 1, expert, row, up), p.activation);
+    const float value = gated_value(p, expert, row, gate, up);
     reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
     return value;
 }

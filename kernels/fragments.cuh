@@ -20,6 +20,22 @@ struct Fragments {
     Float2 min[kGroups];
 };
 
+// Registers of product j of a unit, whose codes are multiplied with part of their scale: all products are integers below 2048.
+template <class Type, class Scales>
+__device__ __forceinline__ void scaled_operands(const typename Type::Planes::Unit& unit, int j, const Scales& scales, int group,
+                                                uint32_t out[4]) {
+    uint32_t scale[2];
+    Type::code_scales(scale, scales, group);
+    KIGO_UNROLL
+    for (int r = 0; r < 4; r++) {
+        // (1024 + code) scale - 1024 scale
+        const uint32_t biased = Type::Planes::pair(unit, j, r) | k1024 * 0x01000100u;
+        asm("{\n.reg .b32 bias;\nmul.rn.f16x2 bias, %2, %3;\nfma.rn.f16x2 %0, %1, %2, bias;\n}"
+            : "=r"(out[r])
+            : "r"(biased), "r"(scale[r % 2]), "r"(0xe400e400u));
+    }
+}
+
 template <class Type, class Scales>
 __device__ __forceinline__ Fragments<Type> make_fragments(const typename Type::Planes::Unit& unit, const Scales& scales, int index) {
     Fragments<Type> out;
@@ -34,14 +50,17 @@ __device__ __forceinline__ Fragments<Type> make_fragments(const typename Type::P
                 out.a[j][r] = pack_bf16(high[0], high[1]);
                 out.rest[j][r] = pack_bf16(round_bf16(w[0] - high[0]), round_bf16(w[1] - high[1]));
             }
+        } else if constexpr (Type::kScalesCodes) {
+            scaled_operands<Type>(unit, j, scales, index * Fragments<Type>::kGroups + j * 16 / Type::kGroupK, out.a[j]);
         } else {
             operands<Type>(unit, j, out.a[j]);
         }
     }
+    if constexpr (Type::kScalesCodes) out.scale[0] = Type::rest_scale(scales);
     if constexpr (Type::kGroupK > 0) {
         KIGO_UNROLL
         for (int group = 0; group < Fragments<Type>::kGroups; group++) {
-            out.scale[group] = Type::scale(scales, index * Fragments<Type>::kGroups + group);
+            if constexpr (!Type::kScalesCodes) out.scale[group] = Type::scale(scales, index * Fragments<Type>::kGroups + group);
             if constexpr (Type::kHasMin) out.min[group] = Type::min(scales, index * Fragments<Type>::kGroups + group);
         }
     }
@@ -60,6 +79,21 @@ __device__ __forceinline__ auto scales_of(const uint8_t* scales, int lane) {
     }
 }
 
+__device__ __forceinline__ void add_scaled(float acc[4], Float2 scale, const float product[4]) {
+    acc[0] = __fmaf_rn(scale.x, product[0], acc[0]);
+    acc[1] = __fmaf_rn(scale.x, product[1], acc[1]);
+    acc[2] = __fmaf_rn(scale.y, product[2], acc[2]);
+    acc[3] = __fmaf_rn(scale.y, product[3], acc[3]);
+}
+
+// Takes away what minima of rows are worth in columns with these sums.
+__device__ __forceinline__ void take_min(float acc[4], Float2 min, Float2 sum) {
+    acc[0] = __fmaf_rn(-min.x, sum.x, acc[0]);
+    acc[1] = __fmaf_rn(-min.x, sum.y, acc[1]);
+    acc[2] = __fmaf_rn(-min.y, sum.x, acc[2]);
+    acc[3] = __fmaf_rn(-min.y, sum.y, acc[3]);
+}
+
 // acc[0], acc[1]: row g, columns 2 t and 2 t + 1; acc[2], acc[3]: row g + 8.
 template <class Type>
 __device__ __forceinline__ void multiply_add(float acc[4], const Fragments<Type>& w, const Activations<Type::kOperand>& x) {
@@ -75,25 +109,27 @@ __device__ __forceinline__ void multiply_add(float acc[4], const Fragments<Type>
         for (int j = 0; j < 4; j++) mma_f16(acc, w.a[j], x.high + 2 * j);
     } else {
         constexpr int kProducts = Type::kGroupK / 16;
-        KIGO_UNROLL
-        for (int group = 0; group < Fragments<Type>::kGroups; group++) {
+        if constexpr (Type::kScalesCodes) {
             float product[4] = {0, 0, 0, 0};
             KIGO_UNROLL
-            for (int j = group * kProducts; j < (group + 1) * kProducts; j++) mma_f16(product, w.a[j], x.high + 2 * j);
-            acc[0] = __fmaf_rn(w.scale[group].x, product[0], acc[0]);
-            acc[1] = __fmaf_rn(w.scale[group].x, product[1], acc[1]);
-            acc[2] = __fmaf_rn(w.scale[group].y, product[2], acc[2]);
-            acc[3] = __fmaf_rn(w.scale[group].y, product[3], acc[3]);
+            for (int j = 0; j < 4; j++) mma_f16(product, w.a[j], x.high + 2 * j);
+            add_scaled(acc, w.scale[0], product);
+        }
+        KIGO_UNROLL
+        for (int group = 0; group < Fragments<Type>::kGroups; group++) {
+            if constexpr (!Type::kScalesCodes) {
+                float product[4] = {0, 0, 0, 0};
+                KIGO_UNROLL
+                for (int j = group * kProducts; j < (group + 1) * kProducts; j++) mma_f16(product, w.a[j], x.high + 2 * j);
+                add_scaled(acc, w.scale[group], product);
+            }
             if constexpr (Type::kHasMin) {
                 Float2 sum = x.sums[group * kProducts];
                 if constexpr (kProducts == 2) {
                     const Float2 other = x.sums[group * kProducts + 1];
                     sum = {__fadd_rn(sum.x, other.x), __fadd_rn(sum.y, other.y)};
                 }
-                acc[0] = __fmaf_rn(-w.min[group].x, sum.x, acc[0]);
-                acc[1] = __fmaf_rn(-w.min[group].x, sum.y, acc[1]);
-                acc[2] = __fmaf_rn(-w.min[group].y, sum.x, acc[2]);
-                acc[3] = __fmaf_rn(-w.min[group].y, sum.y, acc[3]);
+                take_min(acc, w.min[group], sum);
             }
         }
     }

@@ -63,16 +63,21 @@ typedef struct {
 #define KIGO_NORM_RMS 1
 #define KIGO_NORM_LAYER 2
 
-/* prep: activations of many rows in the order of fragments. */
+/* In which order prep writes: */
+#define KIGO_ORDER_FRAGMENTS 0
+#define KIGO_ORDER_SWIZZLED 1
+
+/* prep: activations of many rows as operands; see kernels/activations.cuh. */
 typedef struct {
     KigoInput input;
-    /* [ceil(n / 8)][stride / 64] records; see kernels/activations.cuh. */
+    /* [ceil(n / 8)][stride / 64] records. */
     uint64_t records;
     /* f32 [ceil(n / 8) * 8]: what a row's products are multiplied with. */
     uint64_t factors;
     /* Whether the records are of pairs of bfloat16 rather than of halves. */
     uint32_t bf16;
-    uint32_t pad;
+    /* KIGO_ORDER_... */
+    uint32_t order;
 } KigoPrep;
 
 /* Heads of q, k and v, and where they go. */
@@ -118,10 +123,11 @@ typedef struct {
 #define KIGO_GELU 1
 #define KIGO_SILU_CLAMPED 2
 
-/* matmul_one, matmul_few8, matmul_few32, matmul_many, matmul_many_narrow: out [n][n_rows] = x [n][k] times the transposed
+/* matmul_one, matmul_few8, matmul_few32, matmul_many, matmul_many_narrow, and on sm_90a matmul_prefill, matmul_prefill_wide,
+ * which want KIGO_ORDER_SWIZZLED and 384 threads: out [n][n_rows] = x [n][k] times the transposed
  * matrix [n_rows][k]. With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases
- * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; matmul_many
- * has one of all experts in z, and rows that stand by expert (KigoGroup). */
+ * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; those of many
+ * have one of all experts in z, and rows that stand by expert (KigoGroup). */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;

@@ -2,6 +2,7 @@
 // the type: compiled once per type, with KIGO_QUANT naming it.
 #include "epilogue.cuh"
 #include "fragments.cuh"
+#include "prefill.cuh"
 #include "quant/types.cuh"
 
 using Type = KIGO_QUANT;
@@ -407,6 +408,19 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_many, KI
 extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_narrow, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     constexpr int kColumnTiles = Type::kOperand == Operand::kF32 ? 2 : 4;
     matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
+}
+
+// On sm_90a, with 128 rows of activations for an item or 192; nothing else launches them.
+extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2>(p, reinterpret_cast<uint8_t*>(shared));
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (Type::kOperand == Operand::kF16 && Type::kGroupK == 0) prefill::multiply<Type, 3>(p, reinterpret_cast<uint8_t*>(shared));
+#endif
 }
 
 // Half `half` of a pair of operands, widened.

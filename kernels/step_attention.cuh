@@ -150,7 +150,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 }
             }
             if (!has) continue;
-            turn_elements(qkv, e, 0, low, high);
+            if (has_turn(qkv, e)) turn_elements(qkv, e, load_turn(qkv, e, 0), low, high);
             if (e.part == 0) {
                 low = __fmul_rn(low, qkv.q_scale);
                 high = __fmul_rn(high, qkv.q_scale);

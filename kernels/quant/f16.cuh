@@ -6,7 +6,7 @@
 struct F16 {
     static constexpr int kBlockLen = 1, kBlockBytes = 2;
     static constexpr int kRecordK = 64, kScaleBytes = 0, kGroupK = 0;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<16, 0>;

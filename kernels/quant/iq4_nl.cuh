@@ -7,7 +7,7 @@
 struct IQ4_NL {
     static constexpr int kBlockLen = 32, kBlockBytes = 18;
     static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = CodebookPlanes;

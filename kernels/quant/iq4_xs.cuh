@@ -8,7 +8,7 @@
 struct IQ4_XS {
     static constexpr int kBlockLen = 256, kBlockBytes = 136;
     static constexpr int kRecordK = 256, kScaleBytes = 8 * kTileRows, kGroupK = 32;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = CodebookPlanes;

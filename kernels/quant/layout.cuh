@@ -21,6 +21,8 @@
 //   kScaleBytes                   bytes of a record's scales, a multiple of 16
 //   kGroupK                       columns that share a scale: 16 or 32; 0 for types without scales
 //   kHasMin                       whether a weight is scale * code - min rather than scale * code
+//   kScalesCodes                  whether a code times a part of its scale, a small integer, is multiplied: then code_scales
+//                                 has that part as two equal halves, of rows g and g + 8, and rest_scale what the record shares
 //   Planes                        one of the templates below
 //   code(block, i)                weight i of a block as an unsigned code (for types without scales: its bits)
 //   kZero                         the code of a weight that does not exist; irrelevant where the scale is zero

@@ -10,7 +10,7 @@
 struct MXFP4 {
     static constexpr int kBlockLen = 32, kBlockBytes = 17;
     static constexpr int kRecordK = 64, kScaleBytes = 2 * kTileRows, kGroupK = 32;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<4, 0>;

@@ -8,7 +8,7 @@
 struct Q2_K {
     static constexpr int kBlockLen = 256, kBlockBytes = 84;
     static constexpr int kRecordK = 256, kScaleBytes = 20 * kTileRows, kGroupK = 16;
-    static constexpr bool kHasMin = true;
+    static constexpr bool kHasMin = true, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<2, 0>;

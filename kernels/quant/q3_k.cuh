@@ -9,7 +9,7 @@
 struct Q3_K {
     static constexpr int kBlockLen = 256, kBlockBytes = 110;
     static constexpr int kRecordK = 256, kScaleBytes = 14 * kTileRows, kGroupK = 16;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 4;
     using Planes = PlanesOf<2, 1>;

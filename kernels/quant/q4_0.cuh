@@ -6,7 +6,7 @@
 struct Q4_0 {
     static constexpr int kBlockLen = 32, kBlockBytes = 18;
     static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 8;
     using Planes = PlanesOf<4, 0>;

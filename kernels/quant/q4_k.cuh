@@ -6,7 +6,7 @@
 struct Q4_K {
     static constexpr int kBlockLen = 256, kBlockBytes = 144;
     static constexpr int kRecordK = 256, kScaleBytes = 16 * kTileRows, kGroupK = 32;
-    static constexpr bool kHasMin = true;
+    static constexpr bool kHasMin = true, kScalesCodes = true;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<4, 0>;
@@ -28,4 +28,8 @@ struct Q4_K {
     KIGO_FN static Float2 scale(const Scales& scales, int group) { return super_scale(scales, group); }
 
     KIGO_FN static Float2 min(const Scales& scales, int group) { return super_min(scales, group); }
+
+    KIGO_FN static void code_scales(uint32_t out[2], const Scales& scales, int group) { super_code_scales(out, scales, group); }
+
+    KIGO_FN static Float2 rest_scale(const Scales& scales) { return super_rest_scale(scales); }
 };

@@ -6,7 +6,7 @@
 struct Q5_0 {
     static constexpr int kBlockLen = 32, kBlockBytes = 22;
     static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 16;
     using Planes = PlanesOf<4, 1>;

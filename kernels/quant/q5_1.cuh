@@ -6,7 +6,7 @@
 struct Q5_1 {
     static constexpr int kBlockLen = 32, kBlockBytes = 24;
     static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<2>, kGroupK = 32;
-    static constexpr bool kHasMin = true;
+    static constexpr bool kHasMin = true, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<4, 1>;

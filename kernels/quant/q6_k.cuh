@@ -8,7 +8,7 @@
 struct Q6_K {
     static constexpr int kBlockLen = 256, kBlockBytes = 210;
     static constexpr int kRecordK = 256, kScaleBytes = 18 * kTileRows, kGroupK = 16;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 32;
     using Planes = PlanesOf<4, 2>;

@@ -6,7 +6,7 @@
 struct Q8_0 {
     static constexpr int kBlockLen = 32, kBlockBytes = 34;
     static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
-    static constexpr bool kHasMin = false;
+    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 128;
     using Planes = PlanesOf<8, 0>;

@@ -34,6 +34,14 @@ KIGO_FN Float2 super_scale(const SuperScales& scales, int group) {
     return {out[0], out[1]};
 }
 
+KIGO_FN void super_code_scales(uint32_t out[2], const SuperScales& scales, int group) {
+    for (int half = 0; half < 2; half++) out[half] = small_integers<0>((scale_min6(scales.words[half] + 1, group) & 63) * 0x00010001u);
+}
+
+KIGO_FN Float2 super_rest_scale(const SuperScales& scales) {
+    return {half_to_float(scales.words[0][0] & 0xffff), half_to_float(scales.words[1][0] & 0xffff)};
+}
+
 KIGO_FN Float2 super_min(const SuperScales& scales, int group) {
     float out[2];
     for (int half = 0; half < 2; half++) {

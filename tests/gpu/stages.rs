@@ -147,10 +147,11 @@ fn activated(gate: f64, kind: u32) -> f64 {
     0.5 * gate * (1.0 + inner.tanh())
 }
 
-/// The device's card; the same with so few multiprocessors that blocks share one; the smallest card.
-fn cards(gpu: &Gpu) -> [Card; 3] {
+/// The device's card; the same with so few multiprocessors that blocks share one; one that is not of sm_90a; the smallest card.
+fn cards(gpu: &Gpu) -> [Card; 4] {
     let card = Card::new(gpu.context().info());
-    [card, Card { n_sm: 1, ..card }, Card { block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false, ..card }]
+    let old = Card { sm_90a: false, ..card };
+    [card, Card { n_sm: 1, ..card }, old, Card { block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false, ..old }]
 }
 
 /// Queues a product as on `card`, after what prepares its rows. `params` lacks only what depends on that.
@@ -163,7 +164,7 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
     let mut grid = blocks.grid;
     if !matches!(blocks.kernel, Kernel::Many | Kernel::ManyNarrow) {
-        // Fewer blocks than tiles, so that a block has several.
+        // Fewer blocks than tiles or items, so that a block has several.
         grid[0] = grid[0].div_ceil(3);
     }
     if blocks.kernel == Kernel::One {
@@ -171,13 +172,14 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     }
     // The kernels of up to 32 rows read the records of 32, whatever is in those beyond n.
     let n_groups = n.div_ceil(8).max(4);
-    let records = gpu.filled(n_groups * input.stride as usize / 64 * activation_bytes(bf16), 0xff);
+    let records = gpu.filled(n_groups * input.stride as usize / 64 * activation_bytes(true), 0xff);
+    let order = blocks.kernel.order();
     let factors = gpu.filled(n_groups * 8 * 4, 0xff);
     (params.records, params.factors) = (records.address(), factors.address());
     let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
-    let prepared = KigoPrep { input, records: params.records, factors: params.factors, bf16: u32::from(bf16), pad: 0 };
+    let prepared = KigoPrep { input, records: params.records, factors: params.factors, bf16: u32::from(bf16), order };
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
-    gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
+    gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(), blocks.shared_bytes, &params);
     gpu.synchronize();
 }
 
@@ -410,7 +412,7 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
             let cards = cards(gpu);
             let (all, error) = run(&cards[0], 0, MOST);
             worst = worst.max(error);
-            for (first, n) in [(0, 1), (77, 1), (MOST - 1, 1), (0, 5), (9, 8), (0, 9), (3, 32), (0, 33)] {
+            for (first, n) in [(0, 1), (77, 1), (MOST - 1, 1), (0, 5), (9, 8), (0, 9), (3, 32), (0, 33), (7, 130)] {
                 for card in &cards {
                     let same = super::harness::bits(&run(card, first, n).0)
                         == super::harness::bits(&all[first * n_rows..][..n * n_rows]);

@@ -4,7 +4,8 @@
 use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
-use super::params::KIGO_MAX_SLOTS;
+use super::module::has_code_for;
+use super::params::{KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED};
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
@@ -31,6 +32,8 @@ const LONE_EVEN: bool = false;
 const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
 /// The same of `matmul_few8` and `matmul_few32`: words of rings.
 const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
+/// Dynamic shared memory of the kernels for sm_90a.
+const PREFILL_SHARED: u32 = 227 << 10;
 /// What the driver takes of each block (CUDA C++ Programming Guide, compute capabilities).
 const RESERVED: u32 = 1 << 10;
 
@@ -47,7 +50,34 @@ pub enum Kernel {
     Many,
     /// The same with less shared memory.
     ManyNarrow,
+    /// Any number, on sm_90a.
+    Prefill,
+    /// The same with more rows for a block.
+    PrefillWide,
 }
+
+impl Kernel {
+    /// Threads of a block.
+    pub fn threads(self) -> u32 {
+        if self.prefills() { 3 * 128 } else { THREADS }
+    }
+
+    /// In which order it takes activations, `KIGO_ORDER_...`.
+    pub fn order(self) -> u32 {
+        if self.prefills() { KIGO_ORDER_SWIZZLED } else { KIGO_ORDER_FRAGMENTS }
+    }
+
+    fn prefills(self) -> bool {
+        matches!(self, Kernel::Prefill | Kernel::PrefillWide)
+    }
+}
+
+/// Tiles of an item of the kernels for sm_90a, and its rows of activations.
+const PREFILL_TILES: u32 = 8;
+const PREFILL_ROWS: (u32, u32) = (128, 192);
+
+/// What an item of each takes beside the other, as measured (`kernels/notes.md`).
+const PREFILL_TIMES: (u32, u32) = (3, 4);
 
 /// A product, as far as its blocks depend on it.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +124,8 @@ pub struct Card {
     pub sm_shared: u32,
     /// Whether blocks start while the kernel before is ending: they would crowd where it ends first.
     pub crowds: bool,
+    /// Whether it is of the architecture sm_90a, and the kernels have code for it.
+    pub sm_90a: bool,
 }
 
 impl Card {
@@ -104,6 +136,7 @@ impl Card {
             block_shared: info.block_shared_bytes,
             sm_shared: info.sm_shared_bytes,
             crowds: info.compute_capability >= (9, 0),
+            sm_90a: info.compute_capability == (9, 0) && has_code_for("90a"),
         }
     }
 
@@ -112,7 +145,7 @@ impl Card {
         self.block_shared.saturating_sub(match kernel {
             Kernel::One => ONE_STATIC,
             Kernel::Few8 | Kernel::Few32 => FEW_STATIC,
-            Kernel::Many | Kernel::ManyNarrow => 0,
+            Kernel::Many | Kernel::ManyNarrow | Kernel::Prefill | Kernel::PrefillWide => 0,
         })
     }
 
@@ -171,7 +204,24 @@ impl Card {
         Some(Blocks { kernel, grid, shared_bytes: bytes(n_slots, sum_columns), n_slots, sum_columns })
     }
 
+    /// Blocks that stay and share the items. An item that is wider has more to do for the bytes it reads, but there may be
+    /// fewer than multiprocessors.
+    fn prefill(&self, job: &Job) -> Blocks {
+        let n_items = |rows: u32| job.n_tiles.div_ceil(PREFILL_TILES) * job.n.div_ceil(rows);
+        let time = |rows, time| n_items(rows).div_ceil(self.n_sm) * time;
+        let wide = job.quant == QuantType::F16
+            && job.copies == 1
+            && time(PREFILL_ROWS.1, PREFILL_TIMES.1) < time(PREFILL_ROWS.0, PREFILL_TIMES.0);
+        let (kernel, rows) =
+            if wide { (Kernel::PrefillWide, PREFILL_ROWS.1) } else { (Kernel::Prefill, PREFILL_ROWS.0) };
+        let grid = [n_items(rows).min(self.n_sm), 1, job.copies];
+        Blocks { kernel, grid, shared_bytes: PREFILL_SHARED, n_slots: 2, sum_columns: 8 }
+    }
+
     fn many(&self, job: &Job) -> Blocks {
+        if self.sm_90a && job.quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill) {
+            return self.prefill(job);
+        }
         let blocks = |kernel, column_tiles: u32, most: u32| {
             let planes = |columns: usize| TILE_ROWS as u32 * columns as u32 * code_bits(job.quant) / 8;
             let scales = record_bytes(job.quant) as u32 - planes(record_columns(job.quant));
@@ -200,10 +250,10 @@ fn slots(bytes: u32, per_sm: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const H200: Card = Card { n_sm: 132, block_shared: 227 << 10, sm_shared: 228 << 10, crowds: true };
+    const H200: Card = Card { n_sm: 132, block_shared: 227 << 10, sm_shared: 228 << 10, crowds: true, sm_90a: true };
     /// The cards with the least shared memory that kernels are written for, sm_86 and sm_89, and sm_80.
-    const SMALL: Card = Card { n_sm: 128, block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false };
-    const A100: Card = Card { n_sm: 108, block_shared: 163 << 10, sm_shared: 164 << 10, crowds: false };
+    const SMALL: Card = Card { n_sm: 128, block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false, sm_90a: false };
+    const A100: Card = Card { n_sm: 108, block_shared: 163 << 10, sm_shared: 164 << 10, crowds: false, sm_90a: false };
 
     fn job(quant: QuantType, n: u32, k: usize, has_norm: bool, n_tiles: u32) -> Job {
         Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1 }
@@ -230,6 +280,7 @@ mod tests {
                                 Kernel::Few8 => n <= 8,
                                 Kernel::Few32 => n <= 32,
                                 Kernel::Many => blocks.grid[0] * 128 >= n,
+                                Kernel::Prefill | Kernel::PrefillWide => card.sm_90a,
                                 Kernel::ManyNarrow => {
                                     blocks.grid[0] * if quant == QuantType::F32 { 32 } else { 64 } >= n
                                 }
@@ -247,10 +298,12 @@ mod tests {
         let kernel = |card: Card, quant, n| card.blocks(&job(quant, n, 4096, true, 256)).kernel;
         for &quant in QuantType::ALL {
             let of_rows = [1, 2, 8, 9, 32, 33].map(|n| kernel(H200, quant, n));
-            let expected = [Kernel::One, Kernel::Few8, Kernel::Few8, Kernel::Few32, Kernel::Few32, Kernel::Many];
+            let expected = [Kernel::One, Kernel::Few8, Kernel::Few8, Kernel::Few32, Kernel::Few32, Kernel::Prefill];
             if quant != QuantType::F32 {
                 assert_eq!(of_rows, expected, "{}", quant.name());
             }
+            let old = kernel(Card { sm_90a: false, ..H200 }, quant, 33);
+            assert_eq!(old, Kernel::Many, "{}", quant.name());
             assert_eq!(kernel(SMALL, quant, 33), Kernel::ManyNarrow);
         }
         assert_eq!(kernel(SMALL, QuantType::Q4_K, 32), Kernel::Few32);

@@ -256,8 +256,8 @@ fn multiply_experts(
         let params = KigoMatmul { experts: w.chosen.address(), share: share as u32, ..params };
         return launch_product(b, product, &blocks, &params);
     }
-    prepare(b, source, product)?;
     let blocks = blocks(b, &source.input, product, result.kind, rows.n as u32, w.experts.n_expert as u32);
+    prepare(b, source, product, blocks.kernel)?;
     let params = matmul(b, source.input, product, result, &blocks);
     launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), ..params })
 }

@@ -371,6 +371,8 @@ pub struct TypeKernels {
     few32: Function,
     many: Function,
     many_narrow: Function,
+    prefill: Function,
+    prefill_wide: Function,
     /// Rows of a table.
     pub embed: Function,
     repack: Function,
@@ -385,6 +387,8 @@ impl TypeKernels {
             Kernel::Few32 => &self.few32,
             Kernel::Many => &self.many,
             Kernel::ManyNarrow => &self.many_narrow,
+            Kernel::Prefill => &self.prefill,
+            Kernel::PrefillWide => &self.prefill_wide,
         }
     }
 }
@@ -419,6 +423,8 @@ impl TypeTable {
                 few32: product("matmul_few32", Kernel::Few32)?,
                 many: product("matmul_many", Kernel::Many)?,
                 many_narrow: product("matmul_many_narrow", Kernel::ManyNarrow)?,
+                prefill: product("matmul_prefill", Kernel::Prefill)?,
+                prefill_wide: product("matmul_prefill_wide", Kernel::PrefillWide)?,
                 embed: function("embed")?,
                 repack: function("repack")?,
             };

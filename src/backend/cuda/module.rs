@@ -79,6 +79,11 @@ impl Module {
     }
 }
 
+/// Whether this build has machine code for `arch`, as `KIGO_CUDA_ARCHS` names it.
+pub fn has_code_for(arch: &str) -> bool {
+    ARCHS.split(',').any(|found| found == arch)
+}
+
 /// What it means that the driver does not take the kernels.
 fn refused(context: &Context, error: Error) -> Error {
     let Error::DeviceError { code, call, name, .. } = &error else { return error };

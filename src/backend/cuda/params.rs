@@ -64,6 +64,8 @@ constants! {
     KIGO_SILU_CLAMPED = 2,
     KIGO_MAX_EXPERTS_USED = 32,
     KIGO_NO_ROW = 0xFFFF_FFFF,
+    KIGO_ORDER_FRAGMENTS = 0,
+    KIGO_ORDER_SWIZZLED = 1,
     KIGO_ROWS_PLAIN = 0,
     KIGO_ROWS_HEADS = 1,
     KIGO_ROWS_ROPE = 2,
@@ -153,7 +155,7 @@ mirrors! {
         records: u64,
         factors: u64,
         bf16: u32,
-        pad: u32,
+        order: u32,
     }
 
     KigoQkv {

@@ -315,8 +315,8 @@ impl Kernels {
 /// Activations that a product takes.
 pub struct Source {
     pub input: KigoInput,
-    /// Which records `prep` has written.
-    prepared: Option<bool>,
+    /// Which records `prep` has written: whether of bfloat16, in which order.
+    prepared: Option<(bool, u32)>,
 }
 
 /// What becomes of a product.
@@ -524,30 +524,30 @@ pub fn blocks(b: &CudaBackend, input: &KigoInput, product: &Product, kind: u32, 
 }
 
 /// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
-pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product) -> Result<()> {
-    let (input, bf16) = (source.input, wants_bf16(product.quant));
-    if source.prepared == Some(bf16) {
+pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: Kernel) -> Result<()> {
+    let (input, bf16, order) = (source.input, wants_bf16(product.quant), kernel.order());
+    if source.prepared == Some((bf16, order)) {
         return Ok(());
     }
     let (records, factors) = (b.work.records.address(), b.work.factors.address());
-    let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), pad: 0 };
+    let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order };
     let shared_bytes = if input.norm == KIGO_NORM_NONE { 0 } else { input.stride * 4 };
     launch(b, &b.kernels.prep, [input.n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
-    source.prepared = Some(bf16);
+    source.prepared = Some((bf16, order));
     Ok(())
 }
 
 /// Queues a product whose rows stand as its kernel takes them.
 pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, params: &KigoMatmul) -> Result<()> {
     let kernel = b.kernels.types.of(product.quant)?.of(blocks.kernel);
-    launch(b, kernel, blocks.grid, THREADS, blocks.shared_bytes, params)
+    launch(b, kernel, blocks.grid, blocks.kernel.threads(), blocks.shared_bytes, params)
 }
 
 /// Queues a product.
 pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
     let blocks = blocks(b, &source.input, product, result.kind, source.input.n, 1);
     if blocks.kernel != Kernel::One {
-        prepare(b, source, product)?;
+        prepare(b, source, product, blocks.kernel)?;
     }
     launch_product(b, product, &blocks, &matmul(b, source.input, product, result, &blocks))
 }
