@@ -379,6 +379,11 @@
  *       does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special ids
  *       and the chat template stay those of the file, where it has them.
  *
+ *   "decode_path": "auto", "step" or "stages"; kigo_options_set_str(); default: "auto"
+ *       How a GPU computes the next token of an inference that runs alone: as one kernel ("step"), where that can run
+ *       the model, or one kernel for each stage ("stages"). "auto" takes what was measured to be faster. The results
+ *       are the same.
+ *
  * Read by kigo_inference_start():
  *
  *   "prompt_format": "text", "user" or "chat"; kigo_options_set_str(); default: "text"
@@ -520,6 +525,7 @@
 #define KIGO_OPTION_N_THREADS "n_threads"
 #define KIGO_OPTION_N_BATCH "n_batch"
 #define KIGO_OPTION_TOKENIZER "tokenizer"
+#define KIGO_OPTION_DECODE_PATH "decode_path"
 #define KIGO_OPTION_PROMPT_FORMAT "prompt_format"
 #define KIGO_OPTION_CHAT_TEMPLATE "chat_template"
 #define KIGO_OPTION_CHAT_TEMPLATE_FILE "chat_template_file"

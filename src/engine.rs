@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockE
 use std::time::{Duration, Instant};
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, SequenceId, check_gpu};
+use crate::backend::{Backend, DecodePath, Device, Draw, Memory, Progress, Row, SequenceId, check_gpu};
 use crate::error::{quoted, try_vec};
 use crate::gguf::{Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch};
@@ -39,11 +39,20 @@ pub struct LoadOptions {
     pub n_batch: usize,
     /// A tokenizer.json to use; `auto` uses the one of the file, or where kigo does not know it one that lies beside the file.
     pub tokenizer: String,
+    /// How a GPU runs a step of a single sequence.
+    pub decode_path: DecodePath,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { device: "cuda".into(), n_ctx: None, n_threads: None, n_batch: 128, tokenizer: "auto".into() }
+        LoadOptions {
+            device: "cuda".into(),
+            n_ctx: None,
+            n_threads: None,
+            n_batch: 128,
+            tokenizer: "auto".into(),
+            decode_path: DecodePath::Auto,
+        }
     }
 }
 
@@ -193,7 +202,7 @@ impl Engine {
         let backend: Box<dyn Backend> = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let sizes = (ordinal, n_ctx, options.n_batch);
+                let sizes = (ordinal, n_ctx, options.n_batch, options.decode_path);
                 Box::new(crate::backend::cuda::CudaBackend::load(&gguf, &desc, &plan, sizes, progress)?)
             }
             _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?),

@@ -34,7 +34,7 @@ use fake_driver::{Run, run, say};
 use folder::Folder;
 use kigo::Status;
 use kigo::backend::cuda::CudaBackend;
-use kigo::backend::{Backend, Progress, Row};
+use kigo::backend::{Backend, DecodePath, Progress, Row};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
 use kigo::model::{Weights, arch};
@@ -609,7 +609,8 @@ fn child_architectures() {
         let gguf = Gguf::open(&path).unwrap();
         let desc = arch::describe(gguf.metadata()).unwrap();
         let plan = Weights::plan(&gguf, &desc).unwrap();
-        let mut backend = CudaBackend::load(&gguf, &desc, &plan, (0, 512, 80), &Progress::default()).unwrap();
+        let mut backend =
+            CudaBackend::load(&gguf, &desc, &plan, (0, 512, 80, DecodePath::Auto), &Progress::default()).unwrap();
         let row = |sequence, position: usize| Row { token: 1, position: position as u32, sequence, logits: true };
         let mut run = |rows: &[Row]| {
             rows.iter().for_each(|row| backend.sequence_reserve(row.sequence, row.position as usize + 1).unwrap());

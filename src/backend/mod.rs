@@ -54,6 +54,37 @@ impl Device {
     }
 }
 
+/// How a GPU runs a step of a single sequence. Every way gives the same bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DecodePath {
+    /// As is fastest by what was measured.
+    #[default]
+    Auto,
+    /// As one kernel, where that can run the model.
+    Step,
+    /// Stage by stage, as batches are run.
+    Stages,
+}
+
+impl DecodePath {
+    /// What [`DecodePath::parse`] takes, for messages.
+    pub const EXPECTED: &str = "\"auto\", \"step\" or \"stages\"";
+
+    /// The way with this name.
+    pub fn parse(name: &str) -> Option<DecodePath> {
+        [DecodePath::Auto, DecodePath::Step, DecodePath::Stages].into_iter().find(|path| path.name() == name)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            DecodePath::Auto => "auto",
+            DecodePath::Step => "step",
+            DecodePath::Stages => "stages",
+        }
+    }
+}
+
 /// What the memory of a backend is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {

@@ -5,7 +5,7 @@ use super::option_row::{Reader, Row, Values};
 use super::sampling_table::SAMPLING;
 use super::settings::PromptFormat;
 use crate::Error;
-use crate::backend::Device;
+use crate::backend::{DecodePath, Device};
 use crate::engine::LoadOptions;
 use crate::error::quoted;
 use crate::sampler::GrammarText;
@@ -97,6 +97,22 @@ static MODEL: &[Row] = &[
               does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special \
               ids and the chat template stay those of the file, where it has them.",
         show: |settings| format!("\"{}\"", settings.load.tokenizer),
+    },
+    Row {
+        key: "decode_path",
+        reader: Reader::ModelLoad,
+        values: Values::Text {
+            expected: DecodePath::EXPECTED,
+            set: |settings, value, row| {
+                let path = DecodePath::parse(value).ok_or_else(|| row.refuse(quoted(value.as_bytes())))?;
+                settings.load.decode_path = path;
+                Ok(())
+            },
+        },
+        doc: "How a GPU computes the next token of an inference that runs alone: as one kernel (\"step\"), where that can \
+              run the model, or one kernel for each stage (\"stages\"). \"auto\" takes what was measured to be faster. The \
+              results are the same.",
+        show: |settings| format!("\"{}\"", settings.load.decode_path.name()),
     },
 ];
 

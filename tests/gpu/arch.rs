@@ -1,6 +1,6 @@
 //! Every architecture: the tiny files of `tests/data/arch`, beside the CPU and beside llama.cpp.
 
-use kigo::backend::{Backend, Purpose};
+use kigo::backend::{Backend, DecodePath, Purpose};
 use kigo::model::{LayerDesc, ModelDesc, arch};
 use kigo::quant::QuantType;
 use serde_json::Value;
@@ -29,7 +29,8 @@ fn names() -> Vec<String> {
 
 fn open(name: &str, device: &str, n_ctx: usize) -> Box<dyn Backend> {
     let path = models::data(&format!("arch/{name}.gguf"));
-    backend_for(&path, device, (n_ctx, N_BATCH), |_| ()).unwrap_or_else(|error| panic!("{name}: {error}"))
+    backend_for(&path, device, (n_ctx, N_BATCH, DecodePath::Step), |_| ())
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn describe(name: &str) -> ModelDesc {
@@ -136,7 +137,7 @@ fn windows_bound_the_cache() {
         let features = Features { layers: vec![LayerDesc { window, rope: Some(0) }], ..Features::default() };
         let path = folder.write("model.gguf", &draft_with(&SHAPE, &features, &[QuantType::F16], 1).writer());
         let change = |desc: &mut ModelDesc| features.describe(desc);
-        let mut backend = backend_for(&path, &gpu(), (1024, N_BATCH), change).unwrap();
+        let mut backend = backend_for(&path, &gpu(), (1024, N_BATCH, DecodePath::Step), change).unwrap();
         let memory = backend.memory();
         let mut all = vec![memory.bytes(Purpose::Cache)];
         for n_positions in (1..=500).step_by(20) {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use kigo::backend::cpu::CpuBackend;
 use kigo::backend::cuda::CudaBackend;
-use kigo::backend::{Backend, Device, Progress, Row, SequenceId};
+use kigo::backend::{Backend, DecodePath, Device, Progress, Row, SequenceId};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
 use kigo::model::{ModelDesc, Weights, arch};
@@ -21,23 +21,30 @@ pub fn gpu() -> String {
     std::env::var("KIGO_TEST_DEVICE").unwrap_or("cuda".into())
 }
 
+/// Loads a model whose single sequences run as one kernel where they can, and in company stage by stage.
 pub fn load(path: &Path, device: &str, n_batch: usize) -> Arc<Engine> {
-    let options = LoadOptions { device: device.into(), n_batch, ..LoadOptions::default() };
+    let decode_path = DecodePath::Step;
+    let options = LoadOptions { device: device.into(), n_batch, decode_path, ..LoadOptions::default() };
     let engine = Engine::load(path, &options).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(engine.device() == "cpu", device == "cpu", "asked for {device}, got {}", engine.device());
     engine
 }
 
 /// A model as a backend, with a description that may say what no architecture says.
-pub fn backend(path: &Path, device: &str, change: impl FnOnce(&mut ModelDesc)) -> Result<Box<dyn Backend>> {
-    backend_for(path, device, (MAX_POSITIONS, MAX_ROWS), change)
+pub fn backend(
+    path: &Path,
+    device: &str,
+    decode_path: DecodePath,
+    change: impl FnOnce(&mut ModelDesc),
+) -> Result<Box<dyn Backend>> {
+    backend_for(path, device, (MAX_POSITIONS, MAX_ROWS, decode_path), change)
 }
 
 /// The same for sequences of up to `n_ctx` positions and batches of up to `n_batch` rows.
 pub fn backend_for(
     path: &Path,
     device: &str,
-    (n_ctx, n_batch): (usize, usize),
+    (n_ctx, n_batch, decode_path): (usize, usize, DecodePath),
     change: impl FnOnce(&mut ModelDesc),
 ) -> Result<Box<dyn Backend>> {
     let gguf = Gguf::open(path)?;
@@ -50,7 +57,7 @@ pub fn backend_for(
             Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
         }
         Some(Device::Cuda(ordinal)) => {
-            let sizes = (ordinal, n_ctx, n_batch);
+            let sizes = (ordinal, n_ctx, n_batch, decode_path);
             Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
         }
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),
@@ -191,6 +198,6 @@ fn divergence_is_that_of_the_formula() {
 #[test]
 fn a_device_that_is_not_there_is_no_pass() {
     let path = models::data("tiny-llama.gguf");
-    assert!(backend(&path, "cuda:999", |_| ()).is_err());
+    assert!(backend(&path, "cuda:999", DecodePath::Auto, |_| ()).is_err());
     assert!(Engine::load(&path, &LoadOptions { device: "cuda:999".into(), ..LoadOptions::default() }).is_err());
 }

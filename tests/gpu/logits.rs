@@ -1,6 +1,6 @@
 //! Logits and greedy tokens of real models beside those of the CPU.
 
-use kigo::backend::Row;
+use kigo::backend::{DecodePath, Row};
 
 use super::harness::*;
 use super::models;
@@ -87,7 +87,8 @@ fn gemma3_has_the_perplexity_of_llama_cpp() {
     let Some(path) = models::cached(models::GEMMA3) else { return };
     let golden = gemma3_golden();
     let (tokens, n_ctx) = (tokens(&golden["tokens"]), golden["n_ctx"].as_u64().unwrap() as usize);
-    let mut backend = backend_for(&path, &gpu(), (n_ctx, CHUNK), |_| ()).unwrap_or_else(|error| panic!("{error}"));
+    let mut backend =
+        backend_for(&path, &gpu(), (n_ctx, CHUNK, DecodePath::Step), |_| ()).unwrap_or_else(|error| panic!("{error}"));
     backend.sequence_reserve(1, tokens.len()).unwrap();
     let row = |(i, &token): (usize, &u32)| Row { token, position: i as u32, sequence: 1, logits: true };
     let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();

@@ -1,5 +1,6 @@
 //! Models of odd shapes with random weights of every type, beside the CPU.
 
+use kigo::backend::DecodePath;
 use kigo::model::{Activation, LayerDesc, ModelDesc, Norm, QkNorm, RopeKind, RopePairing, RopeScaling};
 use kigo::quant::QuantType;
 
@@ -57,16 +58,18 @@ fn check_draft(shape: &Shape, quant_types: &[QuantType], draft: &Draft, change: 
     let folder = Folder::new();
     let path = folder.write("model.gguf", &draft.writer());
     let tokens = tokens();
-    let run = |device: &str, chunks: &[usize]| -> Vec<Vec<Vec<f32>>> {
-        let mut backend = backend(&path, device, &change).unwrap_or_else(|error| panic!("{error}"));
+    let run = |device: &str, decode_path, chunks: &[usize]| -> Vec<Vec<Vec<f32>>> {
+        let mut backend = backend(&path, device, decode_path, &change).unwrap_or_else(|error| panic!("{error}"));
         chunks.iter().zip(0..).map(|(&chunk, sequence)| all_logits(&mut *backend, sequence, &tokens, chunk)).collect()
     };
-    let cpu = run("cpu", &[64]).remove(0);
-    let gpu = run(&gpu(), &[1, 7, N_TOKENS]);
+    let cpu = run("cpu", DecodePath::Auto, &[64]).remove(0);
+    let mut found = run(&gpu(), DecodePath::Stages, &[1, 7, N_TOKENS]);
+    found.extend(run(&gpu(), DecodePath::Step, &[1]));
+    let gpu = found;
     let name = format!("{shape:?} in {}", quant_types[0].name());
     for other in &gpu[1..] {
         for (position, (a, b)) in gpu[0].iter().zip(other).enumerate() {
-            assert!(bits(a) == bits(b), "{name}: other bits in other chunks at position {position}");
+            assert!(bits(a) == bits(b), "{name}: other bits in other chunks, or as one kernel, at position {position}");
         }
     }
     let (found, expected) = (gpu[0].concat(), cpu.concat());
@@ -208,7 +211,7 @@ fn random_models_run_on_the_cpu() {
     let folder = Folder::new();
     let logits = |shape: &Shape, quant_type, seed| {
         let path = folder.write("model.gguf", &draft(shape, &[quant_type, QuantType::F32], seed).writer());
-        let mut backend = backend(&path, "cpu", |_| ()).unwrap_or_else(|error| panic!("{error}"));
+        let mut backend = backend(&path, "cpu", DecodePath::Auto, |_| ()).unwrap_or_else(|error| panic!("{error}"));
         all_logits(&mut *backend, 0, &tokens()[..3], 3).concat()
     };
     for (i, shape) in SHAPES.iter().enumerate() {

@@ -28,7 +28,7 @@ pub mod stream;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Backend, Draw, Memory, Needs, Progress, Row, SequenceId};
+use super::{Backend, DecodePath, Draw, Memory, Needs, Progress, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{ModelDesc, Weights};
@@ -152,7 +152,7 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
 
 impl CudaBackend {
     /// Loads the planned tensors into the memory of GPU `ordinal`, for sequences of up to `n_ctx` tokens and batches of up
-    /// to `n_batch` rows.
+    /// to `n_batch` rows; steps of single sequences take the `decode_path`.
     ///
     /// # Errors
     /// When there is no such GPU, the model does not fit into its free memory (nothing is allocated then), the file
@@ -161,7 +161,7 @@ impl CudaBackend {
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<TensorInfo>,
-        (ordinal, n_ctx, n_batch): (u32, usize, usize),
+        (ordinal, n_ctx, n_batch, decode_path): (u32, usize, usize, DecodePath),
         progress: &Progress,
     ) -> Result<CudaBackend> {
         let context = Context::open(ordinal)?;
@@ -204,7 +204,7 @@ impl CudaBackend {
             stream,
             context: context.clone(),
         };
-        backend.step = Step::new(&backend)?;
+        backend.step = Step::new(&backend, decode_path)?;
         backend.stream.synchronize()?;
         drop(bound);
         Ok(backend)

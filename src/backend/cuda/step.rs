@@ -7,24 +7,28 @@
 use super::CudaBackend;
 use super::blocks::Card;
 use super::kv_cache;
-use super::layout::{Gate, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride};
+use super::layout::{Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride};
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
-    KIGO_GELU, KIGO_MAX_SLOTS, KIGO_NO_ATTENTION, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED, KIGO_STAGE_LOGITS,
-    KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_GROUPS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_RESIDUAL,
-    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
-    KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1,
-    KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_GELU, KIGO_MAX_SLOTS, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
+    KIGO_STAGE_LOGITS, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_GROUPS, KIGO_STEP_MOST_COLUMNS,
+    KIGO_STEP_PAGES, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_SAME, KIGO_TAKE_WORDS,
+    KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0,
+    KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0,
+    KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
-use crate::backend::Purpose;
+use crate::Result;
+use crate::backend::{DecodePath, Purpose};
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm};
 use crate::quant::QuantType;
-use crate::Result;
 
+/// Bytes of the weights of a layer from which on it is faster where it may choose: 30 MB of a Qwen2 of 0.5B are too few,
+/// 122 MB of a Llama of 1B are enough, on an H100.
+const FEWEST_LAYER_BYTES: u64 = 64 << 20;
 /// Positions up to which it is faster than the kernels of larger batches, which spread the attention of a row over blocks.
 const MOST_POSITIONS: usize = 1024;
 const _: () = assert!(MOST_POSITIONS.div_ceil(kv_cache::PAGE) < KIGO_STEP_PAGES as usize);
@@ -37,6 +41,10 @@ const LINE: u32 = 128;
 /// Bytes that are copied at a time, at most where a record is not larger: fewer keep those busy who copy, with 4 KiB whole
 /// tokens of f16 took 6 % longer.
 const PIECE: u32 = 3456;
+/// Pieces of a warp that are sent for to L2 while its ring is full, and clocks for each byte between them: half the clocks make
+/// a Llama of 1B 8 % slower on an H100, 5/3 of them 1 %.
+const MOST_AHEAD: u32 = 16;
+const PACE: (u32, u32) = (3, 4);
 /// Slots that a ring must have.
 const FEWEST_SLOTS: u32 = 3;
 /// Heads that a block attends to at a time, and pages.
@@ -108,6 +116,28 @@ pub fn bytes(desc: &ModelDesc) -> Result<usize> {
     let stages = (n_layer * STAGES_OF_LAYER + 1) * size_of::<KigoStage>();
     let attentions = n_layer * size_of::<KigoStageAttention>();
     Ok(NUMBER_BYTES + (stages + attentions).next_multiple_of(LINE as usize) + n_layer * Words::new(desc).bytes)
+}
+
+/// Whether a model is one of those that it was measured to be faster with: of f16 and `Q8_0` that are large enough. Types that
+/// take more arithmetic want more warps than it has.
+fn gains(b: &CudaBackend) -> bool {
+    let layer_bytes = |layer: &LayerPlaces| {
+        let products = products(layer)
+            .map(|product| product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant));
+        products.sum::<u64>()
+    };
+    let is_fast = |product: &Product| matches!(product.quant, QuantType::F16 | QuantType::Q8_0);
+    let layers = &b.places.layers;
+    layers.iter().flat_map(products).all(is_fast) && layers.iter().all(|layer| layer_bytes(layer) >= FEWEST_LAYER_BYTES)
+}
+
+/// The matrices of a layer.
+fn products(layer: &LayerPlaces) -> impl Iterator<Item = &Product> {
+    let gate = match &layer.ffn_gate {
+        Gate::Joint(product) | Gate::None(product) => [Some(product), None],
+        Gate::Apart { gate, up } => [Some(gate), Some(up)],
+    };
+    layer.attn_qkv.iter().chain([&layer.attn_output, &layer.ffn_down]).chain(gate.into_iter().flatten())
 }
 
 /// What the kernel calls a type; `None` for those that it cannot multiply with.
@@ -213,10 +243,20 @@ impl Listing<'_> {
         let b = self.b;
         let l = &b.places.layers[layer];
         let [qkv, mix, attn, ff, ffn] = words;
-        let residual =
-            |input: u64, post_norm, norm| Taken { take: KIGO_TAKE_RESIDUAL, input, post_norm, norm, attention: KIGO_NO_ATTENTION };
-        let vector =
-            |input: u64| Taken { take: KIGO_TAKE_WORDS, input, post_norm: None, norm: None, attention: KIGO_NO_ATTENTION };
+        let residual = |input: u64, post_norm, norm| Taken {
+            take: KIGO_TAKE_RESIDUAL,
+            input,
+            post_norm,
+            norm,
+            attention: KIGO_NO_ATTENTION,
+        };
+        let vector = |input: u64| Taken {
+            take: KIGO_TAKE_WORDS,
+            input,
+            post_norm: None,
+            norm: None,
+            attention: KIGO_NO_ATTENTION,
+        };
         let mut taken = Taken { attention: layer as u32, ..residual(before.0, before.1, l.attn_norm) };
         for product in &l.attn_qkv {
             let out = qkv + (product.first_tile * TILE_ROWS * 8) as u64;
@@ -254,9 +294,14 @@ impl Step {
     ///
     /// # Errors
     /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
-    pub fn new(b: &CudaBackend) -> Result<Option<Step>> {
+    pub fn new(b: &CudaBackend, path: DecodePath) -> Result<Option<Step>> {
         let (desc, card) = (&b.desc, &b.kernels.card);
-        if !fits(desc) || !card.crowds || std::env::var("KIGO_NO_STEP").is_ok() {
+        let wanted = match path {
+            DecodePath::Auto => gains(b),
+            DecodePath::Step => true,
+            DecodePath::Stages => false,
+        };
+        if !wanted || !fits(desc) || !card.crowds {
             return Ok(None);
         }
         let memory = DeviceBuffer::new(&b.context, Purpose::Workspace, bytes(desc)?, "the workspace")?;
@@ -298,9 +343,9 @@ impl Step {
             n_slots,
             slot_bytes: listing.slot,
             columns_bytes,
-            under_way: std::env::var("KIGO_UNDER_WAY").ok().and_then(|n| n.parse().ok()).unwrap_or((UNDER_WAY / listing.slot / 8).max(2)),
-            most_ahead: std::env::var("KIGO_AHEAD").ok().and_then(|n| n.parse().ok()).unwrap_or(8),
-            pace: std::env::var("KIGO_PACE").ok().and_then(|n| n.parse().ok()).unwrap_or(listing.slot * 3 / 4),
+            under_way: (UNDER_WAY / (WARPS * KIGO_STEP_GROUPS) / listing.slot).max(2),
+            most_ahead: MOST_AHEAD,
+            pace: listing.slot * PACE.0 / PACE.1,
         };
         Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes }))
     }
@@ -357,7 +402,13 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         before = (words[4], b.places.layers[layer].ffn_post_norm);
     }
     let (input, post_norm) = before;
-    let taken = Taken { take: KIGO_TAKE_RESIDUAL, input, post_norm, norm: Some(b.places.output_norm), attention: KIGO_NO_ATTENTION };
+    let taken = Taken {
+        take: KIGO_TAKE_RESIDUAL,
+        input,
+        post_norm,
+        norm: Some(b.places.output_norm),
+        attention: KIGO_NO_ATTENTION,
+    };
     let given = Given { kind: KIGO_STAGE_LOGITS, out: 0, bias: [None; 2] };
     Ok(listing.product(&b.places.output, taken, given).map(|()| listing))
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kigo::backend::DecodePath;
 use lexopt::prelude::*;
 
 pub const USAGE: &str = "\
@@ -14,6 +15,7 @@ output, progress to standard error.
   --device NAME      cuda, cuda:N, cpu or auto (default: cuda)
   --threads N        threads of the CPU backend (default: one per core)
   --n-batch N        most rows in a batch (default: kigo's)
+  --decode-path P    auto, step or stages: how a GPU runs single sequences (default: auto)
   --temperature T    how tokens are drawn; 0 takes the most likely (default: kigo's)
   --decode N         tokens generated one by one (default: 128; 0: none)
   --context N,N..    tokens of the prompts before them (default: 128)
@@ -33,6 +35,7 @@ pub struct Args {
     pub device: String,
     pub threads: Option<usize>,
     pub n_batch: Option<usize>,
+    pub decode_path: DecodePath,
     pub temperature: Option<f32>,
     pub decode: usize,
     pub contexts: Vec<usize>,
@@ -53,6 +56,7 @@ impl Args {
             device: "cuda".into(),
             threads: None,
             n_batch: None,
+            decode_path: DecodePath::default(),
             temperature: None,
             decode: 128,
             contexts: vec![128],
@@ -67,6 +71,11 @@ impl Args {
                 Long("device") => args.device = parser.value()?.string()?,
                 Long("threads") => args.threads = Some(parser.value()?.parse()?),
                 Long("n-batch") => args.n_batch = Some(parser.value()?.parse()?),
+                Long("decode-path") => {
+                    let name = parser.value()?.string()?;
+                    let unknown = || format!("--decode-path: expected {}, found {name:?}", DecodePath::EXPECTED);
+                    args.decode_path = DecodePath::parse(&name).ok_or_else(unknown)?;
+                }
                 Long("temperature") => args.temperature = Some(parser.value()?.parse()?),
                 Long("decode") => args.decode = parser.value()?.parse()?,
                 Long("context") => args.contexts = sizes(parser.value()?.string()?)?,

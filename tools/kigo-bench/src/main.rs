@@ -91,6 +91,7 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), Str
         n_threads: args.threads,
         n_batch: args.n_batch.unwrap_or(defaults.n_batch),
         tokenizer: defaults.tokenizer,
+        decode_path: args.decode_path,
     };
     let mut seconds = Vec::new();
     loop {
