@@ -77,7 +77,7 @@ type Host = [Handle; 2];
 
 fn host() -> Host {
     let penalty = [("repeat_penalty", Setting::Number(1.1)), ("temperature", Setting::Number(1.0))];
-    [options(9, &[]), options(5, &penalty)]
+    [options(9, &[("decode_path", Setting::Text(b"step"))]), options(5, &penalty)]
 }
 
 /// A call for text that fails is made again, up to twice.
@@ -481,7 +481,7 @@ fn child_two_devices() {
     let inference = c_api::start(model, b"spring, summer, autumn", first[0]).unwrap();
     let mut buffer = [0; 64];
     let n = c_api::next_text(inference, &mut buffer).unwrap() as usize;
-    driver.trap(200, 700);
+    driver.trap(80, 700);
     let lost = life(&second);
     assert!(lost.failures.iter().all(|(_, status)| *status == Status::DeviceLost), "{lost:?}");
     assert!(!lost.failures.is_empty() && lost.texts != expected.texts);

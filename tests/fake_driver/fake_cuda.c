@@ -873,8 +873,11 @@ EXPORT int cuLaunchKernelEx(const Config *config, void *handle, void **parameter
         CHECK((uint64_t)block[0] * block[1] * block[2] - 1 < 1024, 1, "block %u %u %u", block[0], block[1], block[2]);
         CHECK((int)config->shared_bytes <= function->max_shared, 1, "%u bytes of shared memory", config->shared_bytes);
         for (unsigned i = 0; i < config->n_attributes; i++) {
-            CHECK(config->attributes[i].id == 6, 1, "unknown launch attribute %u", config->attributes[i].id);
-            dependent_launches += config->attributes[i].value[0];
+            const unsigned id = config->attributes[i].id;
+            CHECK(id == 2 || id == 6, 1, "unknown launch attribute %u", id);
+            // Of a cooperative launch all blocks run at the same time, here one on a multiprocessor.
+            CHECK(id != 2 || grid[0] * grid[1] * grid[2] <= 8, 720, "%u blocks at the same time", grid[0]);
+            dependent_launches += id == 6 ? config->attributes[i].value[0] : 0;
         }
         if (!code) {
             Node node = {.samples = function->samples, .n_rows = grid[1]};
