@@ -69,7 +69,7 @@ template <int kDp>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint32_t number, uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
     // Whether registers hold V beside K.
-    constexpr bool kEarly = true;
+    constexpr bool kEarly = kDp <= 64;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
@@ -81,6 +81,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     const uint32_t group = p.n_head / p.n_head_kv;
     const uint32_t position = sight.position, first_page = sight.first_page, n_pages = sight.n_pages;
 
+#pragma unroll 1
     for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
         const uint32_t head_kv = unit / groups.of_kv, m_first = unit % groups.of_kv * kHeads;
         const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
@@ -118,6 +119,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         // A team of warps takes a head of q, or that of k or v; a thread a pair of elements.
         const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
         const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
+#pragma unroll 1
         for (uint32_t first = 0; first < heads + 2; first += n_teams) {
             const uint32_t which = first + team;
             const bool has = team < n_teams && which < heads + 2 && pair < n_pairs;
@@ -176,10 +178,10 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         float M1 = -INFINITY, L1 = -0.0f, O1[kPieces], Mc = -INFINITY, Lc = -0.0f, Oc[kPieces];
 #pragma unroll
         for (int i = 0; i < kPieces; i++) O1[i] = Oc[i] = -0.0f;
+#pragma unroll 1
         for (uint32_t first = first_page; first < n_pages; first += kPagesAtOnce) {
             if (page < n_pages) {
                 const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
-                if (!kEarly) load_v(page);
                 // What this token adds is not in memory yet.
                 const bool is_last = page == n_pages - 1;
                 if (is_last) {
@@ -200,7 +202,11 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                         return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
                     },
                     [&](int i, int j) { return k[i][j]; });
-                load_k(page + kPagesAtOnce);
+                if (kEarly) {
+                    load_k(page + kPagesAtOnce);
+                } else {
+                    load_v(page);
+                }
                 cap_scores(p, scored);
                 if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
                     mask<2>(scored, 2 * quarter, t, last_key, last_key, p.before);
@@ -253,7 +259,11 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 }
                 float o[kPieces][4];
                 mix<kPieces>(o, w, [&](int n, int h) { return v[n][h]; });
-                if (kEarly) load_v(page + kPagesAtOnce);
+                if (kEarly) {
+                    load_v(page + kPagesAtOnce);
+                } else {
+                    load_k(page + kPagesAtOnce);
+                }
                 if (g < heads) {
                     if (quarter == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
                     float* to = mixes + (side * heads + g) * kDp + quarter * kPieces * 8 + 2 * t;
@@ -263,6 +273,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             }
             page += kPagesAtOnce;
             step_sync();
+#pragma unroll 1
             for (uint32_t of = 0; warp < heads && of < min(kPagesAtOnce, n_pages - first); of++) {
                 const float2 ml = s.page_sums[of][warp];
                 const float* mixed = mixes + (of * heads + warp) * kDp + lane;
