@@ -413,6 +413,9 @@ typedef struct {
     uint32_t under_way;
     uint32_t most_ahead;
     uint32_t pace;
+    /* Nanoseconds up to which every warp sleeps in every stage, each time others, so that tests see all orders; 0: not. */
+    uint32_t delay;
+    uint32_t pad;
 } KigoStep;
 
 /* embed: rows of the token table, and what the step computes from positions alone. */

@@ -331,6 +331,14 @@ __device__ __forceinline__ void multiply_any(const KigoStage& s, uint32_t number
 #undef KIGO_CASE
 }
 
+// Sleeps up to `most` nanoseconds, in every warp of every block and at every `time` others.
+__device__ __forceinline__ void dawdle(uint32_t most, uint32_t time) {
+    uint32_t mixed = (time * kStepWarps + threadIdx.x / kWarp) * gridDim.x + blockIdx.x;
+    mixed = (mixed ^ mixed >> 16) * 0x45d9f3bu;
+    mixed = (mixed ^ mixed >> 16) * 0x45d9f3bu;
+    __nanosleep((mixed ^ mixed >> 16) % most);
+}
+
 // Copies a struct with the first threads of the block.
 template <class T>
 __device__ __forceinline__ void copy_struct(T* to, const T* from) {
@@ -374,6 +382,7 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     float factor = 1;
     for (uint32_t i = 0; i < p.n_stages; i++) {
         const KigoStage& s = block.stages[i % 2];
+        if (p.delay) dawdle(p.delay, number * p.n_stages + i);
         // The stage before is done with its operands and its description, and this one's is there.
         step_sync();
         if (i + 1 < p.n_stages) copy_struct(&block.stages[(i + 1) % 2], stages + i + 1);

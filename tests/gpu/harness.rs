@@ -64,6 +64,16 @@ pub fn backend_for(
     }
 }
 
+/// A model on the GPU whose single sequences run as one kernel.
+pub fn step_backend(path: &Path) -> CudaBackend {
+    let Some(Device::Cuda(ordinal)) = Device::parse(&gpu()) else { panic!("KIGO_TEST_DEVICE is {}", gpu()) };
+    let gguf = Gguf::open(path).unwrap();
+    let desc = arch::describe(gguf.metadata()).unwrap();
+    let plan = Weights::plan(&gguf, &desc).unwrap();
+    let sizes = (ordinal, MAX_POSITIONS, MAX_ROWS, DecodePath::Step);
+    CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default()).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Most positions of a sequence and rows of a batch in these tests.
 const MAX_POSITIONS: usize = 4096;
 const MAX_ROWS: usize = 512;

@@ -205,6 +205,27 @@ fn features_in_any_combination() {
     }
 }
 
+/// Blocks of the kernel that runs a step hand over to each other without a barrier: in whatever order they come.
+#[test]
+#[ignore = "needs a GPU"]
+fn delays_change_nothing() {
+    let tokens = &tokens()[..80];
+    let folder = Folder::new();
+    for shape in SHAPES.iter().filter(|shape| shape.head_dim <= 128) {
+        for quant_type in [QuantType::F16, QuantType::Q8_0] {
+            let path = folder.write("model.gguf", &draft(shape, &[quant_type, QuantType::F16], 5).writer());
+            let mut backend = step_backend(&path);
+            let expected = all_logits(&mut backend, 0, tokens, 1);
+            for (nanoseconds, sequence) in [1_000, 10_000, 100_000].into_iter().zip(1..) {
+                assert!(backend.delay_steps(nanoseconds), "{shape:?} is not run as one kernel");
+                let found = all_logits(&mut backend, sequence, tokens, 1);
+                let same = found.iter().zip(&expected).all(|(found, expected)| bits(found) == bits(expected));
+                assert!(same, "{shape:?} in {}, delays of up to {nanoseconds} ns", quant_type.name());
+            }
+        }
+    }
+}
+
 /// The files themselves, on the CPU: every shape and type loads, and a change of the weights changes the logits.
 #[test]
 fn random_models_run_on_the_cpu() {

@@ -210,6 +210,16 @@ impl CudaBackend {
         Ok(backend)
     }
 
+    /// Lets all warps of the kernel that runs a step of one sequence sleep up to so many nanoseconds in every stage, which
+    /// must change nothing. False where there is no such kernel. For tests.
+    pub fn delay_steps(&mut self, nanoseconds: u32) -> bool {
+        self.graphs.remove(&Batch::Step);
+        self.step.as_mut().is_some_and(|step| {
+            step.set_delay(nanoseconds);
+            true
+        })
+    }
+
     /// Writes rows, tiles and the selection of a batch to device memory. A batch that is run as a graph is padded to `n`.
     fn upload(&mut self, rows: &[Row], n: usize) -> Result<()> {
         if std::mem::replace(&mut self.staged, true) {

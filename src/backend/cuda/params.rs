@@ -330,6 +330,8 @@ mirrors! {
         under_way: u32,
         most_ahead: u32,
         pace: u32,
+        delay: u32,
+        pad: u32,
     }
 
     KigoRepack {

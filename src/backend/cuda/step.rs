@@ -346,8 +346,15 @@ impl Step {
             under_way: (UNDER_WAY / (WARPS * KIGO_STEP_GROUPS) / listing.slot).max(2),
             most_ahead: MOST_AHEAD,
             pace: listing.slot * PACE.0 / PACE.1,
+            delay: 0,
+            pad: 0,
         };
         Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes }))
+    }
+
+    /// Lets every warp sleep up to so many nanoseconds in every stage.
+    pub fn set_delay(&mut self, nanoseconds: u32) {
+        self.params.delay = nanoseconds;
     }
 
     /// Whether it runs steps at this position.
