@@ -405,10 +405,11 @@ fn windowed(n_layer: usize, n_head_kv: usize, head_dim: usize, window: usize) ->
 
 #[test]
 fn a_page_has_the_size_of_its_parts() {
-    // 2 layers, 3 heads of 40 in 64 places, 64 positions, f16; then 6 heads of 66 f32, to a multiple of 256.
+    // 2 layers, 3 heads of 40 in 64 places, 64 positions, f16; an area has 6 heads of 66 f32, to a multiple of 256.
     let sizes = Sizes::new(&desc(2, 3, 40), 1000, 32).unwrap();
     let [group] = sizes.groups[..] else { panic!("{sizes:?}") };
-    assert_eq!(group.page, (2 * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4_usize).next_multiple_of(256));
+    assert_eq!(group.page, 2 * 3 * 2 * 64 * 64 * 2);
+    assert_eq!((sizes.areas.page, sizes.areas.ring), ((6 * 66 * 4_usize).next_multiple_of(256), 16));
     assert_eq!((group.n_layer, group.ring), (2, 16));
     assert_eq!(sizes.table, 256);
     assert_eq!(group.chunk / group.page, (32 << 20) / group.page);
@@ -424,17 +425,19 @@ fn layers_with_a_window_have_pages_of_their_own() {
     let sizes = Sizes::new(&windowed(7, 3, 40, 100), 10_000, 30).unwrap();
     let [full, ring] = sizes.groups[..] else { panic!("{sizes:?}") };
     assert_eq!((full.n_layer, ring.n_layer), (3, 4));
-    let page = |n_layer: usize| (n_layer * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4).next_multiple_of(256);
+    let page = |n_layer: usize| n_layer * 3 * 2 * 64 * 64 * 2;
     assert_eq!((full.page, ring.page), (page(3), page(4)));
     // 100 positions that are seen, 30 rows of a batch and 2 steps ahead lie in at most 4 pages.
     assert_eq!((full.ring, ring.ring, sizes.n_entries), (157, 4, 157));
-    assert_eq!(sizes.table, (2 * 157 * 8_usize).next_multiple_of(256));
+    assert_eq!((sizes.table, sizes.areas_entry()), ((3 * 157 * 8_usize).next_multiple_of(256), 2 * 157));
+    assert_eq!((full.before, ring.before, sizes.areas.ring), (10_000, 99, 157));
     let places = sizes.layers.iter().map(|layer| (layer.group, layer.index, layer.before));
     let all = KIGO_ALL_BEFORE;
     let expected = [(0, 0, all), (1, 0, 49), (1, 1, 99), (0, 1, all), (1, 2, 99), (1, 3, 49), (0, 2, all)];
     assert_eq!(places.collect::<Vec<_>>(), expected);
-    assert_eq!(sizes.sequence_bytes(65), (2 * (full.page + ring.page)) as u64);
-    assert_eq!(sizes.sequence_bytes(10_000), (157 * full.page + 4 * ring.page) as u64);
+    assert_eq!(sizes.sequence_bytes(65), (2 * (full.page + ring.page + sizes.areas.page)) as u64);
+    let whole = 157 * (full.page + sizes.areas.page) + 4 * ring.page;
+    assert_eq!(sizes.sequence_bytes(10_000), whole as u64);
 
     // A window of the whole context is none; where all layers have one, there is nothing else.
     let sizes = Sizes::new(&windowed(7, 3, 40, 100), 50, 30).unwrap();
