@@ -80,6 +80,8 @@
  * Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
  * bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
  *
+ * kigo_inference_append() takes the chat further.
+ *
  * ## Threads
  *
  * Every function may be called from any thread, and a handle may move between threads. A model and an options object
@@ -162,7 +164,8 @@
  */
 #define KIGO_BUSY (-5)
 /**
- * The inference or the load was cancelled, or freed while this call was running. Free it; nothing more comes of it.
+ * The inference or the load was cancelled, or freed while this call was running. Free it; an inference may also go on
+ * with kigo_inference_append() or kigo_inference_rewind().
  */
 #define KIGO_CANCELLED (-6)
 /**
@@ -190,7 +193,7 @@
 #define KIGO_UNKNOWN_OPTION (-11)
 /**
  * The generation has ended; nothing is wrong. Only kigo_next_token() returns it. Ask kigo_inference_finish_reason()
- * why, then free the inference.
+ * why; then free the inference, or go on by kigo_inference_append().
  */
 #define KIGO_FINISHED (-12)
 /**
@@ -232,6 +235,11 @@
  */
 #define KIGO_BAD_TEMPLATE (-28)
 /**
+ * A saved state is damaged, or is that of another model, device or version. Start the inference anew; the message
+ * says what differs.
+ */
+#define KIGO_BAD_STATE (-29)
+/**
  * The prompt does not fit into the context. Shorten it or load the model with a larger n_ctx; the message has both
  * numbers.
  */
@@ -241,8 +249,8 @@
  */
 #define KIGO_EMPTY_PROMPT (-41)
 /**
- * The context is full; no further token can be generated. Free the inference; start another with a shorter prompt or
- * a larger n_ctx.
+ * The context is full; no further token can be generated. Free the inference, or shorten it by
+ * kigo_inference_rewind(); start another with a larger n_ctx.
  */
 #define KIGO_CONTEXT_FULL (-42)
 /**
@@ -362,7 +370,12 @@
  *       does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special ids
  *       and the chat template stay those of the file, where it has them.
  *
- * Read by kigo_inference_start():
+ *   "prompt_cache_mib": an integer from 0 to 1073741824; kigo_options_set_i64(); default: 1024
+ *       Most MiB of memory, where the model lives, that freed inferences leave for others: one that begins with the
+ *       same tokens does not compute them again ("cached_tokens"). What was used last stays, and all of it makes room
+ *       at once when memory is needed for an inference. 0: they leave nothing.
+ *
+ * Read by kigo_inference_start(), kigo_inference_fork() and kigo_inference_load():
  *
  *   "prompt_format": "text", "user" or "chat"; kigo_options_set_str(); default: "text"
  *       What the prompt is. "text": a text that the model goes on from. "user": one message of a user, put into the
@@ -513,19 +526,23 @@
  *   together.
  *   "weight_bytes": Bytes of weights on the device.
  *   "cache_bytes": Bytes that the contexts of all inferences hold on the device at the moment: the KV cache.
+ *   "prompt_cache_bytes": Bytes of these that freed inferences have left for others; see the option
+ *   "prompt_cache_mib".
  *   "workspace_bytes": Bytes for everything else that computing holds on the device at the moment.
  *   "max_token_bytes": Bytes of the longest token: a buffer that is large enough for every kigo_next_token().
  *
  * Facts about an inference
  *
  * Keys of kigo_inference_get_i64():
- *   "prompt_tokens": Tokens of the prompt.
- *   "generated_tokens": Tokens generated so far, one that completes a stop string included.
+ *   "prompt_tokens": Tokens of the prompt; in a further turn all that came before it are part of its prompt.
+ *   "cached_tokens": Tokens of the prompt that were not computed, since this or another inference had done so; 0
+ *   before the first token.
+ *   "generated_tokens": Tokens generated so far in this turn, one that completes a stop string included.
  *   "text_size": After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.
  *
  * Keys of kigo_inference_get_f64():
- *   "prompt_ms": Milliseconds spent on the prompt and the first token.
- *   "generate_ms": Milliseconds spent on all tokens after the first.
+ *   "prompt_ms": Milliseconds spent on the prompt of this turn and the first token.
+ *   "generate_ms": Milliseconds spent on all tokens of this turn after the first.
  *   "tokens_per_second": Tokens after the first per second of generate_ms; 0 before there is one.
  *
  * Facts about a GPU
@@ -951,6 +968,23 @@ int32_t kigo_model_verify_residency(const kigo_model *model,
                                     kigo_error **error);
 
 /**
+ * Frees what inferences have left for others that begin with the same tokens; see the option "prompt_cache_mib". It is
+ * freed with the model in any case, and makes room by itself when an inference of the model needs memory.
+ *
+ * @param model  The model.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time. It waits for the step that is being computed.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_clear_prompt_cache(kigo_model *model,
+                                      kigo_error **error);
+
+/**
  * Everything about a model as a JSON object.
  *
  * - "architecture", "name": texts of the file.
@@ -1294,7 +1328,8 @@ int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **
 
 /**
  * Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
- * "n_batch" tokens of the prompt or one new token; so does every later call.
+ * "n_batch" tokens of the prompt or one new token; so does every later call, until kigo_inference_append() or
+ * kigo_inference_rewind() lets it go on.
  *
  * @param inference  The inference.
  * @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.

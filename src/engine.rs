@@ -18,7 +18,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, check_gpu};
 use crate::error::{quoted, try_vec};
 use crate::gguf::Gguf;
-use crate::model::{ModelDesc, Weights, arch};
+use crate::model::{ModelDesc, Weights, arch, fingerprint};
 use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
@@ -96,6 +96,8 @@ pub struct Engine {
     /// Sequences whose sessions ended while a batch was running.
     retired: Mutex<Vec<Retired>>,
     prompts: Arc<Mutex<Prompts>>,
+    fingerprint: u64,
+    cache_format: String,
 }
 
 #[derive(Default)]
@@ -207,6 +209,8 @@ impl Engine {
             n_batch: options.n_batch,
             n_threads,
             facts: crate::model::info::facts(&gguf),
+            fingerprint: fingerprint(&gguf, &desc, &tokenizer, n_ctx)?,
+            cache_format: backend.cache_format(),
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
             memory: backend.memory(),
@@ -277,6 +281,16 @@ impl Engine {
     /// Bytes of the weights, as they were read from the file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// What tells this model from others.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// What the pages of its cache are.
+    pub fn cache_format(&self) -> &str {
+        &self.cache_format
     }
 
     /// The books of its memory; asking them never waits.

@@ -51,6 +51,7 @@ pub mod quant;
 
 pub mod error;
 
+mod checksum;
 mod panics;
 
 pub use error::{Error, Result, Status};

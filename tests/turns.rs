@@ -17,8 +17,7 @@ use kigo::{Error, Status};
 
 const CHATTY: &str = "tiny-llama.gguf";
 /// One without a window, and some with windows of different sizes.
-const FILES: [&str; 5] =
-    [CHATTY, "arch/gemma2.gguf", "arch/gemma3.gguf", "arch/gpt-oss.gguf", "arch/phi3-window.gguf"];
+const FILES: [&str; 5] = [CHATTY, "arch/gemma2.gguf", "arch/gemma3.gguf", "arch/gpt-oss.gguf", "arch/phi3-window.gguf"];
 const PAGE: usize = 32;
 
 fn load(file: &str, change: impl FnOnce(&mut LoadOptions)) -> Arc<Engine> {

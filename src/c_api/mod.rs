@@ -79,6 +79,8 @@
 //! Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
 //! bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
 //!
+//! kigo_inference_append() takes the chat further.
+//!
 //! ## Threads
 //!
 //! Every function may be called from any thread, and a handle may move between threads. A model and an options object
@@ -116,6 +118,7 @@ mod model;
 mod option_table;
 mod options;
 mod status;
+mod turns;
 #[cfg(feature = "worker-abi")]
 pub mod worker;
 
@@ -129,8 +132,10 @@ pub use inference::{kigo_inference_start_tokens, kigo_next_text, kigo_next_token
 pub use info::{kigo_file_info, kigo_model_info};
 pub use library::{kigo_abi_version, kigo_version};
 pub use load::{kigo_load, kigo_load_cancel, kigo_load_finish, kigo_load_free, kigo_load_progress, kigo_load_start};
-pub use model::kigo_model_verify_residency;
 pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
+pub use model::{kigo_model_clear_prompt_cache, kigo_model_verify_residency};
 pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};
 pub use options::{kigo_options_set_progress, kigo_options_set_str, kigo_progress};
 pub use status::kigo_status_name;
+pub use turns::{kigo_inference_append, kigo_inference_append_tokens, kigo_inference_fork, kigo_inference_load};
+pub use turns::{kigo_inference_rewind, kigo_inference_save};

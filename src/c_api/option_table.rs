@@ -4,7 +4,7 @@ use crate::backend::Device;
 use crate::engine::LoadOptions;
 use crate::error::quoted;
 use crate::sampler::{BIAS_EXPECTED, DefaultValue, GrammarText, ModelDefault, SamplingParams, Step, parse_bias};
-use crate::session::{SessionOptions, read_template};
+use crate::session::{Prompt, SessionOptions, read_template};
 use crate::tokenizer::chat;
 use crate::{Error, Result};
 use std::ffi::c_void;
@@ -18,6 +18,17 @@ pub(super) enum PromptFormat {
     Text,
     User,
     Chat,
+}
+
+impl PromptFormat {
+    /// The prompt that a text of this format is.
+    pub(super) fn prompt(self, text: &str) -> Prompt<'_> {
+        match self {
+            PromptFormat::Text => Prompt::Text(text),
+            PromptFormat::User => Prompt::User(text),
+            PromptFormat::Chat => Prompt::Chat(text),
+        }
+    }
 }
 
 /// What a host wants to be called with while a model loads.
@@ -96,6 +107,7 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_BREAKERS: usize = 64;
 const MAX_BREAKER_BYTES: usize = 64;
 const MAX_BIAS_BYTES: usize = 4 << 20;
+const MAX_PROMPT_CACHE_MIB: i64 = 1 << 30;
 const I32_MAX: i64 = i32::MAX as i64;
 
 /// Every option, in the order of the header.
@@ -172,6 +184,19 @@ pub(super) static ROWS: &[Row] = &[
               does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special \
               ids and the chat template stay those of the file, where it has them.",
         show: |settings| format!("\"{}\"", settings.load.tokenizer),
+    },
+    Row {
+        key: "prompt_cache_mib",
+        reader: Reader::ModelLoad,
+        values: Values::Integer {
+            lowest: 0,
+            highest: MAX_PROMPT_CACHE_MIB,
+            set: |settings, value| settings.load.prompt_cache = (value as u64) << 20,
+        },
+        doc: "Most MiB of memory, where the model lives, that freed inferences leave for others: one that begins with the same \
+              tokens does not compute them again (\"cached_tokens\"). What was used last stays, and all of it makes room at \
+              once when memory is needed for an inference. 0: they leave nothing.",
+        show: |settings| (settings.load.prompt_cache >> 20).to_string(),
     },
     Row {
         key: "prompt_format",

@@ -167,7 +167,9 @@ impl Prompts {
     /// Frees the kept sequence that has not been used for longest; false if there is none.
     pub fn evict(&mut self, backend: &mut dyn Backend) -> bool {
         let kept = self.entries.iter().filter(|(_, entry)| entry.is_kept);
-        let Some(oldest) = kept.min_by_key(|(_, entry)| entry.used).map(|(sequence, _)| *sequence) else { return false };
+        let Some(oldest) = kept.min_by_key(|(_, entry)| entry.used).map(|(sequence, _)| *sequence) else {
+            return false;
+        };
         self.remove(oldest);
         backend.sequence_free(oldest);
         self.kept_bytes = backend.kept_bytes();
@@ -226,7 +228,7 @@ impl Prompts {
 }
 
 /// Bytes of all pages of a sequence of `n` positions.
-fn pages_bytes(backend: &dyn Backend, n: usize) -> u64 {
+pub fn pages_bytes(backend: &dyn Backend, n: usize) -> u64 {
     (0..).map_while(|index| backend.page_bytes(n, index)).map(|bytes| bytes as u64).sum()
 }
 

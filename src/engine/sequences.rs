@@ -80,6 +80,52 @@ impl Engine {
         Ok((to, forked))
     }
 
+    /// Bytes of the `index`-th page that a row at position `n` sees of those before it; `None` if there are not so many.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a panic of the backend.
+    pub fn page_bytes(&self, n: usize, index: usize) -> Result<Option<usize>> {
+        self.call(&AtomicBool::new(false), move |backend| Ok(backend.page_bytes(n, index)))
+    }
+
+    /// Bytes of all these pages.
+    ///
+    /// # Errors
+    /// As [`Engine::page_bytes`].
+    pub fn pages_bytes(&self, n: usize) -> Result<u64> {
+        self.call(&AtomicBool::new(false), move |backend| Ok(super::prompts::pages_bytes(backend, n)))
+    }
+
+    /// That page of a sequence.
+    ///
+    /// # Errors
+    /// Those of [`Backend::page_read`].
+    pub fn page_read(&self, sequence: SequenceId, n: usize, index: usize) -> Result<Option<Vec<u8>>> {
+        self.call(&AtomicBool::new(false), move |backend| {
+            let Some(bytes) = backend.page_bytes(n, index) else { return Ok(None) };
+            let mut page = crate::error::try_vec(bytes, "a page of the cache")?;
+            page.resize(bytes, 0);
+            backend.page_read(sequence, n, index, &mut page)?;
+            Ok(Some(page))
+        })
+    }
+
+    /// Makes a sequence of `n` positions whose pages are to be written.
+    ///
+    /// # Errors
+    /// Those of [`Backend::sequence_restore`].
+    pub fn sequence_restore(&self, sequence: SequenceId, n: usize) -> Result<()> {
+        self.call(&AtomicBool::new(false), move |backend| backend.sequence_restore(sequence, n))
+    }
+
+    /// Writes that page of a sequence.
+    ///
+    /// # Errors
+    /// Those of [`Backend::page_write`].
+    pub fn page_write(&self, sequence: SequenceId, n: usize, index: usize, page: Vec<u8>) -> Result<()> {
+        self.call(&AtomicBool::new(false), move |backend| backend.page_write(sequence, n, index, &page))
+    }
+
     /// Frees what ended sequences have left for others.
     ///
     /// # Errors

@@ -43,6 +43,14 @@ impl Mirostat {
         self.limits.push(limit);
     }
 
+    pub(super) fn limits(&self) -> (u64, &[f64]) {
+        (self.skipped, &self.limits)
+    }
+
+    pub(super) fn set_limits(&mut self, skipped: u64, limits: Vec<f64>) {
+        (self.skipped, self.limits) = (skipped, limits);
+    }
+
     /// The same limits.
     ///
     /// # Errors

@@ -165,6 +165,16 @@ impl Sampler {
         })
     }
 
+    /// The limits of mirostat after each draw, and how many draws were before the first of them.
+    pub fn limits(&self) -> (u64, &[f64]) {
+        self.mirostat.limits()
+    }
+
+    /// Takes up such limits.
+    pub fn set_limits(&mut self, skipped: u64, limits: Vec<f64>) {
+        self.mirostat.set_limits(skipped, limits);
+    }
+
     /// How many random numbers a token takes.
     pub fn draws_per_token(&self) -> u64 {
         let (params, greedy) = (&self.params, self.params.temperature == 0.0);

@@ -91,6 +91,19 @@ impl Chat {
         Ok(Chat { messages, tools, variables, add_generation_prompt, continue_final_message })
     }
 
+    /// The chat with all its variables, for [`Chat::from_json`].
+    pub fn to_json(&self) -> String {
+        let Chat { messages, tools, variables, add_generation_prompt, continue_final_message } = self;
+        serde_json::json!([messages, tools, variables, add_generation_prompt, continue_final_message]).to_string()
+    }
+
+    /// What [`Chat::to_json`] has written; `None` for anything else.
+    pub fn from_json(json: &str) -> Option<Chat> {
+        let (messages, tools, variables, add_generation_prompt, continue_final_message) =
+            serde_json::from_str(json).ok()?;
+        Some(Chat { messages, tools, variables, add_generation_prompt, continue_final_message })
+    }
+
     /// How many messages there are.
     pub fn n_messages(&self) -> usize {
         self.messages.as_array().map_or(0, Vec::len)

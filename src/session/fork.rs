@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::turn::Turn;
 use super::{FinishReason, Session, SessionOptions};
+use crate::Result;
 use crate::error::try_vec;
 use crate::sampler::Sampler;
-use crate::Result;
 
 impl Session {
     /// A session that goes on from the same place, sharing what both have in the cache. Without `options` it does what this one
@@ -43,7 +43,10 @@ impl Session {
         if is_new {
             turns.push(Turn::new(tokens.len(), 0, self.chat.as_ref()), tokens.len(), tokens.len());
         }
-        let (sequence, is_shared) = engine.sequence_fork(self.sequence, self.n_past)?;
+        // Without the last token, which the fork may have to run again.
+        let n_past = self.n_past.min(tokens.len().saturating_sub(1));
+        let (sequence, is_shared) = engine.sequence_fork(self.sequence, n_past)?;
+        let n_past = if is_shared { n_past } else { 0 };
         let finished = match self.finished {
             _ if stopped => Some(FinishReason::StopString),
             reason if is_new || reason == Some(FinishReason::Cancelled) => None,
@@ -57,8 +60,8 @@ impl Session {
             tokens,
             turns,
             chat: self.chat.clone(),
-            n_past: if is_shared { self.n_past } else { 0 },
-            n_cached: if is_shared { self.n_past } else { 0 },
+            n_past,
+            n_cached: n_past,
             is_shared: false,
             pending: self.pending,
             text,

@@ -5,6 +5,8 @@ mod chat;
 mod fork;
 mod prompt;
 mod rewind;
+mod state;
+mod state_file;
 mod text;
 mod turn;
 
@@ -139,6 +141,11 @@ impl Session {
         })
     }
 
+    /// The model.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// Set it from any thread to end the generation: at once while it waits for others, else after its batch.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         self.cancel.clone()
@@ -266,15 +273,17 @@ impl Session {
                 self.n_past = self.engine.sequence_begin(self.sequence, &self.tokens, &self.cancel)?;
                 self.n_cached = self.n_past;
             }
-            let end = self.tokens.len().min(self.n_past + self.engine.n_batch());
+            // The last token is run again where it was run without an outcome.
+            let start = self.n_past.min(self.tokens.len().saturating_sub(1));
+            let end = self.tokens.len().min(start + self.engine.n_batch());
             let row = |position: usize| Row {
                 token: self.tokens[position],
                 position: position as u32,
                 sequence: self.sequence,
                 logits: position + 1 == self.tokens.len(),
             };
-            let mut rows = try_vec(end - self.n_past, "the rows of a batch")?;
-            rows.extend((self.n_past..end).map(row));
+            let mut rows = try_vec(end - start, "the rows of a batch")?;
+            rows.extend((start..end).map(row));
             let outcome = if end < self.tokens.len() {
                 self.engine.run(rows, &mut Vec::new(), &self.cancel).map(|()| None)
             } else {

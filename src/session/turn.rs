@@ -54,6 +54,16 @@ impl Turns {
         self.earlier.try_reserve(1).map_err(|_| Error::OutOfMemory { what: "a further turn".into(), bytes })
     }
 
+    /// Adds a turn that follows as it is.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn add(&mut self, turn: Turn) -> Result<()> {
+        self.reserve()?;
+        self.earlier.push(std::mem::replace(&mut self.last, turn));
+        Ok(())
+    }
+
     /// Begins another turn, before which the first `kept` of `n` tokens stay as they are.
     pub fn push(&mut self, turn: Turn, n: usize, kept: usize) {
         let mut before = self.last;

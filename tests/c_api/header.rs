@@ -3,7 +3,7 @@
 use super::toolchain::{compile, root, scratch, succeed};
 
 /// The files that export, in the order of the header.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "library.rs",
     "status.rs",
     "error.rs",
@@ -14,6 +14,7 @@ const SOURCES: [&str; 10] = [
     "load.rs",
     "chat.rs",
     "inference.rs",
+    "turns.rs",
 ];
 
 fn generate() -> String {

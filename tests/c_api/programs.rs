@@ -43,6 +43,11 @@ fn chats_and_facts() {
 }
 
 #[test]
+fn c08_c15_x02_turns() {
+    passes("turns");
+}
+
+#[test]
 fn c20_churn() {
     passes("churn");
 }

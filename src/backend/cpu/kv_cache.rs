@@ -291,7 +291,12 @@ impl KvCache {
                     let position = row.position;
                     return Err(Error::Internal(format!("what position {position} sees is no longer in the cache")));
                 }
-                table.slide(&mut self.pages, first.saturating_sub(1), row.position as usize / PAGE + 1, group.page_len)?;
+                table.slide(
+                    &mut self.pages,
+                    first.saturating_sub(1),
+                    row.position as usize / PAGE + 1,
+                    group.page_len,
+                )?;
             }
         }
         Ok(())
@@ -490,7 +495,8 @@ mod tests {
                 cache.reserve(3, at as usize + 21).unwrap();
                 cache.begin(&[row(3, at + 20)]).unwrap();
                 cache.store(&row(3, at + 20), 1, &[7.0; 3], &[7.0; 3]);
-                let expected: Vec<f32> = (0..at + 50).flat_map(|p| [value(if p < at { 1 } else { 2 }, p, 1); 3]).collect();
+                let expected: Vec<f32> =
+                    (0..at + 50).flat_map(|p| [value(if p < at { 1 } else { 2 }, p, 1); 3]).collect();
                 assert_eq!(k(&cache, 2, 1), expected, "{at}");
             }
             cache.keep(2);

@@ -279,7 +279,8 @@ impl KvCache {
         let tables = Pool::new(sizes.table, sizes.tables_in_chunk(), true, "page tables of the KV cache");
         let sequences = HashMap::new();
         let scratch = Sequence::default();
-        let mut cache = KvCache { context: context.clone(), sizes, n_ctx, pages, tables, sequences, n_kept: 0, scratch };
+        let mut cache =
+            KvCache { context: context.clone(), sizes, n_ctx, pages, tables, sequences, n_kept: 0, scratch };
         cache.scratch.table = Some(cache.tables.take(context)?);
         cache.extend(stream, None, 1)?;
         Ok(cache)
@@ -300,7 +301,8 @@ impl KvCache {
             return Err(Error::Internal(format!("{n_positions} positions in a context of {}", self.n_ctx)));
         }
         let is_new = !self.sequences.contains_key(&sequence);
-        let outcome = self.begin(sequence).and_then(|()| self.extend(stream, Some(sequence), n_positions.div_ceil(PAGE)));
+        let outcome =
+            self.begin(sequence).and_then(|()| self.extend(stream, Some(sequence), n_positions.div_ceil(PAGE)));
         if outcome.is_err() {
             if is_new {
                 self.remove(sequence);
@@ -664,7 +666,8 @@ impl Pool {
 
     /// Whether more than one sequence holds an item.
     fn is_shared(&self, place: Place) -> bool {
-        self.chunk(place).is_ok_and(|chunk| chunk.holders.get(place.index as usize).is_some_and(|holders| holders.0 > 1))
+        self.chunk(place)
+            .is_ok_and(|chunk| chunk.holders.get(place.index as usize).is_some_and(|holders| holders.0 > 1))
     }
 
     fn grow(&mut self, context: &Arc<Context>) -> Result<()> {

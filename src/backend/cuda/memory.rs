@@ -220,9 +220,8 @@ impl DeviceBuffer {
             return Ok(());
         }
         // SAFETY: both parts lie in their buffers, which live until the stream is idle.
-        self.context.call("cuMemcpyDtoDAsync", |f| unsafe {
-            (f.cuMemcpyDtoDAsync)(address, start, bytes, stream.raw())
-        })
+        self.context
+            .call("cuMemcpyDtoDAsync", |f| unsafe { (f.cuMemcpyDtoDAsync)(address, start, bytes, stream.raw()) })
     }
 
     /// Queues the writing of `value` to every byte.
