@@ -220,8 +220,8 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     // before the kernel ahead of this one passed its own wait and let this one start.
     const KigoRow* source = at<KigoRow>(p.rows) + row;
     const uint32_t position = __ldcg(&source->position);
-    const uint64_t* tables = at<uint64_t>(__ldcg(&source->pages));
-    const uint64_t *pages = tables + p.table, *areas = tables + p.areas;
+    const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
+    auto area_at = [&](uint32_t page) { return __ldcg(pages + (p.areas - p.table) + page); };
     // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end. Units are counted
     // from that of the first page; the first chunk may lack pages.
     const uint32_t first_page = first_page_of(position, p.before), n_pages = position / KIGO_PAGE + 1;
@@ -230,7 +230,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     auto page_of = [&](uint32_t unit) { return max((first_unit + unit) * span, first_page); };
     uint32_t page = page_of(split);
     uint64_t address = split < blocks ? __ldcg(pages + page) : 0;
-    const uint64_t area_of_unit = __ldcg(areas + page_of(min(lane, units - 1)));  // for the block that combines
+    const uint64_t area_of_unit = area_at(page_of(min(lane, units - 1)));  // for the block that combines
     pdl_wait();
     pdl_launch();
     if (split >= blocks) return;
@@ -282,7 +282,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         const bool more = next < n_pages;
         const uint64_t next_address = more ? __ldcg(pages + next) : 0;
         // Partials of a unit are in the area of its first page.
-        const uint64_t area = unit_ends && units > 1 ? __ldcg(areas + max(page / span * span, first_page)) : 0;
+        const uint64_t area = unit_ends && units > 1 ? area_at(max(page / span * span, first_page)) : 0;
 
         float s[2][4], m[2], l[2];
         scores<kDp, 2>(
@@ -397,7 +397,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         for (int n = 0; n < kPairs; n++) O1[n] = Oc[n] = make_float2(-0.0f, -0.0f);
         uint64_t area_of_lane = area_of_unit;
         for (uint32_t first = 0; first < units; first += 32) {
-            if (first > 0) area_of_lane = __ldcg(areas + page_of(min(first + lane, units - 1)));
+            if (first > 0) area_of_lane = area_at(page_of(min(first + lane, units - 1)));
             const uint64_t of_head = (head + h) * (kDp + 2) * sizeof(float);
             const float2 ml_of_lane = __ldcg(at<float2>(area_of_lane + of_head));
             for (uint32_t batch = first; batch < min(first + 32, units); batch += kBatch) {

@@ -121,6 +121,7 @@ fn chats_texts_grammars_and_ends_are_part_of_it() {
         session.take_text();
     }
     // It has ended, and takes a further turn.
+    session.save(&path).unwrap();
     let mut loaded = Session::load(&other, &path, &greedy).unwrap();
     assert_eq!(loaded.finish_reason(), Some(FinishReason::EndOfGeneration));
     for session in [&mut session, &mut loaded] {
@@ -129,11 +130,12 @@ fn chats_texts_grammars_and_ends_are_part_of_it() {
     assert_eq!(text(&mut session), text(&mut loaded));
     session.save(&path).unwrap();
     let first = session.prompt_tokens() - 20;
-    let mut loaded = Session::load(&other, &path, &greedy).unwrap();
+    loaded = Session::load(&other, &path, &greedy).unwrap();
     for session in [&mut session, &mut loaded] {
         session.rewind(first).unwrap();
     }
     assert_eq!(text(&mut session), text(&mut loaded));
+    drop((session, loaded));
 
     let options = SessionOptions { grammar: Some(GrammarText::Regex("[a-z]{4}-[0-9]{6}".into())), ..options(false) };
     let mut session = Session::start(&engine, Prompt::Text("Once"), &options).unwrap();
@@ -192,6 +194,9 @@ fn no_damaged_file_is_taken_for_a_state() {
     for (at, huge) in (8..700).flat_map(|at| [(at, u64::MAX), (at, 1 << 40), (at, 1 << 63)]) {
         let mut bytes = good.clone();
         bytes[at..at + 8].copy_from_slice(&huge.to_le_bytes());
+        if bytes == good {
+            continue;
+        }
         refused(&bytes, &format!("{huge:#x} at {at}"));
     }
     refused(&std::fs::read(models::data(FILES[0])).unwrap()[..10_000], "a model");
@@ -232,7 +237,8 @@ fn a_state_belongs_to_its_model() {
     for other in [load_path(&copy, 400), load_path(&copy, 300)] {
         assert!(Session::load(&other, &path, &options(false)).is_ok());
     }
-    let small = load_path(&copy, 20);
+    let n_tokens = session.prompt_tokens() + session.generated_tokens();
+    let small = load_path(&copy, n_tokens - 1);
     assert_eq!(Session::load(&small, &path, &options(false)).err().unwrap().status(), Status::PromptTooLong);
     let error = Session::load(&engine, &folder.path("none"), &options(false)).err().unwrap();
     assert_eq!(error.status(), Status::Io);

@@ -16,8 +16,7 @@ const FILES: [&str; 4] = ["tiny-llama-q8_0.gguf", "arch/gemma2.gguf", "arch/gpt-
 const PAGE: usize = 64;
 
 fn engine(file: &str, prompt_cache: u64) -> Arc<Engine> {
-    let options =
-        LoadOptions { device: gpu(), n_batch: 50, n_ctx: Some(500), prompt_cache, ..LoadOptions::default() };
+    let options = LoadOptions { device: gpu(), n_batch: 50, n_ctx: Some(500), prompt_cache, ..LoadOptions::default() };
     Engine::load(&models::data(file), &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -28,13 +27,8 @@ fn prompt(engine: &Engine, n: usize, salt: usize) -> Vec<u32> {
 /// Drawn on the device, with a window of tokens there; and on the host, where the logits come too.
 fn options() -> [SessionOptions; 2] {
     [0, 1].map(|logprobs| {
-        let sampling = SamplingParams {
-            temperature: 1.2,
-            repeat_penalty: 1.1,
-            seed: 5,
-            logprobs,
-            ..SamplingParams::default()
-        };
+        let sampling =
+            SamplingParams { temperature: 1.2, repeat_penalty: 1.1, seed: 5, logprobs, ..SamplingParams::default() };
         SessionOptions { sampling, max_tokens: Some(90), ..SessionOptions::default() }
     })
 }
