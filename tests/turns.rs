@@ -249,7 +249,7 @@ fn a_prompt_that_is_known_is_not_computed_again_and_gives_the_same_bits() {
             let mut found = start(&with, &tokens, &options);
             assert!(take(&mut found, 40) == take(&mut expected, 40), "{file}: round {round}");
             assert_eq!((expected.cached_tokens(), found.prompt_tokens()), (0, tokens.len()));
-            assert!(found.cached_tokens() % PAGE == 0 && found.cached_tokens() < tokens.len());
+            assert!(found.cached_tokens().is_multiple_of(PAGE) && found.cached_tokens() < tokens.len());
             n_reused += found.cached_tokens();
             if file == CHATTY && round > 0 {
                 let known = n.min(200).min(tokens.len() - 1) / PAGE * PAGE;

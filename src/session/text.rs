@@ -24,7 +24,8 @@ impl TextStream {
     pub fn replayed<'a>(stop: &[String], pieces: impl Iterator<Item = &'a [u8]>, shown: usize) -> (TextStream, bool) {
         let mut stream = TextStream::new(stop);
         let stopped = pieces.into_iter().any(|piece| stream.push(piece));
-        let shown = stream.ready.floor_char_boundary(shown);
+        let most = shown.min(stream.ready.len());
+        let shown = (0..=most).rev().find(|at| stream.ready.is_char_boundary(*at)).unwrap_or(0);
         stream.ready.drain(..shown);
         stream.shown = shown;
         (stream, stopped)

@@ -129,7 +129,7 @@ fn a_prompt_that_is_known_gives_the_same_bits() {
                 let mut found = start(&with, &tokens, &options);
                 let expected = take(&mut start(&without, &tokens, &options), 40);
                 assert!(take(&mut found, 40) == expected, "{file}: round {round}");
-                assert!(found.cached_tokens() % PAGE == 0 && found.cached_tokens() < tokens.len());
+                assert!(found.cached_tokens().is_multiple_of(PAGE) && found.cached_tokens() < tokens.len());
                 n_reused += found.cached_tokens();
             }
         }

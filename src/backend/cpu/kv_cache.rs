@@ -471,7 +471,7 @@ mod tests {
             run(&mut cache, 1, 0, at);
             let alone = cache.bytes();
             assert!(cache.fork(1, 2, at as usize).unwrap());
-            let partial = if at as usize % PAGE == 0 { 0 } else { 2 * 2 * PAGE * 3 * 4 };
+            let partial = if (at as usize).is_multiple_of(PAGE) { 0 } else { 2 * 2 * PAGE * 3 * 4 };
             assert_eq!(cache.bytes(), alone + partial, "{at}");
             // Each goes on with values of its own, which the other must not see.
             run(&mut cache, 1, at, at + 50);

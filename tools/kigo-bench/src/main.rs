@@ -91,6 +91,8 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), Str
         n_threads: args.threads,
         n_batch: args.n_batch.unwrap_or(defaults.n_batch),
         tokenizer: defaults.tokenizer,
+        // What is measured is computed each time.
+        prompt_cache: 0,
     };
     let mut seconds = Vec::new();
     loop {
