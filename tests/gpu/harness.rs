@@ -22,7 +22,8 @@ pub fn gpu() -> String {
 }
 
 pub fn load(path: &Path, device: &str, n_batch: usize) -> Arc<Engine> {
-    let options = LoadOptions { device: device.into(), n_batch, ..LoadOptions::default() };
+    // Without a prompt cache, so that the same prompt is computed again.
+    let options = LoadOptions { device: device.into(), n_batch, prompt_cache: 0, ..LoadOptions::default() };
     let engine = Engine::load(path, &options).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(engine.device() == "cpu", device == "cpu", "asked for {device}, got {}", engine.device());
     engine
