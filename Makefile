@@ -34,7 +34,7 @@ need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: all haiku inspect test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header install uninstall deb reference clean help need-cargo need-build need-cc need-python FORCE
+.PHONY: all haiku inspect test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header abi-snapshot install uninstall deb reference clean help need-cargo need-build need-cc need-python FORCE
 
 all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
 	@echo "built $(SHARED) and $(ARCHIVE)"
@@ -88,6 +88,9 @@ fetch: need-python ## download the model, vocabularies and chat templates of the
 header: need-build ## write the headers and the list of exports anew from src/c_api
 	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api -- header_is_current worker_headers_are_current
 	KIGO_BLESS=1 $(CARGO) test $(FEATURES) --test c_api exports_are_current
+
+abi-snapshot: need-build need-cc ## keep what this version declares, and a program built with it, for the tests of later ones
+	KIGO_ABI_SNAPSHOT=1 $(CARGO) test $(FEATURES) --test c_api earlier_versions
 
 install: $(SHARED) ## install libraries, headers, pkg-config and CMake files below DESTDIR and PREFIX
 	install -d "$(DESTDIR)$(LIBDIR)/pkgconfig" "$(DESTDIR)$(LIBDIR)/cmake/kigo" "$(DESTDIR)$(INCLUDEDIR)"

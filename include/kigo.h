@@ -40,8 +40,9 @@
  * with the function of its kind. A NULL, freed or made-up handle, or one of another kind, is answered with
  * KIGO_INVALID_HANDLE and does no harm; freeing NULL does nothing. At most 1048576 handles of a kind live at a time.
  *
- * A function keeps no pointer that you pass, except kigo_options_set_progress(): texts and options are copied during
- * the call. Texts that kigo returns are written into your buffers. Only kigo_error_message(), kigo_version() and
+ * A function keeps no pointer that you pass, except kigo_options_set_progress() and kigo_log_set_sink(): texts and
+ * options are copied during the call. Texts that kigo returns are written into your buffers. Only
+ * kigo_error_message(), kigo_version() and
  * kigo_status_name() return pointers to memory of kigo; their descriptions say how long that lasts.
  *
  * ## Pointers and NULL
@@ -95,12 +96,19 @@
  * parent and child are not harmed. Use kigo first after fork(), or call exec(). Once loaded, the library stays in the
  * process: dlclose() is allowed and has no effect. kigo prints nothing, handles no signal, changes no locale or
  * environment variable and never ends the process, with one exception: when the system refuses a small allocation
- * on the host, such as that of an error object.
+ * on the host, of less than 4 KiB or for a chat template, a grammar or JSON.
+ *
+ * ## Log
+ *
+ * kigo_log_set_sink() names a function of yours that is told what kigo does; kigo_log_set_queue() opens a queue that
+ * kigo_log_next() takes it from, with no function needed. Neither is there at first. What is told is for people and
+ * may
+ * change with any version; what a program must know is in statuses and facts. Nothing is told for a token.
  *
  * ## Versions
  *
- * Functions, statuses and keys are added, never changed or removed, while KIGO_ABI_VERSION stays the same. Compare
- * it with kigo_abi_version() if you load the library by hand.
+ * Functions, statuses and keys are added, never changed or removed, while KIGO_ABI_VERSION stays the same.
+ * kigo_abi_check() compares the header with the library that was loaded.
  */
 
 
@@ -196,6 +204,15 @@
  * why; then free the inference, or go on by kigo_inference_append().
  */
 #define KIGO_FINISHED (-12)
+/**
+ * The model has no metadata or special token of this name; nothing is wrong. Go on without it.
+ */
+#define KIGO_NOT_FOUND (-13)
+/**
+ * The library that was loaded does not serve programs built with this header. Use the library that the program was
+ * built for, or a later version of it; the message has both versions.
+ */
+#define KIGO_ABI_MISMATCH (-14)
 /**
  * A file cannot be opened or read. Check the path and its permissions; the message has the system's reason.
  */
@@ -480,7 +497,7 @@
  *
  *   "samplers": names with commas between, each once, of: penalties, dry, top_n_sigma, top_k, typical_p, top_p,
  *   min_p, xtc, temperature; kigo_options_set_str(); default:
- *   penalties,dry,top_n_sigma,top_k,typical_p,top_p,min_p,xtc,temperature
+ *   "penalties,dry,top_n_sigma,top_k,typical_p,top_p,min_p,xtc,temperature"
  *       Which of the options that change or drop tokens take part, and in which order. A token is drawn after the
  *       last; logit_bias and the grammar always come first.
  *
@@ -507,6 +524,52 @@
  *       If not 0, the logits of every token are kept for kigo_inference_logits(), and kigo_inference_logprobs() tells
  *       so many of the most likely tokens. On a GPU each token takes longer then.
  */
+
+/**
+ * Keys of options, for compilers that check names
+ */
+#define KIGO_OPTION_DEVICE "device"
+#define KIGO_OPTION_N_CTX "n_ctx"
+#define KIGO_OPTION_N_THREADS "n_threads"
+#define KIGO_OPTION_N_BATCH "n_batch"
+#define KIGO_OPTION_TOKENIZER "tokenizer"
+#define KIGO_OPTION_PROMPT_CACHE_MIB "prompt_cache_mib"
+#define KIGO_OPTION_PROMPT_FORMAT "prompt_format"
+#define KIGO_OPTION_CHAT_TEMPLATE "chat_template"
+#define KIGO_OPTION_CHAT_TEMPLATE_FILE "chat_template_file"
+#define KIGO_OPTION_CHAT_TEMPLATE_NAME "chat_template_name"
+#define KIGO_OPTION_MAX_TOKENS "max_tokens"
+#define KIGO_OPTION_TEMPERATURE "temperature"
+#define KIGO_OPTION_TOP_K "top_k"
+#define KIGO_OPTION_TOP_P "top_p"
+#define KIGO_OPTION_MIN_P "min_p"
+#define KIGO_OPTION_REPEAT_PENALTY "repeat_penalty"
+#define KIGO_OPTION_REPEAT_LAST_N "repeat_last_n"
+#define KIGO_OPTION_TYPICAL_P "typical_p"
+#define KIGO_OPTION_TOP_N_SIGMA "top_n_sigma"
+#define KIGO_OPTION_XTC_PROBABILITY "xtc_probability"
+#define KIGO_OPTION_XTC_THRESHOLD "xtc_threshold"
+#define KIGO_OPTION_MIN_KEEP "min_keep"
+#define KIGO_OPTION_PRESENCE_PENALTY "presence_penalty"
+#define KIGO_OPTION_FREQUENCY_PENALTY "frequency_penalty"
+#define KIGO_OPTION_DRY_MULTIPLIER "dry_multiplier"
+#define KIGO_OPTION_DRY_BASE "dry_base"
+#define KIGO_OPTION_DRY_ALLOWED_LENGTH "dry_allowed_length"
+#define KIGO_OPTION_DRY_PENALTY_LAST_N "dry_penalty_last_n"
+#define KIGO_OPTION_DRY_SEQUENCE_BREAKER "dry_sequence_breaker"
+#define KIGO_OPTION_DYNATEMP_RANGE "dynatemp_range"
+#define KIGO_OPTION_DYNATEMP_EXPONENT "dynatemp_exponent"
+#define KIGO_OPTION_MIROSTAT "mirostat"
+#define KIGO_OPTION_MIROSTAT_TAU "mirostat_tau"
+#define KIGO_OPTION_MIROSTAT_ETA "mirostat_eta"
+#define KIGO_OPTION_LOGIT_BIAS "logit_bias"
+#define KIGO_OPTION_SAMPLERS "samplers"
+#define KIGO_OPTION_SEED "seed"
+#define KIGO_OPTION_STOP "stop"
+#define KIGO_OPTION_JSON_SCHEMA "json_schema"
+#define KIGO_OPTION_REGEX "regex"
+#define KIGO_OPTION_LARK "lark"
+#define KIGO_OPTION_LOGPROBS "logprobs"
 
 /**
  * Facts about a model
@@ -543,6 +606,10 @@
  * Keys of kigo_inference_get_f64():
  *   "prompt_ms": Milliseconds spent on the prompt of this turn and the first token.
  *   "generate_ms": Milliseconds spent on all tokens of this turn after the first.
+ *   "first_token_ms": Milliseconds from the call that started the inference or this turn until its first token was
+ *   there, whatever the host did meanwhile; 0 before.
+ *   "queue_ms": Milliseconds that it waited for its turn while other inferences were computed; part of prompt_ms and
+ *   generate_ms.
  *   "tokens_per_second": Tokens after the first per second of generate_ms; 0 before there is one.
  *
  * Facts about a GPU
@@ -555,6 +622,115 @@
  *   "memory_bytes": Bytes of its memory, used or not.
  *   "n_sm": Number of its multiprocessors.
  */
+
+/**
+ * Special tokens
+ *
+ * Keys of kigo_model_special_token():
+ *   "bos": Begins a text.
+ *   "eos": Ends a text.
+ *   "eot": Ends a turn of a chat.
+ *   "eom": Ends a message that another of the same turn follows.
+ *   "unk": Stands for what the vocabulary does not have.
+ *   "sep": Stands between two texts.
+ *   "pad": Fills up a batch.
+ *   "mask": Stands for what is to be guessed.
+ *   "fim_pre": Before the code that precedes the gap.
+ *   "fim_suf": Before the code that follows the gap.
+ *   "fim_mid": Before the code that fills the gap.
+ *   "fim_pad": Fills up, in code.
+ *   "fim_rep": Before the name of a repository.
+ *   "fim_sep": Before the name of a file.
+ */
+
+/**
+ * Flags of kigo_model_tokenize() and kigo_model_detokenize()
+ */
+/**
+ * kigo_model_tokenize(): adds the token that begins a text, and the one that ends it, where the model wants them.
+ */
+#define KIGO_TOKENIZE_ADD_SPECIAL 1
+/**
+ * kigo_model_tokenize(): texts of control tokens become those tokens. Never for what a user wrote.
+ */
+#define KIGO_TOKENIZE_PARSE_SPECIAL 2
+/**
+ * kigo_model_detokenize(): writes the texts of control and unknown tokens too.
+ */
+#define KIGO_DETOKENIZE_SPECIAL 1
+
+/**
+ * What kigo_model_token_attributes() returns
+ */
+/**
+ * Ordinary text.
+ */
+#define KIGO_TOKEN_NORMAL 1
+/**
+ * Stands for text that the vocabulary does not have.
+ */
+#define KIGO_TOKEN_UNKNOWN 2
+/**
+ * Steers the model and is no text.
+ */
+#define KIGO_TOKEN_CONTROL 4
+/**
+ * A text that is always this one token.
+ */
+#define KIGO_TOKEN_USER_DEFINED 8
+/**
+ * Reserved, or past the end of the vocabulary.
+ */
+#define KIGO_TOKEN_UNUSED 16
+/**
+ * One byte.
+ */
+#define KIGO_TOKEN_BYTE 32
+/**
+ * Ends a generation; beside one of the others.
+ */
+#define KIGO_TOKEN_END_OF_GENERATION 64
+
+/**
+ * Metadata: types of values, with the numbers that GGUF gives them
+ */
+#define KIGO_METADATA_UINT8 0
+#define KIGO_METADATA_INT8 1
+#define KIGO_METADATA_UINT16 2
+#define KIGO_METADATA_INT16 3
+#define KIGO_METADATA_UINT32 4
+#define KIGO_METADATA_INT32 5
+#define KIGO_METADATA_FLOAT32 6
+#define KIGO_METADATA_BOOL 7
+#define KIGO_METADATA_STRING 8
+#define KIGO_METADATA_ARRAY 9
+#define KIGO_METADATA_UINT64 10
+#define KIGO_METADATA_INT64 11
+#define KIGO_METADATA_FLOAT64 12
+
+/**
+ * Log: levels of messages
+ */
+/**
+ * Nothing.
+ */
+#define KIGO_LOG_OFF 0
+/**
+ * A load has failed, as its caller is told too.
+ */
+#define KIGO_LOG_ERROR 1
+/**
+ * Something works, but perhaps not as its owner thinks.
+ */
+#define KIGO_LOG_WARNING 2
+/**
+ * The steps of a load with their times, and what was chosen.
+ */
+#define KIGO_LOG_INFO 3
+/**
+ * The end of every generation.
+ */
+#define KIGO_LOG_DEBUG 4
 
 
 /**
@@ -591,6 +767,12 @@ typedef struct kigo_model kigo_model;
 typedef struct kigo_options kigo_options;
 
 /**
+ * A function of yours for kigo_log_set_sink(). It is told the level of a message, one of the KIGO_LOG_ numbers, and its
+ * text: one line of at most 511 bytes of UTF-8 without control characters, which it may read until it returns.
+ */
+typedef void (*kigo_log_sink)(void *user_data, int32_t level, const char *text);
+
+/**
  * A function of yours for kigo_options_set_progress(). It is told how many bytes of weights have been read, and how
  * many there are to read, which is 0 until the header of the file has been read. It returns 0 to go on, or any other
  * number to cancel the load.
@@ -621,6 +803,57 @@ const char *kigo_version(void);
  * Any thread may call it at any time, also in a forked child.
  */
 uint32_t kigo_abi_version(void);
+
+/**
+ * Whether the library that is loaded serves a program that was built with this header. Call it once, before all else:
+ * `kigo_abi_check(KIGO_ABI_VERSION, KIGO_VERSION_STRING, &error)`.
+ *
+ * @param abi      KIGO_ABI_VERSION of the header.
+ * @param version  KIGO_VERSION_STRING of the header.
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_ABI_MISMATCH: the library has another binary interface, or is older than the header and may lack some of its
+ *     functions; the message has both numbers.
+ *   - KIGO_INVALID_ARGUMENT: `version` is NULL or no version, such as "0.1.0".
+ *   - KIGO_INVALID_UTF8: `version` is not UTF-8.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `version` is NULL or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_abi_check(uint32_t abi,
+                       const char *version,
+                       kigo_error **error);
+
+/**
+ * How the library that is loaded was built, as a JSON object.
+ *
+ * - "version", "abi_version": as kigo_version() and kigo_abi_version() tell them.
+ * - "features": an array of the parts that a build may lack: "cuda", "regex", "worker-abi".
+ * - "devices": the values of the option "device" that this build has code for.
+ * - "architectures": what general.architecture of a file may be.
+ * - "tensor_types": the types of tensors that it reads, by their names in GGUF.
+ * - "target": for which processor and system it was built.
+ *
+ * Later versions may add keys.
+ *
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `buffer` is NULL though `size` is not 0.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+ * writing one pointer.
+ */
+int32_t kigo_build_info(char *buffer, size_t size, kigo_error **error);
 
 /**
  * The name of a status, such as "KIGO_OUT_OF_MEMORY".
@@ -672,6 +905,76 @@ const char *kigo_error_message(const kigo_error *error);
 int32_t kigo_error_free(kigo_error *error);
 
 /**
+ * Sets a function that is told what kigo does, in place of the one before. At first there is none, and nothing is told.
+ *
+ * It is called on the thread on which something happens, by one thread at a time, and never for a token. It must
+ * return soon: whoever has something to tell waits for it. It must not call functions of kigo, and no exception, panic
+ * or longjmp() may leave it.
+ *
+ * When this returns, the function before has returned for the last time, on whatever thread: what it uses may be
+ * freed then.
+ *
+ * @param level      The messages that are wanted: those of this level and of the ones before it, see "Log".
+ * @param sink       The function, or NULL for none.
+ * @param user_data  What the function gets back, or NULL; kigo never follows it.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the function before stays.
+ *   - KIGO_INVALID_ARGUMENT: `level` is none, or this was called from inside the function.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `sink` is NULL or may be called as described; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_log_set_sink(int32_t level,
+                          kigo_log_sink sink,
+                          void *user_data,
+                          kigo_error **error);
+
+/**
+ * Opens or closes a queue of what kigo does, for hosts that would rather ask than be called. At first it is closed.
+ *
+ * It holds 1024 messages. When it is full the oldest go, and kigo_log_next() tells how many.
+ *
+ * @param level  The messages that are wanted: those of this level and of the ones before it, see "Log"; KIGO_LOG_OFF
+ *               closes the queue and drops what is in it.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing has changed.
+ *   - KIGO_INVALID_ARGUMENT: `level` is none.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the queue.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time. It is independent of kigo_log_set_sink().
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_log_set_queue(int32_t level, kigo_error **error);
+
+/**
+ * Takes the oldest message out of the queue. It never waits for one.
+ *
+ * @param level    Where the level of the message is written, one of the KIGO_LOG_ numbers.
+ * @param time_ms  Where the time of the message is written, in milliseconds since 1970 in UTC.
+ * @param text     Where its text and a NUL are written: one line of UTF-8 without control characters. May be NULL if
+ *                 `size` is 0.
+ * @param size     Bytes in `text`; 512 is always enough.
+ * @param error    Where an error is written on failure, or NULL.
+ * @returns The bytes of the text without its NUL, at least 1; or 0 if there is no message, and nothing was written.
+ *   - KIGO_BUFFER_TOO_SMALL: nothing is lost. Call again with a larger buffer: the same message comes.
+ *   - KIGO_INVALID_ARGUMENT: `level` or `time_ms` is NULL, or `text` is NULL though `size` is not 0.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `level` and `time_ms` are NULL or valid for writing; `text` is NULL or valid for writing the text and a NUL if they
+ * fit into `size` bytes; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_log_next(int32_t *level, int64_t *time_ms, char *text, size_t size, kigo_error **error);
+
+/**
  * How many GPUs the process may use, whether kigo has code for them or not.
  *
  * Their numbers are 0 to one less than this, in the order of the driver, which CUDA_VISIBLE_DEVICES changes; the
@@ -690,6 +993,35 @@ int32_t kigo_error_free(kigo_error *error);
  * `error` is NULL or valid for writing one pointer.
  */
 int32_t kigo_device_count(kigo_error **error);
+
+/**
+ * The devices that a model can be loaded to, as a JSON object.
+ *
+ * - "devices": an array of objects with "device", a value of the option "device", and "name"; GPUs also have
+ *   "architecture", "memory_bytes" and "n_sm" as kigo_device_get_str() and kigo_device_get_i64() tell them. GPUs come
+ *   first, in the order of their numbers, the CPU is the last.
+ * - "unusable": an array of objects with "device" and "error", which says why no model can be loaded there: "cuda" where
+ *   there is no driver or this build has no code for it, else GPUs.
+ *
+ * Later versions may add keys.
+ *
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `buffer` is NULL though `size` is not 0.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time. The first call loads the driver, which takes part of a second.
+ *
+ * Memory:
+ * `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+ * writing one pointer.
+ */
+int32_t kigo_device_list(char *buffer,
+                         size_t size,
+                         kigo_error **error);
 
 /**
  * A fact about a GPU that is a text.
@@ -755,6 +1087,35 @@ int32_t kigo_device_get_i64(int32_t device, const char *key, int64_t *value, kig
  * `options` and `error` are NULL or valid for writing one pointer.
  */
 int32_t kigo_options_new(kigo_options **options, kigo_error **error);
+
+/**
+ * All options, as a JSON array of an object for each.
+ *
+ * - "key": its key, also the value of the macro that begins with KIGO_OPTION_.
+ * - "read_by": "model_load" or "inference_start".
+ * - "type": "string", "integer" or "number", which also tells the function that sets it.
+ * - "lowest", "highest": the range of integers and numbers; "above", in place of "lowest", is not part of it.
+ * - "expected": what it accepts, in words.
+ * - "default": the value that it has unasked, or null where that is no fixed value; "default_text" says it in words.
+ * - "doc": what it does.
+ *
+ * Later versions may add keys.
+ *
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `buffer` is NULL though `size` is not 0.
+ *   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+ * writing one pointer.
+ */
+int32_t kigo_options_keys(char *buffer, size_t size, kigo_error **error);
 
 /**
  * Sets an option that is a text.
@@ -1047,6 +1408,306 @@ int32_t kigo_model_info(const kigo_model *model, int64_t n_ctx, char *buffer, si
  * `error` is NULL or valid for writing one pointer.
  */
 int32_t kigo_file_info(const char *path, const kigo_options *options, char *buffer, size_t size, kigo_error **error);
+
+/**
+ * How many keys the metadata of a model's file has.
+ *
+ * @param model  The model; not changed.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns The number, 0 or more.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_metadata_count(const kigo_model *model, kigo_error **error);
+
+/**
+ * A key of the metadata, by its place in the file.
+ *
+ * @param model   The model; not changed.
+ * @param index   Which one, from 0 to one less than kigo_model_metadata_count().
+ * @param buffer  Where the key and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the key and its NUL take, so at least 1.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: there are not so many keys, or `buffer` is NULL though `size` is not 0.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+ * writing one pointer.
+ */
+int32_t kigo_model_metadata_key(const kigo_model *model,
+                                int32_t index,
+                                char *buffer,
+                                size_t size,
+                                kigo_error **error);
+
+/**
+ * The type of a value of the metadata.
+ *
+ * @param model         The model; not changed.
+ * @param key           Its key.
+ * @param element_type  Where the type of the elements of an array is written; of another value its type again.
+ * @param n_elements    Where the number of elements of an array is written; 1 for another value.
+ * @param error         Where an error is written on failure, or NULL.
+ * @returns The type, one of the KIGO_METADATA_ numbers.
+ *   - KIGO_NOT_FOUND: the file has no such key.
+ *   - KIGO_INVALID_ARGUMENT: `key`, `element_type` or `n_elements` is NULL.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `element_type`, `n_elements` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_model_metadata_type(const kigo_model *model,
+                                 const char *key,
+                                 int32_t *element_type,
+                                 int64_t *n_elements,
+                                 kigo_error **error);
+
+/**
+ * A value of the metadata as a text: a string as it is, anything else but an array as JSON would write it.
+ *
+ * @param model   The model; not changed.
+ * @param key     Its key.
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0. A string may have NULs, so take the
+ *                length from the return value where that matters. Bytes that are not UTF-8 become U+FFFD.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_NOT_FOUND: the file has no such key.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL, its value is an array, or `buffer` is NULL though `size` is not 0.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the text.
+ *   - KIGO_INVALID_HANDLE, KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_metadata_get_str(const kigo_model *model,
+                                    const char *key,
+                                    char *buffer,
+                                    size_t size,
+                                    kigo_error **error);
+
+/**
+ * A value of the metadata that is an integer of any type, or a boolean, which is 0 or 1.
+ *
+ * @param model  The model; not changed.
+ * @param key    Its key.
+ * @param value  Where the value is written on success.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_NOT_FOUND: the file has no such key.
+ *   - KIGO_INVALID_ARGUMENT: `key` or `value` is NULL, or the value is no integer below 2^63.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_model_metadata_get_i64(const kigo_model *model, const char *key, int64_t *value, kigo_error **error);
+
+/**
+ * A value of the metadata that is a floating-point number, or an integer that a double holds exactly.
+ *
+ * @param model  The model; not changed.
+ * @param key    Its key.
+ * @param value  Where the value is written on success; it may be a NaN or infinite.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_NOT_FOUND: the file has no such key.
+ *   - KIGO_INVALID_ARGUMENT: `key` or `value` is NULL, or the value is no such number.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+ */
+int32_t kigo_model_metadata_get_f64(const kigo_model *model, const char *key, double *value, kigo_error **error);
+
+/**
+ * A value of the metadata as JSON; of an array the elements from `first` on, at most `count` of them.
+ *
+ * Numbers have all their digits: a reader of JSON must take integers of 64 bits to keep them. Numbers that are not
+ * finite are the strings "NaN", "Infinity" and "-Infinity". Bytes of strings that are not UTF-8 become U+FFFD.
+ *
+ * @param model   The model; not changed.
+ * @param key     Its key.
+ * @param first   The first element wanted of an array, from 0 up to the number of its elements; 0 for another value.
+ * @param count   Most elements wanted, from 0 to 65536.
+ * @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+ * @param size    Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns The bytes that the text and its NUL take, so at least 1.
+ *   - KIGO_NOT_FOUND: the file has no such key.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL, `first` or `count` is out of range, or `buffer` is NULL though `size` is not
+ *     0.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the text.
+ *   - KIGO_LIMIT: the text has 2 GiB or more; ask for fewer elements.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `buffer` is NULL or valid for writing the answer if that fits into `size` bytes;
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_metadata_get_json(const kigo_model *model,
+                                     const char *key,
+                                     int64_t first,
+                                     int64_t count,
+                                     char *buffer,
+                                     size_t size,
+                                     kigo_error **error);
+
+/**
+ * The tokens of a text.
+ *
+ * Without flags they are those of the text alone, in which nothing becomes a control token: concatenated parts of a
+ * prompt are best made of such.
+ *
+ * @param model     The model; not changed.
+ * @param text      The text in UTF-8; may be NULL if `text_len` is 0.
+ * @param text_len  Bytes in `text`, NULs included, or KIGO_NUL_TERMINATED if a NUL ends it.
+ * @param flags     KIGO_TOKENIZE_ADD_SPECIAL, KIGO_TOKENIZE_PARSE_SPECIAL, both or 0.
+ * @param tokens    Where the ids are written; may be NULL if `size` is 0.
+ * @param size      How many ids `tokens` has room for; one for each byte and two more are always enough. 0 only asks
+ *                  for the number.
+ * @param error     Where an error is written on failure, or NULL.
+ * @returns How many tokens the text has, 0 or more.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the number needed.
+ *   - KIGO_INVALID_ARGUMENT: `flags` has others, `text` is NULL though `text_len` is not 0, or `tokens` is NULL though
+ *     `size` is not 0.
+ *   - KIGO_INVALID_UTF8: `text` is not UTF-8; the message names the first wrong byte.
+ *   - KIGO_BAD_FILE: an expression of the tokenizer.json of the model came to no end.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the tokens.
+ *   - KIGO_LIMIT: the text has 4 GiB or more.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `text` is NULL or readable for `text_len` bytes, or NUL-terminated; `tokens` is NULL or valid for writing the ids if
+ * they fit into `size`; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_tokenize(const kigo_model *model,
+                            const char *text,
+                            size_t text_len,
+                            int32_t flags,
+                            int32_t *tokens,
+                            size_t size,
+                            kigo_error **error);
+
+/**
+ * The text of tokens, as bytes: where tokens begin or end inside a character, they are not UTF-8.
+ *
+ * A tokenizer that puts a space before a text takes it away again, so that the tokens of a text give that text.
+ *
+ * @param model     The model; not changed.
+ * @param tokens    The ids, each from 0 to n_vocab - 1; may be NULL if `n_tokens` is 0.
+ * @param n_tokens  How many there are.
+ * @param flags     KIGO_DETOKENIZE_SPECIAL or 0.
+ * @param buffer    Where the bytes and a NUL are written; may be NULL if `size` is 0.
+ * @param size      Bytes in `buffer`; 0 only asks for the size needed.
+ * @param error     Where an error is written on failure, or NULL.
+ * @returns The bytes of the text and its NUL, so at least 1. A text with NULs counts them.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: `flags` has others, an id is outside the vocabulary, `tokens` is NULL though `n_tokens` is
+ *     not 0, or `buffer` is NULL though `size` is not 0.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the text.
+ *   - KIGO_INVALID_HANDLE, KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `tokens` is NULL or readable for `n_tokens` ids; `buffer` is NULL or valid for writing the answer if that fits into
+ * `size` bytes; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_detokenize(const kigo_model *model,
+                              const int32_t *tokens,
+                              size_t n_tokens,
+                              int32_t flags,
+                              char *buffer,
+                              size_t size,
+                              kigo_error **error);
+
+/**
+ * The bytes of one token, as the vocabulary has them: those of control and unknown tokens too, which
+ * kigo_next_token() leaves out.
+ *
+ * @param model   The model; not changed.
+ * @param token   The id, from 0 to n_vocab - 1.
+ * @param bytes   Where the bytes are written, without a NUL; may be NULL if `size` is 0.
+ * @param size    Bytes in `bytes`; "max_token_bytes" of the model is always enough. 0 only asks for the size needed.
+ * @param error   Where an error is written on failure, or NULL.
+ * @returns How many bytes the token has, 0 or more.
+ *   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+ *   - KIGO_INVALID_ARGUMENT: the vocabulary has no such id, or `bytes` is NULL though `size` is not 0.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `bytes` is NULL or valid for writing the bytes of the token if they fit into `size`; `error` is NULL or valid for
+ * writing one pointer.
+ */
+int32_t kigo_model_token_bytes(const kigo_model *model, int32_t token, char *bytes, size_t size, kigo_error **error);
+
+/**
+ * What a token is.
+ *
+ * @param model  The model; not changed.
+ * @param token  The id, from 0 to n_vocab - 1.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_TOKEN_ numbers: one of the first six, and KIGO_TOKEN_END_OF_GENERATION added where it is such.
+ *   - KIGO_INVALID_ARGUMENT: the vocabulary has no such id.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_token_attributes(const kigo_model *model, int32_t token, kigo_error **error);
+
+/**
+ * The id of a token with a meaning of its own.
+ *
+ * @param model  The model; not changed.
+ * @param key    Which, as "Special tokens" lists them.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns Its id, 0 or more.
+ *   - KIGO_NOT_FOUND: the model has no such token.
+ *   - KIGO_INVALID_ARGUMENT: `key` is NULL or none of the list.
+ *   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `key` is NULL or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_special_token(const kigo_model *model, const char *key, kigo_error **error);
 
 /**
  * Starts to load a model from a GGUF file, on a thread of kigo, and returns at once.

@@ -83,12 +83,20 @@ private:
     handle<kigo_error, kigo_error_free> handle_;
 };
 
+// Whether the library that was loaded serves programs built with this header. options and model ask it by themselves.
+inline bool check(error &error) {
+    return error.run([&](kigo_error **place) {
+        return kigo_abi_check(KIGO_ABI_VERSION, KIGO_VERSION_STRING, place);
+    }) == KIGO_OK;
+}
+
 // Settings, by key.
 class options : public handle<kigo_options, kigo_options_free> {
 public:
     options() noexcept = default;  // the defaults; nothing can be set
     explicit options(error &error) {
         kigo_options *made = nullptr;
+        check(error);
         error.run([&](kigo_error **place) { return kigo_options_new(&made, place); });
         reset(made);
     }
@@ -115,6 +123,7 @@ public:
     model() noexcept = default;
     model(const std::string &path, const options &options, error &error) {
         kigo_model *made = nullptr;
+        check(error);
         error.run([&](kigo_error **place) { return kigo_model_load(path.c_str(), options.get(), &made, place); });
         reset(made);
     }

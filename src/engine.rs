@@ -7,17 +7,18 @@ mod info;
 mod loading;
 mod prompts;
 mod sequences;
+mod told;
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Device, Draw, Memory, Progress, Row, check_gpu};
 use crate::error::{quoted, try_vec};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch, fingerprint};
 use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
@@ -27,6 +28,7 @@ pub use info::file_info;
 pub use loading::Loading;
 use prompts::Prompts;
 use sequences::Retired;
+use told::Told;
 
 /// How to load a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,6 +89,8 @@ pub struct Engine {
     n_batch: usize,
     n_threads: usize,
     /// What the file says.
+    metadata: Metadata,
+    /// The same, and what follows from it, for people.
     facts: serde_json::Map<String, serde_json::Value>,
     weight_bytes: u64,
     memory: Arc<dyn Memory>,
@@ -147,6 +151,9 @@ struct Request {
     outcome: Mutex<Option<Result<Option<u32>>>>,
     /// With what is the session's own, which it takes back with the outcome.
     wanted: Mutex<Wanted>,
+    /// When it was put into the queue, and for how many nanoseconds it stood there.
+    queued: Instant,
+    waited: AtomicU64,
     /// Signalled, under the queue's lock, when there is an outcome or the lead is free.
     wake: Condvar,
 }
@@ -165,14 +172,20 @@ impl Engine {
     /// # Errors
     /// Those of [`Self::load`]; [`Error::LoadCancelled`].
     pub fn load_watched(path: &Path, options: &LoadOptions, progress: &Progress) -> Result<Arc<Engine>> {
-        let (device, n_threads) = check_options(options)?;
-        Self::load_file(path, options, (device, n_threads), progress).map_err(|error| match error {
-            Error::InFile { .. } | Error::OutOfMemory { .. } | Error::InvalidArgument { .. } => error,
-            // These are not the file's fault.
-            Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } | Error::LoadCancelled => error,
-            Error::DeviceLost { .. } | Error::DeviceError { .. } | Error::UnsupportedGpu { .. } => error,
-            error => error.in_file(path),
-        })
+        let mut told = Told::new(path);
+        let outcome = check_options(options).and_then(|(device, n_threads)| {
+            told.device(options, device);
+            let loaded = Self::load_file(path, options, (device, n_threads), progress, &mut told);
+            loaded.map_err(|error| match error {
+                Error::InFile { .. } | Error::OutOfMemory { .. } | Error::InvalidArgument { .. } => error,
+                // These are not the file's fault.
+                Error::OutOfDeviceMemory { .. } | Error::OutOfDriverMemory { .. } | Error::LoadCancelled => error,
+                Error::DeviceLost { .. } | Error::DeviceError { .. } | Error::UnsupportedGpu { .. } => error,
+                error => error.in_file(path),
+            })
+        });
+        told.ended(&outcome);
+        outcome.map(Arc::new)
     }
 
     fn load_file(
@@ -180,7 +193,8 @@ impl Engine {
         options: &LoadOptions,
         (device, n_threads): (Device, usize),
         progress: &Progress,
-    ) -> Result<Arc<Engine>> {
+        told: &mut Told,
+    ) -> Result<Engine> {
         progress.check()?;
         let gguf = Gguf::open(path)?;
         let desc = arch::describe(gguf.metadata())?;
@@ -190,8 +204,10 @@ impl Engine {
             }
             (n, _) => n.unwrap_or(Self::default_n_ctx(&desc)),
         };
+        told.header(&gguf, &desc, options, n_ctx);
         progress.check()?;
         let tokenizer = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
+        told.tokenizer(&tokenizer);
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let backend: Box<dyn Backend> = match device {
@@ -202,15 +218,17 @@ impl Engine {
             }
             _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?),
         };
+        told.weights(backend.device(), backend.weight_bytes());
         let templates = tokenizer.chat_templates().iter();
         let templates = templates.map(|(name, source)| (name.clone(), ChatTemplate::new(source))).collect();
-        Ok(Arc::new(Engine {
+        Ok(Engine {
             n_ctx,
             n_batch: options.n_batch,
             n_threads,
             facts: crate::model::info::facts(&gguf),
             fingerprint: fingerprint(&gguf, &desc, &tokenizer, n_ctx)?,
             cache_format: backend.cache_format(),
+            metadata: gguf.into_metadata(),
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
             memory: backend.memory(),
@@ -225,7 +243,7 @@ impl Engine {
             backend: Mutex::new(backend),
             next_sequence: AtomicU64::new(0),
             retired: Mutex::default(),
-        }))
+        })
     }
 
     /// The context that a model gets unasked, in tokens.
@@ -313,6 +331,11 @@ impl Engine {
         &self.control_tokens
     }
 
+    /// What the model's file says, key by key.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
     /// What the model's file says about how to sample from it.
     pub fn sampling_defaults(&self) -> &[ModelDefault] {
         &self.sampling_defaults
@@ -360,12 +383,13 @@ impl Engine {
     }
 
     /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers. Writes the logits of the
-    /// last row that wants them to `logits` `[n_vocab]`; nothing if none does.
+    /// last row that wants them to `logits` `[n_vocab]`; nothing if none does. Returns how long they waited for their
+    /// turn.
     ///
     /// # Errors
     /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
     /// rows had their turn. The sequence is as before then.
-    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<()> {
+    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<Duration> {
         logits.clear();
         if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
             *logits = try_vec(self.desc.n_vocab, "the logits")?;
@@ -375,11 +399,11 @@ impl Engine {
         if let Wanted::Logits(buffer) = &mut *lock(&request.wanted) {
             *logits = std::mem::take(buffer);
         }
-        outcome.map(|_| ())
+        outcome.map(|_| request.waited())
     }
 
     /// Runs `rows` as [`Self::run`], the last of which wants logits, and draws the next token from these with `sampler`,
-    /// which counts the draw. `recent` are the latest tokens of the sequence, as many as the sampler's window takes.
+    /// which counts the draw. Returns the token, and how long the rows waited. `recent` are the latest tokens of the sequence, as many as the sampler's window takes.
     ///
     /// # Errors
     /// Those of [`Self::run`] and of [`Sampler::sample`]; nothing was drawn then.
@@ -389,13 +413,14 @@ impl Engine {
         sampler: &mut Sampler,
         recent: Vec<u32>,
         cancel: &AtomicBool,
-    ) -> Result<u32> {
+    ) -> Result<(u32, Duration)> {
         let request = Request::new(rows, Wanted::Token(std::mem::take(sampler), recent));
         let outcome = self.finish(&request, cancel);
         if let Wanted::Token(own, _) = &mut *lock(&request.wanted) {
             *sampler = std::mem::take(own);
         }
-        outcome?.ok_or_else(|| Error::Internal("no token was drawn".into()))
+        let token = outcome?.ok_or_else(|| Error::Internal("no token was drawn".into()))?;
+        Ok((token, request.waited()))
     }
 
     /// Waits for the outcome of a request, leading batches meanwhile where nobody else does.
@@ -438,6 +463,7 @@ impl Engine {
                 break;
             }
             n_rows += request.rows.len();
+            request.taken();
             batch.extend(queue.waiting.pop_front());
         }
         queue.led = true;
@@ -552,8 +578,26 @@ impl Request {
     }
 
     fn with(rows: Vec<Row>, task: Option<Task>, wanted: Wanted) -> Arc<Request> {
-        let (task, wanted) = (Mutex::new(task), Mutex::new(wanted));
-        Arc::new(Request { rows, task, outcome: Mutex::new(None), wanted, wake: Condvar::new() })
+        Arc::new(Request {
+            rows,
+            task: Mutex::new(task),
+            outcome: Mutex::new(None),
+            wanted: Mutex::new(wanted),
+            queued: Instant::now(),
+            waited: AtomicU64::new(0),
+            wake: Condvar::new(),
+        })
+    }
+
+    /// Notes that a batch has taken it.
+    fn taken(&self) {
+        let waited = u64::try_from(self.queued.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.waited.store(waited, Ordering::Relaxed);
+    }
+
+    /// How long it waited for the batch that took it.
+    fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 
     fn finish(&self, outcome: Result<Option<u32>>) {
@@ -612,13 +656,15 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::backend::SequenceId;
 
-    /// Panics when a batch has a row of token 13, and otherwise does nothing.
+    /// Does nothing; unless it has a token, it panics when a batch has a row of token 13, and for sequence 13.
     struct Faulty {
         logits: Vec<f32>,
+        /// Drawn always, without a look at the logits, as a device would that has drawn before it is asked.
+        token: Option<u32>,
     }
 
     impl Backend for Faulty {
@@ -632,7 +678,7 @@ mod tests {
             unreachable!("the engine has that of the backend it was loaded with")
         }
         fn sequence_reserve(&mut self, sequence: SequenceId, _: usize) -> Result<()> {
-            assert_ne!(sequence, 13, "no room");
+            assert!(sequence != 13 || self.token.is_some(), "no room");
             Ok(())
         }
         fn sequence_free(&mut self, _: SequenceId) {}
@@ -668,11 +714,19 @@ mod tests {
             Ok(())
         }
         fn forward(&mut self, rows: &[Row]) -> Result<()> {
-            assert!(rows.iter().all(|row| row.token != 13), "unlucky");
+            assert!(self.token.is_some() || rows.iter().all(|row| row.token != 13), "unlucky");
             Ok(())
         }
         fn logits(&mut self, _: usize) -> Result<&[f32]> {
             Ok(&self.logits)
+        }
+        fn sample(&mut self, draws: &mut [Draw]) {
+            for draw in draws {
+                draw.outcome = Some(match self.token {
+                    Some(token) => Ok(token),
+                    None => draw.sampler.sample(&self.logits, draw.recent),
+                });
+            }
         }
         fn n_layer(&self) -> usize {
             0
@@ -703,11 +757,18 @@ mod tests {
         }
     }
 
+    /// An engine whose backend gives this token at once.
+    pub(crate) fn instant(token: u32) -> Arc<Engine> {
+        let engine = engine(128);
+        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: Some(token) });
+        engine
+    }
+
     fn engine(n_batch: usize) -> Arc<Engine> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
         let options = LoadOptions { device: "cpu".into(), n_threads: Some(1), n_batch, ..LoadOptions::default() };
         let engine = Engine::load(&path, &options).unwrap();
-        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()] });
+        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: None });
         engine
     }
 
@@ -769,7 +830,7 @@ mod tests {
                         let cancel = AtomicBool::new((turn + caller) % 5 == 0);
                         let outcome = engine.run(vec![row(caller, token)], &mut logits, &cancel);
                         match outcome {
-                            Ok(()) => assert_ne!(token, 13),
+                            Ok(_) => assert_ne!(token, 13),
                             Err(Error::Cancelled) => assert!(cancel.into_inner()),
                             Err(_) => assert_eq!(token, 13),
                         }

@@ -53,6 +53,10 @@ statuses! {
     UnknownOption = -11, "UNKNOWN_OPTION";
     /// The generation has ended; nothing is wrong.
     Finished = -12, "FINISHED";
+    /// The model has nothing of this name.
+    NotFound = -13, "NOT_FOUND";
+    /// The program was built for another binary interface, or a later version.
+    AbiMismatch = -14, "ABI_MISMATCH";
     /// A file cannot be opened or read.
     Io = -20, "IO";
     /// The file is not GGUF.
@@ -224,6 +228,28 @@ pub enum Error {
         key: String,
         /// The known key that looks most like it.
         nearest: &'static str,
+    },
+    /// The model has nothing of this name.
+    #[error("{argument}: the model has no {what} {key}")]
+    NotFound {
+        /// Name of the argument.
+        argument: &'static str,
+        /// What was looked for.
+        what: &'static str,
+        /// Its name, quoted.
+        key: String,
+    },
+    /// A program that this library does not serve.
+    #[error("{argument}: the program was built for {found} of kigo, this library is {expected}; {remedy}")]
+    AbiMismatch {
+        /// Name of the argument.
+        argument: &'static str,
+        /// What the program has.
+        found: String,
+        /// What the library has.
+        expected: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A handle is not one of ours, or no longer.
     #[error("{argument}: expected a live {expected} handle, found {found}")]
@@ -464,6 +490,8 @@ impl Error {
             Error::BadState { .. } => Status::BadState,
             Error::InvalidArgument { .. } => Status::InvalidArgument,
             Error::UnknownOption { .. } => Status::UnknownOption,
+            Error::NotFound { .. } => Status::NotFound,
+            Error::AbiMismatch { .. } => Status::AbiMismatch,
             Error::InvalidHandle { .. } => Status::InvalidHandle,
             Error::InvalidUtf8 { .. } => Status::InvalidUtf8,
             Error::BufferTooSmall { .. } | Error::TooFewPlaces { .. } => Status::BufferTooSmall,

@@ -51,6 +51,10 @@ pub mod quant;
 
 pub mod error;
 
+pub mod log;
+
+mod line;
+
 mod checksum;
 mod panics;
 

@@ -59,7 +59,8 @@ fn options_are_those_of_the_header() {
     let header = std::fs::read_to_string(root().join("include/kigo.h")).unwrap();
     let (_, section) = header.split_once(" * Options\n").unwrap();
     let section = section.split("*/").next().unwrap();
-    let known: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix(" *   \"")?.split('"').next()).collect();
+    let key = |line| Some(str::strip_prefix(line, " *   \"")?.split_once("\": ")?.0);
+    let known: Vec<&str> = section.lines().filter_map(key).collect();
     let text = readme();
     let (_, table) = text.split_once("| Key | Read by |").unwrap();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));

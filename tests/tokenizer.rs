@@ -677,6 +677,41 @@ fn special_ids_of_real_models() {
     }
 }
 
+/// Tokens that kigo itself has no use for: by their number in the file, else by their text. A number that is no token
+/// counts as none.
+#[test]
+fn tokens_for_other_purposes() {
+    const CODE: [&str; 6] = [
+        "tokenizer.ggml.fim_pre_token_id",
+        "tokenizer.ggml.fim_suf_token_id",
+        "tokenizer.ggml.fim_mid_token_id",
+        "tokenizer.ggml.fim_pad_token_id",
+        "tokenizer.ggml.fim_rep_token_id",
+        "tokenizer.ggml.fim_sep_token_id",
+    ];
+    let none = load(&tiny_bpe()).unwrap();
+    assert_eq!((none.sep(), none.pad(), none.mask(), none.fim()), (None, None, None, [None; 6]));
+    let one = |key: &'static str, id: u32| load(&with(tiny_bpe(), key, Value::U32(id))).unwrap();
+    for (id, expected) in [(5, Some(5)), (261, Some(261)), (262, None), (u32::MAX, None)] {
+        assert_eq!(one("tokenizer.ggml.seperator_token_id", id).sep(), expected);
+        assert_eq!(one("tokenizer.ggml.padding_token_id", id).pad(), expected);
+        assert_eq!(one("tokenizer.ggml.mask_token_id", id).mask(), expected);
+        for (place, key) in CODE[..3].iter().enumerate() {
+            let tokenizer = one(key, id);
+            assert_eq!(tokenizer.fim()[place], expected);
+            assert!(!tokenizer.is_eog(id));
+        }
+    }
+    for (place, key) in CODE[3..].iter().enumerate() {
+        let tokenizer = one(key, 5);
+        assert_eq!((tokenizer.fim()[3 + place], tokenizer.is_eog(5)), (Some(5), true));
+    }
+    let Some(code) = real("starcoder") else { return };
+    let text = |id: Option<u32>| id.map(|id| String::from_utf8(code.token_bytes(id, true).to_vec()).unwrap());
+    let texts = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"].map(|text| Some(text.into()));
+    assert_eq!(code.fim().map(text)[..4], texts);
+}
+
 /// What a tokenizer costs beside the metadata it is made from.
 #[test]
 fn loading_is_fast_and_small() {

@@ -5,13 +5,12 @@ package main
 #cgo pkg-config: kigo
 #include <kigo.h>
 #include <stdlib.h>
+static int32_t check(kigo_error **error) { return kigo_abi_check(KIGO_ABI_VERSION, KIGO_VERSION_STRING, error); }
 */
 import "C"
 
-import (
-	"errors"
-	"unsafe"
-)
+import "errors"
+import "unsafe"
 
 // failure takes the error that a call made, if it made one.
 func failure(e *C.kigo_error) error {
@@ -28,7 +27,9 @@ type Options map[string]any
 // handle makes the object that a call reads; the caller frees it.
 func (o Options) handle() (options *C.kigo_options, err error) {
 	var e *C.kigo_error
-	C.kigo_options_new(&options, &e)
+	if C.check(&e) == 0 {
+		C.kigo_options_new(&options, &e)
+	}
 	for key, value := range o {
 		if e != nil {
 			break

@@ -4,9 +4,9 @@ import { promisify } from "node:util";
 
 const library = koffi.load(process.env.KIGO_LIBRARY ?? "libkigo.so.0");
 for (const type of ["kigo_error", "kigo_options", "kigo_model", "kigo_inference"]) koffi.opaque(type);
-
 const f = Object.fromEntries(
   [
+    "int32_t kigo_abi_check(uint32_t abi, const char *version, _Out_ kigo_error **error)",
     "int32_t kigo_options_new(_Out_ kigo_options **options, _Out_ kigo_error **error)",
     "int32_t kigo_options_set_str(kigo_options *options, const char *key, const char *value, _Out_ kigo_error **error)",
     "int32_t kigo_options_set_i64(kigo_options *options, const char *key, int64_t value, _Out_ kigo_error **error)",
@@ -66,6 +66,7 @@ async function withOptions(values, body) {
 /** A loaded model; free it with close(). */
 export class Model {
   static async load(path, options = {}) {
+    call("kigo_abi_check", 0, "0.1.0"); // what this file was written for
     const model = [null];
     await withOptions(options, (handle) => callAsync("kigo_model_load", path, handle, model));
     return Object.assign(new Model(), { handle: model[0] });
@@ -78,8 +79,7 @@ export class Model {
 
   /** Yields the text that the model writes, piece by piece; leaving the loop early cancels the rest. */
   async *generate(prompt, options = {}) {
-    const inference = [null];
-    const text = Buffer.from(prompt);
+    const [inference, text] = [[null], Buffer.from(prompt)];
     await withOptions(options, (handle) => call("kigo_inference_start", this.handle, text, text.length, handle, inference));
     try {
       for (let buffer = Buffer.alloc(256), n; n !== 0; ) {

@@ -3,14 +3,14 @@
 import contextlib
 import ctypes
 import os
-from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
 _lib = ctypes.CDLL(os.environ.get("KIGO_LIBRARY", "libkigo.so.0"))
-_BUFFER_TOO_SMALL = -4
-_OUT = POINTER(c_void_p)
+_OUT, _BUFFER_TOO_SMALL = POINTER(c_void_p), -4
 
 # What the functions take; all return a status, and those that end with _OUT tell why they failed.
 for _name, *_types in [
+    ("kigo_abi_check", c_uint32, c_char_p, _OUT),
     ("kigo_options_new", _OUT, _OUT),
     ("kigo_options_set_str", c_void_p, c_char_p, c_char_p, _OUT),
     ("kigo_options_set_i64", c_void_p, c_char_p, c_int64, _OUT),
@@ -24,8 +24,7 @@ for _name, *_types in [
     ("kigo_inference_free", c_void_p),
     ("kigo_error_free", c_void_p),
 ]:
-    getattr(_lib, _name).argtypes = _types
-    getattr(_lib, _name).restype = c_int32
+    getattr(_lib, _name).argtypes, getattr(_lib, _name).restype = _types, c_int32
 _lib.kigo_error_message.argtypes, _lib.kigo_error_message.restype = [c_void_p], c_char_p
 
 
@@ -66,6 +65,7 @@ class Model:
     """A loaded model, for any number of threads; a context manager that frees it."""
 
     def __init__(self, path, **options):
+        _call(_lib.kigo_abi_check, 0, b"0.1.0")  # what this file was written for
         self._handle = c_void_p()
         with _options(options) as handle:
             _call(_lib.kigo_model_load, os.fsencode(path), handle, byref(self._handle))

@@ -248,20 +248,28 @@ impl Buffer {
         self.size == 0
     }
 
-    /// Bytes that `text` and its NUL take.
-    ///
-    /// # Errors
-    /// `Limit` when they are more than a return value can say.
-    pub(super) fn size_of_text(text: &str) -> Result<i32> {
-        countable(text.len() + 1)
-    }
-
     /// Writes `text` and a NUL, or nothing if the caller only asks, and says how many bytes both take.
     ///
     /// # Errors
     /// `BufferTooSmall` with the size needed; `Limit` when that is more than a return value can say.
     pub(super) fn answer(&self, text: &str) -> Result<i32> {
-        if self.is_query() { Self::size_of_text(text) } else { self.write_text(text).map(|n| n + 1) }
+        self.answer_bytes(text.as_bytes())
+    }
+
+    /// Writes `bytes` and a NUL, or nothing if the caller only asks, and says how many bytes both take.
+    ///
+    /// # Errors
+    /// As [`Buffer::answer`].
+    pub(super) fn answer_bytes(&self, bytes: &[u8]) -> Result<i32> {
+        if self.is_query() { countable(bytes.len() + 1) } else { self.put(bytes, &[0]).map(|n| n + 1) }
+    }
+
+    /// How many `bytes` there are, for a caller who only asks.
+    ///
+    /// # Errors
+    /// `Limit` when they are more than a return value can say.
+    pub(super) fn size_of(bytes: &[u8]) -> Result<i32> {
+        countable(bytes.len())
     }
 
     /// Writes `bytes` and says how many; nothing is written if they do not fit.
@@ -316,6 +324,14 @@ impl<T: Copy> Numbers<T> {
             return Err(null(argument));
         }
         Ok(Numbers { start, room })
+    }
+
+    /// As [`Numbers::write`], but a caller without room only asks how many there are.
+    ///
+    /// # Errors
+    /// As [`Numbers::write`].
+    pub(super) fn answer(&self, what: &'static str, values: impl ExactSizeIterator<Item = T>) -> Result<i32> {
+        if self.room == 0 { countable(values.len()) } else { self.write(what, values) }
     }
 
     /// Writes `values` and says how many; nothing is written if they do not fit.

@@ -3,8 +3,8 @@
 use super::boundary::{Buffer, export, prompt};
 use super::error::kigo_error;
 use super::model::{engine, kigo_model};
-use super::option_table::PromptFormat;
 use super::options::{kigo_options, snapshot};
+use super::settings::PromptFormat;
 use crate::session::{Prompt, render_prompt};
 use std::ffi::c_char;
 

@@ -3,8 +3,10 @@
 use super::boundary::{Buffer, export, export_fact, text};
 use super::error::kigo_error;
 use super::model::{Fact, find, keys};
-use crate::backend::{DeviceInfo, gpu, gpus};
+use crate::backend::{DeviceInfo, check_gpu, gpu, gpus};
+use crate::line::one_line;
 use crate::{Error, Result};
+use serde_json::{Value as Json, json};
 use std::ffi::c_char;
 
 type TextOf = fn(&DeviceInfo) -> String;
@@ -55,6 +57,64 @@ pub unsafe extern "C" fn kigo_device_count(error: *mut *mut kigo_error) -> i32 {
     unsafe { export(error, body) }
 }
 
+/// The devices that a model can be loaded to, as a JSON object.
+///
+/// - "devices": an array of objects with "device", a value of the option "device", and "name"; GPUs also have
+///   "architecture", "memory_bytes" and "n_sm" as kigo_device_get_str() and kigo_device_get_i64() tell them. GPUs come
+///   first, in the order of their numbers, the CPU is the last.
+/// - "unusable": an array of objects with "device" and "error", which says why no model can be loaded there: "cuda" where
+///   there is no driver or this build has no code for it, else GPUs.
+///
+/// Later versions may add keys.
+///
+/// @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+/// @param size    Bytes in `buffer`; 0 only asks for the size needed.
+/// @param error   Where an error is written on failure, or NULL.
+/// @returns The bytes that the text and its NUL take, so at least 1.
+///   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+///   - KIGO_INVALID_ARGUMENT: `buffer` is NULL though `size` is not 0.
+///   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time. The first call loads the driver, which takes part of a second.
+///
+/// # Safety
+/// `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+/// writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_device_list(buffer: *mut c_char, size: usize, error: *mut *mut kigo_error) -> i32 {
+    let body = || {
+        // SAFETY: `buffer` is NULL or large enough for an answer that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
+        Ok(buffer.answer(&list().to_string())?)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// The devices, and those that cannot be used.
+fn list() -> Json {
+    let (mut devices, mut unusable) = (vec![], vec![]);
+    let n = gpus().unwrap_or_else(|error| {
+        unusable.push(json!({ "device": "cuda", "error": one_line(&error.to_string()) }));
+        0
+    });
+    for ordinal in 0..n {
+        let device = format!("cuda:{ordinal}");
+        match check_gpu(ordinal).and_then(|()| gpu(ordinal)) {
+            Ok(gpu) => devices.push(json!({
+                "device": device,
+                "name": gpu.name,
+                "architecture": gpu.architecture(),
+                "memory_bytes": gpu.total_bytes,
+                "n_sm": gpu.n_sm,
+            })),
+            Err(error) => unusable.push(json!({ "device": device, "error": one_line(&error.to_string()) })),
+        }
+    }
+    devices.push(json!({ "device": "cpu", "name": "CPU" }));
+    json!({ "devices": devices, "unusable": unusable })
+}
+
 /// A fact about a GPU that is a text.
 ///
 /// @param device  The number of the GPU, from 0.
@@ -92,7 +152,7 @@ pub unsafe extern "C" fn kigo_device_get_str(
         let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
         let get = find(TEXTS, key, &keys(NUMBERS), "kigo_device_get_i64")?;
         let value = get(&device_info(device)?);
-        Ok(if buffer.is_query() { Buffer::size_of_text(&value) } else { buffer.write_text(&value).map(|n| n + 1) }?)
+        Ok(buffer.answer(&value)?)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
     unsafe { export(error, body) }

@@ -2,6 +2,7 @@
 
 use super::boundary::{free, guarded, handle, pointer};
 use super::handle::{Kind, MAX_HANDLES, STATIC_GENERATION, Table, pack, unpack};
+use crate::line::one_line;
 use crate::{Error, Status};
 use std::ffi::{CStr, CString, c_char};
 
@@ -13,14 +14,11 @@ pub struct kigo_error {
     _private: [u8; 0],
 }
 
-/// Most bytes of a message, without its NUL.
-const MAX_MESSAGE: usize = 511;
-
 /// What went wrong in a call.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) status: Status,
-    /// One printable line of at most [`MAX_MESSAGE`] bytes; empty for `Forked`, whose error object lives for ever.
+    /// One printable line of at most 511 bytes; empty for `Forked`, whose error object lives for ever.
     pub(super) message: String,
     /// Bytes that the buffer should have had; 0 if the failure is another.
     pub(super) needed: u64,
@@ -75,36 +73,6 @@ fn find_everlasting(error: *const kigo_error) -> Option<(Status, &'static CStr)>
     let (kind, generation, slot) = unpack(handle(error));
     let row = EVERLASTING.get(slot as usize)?;
     (kind == Kind::Error as u8 && generation == STATIC_GENERATION).then_some(*row)
-}
-
-/// `text` with everything escaped that could break a line or steer a terminal, cut at [`MAX_MESSAGE`] bytes.
-fn one_line(text: &str) -> String {
-    const CUT: &str = "...";
-    let mut line = String::new();
-    let mut cut = 0;
-    for char in text.chars() {
-        if steers(char) {
-            line.extend(char.escape_default());
-        } else {
-            line.push(char);
-        }
-        if line.len() > MAX_MESSAGE {
-            line.truncate(cut);
-            line.push_str(CUT);
-            break;
-        }
-        if line.len() + CUT.len() <= MAX_MESSAGE {
-            cut = line.len();
-        }
-    }
-    line
-}
-
-/// Controls, line separators, and the marks that reorder or hide text.
-fn steers(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{61C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}')
-        || matches!(char, '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E0000}'..='\u{E007F}')
 }
 
 /// The status of an error.
@@ -202,19 +170,5 @@ mod tests {
         assert_eq!(kigo_error_status(forked), Status::Forked as i32);
         let beyond = pointer(pack(Kind::Error, STATIC_GENERATION, EVERLASTING.len() as u32));
         assert_eq!(kigo_error_status(beyond), Status::InvalidHandle as i32);
-    }
-
-    #[test]
-    fn c17_messages_are_one_bounded_printable_line() {
-        assert_eq!(one_line("a\x1b[31m%n\nb\0\u{202E}c"), "a\\u{1b}[31m%n\\nb\\u{0}\\u{202e}c");
-        assert_eq!(one_line("Frühling 🌸"), "Frühling 🌸");
-        assert_eq!(one_line(&"x".repeat(511)), "x".repeat(511));
-        assert_eq!(one_line(&"x".repeat(512)), format!("{}...", "x".repeat(508)));
-        for pad in 0..5 {
-            let cut = one_line(&format!("{}{}", "x".repeat(pad), "🌸".repeat(5000)));
-            assert!(cut.len() <= MAX_MESSAGE && cut.len() > MAX_MESSAGE - 8 && cut.ends_with("🌸..."));
-            let cut = one_line(&format!("{}{}", "x".repeat(pad), "\n".repeat(5000)));
-            assert!(cut.len() <= MAX_MESSAGE && cut.ends_with("n..."));
-        }
     }
 }

@@ -3,8 +3,9 @@
 use super::boundary::{Outcome, caught};
 use super::error::Failure;
 use super::model::Fact;
-use super::option_table::{PromptFormat, Settings};
+use super::settings::{PromptFormat, Settings};
 use crate::engine::Engine;
+use crate::log::{self, Level};
 use crate::session::{FinishReason, Prompt, Session};
 use crate::{Error, Result, Status};
 use std::path::Path;
@@ -47,16 +48,35 @@ pub(super) struct Report {
     text_size: u64,
     prompt_time: Duration,
     generate_time: Duration,
+    queue_time: Duration,
+    first_token_time: Duration,
     pub(super) last_failure: Option<Failure>,
 }
 
 impl Report {
+    /// How the generation ended, for the log.
+    fn ended(&self) -> String {
+        let reason = FINISH_REASONS.iter().find(|(_, number, _)| *number == self.finish_reason);
+        let reason = reason.map_or("", |(name, ..)| name);
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        format!(
+            "an inference ended: {reason}, {} tokens of prompt in {:.1} ms, {} generated in {:.1} ms, {:.1} ms waited",
+            self.prompt_tokens,
+            ms(self.prompt_time),
+            self.generated_tokens,
+            ms(self.generate_time),
+            ms(self.queue_time)
+        )
+    }
+
     fn count(&mut self, session: &Session) {
         self.prompt_tokens = session.prompt_tokens() as u64;
         self.cached_tokens = session.cached_tokens() as u64;
         self.generated_tokens = session.generated_tokens() as u64;
         self.prompt_time = session.prompt_time();
         self.generate_time = session.generate_time();
+        self.queue_time = session.queue_time();
+        self.first_token_time = session.first_token_time().unwrap_or_default();
     }
 }
 
@@ -99,6 +119,18 @@ pub(super) static TIMES: &[Fact<TimeOf>] = &[
         key: "generate_ms",
         doc: "Milliseconds spent on all tokens of this turn after the first.",
         get: |report| report.generate_time.as_secs_f64() * 1e3,
+    },
+    Fact {
+        key: "first_token_ms",
+        doc: "Milliseconds from the call that started the inference or this turn until its first token was there, whatever the \
+              host did meanwhile; 0 before.",
+        get: |report| report.first_token_time.as_secs_f64() * 1e3,
+    },
+    Fact {
+        key: "queue_ms",
+        doc: "Milliseconds that it waited for its turn while other inferences were computed; part of prompt_ms and \
+              generate_ms.",
+        get: |report| report.queue_time.as_secs_f64() * 1e3,
     },
     Fact {
         key: "tokens_per_second",
@@ -289,6 +321,7 @@ impl Generation {
 
     fn publish(&self, session: &Session, outcome: &std::result::Result<Option<i32>, Failure>) {
         let mut report = self.report();
+        let was_running = report.finish_reason == RUNNING;
         report.count(session);
         report.text_size = 0;
         report.finish_reason = match outcome {
@@ -304,6 +337,12 @@ impl Generation {
         if let Err(failure) = outcome {
             report.text_size = failure.needed;
             report.last_failure = Some(failure.clone());
+        }
+        let ended = was_running && report.finish_reason != RUNNING && log::wanted(Level::Debug);
+        let ended = ended.then(|| report.ended());
+        drop(report);
+        if let Some(text) = ended {
+            log::tell(Level::Debug, || text);
         }
     }
 }

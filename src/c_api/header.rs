@@ -3,12 +3,14 @@
 //! The rest of them is made from the exported functions and their descriptions, see `tests/c_api.rs`.
 
 use super::boundary::NUL_TERMINATED;
-use super::device;
 use super::generation::{COUNTS, FINISH_REASONS, TIMES};
 use super::library::{ABI_VERSION, VERSION};
 use super::model::{Fact, NUMBERS, TEXTS};
-use super::option_table::{ROWS, Reader, Settings};
+use super::option_row::Reader;
+use super::option_table::rows;
+use super::settings::Settings;
 use super::status::row;
+use super::{device, log, metadata, tokens};
 use crate::Status;
 use std::fmt::Write;
 
@@ -45,7 +47,20 @@ pub fn worker_codes() -> String {
 
 /// What stands between the includes and the declarations.
 pub fn definitions() -> String {
-    let parts = [versions(), lengths(), statuses(), finish_reasons(), options(), facts()];
+    let parts = [
+        versions(),
+        lengths(),
+        statuses(),
+        finish_reasons(),
+        options(),
+        option_keys(),
+        facts(),
+        special_tokens(),
+        numbers("Flags of kigo_model_tokenize() and kigo_model_detokenize()", tokens::FLAGS),
+        numbers("What kigo_model_token_attributes() returns", tokens::ATTRIBUTES),
+        metadata_types(),
+        numbers("Log: levels of messages", log::LEVELS),
+    ];
     format!("\n{}", parts.join("\n"))
 }
 
@@ -81,10 +96,37 @@ fn statuses() -> String {
 }
 
 fn finish_reasons() -> String {
-    let mut text = comment(["What kigo_inference_finish_reason() returns"]);
-    for (name, number, meaning) in FINISH_REASONS {
+    numbers("What kigo_inference_finish_reason() returns", FINISH_REASONS)
+}
+
+/// A section of numbers, each with its meaning.
+fn numbers<const N: usize>(title: &str, table: [(&str, i32, &str); N]) -> String {
+    let mut text = comment([title]);
+    for (name, number, meaning) in table {
         text += &comment([meaning]);
         text += &format!("#define {name} {number}\n");
+    }
+    text
+}
+
+fn metadata_types() -> String {
+    let mut text = comment(["Metadata: types of values, with the numbers that GGUF gives them"]);
+    for (name, number) in metadata::TYPES {
+        text += &format!("#define {name} {number}\n");
+    }
+    text
+}
+
+fn special_tokens() -> String {
+    let mut lines = vec!["Special tokens".to_owned(), String::new(), "Keys of kigo_model_special_token():".to_owned()];
+    add_facts(&mut lines, tokens::SPECIAL);
+    comment(lines)
+}
+
+fn option_keys() -> String {
+    let mut text = comment(["Keys of options, for compilers that check names"]);
+    for row in rows() {
+        text += &format!("#define KIGO_OPTION_{} \"{}\"\n", row.key.to_uppercase(), row.key);
     }
     text
 }
@@ -107,7 +149,7 @@ fn options() -> String {
         (Reader::InferenceStart, "kigo_inference_start(), kigo_inference_fork() and kigo_inference_load()"),
     ] {
         lines.extend([String::new(), format!("Read by {function}:")]);
-        for row in ROWS.iter().filter(|row| row.reader == reader) {
+        for row in rows().filter(|row| row.reader == reader) {
             let (range, setter, default) = (row.range(), row.setter(), (row.show)(&settings));
             lines.push(String::new());
             lines.push(format!("  \"{}\": {range}; {setter}(); default: {default}", row.key));

@@ -498,7 +498,7 @@ mod tests {
     use super::*;
     use crate::Status;
     use crate::c_api::generation::{FAILED, RUNNING};
-    use crate::c_api::option_table::Settings;
+    use crate::c_api::settings::Settings;
     use crate::c_api::{kigo_error_free, kigo_error_message};
     use crate::engine::LoadOptions;
     use std::path::Path;
@@ -560,5 +560,34 @@ mod tests {
         assert_eq!(outcome.unwrap(), 1);
         assert!(inference.cancel.load(Ordering::Acquire), "freeing cancels what is running");
         assert_eq!(kigo_inference_cancel(live), Status::InvalidHandle as i32);
+    }
+
+    /// What a token costs above what the backend needs for it: everything from the handle to the batch and back, with a
+    /// backend that returns at once. The median of many short runs, since other programs run beside this.
+    #[test]
+    fn a_token_costs_less_than_two_microseconds() {
+        const RUNS: usize = 101;
+        const TOKENS: u32 = 400;
+        let engine = crate::engine::tests::instant(100);
+        let mut costs: Vec<f64> = (0..RUNS)
+            .map(|_| {
+                let started = Generation::start(&engine, Prompt::Text("a"), &Settings::default()).unwrap();
+                let live = pointer::<kigo_inference>(INFERENCES.insert(started).unwrap());
+                let (mut token, mut bytes) = (0, [0_u8; 64]);
+                let began = std::time::Instant::now();
+                for _ in 0..TOKENS {
+                    // SAFETY: the places are locals.
+                    let n = unsafe { kigo_next_token(live, &raw mut token, bytes.as_mut_ptr().cast(), bytes.len()) };
+                    assert!(n > 0 && token == 100);
+                }
+                let microseconds = began.elapsed().as_secs_f64() * 1e6;
+                assert_eq!(kigo_inference_free(live), 0);
+                microseconds / f64::from(TOKENS)
+            })
+            .collect();
+        costs.sort_by(f64::total_cmp);
+        let (least, median) = (costs[0], costs[RUNS / 2]);
+        println!("kigo_next_token: {median:.2} microseconds a token, {least:.2} at best");
+        assert!(median < 2.0, "{median:.2} microseconds");
     }
 }

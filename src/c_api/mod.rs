@@ -39,8 +39,8 @@
 //! with the function of its kind. A NULL, freed or made-up handle, or one of another kind, is answered with
 //! KIGO_INVALID_HANDLE and does no harm; freeing NULL does nothing. At most 1048576 handles of a kind live at a time.
 //!
-//! A function keeps no pointer that you pass, except kigo_options_set_progress(): texts and options are copied during
-//! the call. Texts that kigo returns are written into your buffers. Only kigo_error_message(), kigo_version() and
+//! A function keeps no pointer that you pass, except kigo_options_set_progress() and kigo_log_set_sink(): texts and
+//! options are copied during the call. Texts that kigo returns are written into your buffers. Only kigo_error_message(), kigo_version() and
 //! kigo_status_name() return pointers to memory of kigo; their descriptions say how long that lasts.
 //!
 //! ## Pointers and NULL
@@ -94,12 +94,18 @@
 //! parent and child are not harmed. Use kigo first after fork(), or call exec(). Once loaded, the library stays in the
 //! process: dlclose() is allowed and has no effect. kigo prints nothing, handles no signal, changes no locale or
 //! environment variable and never ends the process, with one exception: when the system refuses a small allocation
-//! on the host, such as that of an error object.
+//! on the host, of less than 4 KiB or for a chat template, a grammar or JSON.
+//!
+//! ## Log
+//!
+//! kigo_log_set_sink() names a function of yours that is told what kigo does; kigo_log_set_queue() opens a queue that
+//! kigo_log_next() takes it from, with no function needed. Neither is there at first. What is told is for people and may
+//! change with any version; what a program must know is in statuses and facts. Nothing is told for a token.
 //!
 //! ## Versions
 //!
-//! Functions, statuses and keys are added, never changed or removed, while KIGO_ABI_VERSION stays the same. Compare
-//! it with kigo_abi_version() if you load the library by hand.
+//! Functions, statuses and keys are added, never changed or removed, while KIGO_ABI_VERSION stays the same.
+//! kigo_abi_check() compares the header with the library that was loaded.
 #![allow(unsafe_code, reason = "C callers hand over raw pointers; every use of one is proved in place")]
 #![allow(non_camel_case_types, reason = "types carry the names that C uses")]
 
@@ -114,28 +120,40 @@ mod inference;
 mod info;
 mod library;
 mod load;
+mod log;
+mod metadata;
 mod model;
+mod option_row;
 mod option_table;
 mod options;
+mod sampling_table;
+mod settings;
 mod status;
+mod tokens;
 mod turns;
 #[cfg(feature = "worker-abi")]
 pub mod worker;
 
 pub use chat::kigo_model_chat_render;
-pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str};
+pub use device::{kigo_device_count, kigo_device_get_i64, kigo_device_get_str, kigo_device_list};
 pub use error::{kigo_error, kigo_error_free, kigo_error_message, kigo_error_status};
 pub use inference::{kigo_inference, kigo_inference_cancel, kigo_inference_finish_reason, kigo_inference_free};
 pub use inference::{kigo_inference_get_f64, kigo_inference_get_i64, kigo_inference_last_error, kigo_inference_start};
 pub use inference::{kigo_inference_logits, kigo_inference_logprobs};
 pub use inference::{kigo_inference_start_tokens, kigo_next_text, kigo_next_token};
 pub use info::{kigo_file_info, kigo_model_info};
-pub use library::{kigo_abi_version, kigo_version};
+pub use library::{kigo_abi_check, kigo_abi_version, kigo_build_info, kigo_version};
 pub use load::{kigo_load, kigo_load_cancel, kigo_load_finish, kigo_load_free, kigo_load_progress, kigo_load_start};
+pub use log::{kigo_log_next, kigo_log_set_queue, kigo_log_set_sink, kigo_log_sink};
+pub use metadata::{kigo_model_metadata_count, kigo_model_metadata_key, kigo_model_metadata_type};
+pub use metadata::{kigo_model_metadata_get_f64, kigo_model_metadata_get_i64};
+pub use metadata::{kigo_model_metadata_get_json, kigo_model_metadata_get_str};
 pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
 pub use model::{kigo_model_clear_prompt_cache, kigo_model_verify_residency};
 pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};
-pub use options::{kigo_options_set_progress, kigo_options_set_str, kigo_progress};
+pub use options::{kigo_options_keys, kigo_options_set_progress, kigo_options_set_str, kigo_progress};
 pub use status::kigo_status_name;
+pub use tokens::{kigo_model_detokenize, kigo_model_special_token, kigo_model_token_attributes};
+pub use tokens::{kigo_model_token_bytes, kigo_model_tokenize};
 pub use turns::{kigo_inference_append, kigo_inference_append_tokens, kigo_inference_fork, kigo_inference_load};
 pub use turns::{kigo_inference_rewind, kigo_inference_save};

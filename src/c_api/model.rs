@@ -3,8 +3,8 @@
 use super::boundary::{Buffer, Out, export, export_fact, free, handle, path, pointer, text};
 use super::error::kigo_error;
 use super::handle::{Kind, MAX_HANDLES, Table};
-use super::option_table::Listener;
 use super::options::{kigo_options, snapshot};
+use super::settings::Listener;
 use crate::backend::Purpose;
 use crate::engine::{Engine, LoadOptions, Loading};
 use crate::error::quoted;

@@ -1,9 +1,10 @@
 //! Options objects: make, set, free. Which options there are is in [`super::option_table`].
 
-use super::boundary::{Out, export, free, handle, pointer, text};
+use super::boundary::{Buffer, Out, export, free, handle, pointer, text};
 use super::error::kigo_error;
 use super::handle::{Kind, MAX_HANDLES, Table};
-use super::option_table::{Listener, Settings, Value};
+use super::option_row::Value;
+use super::settings::{Listener, Settings, described};
 use crate::Result;
 use std::ffi::{c_char, c_void};
 use std::sync::{Mutex, PoisonError};
@@ -59,6 +60,42 @@ pub unsafe extern "C" fn kigo_options_new(options: *mut *mut kigo_options, error
         let out = unsafe { Out::new(options, "options") }?;
         out.write(pointer(OPTIONS.insert(Mutex::default())?));
         Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// All options, as a JSON array of an object for each.
+///
+/// - "key": its key, also the value of the macro that begins with KIGO_OPTION_.
+/// - "read_by": "model_load" or "inference_start".
+/// - "type": "string", "integer" or "number", which also tells the function that sets it.
+/// - "lowest", "highest": the range of integers and numbers; "above", in place of "lowest", is not part of it.
+/// - "expected": what it accepts, in words.
+/// - "default": the value that it has unasked, or null where that is no fixed value; "default_text" says it in words.
+/// - "doc": what it does.
+///
+/// Later versions may add keys.
+///
+/// @param buffer  Where the text and a NUL are written; may be NULL if `size` is 0.
+/// @param size    Bytes in `buffer`; 0 only asks for the size needed.
+/// @param error   Where an error is written on failure, or NULL.
+/// @returns The bytes that the text and its NUL take, so at least 1.
+///   - KIGO_BUFFER_TOO_SMALL: they do not fit; nothing was written, and the message has the size needed.
+///   - KIGO_INVALID_ARGUMENT: `buffer` is NULL though `size` is not 0.
+///   - KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time.
+///
+/// # Safety
+/// `buffer` is NULL or valid for writing the answer if that fits into `size` bytes; `error` is NULL or valid for
+/// writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_options_keys(buffer: *mut c_char, size: usize, error: *mut *mut kigo_error) -> i32 {
+    let body = || {
+        // SAFETY: `buffer` is NULL or large enough for an answer that fits into `size` bytes by the contract.
+        let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
+        Ok(buffer.answer(&described().to_string())?)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
     unsafe { export(error, body) }

@@ -67,6 +67,16 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
             "The generation has ended; nothing is wrong. Only kigo_next_token() returns it.",
             "Ask kigo_inference_finish_reason() why; then free the inference, or go on by kigo_inference_append().",
         ),
+        Status::NotFound => (
+            c"KIGO_NOT_FOUND",
+            "The model has no metadata or special token of this name; nothing is wrong.",
+            "Go on without it.",
+        ),
+        Status::AbiMismatch => (
+            c"KIGO_ABI_MISMATCH",
+            "The library that was loaded does not serve programs built with this header.",
+            "Use the library that the program was built for, or a later version of it; the message has both versions.",
+        ),
         Status::Io => (
             c"KIGO_IO",
             "A file cannot be opened or read.",

@@ -139,6 +139,11 @@ impl Metadata {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value))
     }
 
+    /// The key and value of pair number `at`.
+    pub fn pair(&self, at: usize) -> Option<(&str, &Value)> {
+        self.pairs.get(at).map(|(key, value)| (key.as_str(), value))
+    }
+
     /// The value of `key`, in constant time.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.index.get(key).and_then(|&at| self.pairs.get(at)).map(|(_, value)| value)

@@ -6,6 +6,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> is the specification.
 
 mod array;
+mod json;
 mod metadata;
 mod parse;
 mod reader;
@@ -138,6 +139,11 @@ impl Gguf {
     /// The metadata; of the first file where there are several.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    /// The metadata, when nothing else is needed any more.
+    pub fn into_metadata(self) -> Metadata {
+        self.metadata
     }
 
     /// All tensors in the order of the file.

@@ -45,6 +45,16 @@ const MIROSTAT: (&str, &str) = ("general.sampling.mirostat", "mirostat");
 
 const ORDER: (&str, &str) = ("general.sampling.sequence", "samplers");
 
+/// The keys of `metadata` that look like defaults and are none that kigo knows.
+pub fn unknown_defaults(metadata: &Metadata) -> impl Iterator<Item = &str> {
+    let known = |key: &str| {
+        NUMBERS.iter().any(|(known, _)| *known == key)
+            || INTEGERS.iter().any(|(known, ..)| *known == key)
+            || [MIROSTAT.0, ORDER.0].contains(&key)
+    };
+    metadata.iter().map(|(key, _)| key).filter(move |key| key.starts_with("general.sampling.") && !known(key))
+}
+
 /// The defaults that `metadata` has.
 ///
 /// # Errors

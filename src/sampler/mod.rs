@@ -53,7 +53,7 @@ use mirostat::Mirostat;
 use penalties::Penalties;
 
 pub use bias::{EXPECTED as BIAS_EXPECTED, parse as parse_bias};
-pub use defaults::{DefaultValue, ModelDefault, model_defaults};
+pub use defaults::{DefaultValue, ModelDefault, model_defaults, unknown_defaults};
 pub use grammar::{Grammar, GrammarText, Grammars};
 pub use logprobs::logprobs;
 pub use order::Step;

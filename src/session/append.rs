@@ -1,7 +1,7 @@
 //! A further turn: more of a prompt behind what was said so far.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::prompt::tokenize_further;
 use super::text::TextStream;
@@ -42,7 +42,8 @@ impl Session {
         self.pending = None;
         self.text = TextStream::new(&self.options.stop);
         self.finished = None;
-        (self.prompt_time, self.generate_time) = (Duration::ZERO, Duration::ZERO);
+        (self.prompt_time, self.generate_time, self.queue_time) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        (self.started, self.first_token_time) = (Instant::now(), None);
         self.cancel.store(false, Ordering::Release);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::turn::Turn;
 use super::{FinishReason, Session, SessionOptions};
@@ -67,6 +67,9 @@ impl Session {
             text,
             finished,
             cancel: Arc::new(AtomicBool::new(false)),
+            queue_time: Duration::ZERO,
+            started: Instant::now(),
+            first_token_time: None,
             prompt_time: Duration::ZERO,
             generate_time: Duration::ZERO,
         })

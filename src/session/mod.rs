@@ -102,6 +102,10 @@ pub struct Session {
     cancel: Arc<AtomicBool>,
     prompt_time: Duration,
     generate_time: Duration,
+    queue_time: Duration,
+    started: Instant,
+    /// From the start to the first token, idle time of the caller included.
+    first_token_time: Option<Duration>,
 }
 
 impl Session {
@@ -110,6 +114,7 @@ impl Session {
     /// # Errors
     /// A prompt that is empty, too long, or no message list; a bad template; parameters out of range.
     pub fn start(engine: &Arc<Engine>, prompt: Prompt, options: &SessionOptions) -> Result<Session> {
+        let started = Instant::now();
         let mut sampler = Sampler::for_model(options.sampling.clone(), engine.n_vocab(), engine.tokenizer())?;
         let (tokens, chat) = tokenize(engine, prompt, options)?;
         if tokens.is_empty() {
@@ -138,6 +143,9 @@ impl Session {
             cancel: Arc::new(AtomicBool::new(false)),
             prompt_time: Duration::ZERO,
             generate_time: Duration::ZERO,
+            queue_time: Duration::ZERO,
+            started,
+            first_token_time: None,
         })
     }
 
@@ -228,6 +236,17 @@ impl Session {
         self.generate_time
     }
 
+    /// Time that its rows waited for batches of others to end; part of the other two.
+    pub fn queue_time(&self) -> Duration {
+        self.queue_time
+    }
+
+    /// Time from the call that started the session to its first token, whatever the caller did meanwhile; `None` before
+    /// there is one.
+    pub fn first_token_time(&self) -> Option<Duration> {
+        self.first_token_time
+    }
+
     /// The reason, if it is not one that a caller must be told as an error, over and over.
     fn finished_ok(&self) -> Result<Option<FinishReason>> {
         match self.finished {
@@ -259,7 +278,9 @@ impl Session {
         let is_prompt = self.generated_tokens() == 0;
         let token = self.next_token();
         *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();
-        self.accept(token?)
+        let token = token?;
+        self.first_token_time.get_or_insert_with(|| self.started.elapsed());
+        self.accept(token)
     }
 
     /// Runs the tokens that are not in the KV cache, in chunks, and draws the token after the last one.
@@ -285,23 +306,25 @@ impl Session {
             let mut rows = try_vec(end - start, "the rows of a batch")?;
             rows.extend((start..end).map(row));
             let outcome = if end < self.tokens.len() {
-                self.engine.run(rows, &mut Vec::new(), &self.cancel).map(|()| None)
+                self.engine.run(rows, &mut Vec::new(), &self.cancel).map(|waited| (None, waited))
             } else {
                 let recent = self.sampler.window_of(&self.tokens)?;
-                self.engine.next_token(rows, &mut self.sampler, recent, &self.cancel).map(Some)
+                let drawn = self.engine.next_token(rows, &mut self.sampler, recent, &self.cancel);
+                drawn.map(|(token, waited)| (Some(token), waited))
             };
             if matches!(outcome, Err(Error::Cancelled)) {
                 self.finish(FinishReason::Cancelled);
             }
             // Without a token the last tokens run again, which changes nothing.
-            if let Some(token) = outcome? {
-                self.n_past = end;
+            let (token, waited) = outcome?;
+            self.queue_time += waited;
+            self.n_past = end;
+            if let Some(token) = token {
                 if !std::mem::replace(&mut self.is_shared, true) {
                     self.engine.sequence_share(self.sequence, &self.tokens);
                 }
                 return Ok(token);
             }
-            self.n_past = end;
         }
     }
 

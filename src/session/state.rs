@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::chat::Chat;
 use super::state_file::{StateReader, StateWriter, bad};
@@ -92,6 +92,9 @@ impl Session {
             text: TextStream::default(),
             finished: state.has_ended.then_some(FinishReason::EndOfGeneration),
             cancel: Arc::new(AtomicBool::new(false)),
+            queue_time: Duration::ZERO,
+            started: Instant::now(),
+            first_token_time: None,
             prompt_time: Duration::ZERO,
             generate_time: Duration::ZERO,
             sampler: Sampler::default(),

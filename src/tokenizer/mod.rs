@@ -226,6 +226,26 @@ impl Tokenizer {
         self.ids.unknown
     }
 
+    /// The token between two texts.
+    pub fn sep(&self) -> Option<u32> {
+        self.ids.sep
+    }
+
+    /// The token that fills up a batch.
+    pub fn pad(&self) -> Option<u32> {
+        self.ids.pad
+    }
+
+    /// The token for what is to be guessed.
+    pub fn mask(&self) -> Option<u32> {
+        self.ids.mask
+    }
+
+    /// The marks of places in code, each if there is one: prefix, suffix, middle, padding, repository, file separator.
+    pub fn fim(&self) -> [Option<u32>; 6] {
+        self.ids.fim
+    }
+
     /// Whether a prompt begins with [`Tokenizer::bos`], which is then there.
     pub fn add_bos(&self) -> bool {
         self.add_bos

@@ -17,10 +17,24 @@ enum Role {
     Eom,
     /// Ends a generation in some model.
     Eog,
-    /// Marks a place in code; a model that writes it has left the text asked for.
-    FimEnd,
-    /// Marks a place in code.
-    Fim,
+    /// Marks a place in code: the place of it in [`SpecialIds::fim`].
+    Fim(usize),
+}
+
+/// Marks of places in code, by the names that the keys of a file have for them.
+const FIM: [&str; 6] = ["pre", "suf", "mid", "pad", "rep", "sep"];
+const PRE: Role = Role::Fim(0);
+const SUF: Role = Role::Fim(1);
+const MID: Role = Role::Fim(2);
+const PAD: Role = Role::Fim(3);
+const REP: Role = Role::Fim(4);
+const SEP: Role = Role::Fim(5);
+
+impl Role {
+    /// Whether a generation ends with it. A model that writes pad, rep or sep has left the text asked for.
+    fn ends(self) -> bool {
+        !matches!(self, PRE | SUF | MID)
+    }
 }
 
 /// Texts by which tokens are known, the same as in llama.cpp: files do not name all of them by id. They are control
@@ -49,41 +63,41 @@ const KNOWN: &[(&str, Role)] = &[
     ("<turn|>", Role::Eog),
     ("<|tool_response>", Role::Eog),
     ("[e~[", Role::Eog),
-    ("<|fim_pad|>", Role::FimEnd),
-    ("<fim-pad>", Role::FimEnd),
-    ("<fim_pad>", Role::FimEnd),
-    ("<PAD>", Role::FimEnd),
-    ("[PAD]", Role::FimEnd),
-    ("<|fim_repo|>", Role::FimEnd),
-    ("<|repo_name|>", Role::FimEnd),
-    ("<fim-repo>", Role::FimEnd),
-    ("<REPO>", Role::FimEnd),
-    ("<reponame>", Role::FimEnd),
-    ("<|file_sep|>", Role::FimEnd),
-    ("<|fim_prefix|>", Role::Fim),
-    ("<fim-prefix>", Role::Fim),
-    ("<fim_prefix>", Role::Fim),
-    ("<｜fim▁begin｜>", Role::Fim),
-    ("<PRE>", Role::Fim),
-    ("▁<PRE>", Role::Fim),
-    ("<|code_prefix|>", Role::Fim),
-    ("<|prefix|>", Role::Fim),
-    ("<|fim_suffix|>", Role::Fim),
-    ("<fim-suffix>", Role::Fim),
-    ("<fim_suffix>", Role::Fim),
-    ("<｜fim▁hole｜>", Role::Fim),
-    ("<SUF>", Role::Fim),
-    ("▁<SUF>", Role::Fim),
-    ("<|code_suffix|>", Role::Fim),
-    ("<|suffix|>", Role::Fim),
-    ("<|fim_middle|>", Role::Fim),
-    ("<fim-middle>", Role::Fim),
-    ("<fim_middle>", Role::Fim),
-    ("<｜fim▁end｜>", Role::Fim),
-    ("<MID>", Role::Fim),
-    ("▁<MID>", Role::Fim),
-    ("<|code_middle|>", Role::Fim),
-    ("<|middle|>", Role::Fim),
+    ("<|fim_pad|>", PAD),
+    ("<fim-pad>", PAD),
+    ("<fim_pad>", PAD),
+    ("<PAD>", PAD),
+    ("[PAD]", PAD),
+    ("<|fim_repo|>", REP),
+    ("<|repo_name|>", REP),
+    ("<fim-repo>", REP),
+    ("<REPO>", REP),
+    ("<reponame>", REP),
+    ("<|file_sep|>", SEP),
+    ("<|fim_prefix|>", PRE),
+    ("<fim-prefix>", PRE),
+    ("<fim_prefix>", PRE),
+    ("<｜fim▁begin｜>", PRE),
+    ("<PRE>", PRE),
+    ("▁<PRE>", PRE),
+    ("<|code_prefix|>", PRE),
+    ("<|prefix|>", PRE),
+    ("<|fim_suffix|>", SUF),
+    ("<fim-suffix>", SUF),
+    ("<fim_suffix>", SUF),
+    ("<｜fim▁hole｜>", SUF),
+    ("<SUF>", SUF),
+    ("▁<SUF>", SUF),
+    ("<|code_suffix|>", SUF),
+    ("<|suffix|>", SUF),
+    ("<|fim_middle|>", MID),
+    ("<fim-middle>", MID),
+    ("<fim_middle>", MID),
+    ("<｜fim▁end｜>", MID),
+    ("<MID>", MID),
+    ("▁<MID>", MID),
+    ("<|code_middle|>", MID),
+    ("<|middle|>", MID),
 ];
 
 /// Whether people write this text: Qwen2 has `</s>`, a tag of HTML, as an ordinary token.
@@ -99,6 +113,14 @@ pub struct SpecialIds {
     pub eot: Option<u32>,
     pub eom: Option<u32>,
     pub unknown: Option<u32>,
+    /// Between two texts.
+    pub sep: Option<u32>,
+    /// Fills up a batch.
+    pub pad: Option<u32>,
+    /// Stands for what is to be guessed.
+    pub mask: Option<u32>,
+    /// Marks of places in code, in the order of [`FIM`].
+    pub fim: [Option<u32>; FIM.len()],
     /// Ends of generation, sorted.
     pub eog: Vec<u32>,
 }
@@ -123,6 +145,8 @@ impl SpecialIds {
             id => Ok(id),
         };
         let [bos, eos, unknown] = defaults;
+        // kigo does without these; a number that is no token, as some files have, counts as none.
+        let known = |key: &str| metadata.u32(key).ok().flatten().filter(|&id| (id as usize) < n_vocab);
         let default = |id: Option<u32>, kind| id.filter(|&id| kinds.get(id as usize) == Some(&kind));
         let mut ids = SpecialIds {
             bos: id("tokenizer.ggml.bos_token_id")?.or_else(|| default(bos, TokenKind::Control)),
@@ -130,6 +154,10 @@ impl SpecialIds {
             eot: id("tokenizer.ggml.eot_token_id")?,
             eom: id("tokenizer.ggml.eom_token_id")?,
             unknown: id("tokenizer.ggml.unknown_token_id")?.or_else(|| default(unknown, TokenKind::Unknown)),
+            sep: known("tokenizer.ggml.seperator_token_id"),
+            pad: known("tokenizer.ggml.padding_token_id"),
+            mask: known("tokenizer.ggml.mask_token_id"),
+            fim: FIM.map(|name| known(&format!("tokenizer.ggml.fim_{name}_token_id"))),
             eog: Vec::new(),
         };
         // Gemma has tags of HTML as tokens; `<s>` and `</s>` strike a text through there.
@@ -145,9 +173,14 @@ impl SpecialIds {
             match role {
                 Role::Eot => ids.eot = ids.eot.or(Some(id)),
                 Role::Eom => ids.eom = ids.eom.or(Some(id)),
-                Role::Eog | Role::FimEnd | Role::Fim => {}
+                Role::Fim(place) => {
+                    if let Some(slot) = ids.fim.get_mut(place) {
+                        *slot = slot.or(Some(id));
+                    }
+                }
+                Role::Eog => {}
             }
-            if role != Role::Fim {
+            if role.ends() {
                 ids.eog.push(id);
             }
         }

@@ -122,6 +122,33 @@ static void messages(void)
     CHECK(model == NULL && kigo_options_free(options) == KIGO_OK);
 }
 
+/* C14: contexts of any size are refused by name, too small for a prompt, or work. */
+static void contexts(const char *path)
+{
+    static const int64_t refused[] = {0, -1, INT64_MIN, INT64_MAX, (int64_t)INT32_MAX + 1};
+    kigo_options *options = cpu_options();
+    kigo_model *model = NULL;
+    kigo_inference *inference = NULL;
+    char text[256];
+    int32_t status;
+    size_t i;
+    for (i = 0; i < sizeof refused / sizeof *refused; i++)
+        FAILS(KIGO_INVALID_ARGUMENT, kigo_options_set_i64(options, "n_ctx", refused[i], &error));
+    WORKS(kigo_options_set_i64(options, "n_ctx", 1, &error));
+    WORKS(kigo_model_load(path, options, &model, &error));
+    FAILS(KIGO_PROMPT_TOO_LONG, kigo_inference_start(model, "Once", 4, options, &inference, &error));
+    CHECK(kigo_model_free(model) == KIGO_OK);
+    WORKS(kigo_options_set_i64(options, "n_ctx", INT32_MAX, &error));
+    status = kigo_model_load(path, options, &model, NULL);
+    CHECK(status == KIGO_OK || status == KIGO_OUT_OF_MEMORY);
+    if (status == KIGO_OK) {
+        WORKS(kigo_inference_start(model, "Once", 4, options, &inference, &error));
+        WORKS(kigo_next_text(inference, text, sizeof text, &error));
+        CHECK(kigo_inference_free(inference) == KIGO_OK && kigo_model_free(model) == KIGO_OK);
+    }
+    CHECK(kigo_options_free(options) == KIGO_OK);
+}
+
 /* A machine may have no GPU, no driver, or a build without a backend: then every question has that for an answer. */
 static void devices(void)
 {
@@ -147,6 +174,7 @@ int main(int argc, char **argv)
     tokens(model);
     limits(model);
     messages();
+    contexts(argv[argc - 1]);
     devices();
     CHECK(kigo_model_free(model) == KIGO_OK);
     return 0;

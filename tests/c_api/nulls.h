@@ -7,7 +7,7 @@ static kigo_options *live_options, *new_options;
 static kigo_error *live_error, *told;
 static const int32_t ids[] = {1, 2};
 static char text[16384], file[4096];
-static int32_t token;
+static int32_t token, many[16384];
 static int64_t integer;
 static double number;
 static float single;
@@ -22,7 +22,7 @@ static void fresh(const char *path)
     WORKS(kigo_inference_save(live_inference, file, &error));
     CHECK(kigo_options_set_i64(live_options, "no such option", 1, &live_error) == KIGO_UNKNOWN_OPTION);
     WORKS(kigo_load_start(path, live_options, &live_load, &error));
-    (void)ids, (void)text, (void)token, (void)integer, (void)number, (void)single, (void)new_options;
+    (void)ids, (void)text, (void)token, (void)many, (void)integer, (void)number, (void)single, (void)new_options;
 }
 
 static void clear(void)

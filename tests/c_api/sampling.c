@@ -123,8 +123,8 @@ static void grammars(const kigo_model *model)
 int main(int argc, char **argv)
 {
     kigo_model *model;
-    CHECK(argc == 2);
-    model = load(argv[1]);
+    CHECK(argc >= 2);
+    model = load(argv[argc - 1]);
     logprobs(model);
     bias(model);
     grammars(model);

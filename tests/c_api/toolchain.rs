@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 /// What the static library needs from the system.
 pub const SYSTEM_LIBRARIES: [&str; 5] = ["-lpthread", "-ldl", "-lm", "-lgcc_s", "-lc"];
 pub const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
-const SANITIZE: &str = "-fsanitize=address,undefined";
+pub const SANITIZE: &str = "-fsanitize=address,undefined";
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -64,8 +64,8 @@ pub fn compile(compiler: &str, standard: &str) -> Command {
     command
 }
 
-/// Whether the C compiler can build programs that watch their memory.
-fn sanitizes() -> bool {
+/// Whether the C compiler can build programs that watch their memory, leaks included.
+pub fn sanitizes() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
         let source = scratch().join("sanitize.c");
@@ -89,10 +89,19 @@ pub enum Link {
 
 /// Builds a C program from `source`, watching its memory where the compiler can and the library is static.
 pub fn build(source: &Path, name: &str, link: Link) -> PathBuf {
+    build_with(source, name, link, link != Link::Shared && sanitizes())
+}
+
+/// Builds a C program from `source` as it is.
+pub fn build_plain(source: &Path, name: &str, link: Link) -> PathBuf {
+    build_with(source, name, link, false)
+}
+
+fn build_with(source: &Path, name: &str, link: Link, sanitized: bool) -> PathBuf {
     let program = scratch().join(name);
     let mut command = compile("cc", "c99");
     command.args(["-g", "-O1", "-D_POSIX_C_SOURCE=200809L", "-I"]).arg(root().join("tests/c_api"));
-    if link != Link::Shared && sanitizes() {
+    if sanitized {
         command.args([SANITIZE, "-fno-sanitize-recover=all"]);
     }
     command.arg(source).arg("-o").arg(&program);

@@ -27,6 +27,7 @@ int main(int argc, char **argv) {
     const std::string path = argv[argc - 1];
     kigo::error error;
     CHECK(!error && error.status() == KIGO_OK && *error.message() == '\0');
+    CHECK(kigo::check(error));
     kigo::options options(error);
     options.set("device", "cpu", error).set("n_ctx", 128, error).set("n_threads", 1U, error);
     options.set("temperature", 0.0, error).set("max_tokens", 40L, error).set("stop", std::string("\x01"), error);

@@ -1,6 +1,8 @@
 //! What the environment says to a worker: the device, the chat template, and options by key.
 
-use crate::c_api::option_table::{ROWS, Row, Settings, Value};
+use crate::c_api::option_row::{Row, Value};
+use crate::c_api::option_table::rows;
+use crate::c_api::settings::Settings;
 use crate::error::quoted;
 use crate::{Error, Result};
 use std::ffi::OsString;
@@ -52,7 +54,7 @@ impl Environment {
         let cpu = choice("KIGO_DEVICE", "cuda", "cpu")?.unwrap_or(false);
         let template = choice("KIGO_WORKER_TEMPLATE", "0", "1")?.unwrap_or(true);
         let mut settings = Settings::default();
-        for row in ROWS.iter().filter(|row| !GIVEN.contains(&row.key)) {
+        for row in rows().filter(|row| !GIVEN.contains(&row.key)) {
             let name = format!("KIGO_WORKER_{}", row.key.to_ascii_uppercase());
             if let Some(value) = get(&name)? {
                 settings.set(row.key, parse(row, &name, &value)?)?;
