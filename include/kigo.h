@@ -81,6 +81,8 @@
  * Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
  * bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
  *
+ * kigo_inference_append() takes the chat further.
+ *
  * ## Threads
  *
  * Every function may be called from any thread, and a handle may move between threads. A model and an options object
@@ -170,7 +172,8 @@
  */
 #define KIGO_BUSY (-5)
 /**
- * The inference or the load was cancelled, or freed while this call was running. Free it; nothing more comes of it.
+ * The inference or the load was cancelled, or freed while this call was running. Free it; an inference may also go on
+ * with kigo_inference_append() or kigo_inference_rewind().
  */
 #define KIGO_CANCELLED (-6)
 /**
@@ -198,7 +201,7 @@
 #define KIGO_UNKNOWN_OPTION (-11)
 /**
  * The generation has ended; nothing is wrong. Only kigo_next_token() returns it. Ask kigo_inference_finish_reason()
- * why, then free the inference.
+ * why; then free the inference, or go on by kigo_inference_append().
  */
 #define KIGO_FINISHED (-12)
 /**
@@ -249,6 +252,11 @@
  */
 #define KIGO_BAD_TEMPLATE (-28)
 /**
+ * A saved state is damaged, or is that of another model, device or version. Start the inference anew; the message
+ * says what differs.
+ */
+#define KIGO_BAD_STATE (-29)
+/**
  * The prompt does not fit into the context. Shorten it or load the model with a larger n_ctx; the message has both
  * numbers.
  */
@@ -258,8 +266,8 @@
  */
 #define KIGO_EMPTY_PROMPT (-41)
 /**
- * The context is full; no further token can be generated. Free the inference; start another with a shorter prompt or
- * a larger n_ctx.
+ * The context is full; no further token can be generated. Free the inference, or shorten it by
+ * kigo_inference_rewind(); start another with a larger n_ctx.
  */
 #define KIGO_CONTEXT_FULL (-42)
 /**
@@ -384,7 +392,12 @@
  *       the model, or one kernel for each stage ("stages"). "auto" takes what was measured to be faster. The results
  *       are the same.
  *
- * Read by kigo_inference_start():
+ *   "prompt_cache_mib": an integer from 0 to 1073741824; kigo_options_set_i64(); default: 1024
+ *       Most MiB of memory, where the model lives, that freed inferences leave for others: one that begins with the
+ *       same tokens does not compute them again ("cached_tokens"). What was used last stays, and all of it makes room
+ *       at once when memory is needed for an inference. 0: they leave nothing.
+ *
+ * Read by kigo_inference_start(), kigo_inference_fork() and kigo_inference_load():
  *
  *   "prompt_format": "text", "user" or "chat"; kigo_options_set_str(); default: "text"
  *       What the prompt is. "text": a text that the model goes on from. "user": one message of a user, put into the
@@ -526,6 +539,7 @@
 #define KIGO_OPTION_N_BATCH "n_batch"
 #define KIGO_OPTION_TOKENIZER "tokenizer"
 #define KIGO_OPTION_DECODE_PATH "decode_path"
+#define KIGO_OPTION_PROMPT_CACHE_MIB "prompt_cache_mib"
 #define KIGO_OPTION_PROMPT_FORMAT "prompt_format"
 #define KIGO_OPTION_CHAT_TEMPLATE "chat_template"
 #define KIGO_OPTION_CHAT_TEMPLATE_FILE "chat_template_file"
@@ -581,21 +595,25 @@
  *   together.
  *   "weight_bytes": Bytes of weights on the device.
  *   "cache_bytes": Bytes that the contexts of all inferences hold on the device at the moment: the KV cache.
+ *   "prompt_cache_bytes": Bytes of these that freed inferences have left for others; see the option
+ *   "prompt_cache_mib".
  *   "workspace_bytes": Bytes for everything else that computing holds on the device at the moment.
  *   "max_token_bytes": Bytes of the longest token: a buffer that is large enough for every kigo_next_token().
  *
  * Facts about an inference
  *
  * Keys of kigo_inference_get_i64():
- *   "prompt_tokens": Tokens of the prompt.
- *   "generated_tokens": Tokens generated so far, one that completes a stop string included.
+ *   "prompt_tokens": Tokens of the prompt; in a further turn all that came before it are part of its prompt.
+ *   "cached_tokens": Tokens of the prompt that were not computed, since this or another inference had done so; 0
+ *   before the first token.
+ *   "generated_tokens": Tokens generated so far in this turn, one that completes a stop string included.
  *   "text_size": After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.
  *
  * Keys of kigo_inference_get_f64():
- *   "prompt_ms": Milliseconds spent on the prompt and the first token.
- *   "generate_ms": Milliseconds spent on all tokens after the first.
- *   "first_token_ms": Milliseconds from the call that started the inference until its first token was there, whatever
- *   the host did meanwhile; 0 before.
+ *   "prompt_ms": Milliseconds spent on the prompt of this turn and the first token.
+ *   "generate_ms": Milliseconds spent on all tokens of this turn after the first.
+ *   "first_token_ms": Milliseconds from the call that started the inference or this turn until its first token was
+ *   there, whatever the host did meanwhile; 0 before.
  *   "queue_ms": Milliseconds that it waited for its turn while other inferences were computed; part of prompt_ms and
  *   generate_ms.
  *   "tokens_per_second": Tokens after the first per second of generate_ms; 0 before there is one.
@@ -1317,6 +1335,23 @@ int32_t kigo_model_verify_residency(const kigo_model *model,
                                     kigo_error **error);
 
 /**
+ * Frees what inferences have left for others that begin with the same tokens; see the option "prompt_cache_mib". It is
+ * freed with the model in any case, and makes room by itself when an inference of the model needs memory.
+ *
+ * @param model  The model.
+ * @param error  Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time. It waits for the step that is being computed.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_model_clear_prompt_cache(kigo_model *model,
+                                      kigo_error **error);
+
+/**
  * Everything about a model as a JSON object.
  *
  * - "architecture", "name": texts of the file.
@@ -1960,7 +1995,8 @@ int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **
 
 /**
  * Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
- * "n_batch" tokens of the prompt or one new token; so does every later call.
+ * "n_batch" tokens of the prompt or one new token; so does every later call, until kigo_inference_append() or
+ * kigo_inference_rewind() lets it go on.
  *
  * @param inference  The inference.
  * @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.
@@ -2094,6 +2130,198 @@ int32_t kigo_inference_logprobs(const kigo_inference *inference,
  * Any thread may call it at any time, also while another uses `inference`; it does not wait.
  */
 int32_t kigo_inference_free(kigo_inference *inference);
+
+/**
+ * Drops all tokens of an inference but the first ones, and goes on from there.
+ *
+ * Everything is as it was at that place: the random numbers, the window of the penalties, the grammar, and the text, of
+ * which what was returned before does not come again. So without further ado the same tokens come again; for others, use
+ * kigo_inference_fork() with another "seed". It makes no difference whether the generation had ended or was cancelled.
+ * Prompts can be shortened too: what is left of one is then the prompt.
+ *
+ * What is dropped is gone at once. Models whose layers see only a window of the text forget what is before it; where they
+ * would have to remember more, the first tokens are computed again by the next call for text or a token.
+ *
+ * @param inference  The inference.
+ * @param n_tokens   How many tokens stay, prompt and generated ones of all turns: from 1 to "prompt_tokens" and
+ *                   "generated_tokens" together.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the inference is as before.
+ *   - KIGO_INVALID_ARGUMENT: there are not so many tokens, or `n_tokens` is 0.
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for a page that has to be copied, since a fork shares it, or for the grammar.
+ *   - KIGO_BAD_GRAMMAR: the grammar takes too much at this place of the text.
+ *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the GPU or its driver failed.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it, one at a time for an inference. It waits for the step that is being computed for others.
+ *
+ * Memory:
+ * `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_rewind(kigo_inference *inference,
+                              size_t n_tokens,
+                              kigo_error **error);
+
+/**
+ * Makes another inference that goes on from the same place.
+ *
+ * Both share the memory of what they have in common; a page of it, 32 or 64 tokens, is copied where it is not full. From
+ * then on they have nothing to do with each other.
+ *
+ * Without options the new one does what the other will do, token by token. With options its answer begins here: it draws
+ * with their "seed" from the beginning of its random numbers, follows their grammar, ends with their "stop" and counts
+ * their "max_tokens", and it goes on though the other has ended. "prompt_format" and the chat template stay as they are.
+ * Text that was generated but not returned comes from both.
+ *
+ * @param inference  The inference; not changed.
+ * @param options    Options, or NULL to go on as the other does; not kept.
+ * @param fork       Where the new inference is written on success; free it with kigo_inference_free().
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing is left behind.
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for what has to be copied.
+ *   - KIGO_BAD_GRAMMAR: the option "json_schema", "regex" or "lark" is wrong or takes too much; the message says how.
+ *   - KIGO_INVALID_ARGUMENT: `fork` is NULL, "logit_bias" has an id that the model does not, or the model's own default
+ *     for an option is not allowed.
+ *   - KIGO_INVALID_HANDLE: `inference` is not live, or `options` is neither NULL nor live.
+ *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the GPU or its driver failed.
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it. It waits for the step that is being computed for others.
+ *
+ * Memory:
+ * `fork` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_fork(const kigo_inference *inference,
+                            const kigo_options *options,
+                            kigo_inference **fork,
+                            kigo_error **error);
+
+/**
+ * Adds a further turn to an inference, which then goes on: "max_tokens" counts anew, and so does the grammar.
+ *
+ * It makes no difference whether the generation has ended, why, or was cancelled. Text that was generated but not returned
+ * is dropped. Nothing is computed yet: the next call for text or a token does that.
+ *
+ * The prompt is read as the "prompt_format" of the inference says. With "text" it is put behind the last token; an empty one
+ * only lets the generation go on. With "user" it is the user's next message, and with "chat" the messages that follow in
+ * JSON, as "Chats" describes them, where tools and variables are those of before unless others are given. The whole chat is
+ * then put into the template again, with the answer, as it was generated, as the assistant's message before the new ones;
+ * if the first new message is the assistant's, it stands for the answer. So a model with a template of its own ways, such as
+ * leaving out what it thought, gets what it would get from a new inference with the whole chat; only tokens that are the
+ * same as before are not computed again.
+ *
+ * @param inference   The inference.
+ * @param prompt      The prompt in UTF-8; it is copied. May be NULL if `prompt_len` is 0. Nothing in it is taken for a
+ *                    control token.
+ * @param prompt_len  Bytes in `prompt`, NULs included, or KIGO_NUL_TERMINATED if a NUL ends it.
+ * @param error       Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the inference is as before.
+ *   - KIGO_PROMPT_TOO_LONG: all that was said and the prompt do not fit into the context.
+ *   - KIGO_INVALID_ARGUMENT: `prompt` is NULL, or not what "prompt_format" says; or the prompt is a chat and the inference
+ *     is none any more, since it was started with tokens or rewound into a prompt.
+ *   - KIGO_BAD_TEMPLATE: the chat template failed.
+ *   - KIGO_INVALID_UTF8: `prompt` is not UTF-8; the message names the first wrong byte.
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_OUT_OF_MEMORY, KIGO_BAD_GRAMMAR, KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: as for kigo_inference_rewind().
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it, one at a time for an inference. It waits for the step that is being computed for others.
+ *
+ * Memory:
+ * `prompt` is NULL or readable for `prompt_len` bytes, or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_append(kigo_inference *inference,
+                              const char *prompt,
+                              size_t prompt_len,
+                              kigo_error **error);
+
+/**
+ * Adds a further turn of token ids, which may be control tokens, behind the last token, otherwise as
+ * kigo_inference_append(). The inference is no chat any more.
+ *
+ * @param inference  The inference.
+ * @param tokens     The ids, each from 0 to n_vocab - 1; they are copied. May be NULL if `n_tokens` is 0.
+ * @param n_tokens   How many there are.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure the inference is as before.
+ *   - KIGO_INVALID_ARGUMENT: a token id is outside the vocabulary, or `tokens` is NULL.
+ *   - KIGO_PROMPT_TOO_LONG, KIGO_BUSY, KIGO_OUT_OF_MEMORY, KIGO_BAD_GRAMMAR, KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR,
+ *     KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: as for kigo_inference_append().
+ *
+ * Any thread may call it, one at a time for an inference. It waits for the step that is being computed for others.
+ *
+ * Memory:
+ * `tokens` is NULL or readable for `n_tokens` ids; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_append_tokens(kigo_inference *inference,
+                                     const int32_t *tokens,
+                                     size_t n_tokens,
+                                     kigo_error **error);
+
+/**
+ * Saves an inference to a file, from which kigo_inference_load() goes on, in this process or another.
+ *
+ * The file has the tokens, the chat, and what the model computed of them, which is about "cache_bytes" of the model where
+ * there is no other inference. It is for the same model on the same kind of device only, and no secret: whoever can read
+ * it can read the text. It is written beside its place and put there when it is complete, so that a file that was there
+ * before stays if something fails.
+ *
+ * @param inference  The inference; not changed.
+ * @param file       Its path, in the bytes of the system.
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK.
+ *   - KIGO_IO: the file cannot be written; the message has the system's reason.
+ *   - KIGO_INVALID_ARGUMENT: `file` is NULL.
+ *   - KIGO_BUSY: another thread is inside a call on this inference, which goes on.
+ *   - KIGO_OUT_OF_MEMORY, KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the cache cannot be brought to the host.
+ *   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it. Meanwhile other inferences go on, and this one is busy.
+ *
+ * Memory:
+ * `file` is NULL or NUL-terminated; `error` is NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_save(const kigo_inference *inference,
+                            const char *file,
+                            kigo_error **error);
+
+/**
+ * Makes an inference that goes on from a file of kigo_inference_save().
+ *
+ * With the options that the other was started with it goes on as if it had never been interrupted. With others it obeys
+ * them from here on. One that was cancelled, or ended with "max_tokens", goes on if it may. A file that is damaged is found
+ * out, and one of another model, of another kind of device, or of a version of kigo that keeps its cache otherwise, is
+ * refused. What its checksum cannot find out is a file that somebody made with intent: load only what you would let others
+ * put into a prompt.
+ *
+ * @param model      The model; it may be freed while the inference lives.
+ * @param file       Its path, in the bytes of the system.
+ * @param options    Options, or NULL for the defaults; not kept.
+ * @param inference  Where the inference is written on success; free it with kigo_inference_free().
+ * @param error      Where an error is written on failure, or NULL.
+ * @returns KIGO_OK. On failure nothing is left behind.
+ *   - KIGO_BAD_STATE: the file is no state, is damaged, or does not fit the model or its device; the message says why.
+ *   - KIGO_IO: the file cannot be read; the message has the system's reason.
+ *   - KIGO_PROMPT_TOO_LONG: the tokens do not fit into the context of the model.
+ *   - KIGO_OUT_OF_MEMORY: there is no room for the cache.
+ *   - KIGO_INVALID_ARGUMENT: `file` or `inference` is NULL, or an option does not fit the model.
+ *   - KIGO_BAD_GRAMMAR: the grammar of the options is wrong, or the answer so far does not follow it.
+ *   - KIGO_INVALID_HANDLE: `model` is not live, or `options` is neither NULL nor live.
+ *   - KIGO_DEVICE_LOST, KIGO_DEVICE_ERROR: the GPU or its driver failed.
+ *   - KIGO_LIMIT, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+ *
+ * Any thread may call it at any time.
+ *
+ * Memory:
+ * `file` is NULL or NUL-terminated; `inference` and `error` are NULL or valid for writing one pointer.
+ */
+int32_t kigo_inference_load(const kigo_model *model,
+                            const char *file,
+                            const kigo_options *options,
+                            kigo_inference **inference,
+                            kigo_error **error);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -158,12 +158,44 @@ public:
         });
         reset(made);
     }
+    explicit inference(kigo_inference *owned) noexcept : handle(owned) {}
     inference(const model &model, const std::int32_t *tokens, std::size_t n, const options &options, error &error) {
         kigo_inference *made = nullptr;
         error.run([&](kigo_error **place) {
             return kigo_inference_start_tokens(model.get(), tokens, n, options.get(), &made, place);
         });
         reset(made);
+    }
+    // Goes on from a file of save(), with the options that the other was started with.
+    static inference loaded(const model &model, const std::string &file, const options &options, error &error) {
+        kigo_inference *made = nullptr;
+        error.run([&](kigo_error **place) {
+            return kigo_inference_load(model.get(), file.c_str(), options.get(), &made, place);
+        });
+        return inference(made);
+    }
+    void save(const std::string &file, error &error) const {
+        error.run([&](kigo_error **place) { return kigo_inference_save(get(), file.c_str(), place); });
+    }
+    // Another that goes on from the same place: as this one does, or with options of its own.
+    inference fork(error &error) const { return fork(options(), error); }
+    inference fork(const options &options, error &error) const {
+        kigo_inference *made = nullptr;
+        error.run([&](kigo_error **place) { return kigo_inference_fork(get(), options.get(), &made, place); });
+        return inference(made);
+    }
+    // Drops all tokens but the first `n`.
+    void rewind(std::size_t n, error &error) {
+        error.run([&](kigo_error **place) { return kigo_inference_rewind(get(), n, place); });
+    }
+    // Adds a further turn.
+    void append(const std::string &prompt, error &error) {
+        error.run([&](kigo_error **place) {
+            return kigo_inference_append(get(), prompt.data(), prompt.size(), place);
+        });
+    }
+    void append(const std::int32_t *tokens, std::size_t n, error &error) {
+        error.run([&](kigo_error **place) { return kigo_inference_append_tokens(get(), tokens, n, place); });
     }
     // Replaces `piece` by the next piece of the text; false at the end and on failure.
     bool next(std::string &piece, error &error) {

@@ -31,6 +31,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     const KigoRow* source = at<KigoRow>(p.rows) + row;
     const uint32_t position = __ldcg(&source->position);
     const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
+    auto area_at = [&](uint32_t page) { return __ldcg(pages + (p.areas - p.table) + page); };
     // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end. Units are counted
     // from that of the first page; the first chunk may lack pages.
     const uint32_t first_page = first_page_of(position, p.before), n_pages = position / KIGO_PAGE + 1;
@@ -39,7 +40,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     auto page_of = [&](uint32_t unit) { return max((first_unit + unit) * span, first_page); };
     uint32_t page = page_of(split);
     uint64_t address = split < blocks ? __ldcg(pages + page) : 0;
-    const uint64_t page_of_unit = __ldcg(pages + page_of(min(lane, units - 1)));  // for the block that combines
+    const uint64_t area_of_unit = area_at(page_of(min(lane, units - 1)));  // for the block that combines
     pdl_wait();
     pdl_launch();
     if (split >= blocks) return;
@@ -57,7 +58,6 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         for (int i = 0; i < 2 * kPieces; i++) q_lane[i] = q_piece(i / 2, i % 2);
     }
 
-    const uint64_t partials = static_cast<uint64_t>(p.n_layer) * p.n_head_kv * 2 * KIGO_PAGE * kDp * sizeof(__half);
     const uint64_t here = page_offset(p, kDp, head_kv);
 
     uint4 k[2][kPieces], v[kPieces][2];
@@ -91,6 +91,8 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         const uint32_t next = unit_ends ? (page / span + p.splits) * span : page + 1;
         const bool more = next < n_pages;
         const uint64_t next_address = more ? __ldcg(pages + next) : 0;
+        // Partials of a unit are in the area of its first page.
+        const uint64_t area = unit_ends && units > 1 ? area_at(max(page / span * span, first_page)) : 0;
 
         float s[2][4], m[2], l[2];
         scores<kDp, 2>(
@@ -148,7 +150,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 if (g + 8 * r < heads) {
-                    float2* to = at<float2>(address + partials) + (head + g + 8 * r) * (kDp / 2 + 1);
+                    float2* to = at<float2>(area) + (head + g + 8 * r) * (kDp / 2 + 1);
                     if (warp == 0 && t == 0) __stcg(to, make_float2(M[r], L[r]));
 #pragma unroll
                     for (int n = 0; n < kPieces; n++)
@@ -159,7 +161,6 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
                 for (int n = 0; n < kPieces; n++) O[n][2 * r] = O[n][2 * r + 1] = -0.0f;
             }
             if (!more) break;
-            address = next_address;
         }
         page = next;
     }
@@ -204,16 +205,16 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         float2 O1[kPairs], Oc[kPairs];
 #pragma unroll
         for (int n = 0; n < kPairs; n++) O1[n] = Oc[n] = make_float2(-0.0f, -0.0f);
-        uint64_t page_of_lane = page_of_unit;
+        uint64_t area_of_lane = area_of_unit;
         for (uint32_t first = 0; first < units; first += 32) {
-            if (first > 0) page_of_lane = __ldcg(pages + page_of(min(first + lane, units - 1)));
-            const uint64_t area = partials + (head + h) * (kDp + 2) * sizeof(float);
-            const float2 ml_of_lane = __ldcg(at<float2>(page_of_lane + area));
+            if (first > 0) area_of_lane = area_at(page_of(min(first + lane, units - 1)));
+            const uint64_t of_head = (head + h) * (kDp + 2) * sizeof(float);
+            const float2 ml_of_lane = __ldcg(at<float2>(area_of_lane + of_head));
             for (uint32_t batch = first; batch < min(first + 32, units); batch += kBatch) {
                 float2 o[kBatch][kPairs];
 #pragma unroll
                 for (int i = 0; i < kBatch; i++) {
-                    const float2* from = at<float2>(__shfl_sync(~0u, page_of_lane, batch - first + i) + area) + 1;
+                    const float2* from = at<float2>(__shfl_sync(~0u, area_of_lane, batch - first + i) + of_head) + 1;
 #pragma unroll
                     for (int n = 0; n < kPairs; n++)
                         if (kDp % 64 == 0 || n * 64 + lane * 2 < kDp) o[i][n] = __ldcg(from + n * 32 + lane);

@@ -12,7 +12,7 @@
 typedef struct {
     uint32_t token;
     uint32_t position;
-    /* The sequence's page tables, one for each group of layers: u64 per page, the address of the page. */
+    /* The sequence's page tables, one for each group of layers: u64 per page, the address of the page; then that of its areas. */
     uint64_t pages;
     /* The sequence's sampler state. */
     uint32_t slot;
@@ -295,10 +295,12 @@ typedef struct {
     uint32_t n_head_kv;
     /* Even. */
     uint32_t head_dim;
-    /* First entry of the layer's group in a sequence's page tables; the layer's number in the group; layers of the group. */
+    /* First entry of the layer's group in a sequence's page tables; the layer's number in the group. */
     uint32_t table;
     uint32_t layer;
-    uint32_t n_layer;
+    /* attn_decode: first entry of a sequence's areas in its page tables: u64 per page, the address of f32 [n_head][dp + 2], which
+     * is the sequence's own where pages are shared. */
+    uint32_t areas;
     /* Positions before its own that a row sees, at most KIGO_ALL_BEFORE, which is all. */
     uint32_t before;
     /* c log2(e) of scores that become c tanh(score / c), and 2 / c; 0: scores stay as they are. */

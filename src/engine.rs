@@ -5,6 +5,8 @@
 
 mod info;
 mod loading;
+mod prompts;
+mod sequences;
 mod told;
 
 use std::collections::VecDeque;
@@ -14,16 +16,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockE
 use std::time::{Duration, Instant};
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, DecodePath, Device, Draw, Memory, Progress, Row, SequenceId, check_gpu};
+use crate::backend::{Backend, DecodePath, Device, Draw, Memory, Progress, Row, check_gpu};
 use crate::error::{quoted, try_vec};
 use crate::gguf::{Gguf, Metadata};
-use crate::model::{ModelDesc, Weights, arch};
+use crate::model::{ModelDesc, Weights, arch, fingerprint};
 use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
 use crate::{Error, Result, panics};
 pub use info::file_info;
 pub use loading::Loading;
+use prompts::Prompts;
+use sequences::Retired;
 use told::Told;
 
 /// How to load a model.
@@ -41,6 +45,8 @@ pub struct LoadOptions {
     pub tokenizer: String,
     /// How a GPU runs a step of a single sequence.
     pub decode_path: DecodePath,
+    /// Most bytes of the pages that inferences leave for others that begin with the same tokens.
+    pub prompt_cache: u64,
 }
 
 impl Default for LoadOptions {
@@ -52,6 +58,7 @@ impl Default for LoadOptions {
             n_batch: 128,
             tokenizer: "auto".into(),
             decode_path: DecodePath::Auto,
+            prompt_cache: 1 << 30,
         }
     }
 }
@@ -94,7 +101,10 @@ pub struct Engine {
     backend: Mutex<Box<dyn Backend>>,
     next_sequence: AtomicU64,
     /// Sequences whose sessions ended while a batch was running.
-    retired: Mutex<Vec<SequenceId>>,
+    retired: Mutex<Vec<Retired>>,
+    prompts: Arc<Mutex<Prompts>>,
+    fingerprint: u64,
+    cache_format: String,
 }
 
 #[derive(Default)]
@@ -133,9 +143,13 @@ enum Wanted {
     Token(Sampler, Vec<u32>),
 }
 
-/// Rows of one session that must run in one batch.
+/// What a session wants done with its sequence, between two batches. It is done again when memory was made free for it.
+type Task = Box<dyn FnMut(&mut dyn Backend) -> Result<()> + Send>;
+
+/// Rows of one session that must run in one batch, or a task.
 struct Request {
     rows: Vec<Row>,
+    task: Mutex<Option<Task>>,
     /// The token, if one is wanted.
     outcome: Mutex<Option<Result<Option<u32>>>>,
     /// With what is the session's own, which it takes back with the outcome.
@@ -215,6 +229,8 @@ impl Engine {
             n_batch: options.n_batch,
             n_threads,
             facts: crate::model::info::facts(&gguf),
+            fingerprint: fingerprint(&gguf, &desc, &tokenizer, n_ctx)?,
+            cache_format: backend.cache_format(),
             metadata: gguf.into_metadata(),
             device: backend.device().to_string(),
             weight_bytes: backend.weight_bytes(),
@@ -226,6 +242,7 @@ impl Engine {
             grammars: OnceLock::new(),
             desc,
             queue: Mutex::default(),
+            prompts: Arc::new(Mutex::new(Prompts::new(options.prompt_cache, backend.page_positions()))),
             backend: Mutex::new(backend),
             next_sequence: AtomicU64::new(0),
             retired: Mutex::default(),
@@ -285,6 +302,16 @@ impl Engine {
     /// Bytes of the weights, as they were read from the file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// What tells this model from others.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// What the pages of its cache are.
+    pub fn cache_format(&self) -> &str {
+        &self.cache_format
     }
 
     /// The books of its memory; asking them never waits.
@@ -358,17 +385,6 @@ impl Engine {
         }
     }
 
-    /// Names a new, empty sequence.
-    pub fn sequence_new(&self) -> SequenceId {
-        self.next_sequence.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Ends a sequence. Its memory is freed at once, or as soon as the running batch is done.
-    pub fn sequence_free(&self, sequence: SequenceId) {
-        lock(&self.retired).push(sequence);
-        self.free_retired();
-    }
-
     /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers. Writes the logits of the
     /// last row that wants them to `logits` `[n_vocab]`; nothing if none does. Returns how long they waited for their
     /// turn.
@@ -420,6 +436,10 @@ impl Engine {
                 self.n_batch
             )));
         }
+        self.wait(request, cancel)
+    }
+
+    fn wait(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
         let mut queue = lock(&self.queue);
         queue.waiting.push_back(request.clone());
         loop {
@@ -463,8 +483,13 @@ impl Engine {
         let mut backend = lock(&self.backend);
         let mut ready = Vec::with_capacity(batch.len());
         for request in batch {
-            let reserve = |last: &Row| backend.sequence_reserve(last.sequence, last.position as usize + 1);
-            match contained(|| request.rows.last().map_or(Ok(()), reserve)) {
+            if let Some(mut task) = lock(&request.task).take() {
+                request.finish(self.with_room(&mut **backend, |backend| task(backend)).map(|()| None));
+                continue;
+            }
+            let Some(last) = request.rows.last() else { continue };
+            let n_positions = last.position as usize + 1;
+            match self.with_room(&mut **backend, |backend| backend.sequence_reserve(last.sequence, n_positions)) {
                 Ok(()) => ready.push(&**request),
                 Err(error) => request.finish(Err(error)),
             }
@@ -474,7 +499,7 @@ impl Engine {
         }
         // Alone, a request that cannot run does not take the others with it.
         for request in ready {
-            if let Err(error) = run_together(&mut **backend, &[request]) {
+            if let Err(error) = self.with_room(&mut **backend, |backend| run_together(backend, &[request])) {
                 request.finish(Err(error));
             }
         }
@@ -488,8 +513,9 @@ impl Engine {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            for sequence in std::mem::take(&mut *lock(&self.retired)) {
-                backend.sequence_free(sequence);
+            let retired = std::mem::take(&mut *lock(&self.retired));
+            for retired in retired {
+                lock(&self.prompts).end(&mut **backend, retired);
             }
             drop(backend);
             // Somebody may have retired a sequence meanwhile and left it to us.
@@ -545,14 +571,19 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
 }
 
 /// A panic of the backend concerns the requests that ran, not the caller that happened to lead.
-fn contained(body: impl FnOnce() -> Result<()>) -> Result<()> {
+fn contained<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     panics::caught(body).unwrap_or_else(|text| Err(Error::Internal(text)))
 }
 
 impl Request {
     fn new(rows: Vec<Row>, wanted: Wanted) -> Arc<Request> {
+        Self::with(rows, None, wanted)
+    }
+
+    fn with(rows: Vec<Row>, task: Option<Task>, wanted: Wanted) -> Arc<Request> {
         Arc::new(Request {
             rows,
+            task: Mutex::new(task),
             outcome: Mutex::new(None),
             wanted: Mutex::new(wanted),
             queued: Instant::now(),
@@ -630,6 +661,7 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::backend::SequenceId;
 
     /// Does nothing; unless it has a token, it panics when a batch has a row of token 13, and for sequence 13.
     struct Faulty {
@@ -653,6 +685,37 @@ pub(crate) mod tests {
             Ok(())
         }
         fn sequence_free(&mut self, _: SequenceId) {}
+        fn sequence_holds(&self, _: SequenceId, _: usize) -> bool {
+            false
+        }
+        fn sequence_rewind(&mut self, _: SequenceId, _: usize) -> Result<bool> {
+            Ok(false)
+        }
+        fn sequence_fork(&mut self, _: SequenceId, _: SequenceId, _: usize) -> Result<bool> {
+            Ok(false)
+        }
+        fn sequence_keep(&mut self, _: SequenceId) {}
+        fn kept_bytes(&self) -> u64 {
+            0
+        }
+        fn page_positions(&self) -> usize {
+            1
+        }
+        fn cache_format(&self) -> String {
+            String::new()
+        }
+        fn page_bytes(&self, _: usize, _: usize) -> Option<usize> {
+            None
+        }
+        fn page_read(&mut self, _: SequenceId, _: usize, _: usize, _: &mut [u8]) -> Result<()> {
+            Ok(())
+        }
+        fn sequence_restore(&mut self, _: SequenceId, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn page_write(&mut self, _: SequenceId, _: usize, _: usize, _: &[u8]) -> Result<()> {
+            Ok(())
+        }
         fn forward(&mut self, rows: &[Row]) -> Result<()> {
             assert!(self.token.is_some() || rows.iter().all(|row| row.token != 13), "unlucky");
             Ok(())

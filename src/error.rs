@@ -75,6 +75,8 @@ statuses! {
     UnsupportedTokenizer = -27, "UNSUPPORTED_TOKENIZER";
     /// The chat template is missing, or failed to render.
     BadTemplate = -28, "BAD_TEMPLATE";
+    /// A saved state is damaged, or belongs to another model.
+    BadState = -29, "BAD_STATE";
     /// The prompt does not fit into the context.
     PromptTooLong = -40, "PROMPT_TOO_LONG";
     /// The prompt holds no token.
@@ -195,6 +197,16 @@ pub enum Error {
         found: String,
         /// The names kigo knows.
         known: String,
+    },
+    /// A saved state cannot be gone on from.
+    #[error("saved state: {what}: expected {expected}, found {found}")]
+    BadState {
+        /// Which part of it.
+        what: String,
+        /// What would be right.
+        expected: String,
+        /// What is there.
+        found: String,
     },
     /// The chat template failed.
     #[error("chat template: {0}")]
@@ -475,6 +487,7 @@ impl Error {
             Error::UnsupportedType { .. } | Error::UnsupportedValue { .. } => Status::UnsupportedType,
             Error::UnsupportedTokenizer { .. } => Status::UnsupportedTokenizer,
             Error::BadTemplate(_) => Status::BadTemplate,
+            Error::BadState { .. } => Status::BadState,
             Error::InvalidArgument { .. } => Status::InvalidArgument,
             Error::UnknownOption { .. } => Status::UnknownOption,
             Error::NotFound { .. } => Status::NotFound,

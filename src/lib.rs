@@ -55,6 +55,7 @@ pub mod log;
 
 mod line;
 
+mod checksum;
 mod panics;
 
 pub use error::{Error, Result, Status};

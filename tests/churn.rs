@@ -107,6 +107,19 @@ impl Shared {
             ),
             60..65 => (c_api::count(inference, c"generated_tokens").map(|_| 0), &[InvalidHandle]),
             65..70 => (c_api::model_count(model, c"n_ctx").map(|_| 0), &[InvalidHandle]),
+            70..74 => {
+                (c_api::rewind(inference, 1 + random.below(40)), &[InvalidHandle, InvalidArgument, Busy, Cancelled])
+            }
+            74..77 if n_inferences < MAX_INFERENCES => {
+                let options = if random.below(2) == 0 { 0 } else { options };
+                (self.add("inference", &self.inferences, c_api::fork(inference, options)), &[InvalidHandle, Busy])
+            }
+            77..80 => {
+                let prompt = [&b"Write a haiku."[..], b"\xff"][random.below(8) / 7];
+                let answer = c_api::append(inference, prompt);
+                (answer, &[InvalidHandle, InvalidArgument, InvalidUtf8, Busy, PromptTooLong])
+            }
+            80..81 => (c_api::clear_prompt_cache(model), &[InvalidHandle]),
             _ => (
                 c_api::next_text(inference, &mut buffer),
                 &[InvalidHandle, InvalidArgument, Busy, Cancelled, ContextFull],

@@ -405,10 +405,11 @@ fn windowed(n_layer: usize, n_head_kv: usize, head_dim: usize, window: usize) ->
 
 #[test]
 fn a_page_has_the_size_of_its_parts() {
-    // 2 layers, 3 heads of 40 in 64 places, 64 positions, f16; then 6 heads of 66 f32, to a multiple of 256.
+    // 2 layers, 3 heads of 40 in 64 places, 64 positions, f16; an area has 6 heads of 66 f32, to a multiple of 256.
     let sizes = Sizes::new(&desc(2, 3, 40), 1000, 32).unwrap();
     let [group] = sizes.groups[..] else { panic!("{sizes:?}") };
-    assert_eq!(group.page, (2 * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4_usize).next_multiple_of(256));
+    assert_eq!(group.page, 2 * 3 * 2 * 64 * 64 * 2);
+    assert_eq!((sizes.areas.page, sizes.areas.ring), ((6 * 66 * 4_usize).next_multiple_of(256), 16));
     assert_eq!((group.n_layer, group.ring), (2, 16));
     assert_eq!(sizes.table, 256);
     assert_eq!(group.chunk / group.page, (32 << 20) / group.page);
@@ -424,17 +425,19 @@ fn layers_with_a_window_have_pages_of_their_own() {
     let sizes = Sizes::new(&windowed(7, 3, 40, 100), 10_000, 30).unwrap();
     let [full, ring] = sizes.groups[..] else { panic!("{sizes:?}") };
     assert_eq!((full.n_layer, ring.n_layer), (3, 4));
-    let page = |n_layer: usize| (n_layer * 3 * 2 * 64 * 64 * 2 + 6 * 66 * 4).next_multiple_of(256);
+    let page = |n_layer: usize| n_layer * 3 * 2 * 64 * 64 * 2;
     assert_eq!((full.page, ring.page), (page(3), page(4)));
     // 100 positions that are seen, 30 rows of a batch and 2 steps ahead lie in at most 4 pages.
     assert_eq!((full.ring, ring.ring, sizes.n_entries), (157, 4, 157));
-    assert_eq!(sizes.table, (2 * 157 * 8_usize).next_multiple_of(256));
+    assert_eq!((sizes.table, sizes.areas_entry()), ((3 * 157 * 8_usize).next_multiple_of(256), 2 * 157));
+    assert_eq!((full.before, ring.before, sizes.areas.ring), (10_000, 99, 157));
     let places = sizes.layers.iter().map(|layer| (layer.group, layer.index, layer.before));
     let all = KIGO_ALL_BEFORE;
     let expected = [(0, 0, all), (1, 0, 49), (1, 1, 99), (0, 1, all), (1, 2, 99), (1, 3, 49), (0, 2, all)];
     assert_eq!(places.collect::<Vec<_>>(), expected);
-    assert_eq!(sizes.sequence_bytes(65), (2 * (full.page + ring.page)) as u64);
-    assert_eq!(sizes.sequence_bytes(10_000), (157 * full.page + 4 * ring.page) as u64);
+    assert_eq!(sizes.sequence_bytes(65), (2 * (full.page + ring.page + sizes.areas.page)) as u64);
+    let whole = 157 * (full.page + sizes.areas.page) + 4 * ring.page;
+    assert_eq!(sizes.sequence_bytes(10_000), whole as u64);
 
     // A window of the whole context is none; where all layers have one, there is nothing else.
     let sizes = Sizes::new(&windowed(7, 3, 40, 100), 50, 30).unwrap();
@@ -609,6 +612,133 @@ fn child_rings() {
     say("done");
 }
 
+/// Sequences that share pages: who has which, and what is in them.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_shares() {
+    const RING: usize = 4;
+    let context = Context::open(0).unwrap();
+    let stream = Stream::new(&context).unwrap();
+    let mut cache = KvCache::new(&context, &stream, &windowed(4, 2, 64, 100), (4096, 30)).unwrap();
+    let (n_entries, areas_entry) = (cache.sizes().n_entries, cache.sizes().areas_entry());
+    let [full, windowed] = cache.sizes().groups[..] else { panic!("{:?}", cache.sizes()) };
+    let first_bytes = context.bytes(Purpose::Cache);
+    // Of the layers that see all, of those with a window, and the areas.
+    let tables = |cache: &KvCache, sequence: u64, n: usize| {
+        let all = pages(cache, sequence, areas_entry + n);
+        [0, n_entries, areas_entry].map(|first| all[first..first + n].to_vec())
+    };
+    let fill = |page: u64, bytes: usize, value: u8| {
+        // SAFETY: the page has so many bytes; the fake driver's work is done when its calls return.
+        unsafe { std::ptr::write_bytes(page as *mut u8, value, bytes) }
+    };
+    for n in [5 * PAGE + 10, 6 * PAGE] {
+        cache.reserve(&stream, 1, n).unwrap();
+        let [all, ring, areas] = tables(&cache, 1, 6);
+        all.iter().enumerate().for_each(|(i, page)| fill(*page, full.page, i as u8 + 1));
+        ring.iter().enumerate().for_each(|(i, page)| fill(*page, windowed.page, i as u8 + 101));
+        assert!(cache.fork(&stream, 1, 2, n).unwrap());
+        let [all_2, ring_2, areas_2] = tables(&cache, 2, 6);
+        assert_eq!((&all_2[..5], &ring_2[4..5]), (&all[..5], &ring[4..5]), "full pages are shared");
+        assert_eq!((all_2[5] == all[5], ring_2[5] == ring[5]), (n == 6 * PAGE, n == 6 * PAGE));
+        assert_eq!((peek::<u8>(all_2[5], full.page)[7], peek::<u8>(ring_2[5], windowed.page)[7]), (6, 106));
+        assert!(areas_2.iter().all(|area| !areas.contains(area)), "partial sums are a sequence's own");
+
+        // The ring comes round: what the other still sees is not written.
+        for n_positions in (n..9 * PAGE).step_by(30).chain([9 * PAGE]) {
+            cache.reserve(&stream, 2, n_positions).unwrap();
+            cache.reserve(&stream, 1, n_positions).unwrap();
+        }
+        let [[all, ring, _], [all_2, ring_2, _]] = [1, 2].map(|sequence| tables(&cache, sequence, 9));
+        assert!(all[6..].iter().all(|page| !all_2.contains(page)));
+        assert!((6..9).all(|i| !ring_2[5..].contains(&ring[i])), "{ring:?} {ring_2:?}");
+        assert!((6..9).all(|i| ring[i] != ring[i - 1]));
+        for (sequence, value) in [(1, 0x11), (2, 0x22)] {
+            tables(&cache, sequence, 9)[0][6..].iter().for_each(|page| fill(*page, full.page, value));
+            tables(&cache, sequence, 9)[1][6..].iter().for_each(|page| fill(*page, windowed.page, value));
+        }
+        assert_eq!(peek::<u8>(all[6], 1), [0x11]);
+        assert!((0..5).all(|i| peek::<u8>(all[i], 1) == [i as u8 + 1] && all_2[i] == all[i]));
+
+        // A window that has moved on cannot go back, what is inside it can.
+        assert!(!cache.rewind(&stream, 2, 2 * PAGE).unwrap() && !cache.fork(&stream, 2, 3, 2 * PAGE).unwrap());
+        assert!(!cache.holds(2, 10 * PAGE) && cache.holds(2, 9 * PAGE));
+        assert_eq!(cache.table_address(3), None);
+        assert!(cache.fork(&stream, 2, 3, 9 * PAGE).unwrap());
+        assert!(cache.rewind(&stream, 3, 8 * PAGE + 1).unwrap());
+        let [all_3, ring_3, _] = tables(&cache, 3, 9);
+        assert!(all_3[8] != all_2[8] && ring_3[8] != ring_2[8] && all_3[7] == all_2[7]);
+        assert_eq!((peek::<u8>(all_3[8], 1), peek::<u8>(ring_3[8], 1)), (vec![0x22], vec![0x22]));
+
+        // Kept ones have their pages only.
+        cache.keep(2);
+        cache.keep(2);
+        assert_eq!(cache.table_address(2), None);
+        let kept = 9 * full.page + RING * windowed.page;
+        assert_eq!(cache.kept_bytes(), kept as u64);
+        assert!(cache.fork(&stream, 2, 4, 9 * PAGE).unwrap());
+        cache.keep(4);
+        // What both have counts once; in place of what only the first of them still sees, the other has the page of nobody.
+        assert_eq!(cache.kept_bytes(), (kept + windowed.page) as u64);
+        cache.free(&stream, 2);
+        assert!(cache.is_used() && cache.kept_bytes() == kept as u64);
+        for sequence in [1, 3, 4] {
+            cache.free(&stream, sequence);
+        }
+        assert_eq!((cache.is_used(), cache.kept_bytes(), context.bytes(Purpose::Cache)), (false, 0, first_bytes));
+    }
+    drop(cache);
+    assert_eq!((context.ledger().device_bytes(), context.ledger().pinned_bytes()), (0, 0));
+    say("done");
+}
+
+#[test]
+fn sequences_share_pages() {
+    let run = run("child_shares", &[]);
+    assert_eq!(said(&run), ["done"]);
+    run.assert_clean("shares");
+}
+
+/// What is kept gives way, chunk by chunk, and holds no chunk that it does not need.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_kept_chunks() {
+    let context = Context::open(0).unwrap();
+    let stream = Stream::new(&context).unwrap();
+    // Pages of 8 MiB, four to a chunk.
+    let mut cache = KvCache::new(&context, &stream, &desc(32, 8, 128), (4096, 512)).unwrap();
+    let first_bytes = context.bytes(Purpose::Cache);
+    for sequence in 1..=6 {
+        cache.reserve(&stream, sequence, 2 * PAGE).unwrap();
+    }
+    let most = context.bytes(Purpose::Cache);
+    for sequence in [2, 5] {
+        cache.keep(sequence);
+    }
+    for sequence in [1, 3, 4, 6] {
+        cache.free(&stream, sequence);
+    }
+    let kept = context.bytes(Purpose::Cache);
+    assert!(first_bytes < kept && kept < most, "{first_bytes} {kept} {most}");
+    // A chunk in the middle may be gone; what comes next takes its place.
+    cache.reserve(&stream, 7, 20 * PAGE).unwrap();
+    let table = pages(&cache, 7, 20);
+    assert!((0..20).all(|i| !table[..i].contains(&table[i]) && peek::<u8>(table[i], 8 << 20).iter().all(|b| *b == 0)));
+    cache.free(&stream, 7);
+    cache.free(&stream, 2);
+    cache.free(&stream, 5);
+    assert_eq!(context.bytes(Purpose::Cache), first_bytes);
+    drop(cache);
+    say("done");
+}
+
+#[test]
+fn kept_sequences_hold_no_more_than_they_need() {
+    let run = run("child_kept_chunks", &[]);
+    assert_eq!(said(&run), ["done"]);
+    run.assert_clean("kept chunks");
+}
+
 #[test]
 fn rings_of_the_cache() {
     let run = run("child_rings", &[("FAKE_CUDA_MEMORY", &(350 << 20).to_string())]);
@@ -642,7 +772,27 @@ fn child_pages_fail() {
             assert!(full.starts_with(&full_before) && ring.starts_with(&ring_before));
             assert!(ring.iter().zip(ring.iter().skip(3)).all(|(a, b)| a == b), "{ring:?}");
         }
+        // Another begins with what this one has, up to the middle of a page, goes on, and goes back into what both share.
+        let (n, before) = (7 * PAGE + 9, pages(&cache, 1, 8));
+        if let Err(error) = cache.fork(&stream, 1, 2, n) {
+            assert_eq!((cache.table_address(2), pages(&cache, 1, 8)), (None, before.clone()));
+            say(error.status().name());
+            cache.fork(&stream, 1, 2, n)?;
+        }
+        if let Err(error) = cache.reserve(&stream, 2, 9 * PAGE) {
+            say(error.status().name());
+            cache.reserve(&stream, 2, 9 * PAGE)?;
+        }
         cache.free(&stream, 1);
+        cache.fork(&stream, 2, 1, 9 * PAGE)?;
+        if let Err(error) = cache.rewind(&stream, 1, 8 * PAGE + 9) {
+            say(error.status().name());
+            assert!(cache.rewind(&stream, 1, 8 * PAGE + 9)?);
+        }
+        assert_ne!(pages(&cache, 1, 9)[0][8], pages(&cache, 2, 9)[0][8]);
+        assert_eq!(pages(&cache, 1, 9)[0][..8], pages(&cache, 2, 9)[0][..8]);
+        cache.free(&stream, 1);
+        cache.free(&stream, 2);
         Ok(())
     };
     if let Err(error) = attempt() {

@@ -34,11 +34,13 @@ use fake_driver::{Run, run, say};
 use folder::Folder;
 use kigo::Status;
 use kigo::backend::cuda::CudaBackend;
-use kigo::backend::{Backend, DecodePath, Progress, Row};
+use kigo::backend::{Backend, DecodePath, Progress, Purpose, Row};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
 use kigo::model::{Weights, arch};
 use kigo::quant::QuantType;
+use kigo::sampler::SamplingParams;
+use kigo::session::{Prompt, Session, SessionOptions};
 use random_model::Shape;
 
 fn variable(name: &str) -> Option<i64> {
@@ -426,6 +428,139 @@ fn r08_an_inference_that_finds_no_memory_leaves_the_others_as_they_are() {
     disturbed.assert_clean("nine");
     assert!(alone.said.len() == 8 && alone.said.iter().all(|text| text.len() == 50), "{alone:?}");
     assert_eq!(disturbed.said, alone.said);
+}
+
+fn session_options(n: usize) -> SessionOptions {
+    let sampling = SamplingParams { temperature: 1.0, repeat_penalty: 1.1, ..SamplingParams::default() };
+    SessionOptions { sampling, max_tokens: Some(n), ..SessionOptions::default() }
+}
+
+/// The next tokens, up to `n`.
+fn take(session: &mut Session, n: usize) -> Vec<u32> {
+    let mut all = Vec::new();
+    while all.len() < n
+        && let Some((token, _)) = session.peek_token().unwrap()
+    {
+        all.push(token);
+        session.take_token();
+    }
+    all
+}
+
+/// Sessions go back, branch off, go on, are saved and loaded, and find what others have computed. The sampler of the fake
+/// driver goes by positions and tokens, so that a row at a wrong place or of a wrong token shows.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_turns() {
+    let (driver, folder) = (Driver::get(), Folder::new());
+    for file in ["tiny-llama-q8_0.gguf", "arch/gemma2.gguf", "arch/gpt-oss.gguf"] {
+        let load = |prompt_cache| {
+            let options = LoadOptions { n_batch: 30, n_ctx: Some(600), prompt_cache, ..LoadOptions::default() };
+            Engine::load(&models::data(file), &options).unwrap()
+        };
+        let (engine, cached, other) = (load(0), load(1 << 30), load(0));
+        let held = [&engine, &cached].map(|engine| engine.memory().bytes(Purpose::Cache));
+        let prompt: Vec<u32> = (0..170).map(|i| (i * 31 + 5) % (engine.n_vocab() as u32 - 8) + 4).collect();
+        let start = |engine, tokens| Session::start(engine, Prompt::Tokens(tokens), &session_options(100)).unwrap();
+        let whole = take(&mut start(&engine, &prompt), 100);
+        assert_eq!(whole.len(), 100, "{file}");
+
+        let mut session = start(&engine, &prompt);
+        assert_eq!(take(&mut session, 100), whole);
+        for n in [100, 99, 90, 23, 22, 21, 0] {
+            session.rewind(170 + n).unwrap();
+            assert_eq!(take(&mut session, 100), whole[n..], "{file}: back to {n}");
+        }
+        for n in [169, 128, 60, 1] {
+            session.rewind(n).unwrap();
+            let fresh = take(&mut start(&engine, &prompt[..n]), 5);
+            assert_eq!(take(&mut session, 5), fresh, "{file}: back to {n} of the prompt");
+        }
+        for at in [0, 1, 22, 50] {
+            let mut session = start(&engine, &prompt);
+            assert_eq!(take(&mut session, at), whole[..at]);
+            let mut forks: Vec<Session> = (0..3).map(|_| session.fork(None).unwrap()).collect();
+            forks.push(session);
+            for i in at..100 {
+                assert!(forks.iter_mut().all(|fork| take(fork, 1) == whole[i..i + 1]), "{file}: fork at {at}");
+            }
+            let path = folder.path("state");
+            let mut session = start(&engine, &prompt);
+            take(&mut session, at);
+            session.save(&path).unwrap();
+            let mut loaded = Session::load(&other, &path, &session_options(100)).unwrap();
+            assert_eq!(take(&mut loaded, 100), whole[at..], "{file}: saved at {at}");
+        }
+        let mut n_reused = 0;
+        for (n, expected) in [(170, 0), (170, 128), (150, 128), (65, 64), (64, 0), (170, 128)] {
+            let mut session = start(&cached, &prompt[..n]);
+            assert_eq!(take(&mut session, 3), take(&mut start(&engine, &prompt[..n]), 3), "{file}: {n} tokens");
+            assert!(session.cached_tokens() == expected || file != "tiny-llama-q8_0.gguf");
+            n_reused += session.cached_tokens();
+            session.append(Prompt::Tokens(&prompt[..40])).unwrap();
+            let said = take(&mut session, 3);
+            session.rewind(n + 3 + 40).unwrap();
+            assert_eq!(take(&mut session, 3), said);
+        }
+        assert!(n_reused > 0 && cached.prompt_cache_bytes() > 0, "{file}");
+        drop(session);
+        cached.clear_prompt_cache().unwrap();
+        let after = [&engine, &cached].map(|engine| engine.memory().bytes(Purpose::Cache));
+        assert_eq!(after, held, "{file}");
+    }
+    assert_eq!((driver.count("misuse"), driver.count("unpopped")), (0, 0));
+    say("done");
+}
+
+#[test]
+fn sessions_go_back_branch_off_and_go_on() {
+    let run = run("child_turns", &[]);
+    run.assert_clean("turns");
+    assert_eq!(run.said, ["done"]);
+}
+
+/// What ended inferences have left makes room when there is no other memory.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_room() {
+    let (driver, folder) = (Driver::get(), Folder::new());
+    let path = folder.write("model.gguf", &random_model::draft(&LARGE_PAGES, &[QuantType::F32], 1).writer());
+    let options = LoadOptions { n_ctx: Some(4096), ..LoadOptions::default() };
+    let engine = Engine::load(&path, &options).unwrap();
+    let tokens = |i: u32| vec![i + 4; 1000];
+    let run = |i: u32| {
+        let mut session = Session::start(&engine, Prompt::Tokens(&tokens(i)), &session_options(4)).unwrap();
+        (take(&mut session, 4).len(), session.cached_tokens())
+    };
+    for i in 0..8 {
+        assert_eq!(run(i), (4, 0));
+    }
+    assert_eq!(run(0), (4, 15 * 64));
+    let kept = engine.prompt_cache_bytes();
+    assert_eq!(kept, 8 * 15 * (2 << 20));
+    // Nothing more is to be had: each takes the place of the one that was not used for longest.
+    driver.leave(1 << 20);
+    for i in 8..20 {
+        assert_eq!(run(i), (4, 0), "{i}");
+        assert!(engine.prompt_cache_bytes() <= kept);
+    }
+    assert_eq!(run(19), (4, 15 * 64));
+    // One that needs all of it gets it, and then there is none.
+    let long = vec![7; 4000];
+    let mut session = Session::start(&engine, Prompt::Tokens(&long), &session_options(4)).unwrap();
+    assert_eq!(take(&mut session, 4).len(), 4);
+    drop(session);
+    assert!(engine.prompt_cache_bytes() > 0);
+    driver.leave(1 << 30);
+    drop(engine);
+    say("done");
+}
+
+#[test]
+fn what_is_kept_makes_room() {
+    let run = run("child_room", &[]);
+    run.assert_clean("room");
+    assert_eq!(run.said, ["done"]);
 }
 
 /// Loads and frees a model 250 times.

@@ -75,6 +75,9 @@ fn programs_of_the_guide_run() {
         assert!(line.starts_with(&format!("job {index}: ")) && ended, "{said}");
     }
     assert_eq!(said.lines().count(), 4, "{said}");
+    let state = scratch().join("conversation.state");
+    let said = run(program("conversations"), &[model, state.to_str().unwrap()]);
+    assert!(said.starts_with("Rain counts on the roof,") && said.contains(" tokens were there already\n"), "{said}");
 }
 
 #[test]

@@ -293,6 +293,80 @@ fn twenty_generations() {
     c_api::options_free(options).unwrap();
 }
 
+fn turns() {
+    let folder = Folder::new();
+    let file = folder.path("state");
+    let user = Setting::Text(b"user");
+    let options = c_api::options(&[("prompt_format", user), ("n_ctx", Setting::Integer(300))]);
+    let other = c_api::options(&[("temperature", Setting::Number(1.0)), ("max_tokens", Setting::Integer(5))]);
+    let model = tiny(options);
+    leaves_nothing("turns, forks and states", &|| {
+        let inference = c_api::start(model, b"Write a haiku.", options).unwrap();
+        assert!(!c_api::text(inference).unwrap().is_empty());
+        let forks = [0, other].map(|options| c_api::fork(inference, options).unwrap());
+        c_api::append(inference, b"Write a haiku.").unwrap();
+        assert!(!c_api::text(inference).unwrap().is_empty());
+        c_api::rewind(inference, 40).unwrap();
+        c_api::save(inference, &file).unwrap();
+        let loaded = c_api::load_state(model, &file, options).unwrap();
+        for inference in forks.into_iter().chain([inference, loaded]) {
+            let _ = c_api::text(inference);
+            c_api::inference_free(inference).unwrap();
+        }
+        c_api::clear_prompt_cache(model).unwrap();
+        assert_eq!(c_api::model_count(model, c"cache_bytes"), Ok(0));
+    });
+    leaves_nothing("calls for turns that fail", &|| {
+        let inference = c_api::start(model, b"Write a haiku.", options).unwrap();
+        fails(c_api::rewind(inference, 0), Status::InvalidArgument);
+        fails(c_api::rewind(inference, 1000), Status::InvalidArgument);
+        fails(c_api::append(inference, b"\xff"), Status::InvalidUtf8);
+        fails(c_api::append(inference, &b"no end ".repeat(200)), Status::PromptTooLong);
+        fails(c_api::fork(inference, inference), Status::InvalidHandle);
+        fails(c_api::save(inference, &folder.path("no/such/folder")), Status::Io);
+        fails(c_api::load_state(model, &folder.path("missing"), options), Status::Io);
+        fails(c_api::load_state(model, &models::data("tiny-llama.gguf"), options), Status::BadState);
+        let good = std::fs::read(&file).unwrap();
+        let damaged = folder.path("damaged");
+        for at in [20, 100, good.len() / 2, good.len() - 1] {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            std::fs::write(&damaged, bytes).unwrap();
+            fails(c_api::load_state(model, &damaged, options), Status::BadState);
+        }
+        c_api::inference_free(inference).unwrap();
+        for handle in [0, 1, model, inference] {
+            fails(c_api::rewind(handle, 1), Status::InvalidHandle);
+            fails(c_api::fork(handle, 0), Status::InvalidHandle);
+            fails(c_api::append(handle, b"a"), Status::InvalidHandle);
+            fails(c_api::save(handle, &file), Status::InvalidHandle);
+        }
+        fails(c_api::load_state(inference, &file, options), Status::InvalidHandle);
+        fails(c_api::clear_prompt_cache(inference), Status::InvalidHandle);
+    });
+    // Whatever comes again and again, the cache has it once; and cleared, nothing is left of a thousand different ones.
+    leaves_nothing("the same inference many times", &|| {
+        for _ in 0..300 {
+            let inference = c_api::start(model, b"Write a haiku.", options).unwrap();
+            c_api::next_token(inference, &mut [0; 64]).unwrap();
+            c_api::inference_free(inference).unwrap();
+        }
+    });
+    c_api::clear_prompt_cache(model).unwrap();
+    leaves_nothing("many different inferences, and a cleared cache", &|| {
+        for i in 0..300 {
+            let inference = c_api::start(model, format!("{i} times: Write a haiku.").as_bytes(), options).unwrap();
+            c_api::next_token(inference, &mut [0; 64]).unwrap();
+            c_api::inference_free(inference).unwrap();
+        }
+        c_api::clear_prompt_cache(model).unwrap();
+    });
+    c_api::model_free(model).unwrap();
+    for options in [options, other] {
+        c_api::options_free(options).unwrap();
+    }
+}
+
 /// A leak of one byte, once, is found.
 fn control() {
     let (before, after) =
@@ -312,4 +386,5 @@ fn everything_is_given_back() {
     failed_starts();
     failed_generations();
     twenty_generations();
+    turns();
 }

@@ -42,7 +42,8 @@ class Kigo:
         self.call("kigo_options_new", ctypes.byref(self.options))
         self.call("kigo_options_set_str", self.options, b"device", b"cpu")
         self.call("kigo_options_set_f64", self.options, b"temperature", ctypes.c_double(0))
-        numbers = {b"n_threads": args.threads, b"n_ctx": N_CTX, b"n_batch": N_PROMPT, b"max_tokens": N_DECODE + 1}
+        numbers = {b"n_threads": args.threads, b"n_ctx": N_CTX, b"n_batch": N_PROMPT, b"max_tokens": N_DECODE + 1,
+                   b"prompt_cache_mib": 0}
         for key, value in numbers.items():
             self.call("kigo_options_set_i64", self.options, key, ctypes.c_int64(value))
         self.model = ctypes.c_void_p()

@@ -282,6 +282,61 @@ pub trait Backend: Send {
     /// Frees a sequence; unknown ones are ignored.
     fn sequence_free(&mut self, sequence: SequenceId);
 
+    /// Whether `sequence` has all that a row at position `n_positions` would see of the positions before it. Layers with a
+    /// window forget what they do not see any more.
+    fn sequence_holds(&self, sequence: SequenceId, n_positions: usize) -> bool;
+
+    /// Takes away all positions of `sequence` from `n_positions` on. False if it does not hold what comes then (see
+    /// [`Backend::sequence_holds`]); nothing changed then.
+    ///
+    /// # Errors
+    /// When memory cannot be had for a copy of a page that is shared; nothing changed then.
+    fn sequence_rewind(&mut self, sequence: SequenceId, n_positions: usize) -> Result<bool>;
+
+    /// Makes `to`, a new sequence, begin with the first `n_positions` of `from`, whose full pages both share. False if `from`
+    /// does not hold what comes then; nothing changed then.
+    ///
+    /// # Errors
+    /// When memory cannot be had; nothing changed then.
+    fn sequence_fork(&mut self, from: SequenceId, to: SequenceId, n_positions: usize) -> Result<bool>;
+
+    /// Keeps a sequence only for others to begin with: it gets no more rows, and holds no more than its pages.
+    fn sequence_keep(&mut self, sequence: SequenceId);
+
+    /// Bytes of the pages that kept sequences hold, each counted once.
+    fn kept_bytes(&self) -> u64;
+
+    /// Gives memory back that nothing uses, where this backend holds some in reserve.
+    fn release_reserve(&mut self) {}
+
+    /// Positions in a page of the cache.
+    fn page_positions(&self) -> usize;
+
+    /// What the pages of the cache are; another model with the same weights can take them over if it says the same.
+    fn cache_format(&self) -> String;
+
+    /// Bytes of the `index`-th of the pages that a row at position `n_positions` sees of those before it; `None` if there are
+    /// not so many.
+    fn page_bytes(&self, n_positions: usize, index: usize) -> Option<usize>;
+
+    /// Copies that page of `sequence` to `bytes`, which has its size.
+    ///
+    /// # Errors
+    /// When there is no such page, or it cannot be brought to the host.
+    fn page_read(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// Makes a sequence of `n_positions` whose pages are to be written by [`Backend::page_write`].
+    ///
+    /// # Errors
+    /// When memory cannot be had; nothing changed then.
+    fn sequence_restore(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()>;
+
+    /// Copies `bytes` to that page of `sequence`.
+    ///
+    /// # Errors
+    /// When there is no such page, or it cannot be brought to the device.
+    fn page_write(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &[u8]) -> Result<()>;
+
     /// Runs one batch through the whole model: [`crate::model::forward`], wherever this backend runs it best.
     ///
     /// # Errors

@@ -3,11 +3,12 @@
 use super::boundary::{Outcome, caught};
 use super::error::Failure;
 use super::model::Fact;
-use super::settings::Settings;
+use super::settings::{PromptFormat, Settings};
 use crate::engine::Engine;
 use crate::log::{self, Level};
 use crate::session::{FinishReason, Prompt, Session};
 use crate::{Error, Result, Status};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
@@ -42,6 +43,7 @@ fn number(reason: FinishReason) -> i32 {
 pub(super) struct Report {
     pub(super) finish_reason: i32,
     prompt_tokens: u64,
+    cached_tokens: u64,
     generated_tokens: u64,
     text_size: u64,
     prompt_time: Duration,
@@ -66,6 +68,16 @@ impl Report {
             ms(self.queue_time)
         )
     }
+
+    fn count(&mut self, session: &Session) {
+        self.prompt_tokens = session.prompt_tokens() as u64;
+        self.cached_tokens = session.cached_tokens() as u64;
+        self.generated_tokens = session.generated_tokens() as u64;
+        self.prompt_time = session.prompt_time();
+        self.generate_time = session.generate_time();
+        self.queue_time = session.queue_time();
+        self.first_token_time = session.first_token_time().unwrap_or_default();
+    }
 }
 
 type CountOf = fn(&Report) -> u64;
@@ -73,10 +85,20 @@ type TimeOf = fn(&Report) -> f64;
 
 /// What kigo_inference_get_i64() knows.
 pub(super) static COUNTS: &[Fact<CountOf>] = &[
-    Fact { key: "prompt_tokens", doc: "Tokens of the prompt.", get: |report| report.prompt_tokens },
+    Fact {
+        key: "prompt_tokens",
+        doc: "Tokens of the prompt; in a further turn all that came before it are part of its prompt.",
+        get: |report| report.prompt_tokens,
+    },
+    Fact {
+        key: "cached_tokens",
+        doc: "Tokens of the prompt that were not computed, since this or another inference had done so; 0 before the first \
+              token.",
+        get: |report| report.cached_tokens,
+    },
     Fact {
         key: "generated_tokens",
-        doc: "Tokens generated so far, one that completes a stop string included.",
+        doc: "Tokens generated so far in this turn, one that completes a stop string included.",
         get: |report| report.generated_tokens,
     },
     Fact {
@@ -90,18 +112,18 @@ pub(super) static COUNTS: &[Fact<CountOf>] = &[
 pub(super) static TIMES: &[Fact<TimeOf>] = &[
     Fact {
         key: "prompt_ms",
-        doc: "Milliseconds spent on the prompt and the first token.",
+        doc: "Milliseconds spent on the prompt of this turn and the first token.",
         get: |report| report.prompt_time.as_secs_f64() * 1e3,
     },
     Fact {
         key: "generate_ms",
-        doc: "Milliseconds spent on all tokens after the first.",
+        doc: "Milliseconds spent on all tokens of this turn after the first.",
         get: |report| report.generate_time.as_secs_f64() * 1e3,
     },
     Fact {
         key: "first_token_ms",
-        doc: "Milliseconds from the call that started the inference until its first token was there, whatever the host did \
-              meanwhile; 0 before.",
+        doc: "Milliseconds from the call that started the inference or this turn until its first token was there, whatever the \
+              host did meanwhile; 0 before.",
         get: |report| report.first_token_time.as_secs_f64() * 1e3,
     },
     Fact {
@@ -147,6 +169,8 @@ impl Lane {
 /// What a kigo_inference handle stands for.
 pub(super) struct Generation {
     pub(super) cancel: Arc<AtomicBool>,
+    /// How further turns are read.
+    pub(super) format: PromptFormat,
     state: Mutex<State>,
     report: Mutex<Report>,
 }
@@ -166,12 +190,76 @@ impl Generation {
     pub(super) fn start(engine: &Arc<Engine>, prompt: Prompt, settings: &Settings) -> Result<Generation> {
         let settings = settings.clone().for_model(engine.sampling_defaults())?;
         let session = Session::start(engine, prompt, &settings.session)?;
-        let report = Report { prompt_tokens: session.prompt_tokens() as u64, ..Report::default() };
-        Ok(Generation {
+        Ok(Self::of(session, settings.prompt_format, None))
+    }
+
+    /// Goes on from a file.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub(super) fn load(engine: &Arc<Engine>, path: &Path, settings: &Settings) -> Result<Generation> {
+        let settings = settings.clone().for_model(engine.sampling_defaults())?;
+        let session = Session::load(engine, path, &settings.session)?;
+        Ok(Self::of(session, settings.prompt_format, None))
+    }
+
+    fn of(session: Session, format: PromptFormat, lane: Option<Lane>) -> Generation {
+        let mut report = Report::default();
+        report.count(&session);
+        Generation {
             cancel: session.cancel_flag(),
+            format,
             report: Mutex::new(report),
-            state: Mutex::new(State { session, lane: None, defect: None }),
-        })
+            state: Mutex::new(State { session, lane, defect: None }),
+        }
+    }
+
+    /// Branches off, unless a call is running.
+    ///
+    /// # Errors
+    /// As [`Generation::read`] and [`Session::fork`].
+    pub(super) fn fork(&self, settings: Option<Settings>) -> std::result::Result<Generation, Failure> {
+        let session = self.read(|session| {
+            let defaults = session.engine().sampling_defaults();
+            let settings = settings.map(|settings| settings.for_model(defaults)).transpose()?;
+            session.fork(settings.as_ref().map(|settings| &settings.session))
+        })?;
+        Ok(Self::of(session, self.format, None))
+    }
+
+    /// Changes where the session stands, unless a call is running, so that it goes on.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Session) -> Result<()>) -> Outcome {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+        };
+        if let Some(defect) = &state.defect {
+            return Err(defect.clone());
+        }
+        let session = &mut state.session;
+        let outcome = caught(|| {
+            change(session)?;
+            let mut report = self.report();
+            report.count(session);
+            report.text_size = 0;
+            report.finish_reason = RUNNING;
+            Ok(0)
+        });
+        self.check_defect(&mut state, &outcome);
+        outcome
+    }
+
+    /// A defect leaves the session in an unknown state, for ever.
+    fn check_defect(&self, state: &mut State, outcome: &Outcome) {
+        if let Err(failure) = outcome
+            && failure.status == Status::Internal
+        {
+            state.defect = Some(failure.clone());
+            let mut report = self.report();
+            report.finish_reason = FAILED;
+            report.last_failure = Some(failure.clone());
+        }
     }
 
     /// The state after the last call that ended.
@@ -227,26 +315,14 @@ impl Generation {
             self.publish(session, &outcome);
             outcome.map(|written| written.unwrap_or(lane.ended()))
         });
-        if let Err(failure) = &outcome
-            && failure.status == Status::Internal
-        {
-            state.defect = Some(failure.clone());
-            let mut report = self.report();
-            report.finish_reason = FAILED;
-            report.last_failure = Some(failure.clone());
-        }
+        self.check_defect(&mut state, &outcome);
         outcome
     }
 
     fn publish(&self, session: &Session, outcome: &std::result::Result<Option<i32>, Failure>) {
         let mut report = self.report();
         let was_running = report.finish_reason == RUNNING;
-        report.prompt_tokens = session.prompt_tokens() as u64;
-        report.generated_tokens = session.generated_tokens() as u64;
-        report.prompt_time = session.prompt_time();
-        report.generate_time = session.generate_time();
-        report.queue_time = session.queue_time();
-        report.first_token_time = session.first_token_time().unwrap_or_default();
+        report.count(session);
         report.text_size = 0;
         report.finish_reason = match outcome {
             Ok(Some(_)) => RUNNING,

@@ -146,7 +146,7 @@ fn options() -> String {
     let settings = Settings::default();
     for (reader, function) in [
         (Reader::ModelLoad, "kigo_model_load() and kigo_load_start()"),
-        (Reader::InferenceStart, "kigo_inference_start()"),
+        (Reader::InferenceStart, "kigo_inference_start(), kigo_inference_fork() and kigo_inference_load()"),
     ] {
         lines.extend([String::new(), format!("Read by {function}:")]);
         for row in rows().filter(|row| row.reader == reader) {

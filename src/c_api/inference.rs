@@ -6,7 +6,6 @@ use super::generation::{COUNTS, Generation, Lane, TIMES};
 use super::handle::{Kind, MAX_HANDLES, Table};
 use super::model::{engine, find, keys, kigo_model};
 use super::options::{kigo_options, snapshot};
-use super::settings::PromptFormat;
 use crate::engine::Engine;
 use crate::error::try_vec;
 use crate::sampler::logprobs;
@@ -20,7 +19,7 @@ pub struct kigo_inference {
     _private: [u8; 0],
 }
 
-static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
+pub(super) static INFERENCES: Table<Generation> = Table::new(Kind::Inference, MAX_HANDLES);
 
 /// Starts a generation from a text. Nothing is computed yet: the first call for text or a token does that.
 ///
@@ -66,11 +65,7 @@ pub unsafe extern "C" fn kigo_inference_start(
         let out = unsafe { Out::new(inference, "inference") }?;
         let engine = engine(model)?;
         let settings = snapshot(options)?;
-        let prompt = match settings.prompt_format {
-            PromptFormat::Text => Prompt::Text(text),
-            PromptFormat::User => Prompt::User(text),
-            PromptFormat::Chat => Prompt::Chat(text),
-        };
+        let prompt = settings.prompt_format.prompt(text);
         out.write(pointer(INFERENCES.insert(Generation::start(&engine, prompt, &settings)?)?));
         Ok(0)
     };
@@ -125,7 +120,7 @@ pub unsafe extern "C" fn kigo_inference_start_tokens(
 ///
 /// # Errors
 /// `PromptTooLong` before anything is read, `InvalidArgument` for a negative id.
-fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
+pub(super) fn checked_tokens(tokens: &[i32], engine: &Engine) -> Result<Vec<u32>> {
     if tokens.len() >= engine.n_ctx() {
         return Err(Error::PromptTooLong { found: tokens.len(), n_ctx: engine.n_ctx() });
     }
@@ -286,7 +281,8 @@ pub unsafe extern "C" fn kigo_inference_last_error(
 }
 
 /// Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
-/// "n_batch" tokens of the prompt or one new token; so does every later call.
+/// "n_batch" tokens of the prompt or one new token; so does every later call, until kigo_inference_append() or
+/// kigo_inference_rewind() lets it go on.
 ///
 /// @param inference  The inference.
 /// @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.

@@ -79,6 +79,8 @@
 //! Face's transformers offers; its strftime_now() tells the time in UTC. Its work, memory, depth and output have
 //! bounds, and it reaches nothing but the chat. kigo_model_chat_render() shows what it makes of a chat.
 //!
+//! kigo_inference_append() takes the chat further.
+//!
 //! ## Threads
 //!
 //! Every function may be called from any thread, and a handle may move between threads. A model and an options object
@@ -128,6 +130,7 @@ mod sampling_table;
 mod settings;
 mod status;
 mod tokens;
+mod turns;
 #[cfg(feature = "worker-abi")]
 pub mod worker;
 
@@ -145,10 +148,12 @@ pub use log::{kigo_log_next, kigo_log_set_queue, kigo_log_set_sink, kigo_log_sin
 pub use metadata::{kigo_model_metadata_count, kigo_model_metadata_key, kigo_model_metadata_type};
 pub use metadata::{kigo_model_metadata_get_f64, kigo_model_metadata_get_i64};
 pub use metadata::{kigo_model_metadata_get_json, kigo_model_metadata_get_str};
-pub use model::kigo_model_verify_residency;
 pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
+pub use model::{kigo_model_clear_prompt_cache, kigo_model_verify_residency};
 pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};
 pub use options::{kigo_options_keys, kigo_options_set_progress, kigo_options_set_str, kigo_progress};
 pub use status::kigo_status_name;
 pub use tokens::{kigo_model_detokenize, kigo_model_special_token, kigo_model_token_attributes};
 pub use tokens::{kigo_model_token_bytes, kigo_model_tokenize};
+pub use turns::{kigo_inference_append, kigo_inference_append_tokens, kigo_inference_fork, kigo_inference_load};
+pub use turns::{kigo_inference_rewind, kigo_inference_save};

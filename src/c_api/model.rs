@@ -66,6 +66,11 @@ pub(super) static NUMBERS: &[Fact<NumberOf>] = &[
         get: |model| model.memory().bytes(Purpose::Cache),
     },
     Fact {
+        key: "prompt_cache_bytes",
+        doc: "Bytes of these that freed inferences have left for others; see the option \"prompt_cache_mib\".",
+        get: |model| model.prompt_cache_bytes(),
+    },
+    Fact {
         key: "workspace_bytes",
         doc: "Bytes for everything else that computing holds on the device at the moment.",
         get: |model| model.memory().bytes(Purpose::Workspace),
@@ -298,6 +303,28 @@ pub unsafe extern "C" fn kigo_model_verify_residency(
         let found = engine(model)?.memory().residency()?;
         on_device.write(as_i64(found.device_bytes));
         on_host.write(as_i64(found.host_bytes));
+        Ok(0)
+    };
+    // SAFETY: `error` is NULL or valid for writing by this function's contract.
+    unsafe { export(error, body) }
+}
+
+/// Frees what inferences have left for others that begin with the same tokens; see the option "prompt_cache_mib". It is
+/// freed with the model in any case, and makes room by itself when an inference of the model needs memory.
+///
+/// @param model  The model.
+/// @param error  Where an error is written on failure, or NULL.
+/// @returns KIGO_OK.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time. It waits for the step that is being computed.
+///
+/// # Safety
+/// `error` is NULL or valid for writing one pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_model_clear_prompt_cache(model: *mut kigo_model, error: *mut *mut kigo_error) -> i32 {
+    let body = || {
+        engine(model)?.clear_prompt_cache()?;
         Ok(0)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.

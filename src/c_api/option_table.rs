@@ -16,6 +16,7 @@ use std::path::Path;
 const MAX_PATH_BYTES: usize = 4096;
 pub(super) const MAX_STOPS: usize = 64;
 pub(super) const MAX_STOP_BYTES: usize = 1024;
+const MAX_PROMPT_CACHE_MIB: i64 = 1 << 30;
 pub(super) const I32_MAX: i64 = i32::MAX as i64;
 
 /// Every option, in the order of the header.
@@ -113,6 +114,19 @@ static MODEL: &[Row] = &[
               run the model, or one kernel for each stage (\"stages\"). \"auto\" takes what was measured to be faster. The \
               results are the same.",
         show: |settings| format!("\"{}\"", settings.load.decode_path.name()),
+    },
+    Row {
+        key: "prompt_cache_mib",
+        reader: Reader::ModelLoad,
+        values: Values::Integer {
+            lowest: 0,
+            highest: MAX_PROMPT_CACHE_MIB,
+            set: |settings, value| settings.load.prompt_cache = (value as u64) << 20,
+        },
+        doc: "Most MiB of memory, where the model lives, that freed inferences leave for others: one that begins with the same \
+              tokens does not compute them again (\"cached_tokens\"). What was used last stays, and all of it makes room at \
+              once when memory is needed for an inference. 0: they leave nothing.",
+        show: |settings| (settings.load.prompt_cache >> 20).to_string(),
     },
 ];
 

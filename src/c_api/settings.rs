@@ -4,7 +4,7 @@ use super::option_row::Value;
 use super::option_table::rows;
 use crate::engine::LoadOptions;
 use crate::sampler::{DefaultValue, ModelDefault};
-use crate::session::SessionOptions;
+use crate::session::{Prompt, SessionOptions};
 use crate::{Error, Result};
 use serde_json::Value as Json;
 use std::ffi::c_void;
@@ -16,6 +16,17 @@ pub(super) enum PromptFormat {
     Text,
     User,
     Chat,
+}
+
+impl PromptFormat {
+    /// The prompt that a text of this format is.
+    pub(super) fn prompt(self, text: &str) -> Prompt<'_> {
+        match self {
+            PromptFormat::Text => Prompt::Text(text),
+            PromptFormat::User => Prompt::User(text),
+            PromptFormat::Chat => Prompt::Chat(text),
+        }
+    }
 }
 
 /// What a host wants to be called with while a model loads.

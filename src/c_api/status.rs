@@ -35,7 +35,7 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
         Status::Cancelled => (
             c"KIGO_CANCELLED",
             "The inference or the load was cancelled, or freed while this call was running.",
-            "Free it; nothing more comes of it.",
+            "Free it; an inference may also go on with kigo_inference_append() or kigo_inference_rewind().",
         ),
         Status::OutOfMemory => (
             c"KIGO_OUT_OF_MEMORY",
@@ -65,7 +65,7 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
         Status::Finished => (
             c"KIGO_FINISHED",
             "The generation has ended; nothing is wrong. Only kigo_next_token() returns it.",
-            "Ask kigo_inference_finish_reason() why, then free the inference.",
+            "Ask kigo_inference_finish_reason() why; then free the inference, or go on by kigo_inference_append().",
         ),
         Status::NotFound => (
             c"KIGO_NOT_FOUND",
@@ -116,6 +116,11 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
             "The chat template of the model is missing or failed to render.",
             "Render the prompt in the host and use the prompt_format \"text\".",
         ),
+        Status::BadState => (
+            c"KIGO_BAD_STATE",
+            "A saved state is damaged, or is that of another model, device or version.",
+            "Start the inference anew; the message says what differs.",
+        ),
         Status::PromptTooLong => (
             c"KIGO_PROMPT_TOO_LONG",
             "The prompt does not fit into the context.",
@@ -129,7 +134,7 @@ pub(super) fn row(status: Status) -> (&'static CStr, &'static str, &'static str)
         Status::ContextFull => (
             c"KIGO_CONTEXT_FULL",
             "The context is full; no further token can be generated.",
-            "Free the inference; start another with a shorter prompt or a larger n_ctx.",
+            "Free the inference, or shorten it by kigo_inference_rewind(); start another with a larger n_ctx.",
         ),
         Status::Numeric => (
             c"KIGO_NUMERIC",

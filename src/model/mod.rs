@@ -3,12 +3,14 @@
 
 pub mod arch;
 mod desc;
+mod fingerprint;
 mod forward;
 pub mod info;
 mod rope;
 mod weights;
 
 pub use desc::{Activation, Experts, LayerDesc, ModelDesc, Norm, QkNorm};
+pub use fingerprint::fingerprint;
 pub use forward::{forward, stages};
 pub use rope::{Rope, RopeKind, RopePairing, RopeScaling, RopeTable};
 pub use weights::{Layer, Role, Weights};

@@ -53,6 +53,16 @@ impl Dry {
         Ok(())
     }
 
+    /// The same breakers.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn fork(&self) -> Result<Dry> {
+        let mut breakers = try_vec(self.breakers.len(), "the breakers of repetitions")?;
+        breakers.extend_from_slice(&self.breakers);
+        Ok(Dry { breakers, ..Dry::default() })
+    }
+
     /// Takes these tokens for breakers.
     pub(super) fn set_breakers(&mut self, mut breakers: Vec<u32>) {
         breakers.sort_unstable();

@@ -273,6 +273,16 @@ impl Grammar {
         self.checked(consumed)
     }
 
+    /// Another at the same place, with caches of its own.
+    ///
+    /// # Errors
+    /// [`Error::BadGrammar`] when llguidance cannot copy it.
+    pub fn fork(&self) -> Result<Grammar> {
+        let copied = panics::caught(|| Ok::<_, String>(self.matcher.deep_clone()));
+        let matcher = self.checked(copied)?;
+        Ok(Grammar { matcher, option: self.option, n_vocab: self.n_vocab, state: State::Unknown })
+    }
+
     /// Goes back by `n` tokens.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 use super::SamplingParams;
 use super::candidates::{Candidates, ONE};
+use crate::error::try_vec;
 use crate::{Error, Result};
 
 /// The limits after each draw, so that a sampler can be put back to any of them.
@@ -40,6 +41,24 @@ impl Mirostat {
         let error = surprise - f64::from(params.mirostat_tau);
         let limit = self.limit(params) - f64::from(params.mirostat_eta) * error;
         self.limits.push(limit);
+    }
+
+    pub(super) fn limits(&self) -> (u64, &[f64]) {
+        (self.skipped, &self.limits)
+    }
+
+    pub(super) fn set_limits(&mut self, skipped: u64, limits: Vec<f64>) {
+        (self.skipped, self.limits) = (skipped, limits);
+    }
+
+    /// The same limits.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn fork(&self) -> Result<Mirostat> {
+        let mut limits = try_vec(self.limits.len(), "the limits of mirostat")?;
+        limits.extend_from_slice(&self.limits);
+        Ok(Mirostat { limits, skipped: self.skipped })
     }
 
     /// Goes back to the limit after `drawn` draws; to the first limit if that is not known.

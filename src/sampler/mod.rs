@@ -143,6 +143,45 @@ impl Sampler {
         self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.rewind(n))
     }
 
+    /// Goes on in another text, in which `drawn` random numbers had been used, with its grammar.
+    pub fn restart(&mut self, drawn: u64, grammar: Option<Grammar>) {
+        self.set_drawn(drawn);
+        self.last = None;
+        self.grammar = grammar.map(Box::new);
+    }
+
+    /// A sampler that draws as this one will. It has no logits of a last token.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; those of [`Grammar::fork`].
+    pub fn fork(&self) -> Result<Sampler> {
+        Ok(Sampler {
+            params: self.params.clone(),
+            drawn: self.drawn,
+            dry: self.dry.fork()?,
+            mirostat: self.mirostat.fork()?,
+            grammar: self.grammar.as_ref().map(|grammar| grammar.fork()).transpose()?.map(Box::new),
+            ..Sampler::default()
+        })
+    }
+
+    /// The limits of mirostat after each draw, and how many draws were before the first of them.
+    pub fn limits(&self) -> (u64, &[f64]) {
+        self.mirostat.limits()
+    }
+
+    /// Takes up such limits.
+    pub fn set_limits(&mut self, skipped: u64, limits: Vec<f64>) {
+        self.mirostat.set_limits(skipped, limits);
+    }
+
+    /// How many random numbers a token takes.
+    pub fn draws_per_token(&self) -> u64 {
+        let (params, greedy) = (&self.params, self.params.temperature == 0.0);
+        let xtc = params.xtc_probability > 0.0 && !params.mirostat && self.uses(Step::Xtc);
+        if greedy { 0 } else { 1 + u64::from(xtc) }
+    }
+
     /// The parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params

@@ -16,7 +16,11 @@ const KEYS: [&str; 6] =
 /// The template that is taken where there are tools and the model has it.
 const TOOL_USE: &str = "tool_use";
 
+/// The role of the model.
+const ASSISTANT: &str = "assistant";
+
 /// What a template is to render.
+#[derive(Debug, Clone)]
 pub struct Chat {
     messages: Value,
     tools: Option<Value>,
@@ -85,6 +89,56 @@ impl Chat {
             variables.insert("documents".to_string(), documents);
         }
         Ok(Chat { messages, tools, variables, add_generation_prompt, continue_final_message })
+    }
+
+    /// The chat with all its variables, for [`Chat::from_json`].
+    pub fn to_json(&self) -> String {
+        let Chat { messages, tools, variables, add_generation_prompt, continue_final_message } = self;
+        serde_json::json!([messages, tools, variables, add_generation_prompt, continue_final_message]).to_string()
+    }
+
+    /// What [`Chat::to_json`] has written; `None` for anything else.
+    pub fn from_json(json: &str) -> Option<Chat> {
+        let (messages, tools, variables, add_generation_prompt, continue_final_message) =
+            serde_json::from_str(json).ok()?;
+        Some(Chat { messages, tools, variables, add_generation_prompt, continue_final_message })
+    }
+
+    /// How many messages there are.
+    pub fn n_messages(&self) -> usize {
+        self.messages.as_array().map_or(0, Vec::len)
+    }
+
+    /// Takes away all messages but the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        if let Some(messages) = self.messages.as_array_mut() {
+            messages.truncate(n);
+        }
+    }
+
+    /// Adds what the model has answered, if `answer` says so, and then what `next` brings: its messages, and tools and
+    /// variables if it has some. If its first message is the assistant's, it stands for the answer.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the messages of either are no array.
+    pub fn go_on(&mut self, answer: Option<&str>, next: Chat) -> Result<()> {
+        let no_array = || Error::invalid_argument("prompt", "messages in an array", "something else");
+        let Value::Array(more) = next.messages else { return Err(no_array()) };
+        let messages = self.messages.as_array_mut().ok_or_else(no_array)?;
+        let is_answer = more.first().is_some_and(|message| message.get("role") == Some(&ASSISTANT.into()));
+        if let Some(answer) = answer.filter(|_| !is_answer) {
+            let last = messages.last_mut().filter(|_| self.continue_final_message);
+            match last.and_then(|message| message.get_mut("content")) {
+                Some(Value::String(content)) => content.push_str(answer),
+                _ => messages.push(serde_json::json!({ "role": ASSISTANT, "content": answer })),
+            }
+        }
+        messages.extend(more);
+        self.tools = next.tools.or(self.tools.take());
+        self.variables.extend(next.variables);
+        self.add_generation_prompt = next.add_generation_prompt;
+        self.continue_final_message = next.continue_final_message;
+        Ok(())
     }
 
     /// The prompt, rendered with `template`, or with the template of `engine` that is called `name`, or with its

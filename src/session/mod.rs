@@ -1,8 +1,14 @@
-//! One generation: prompt, prefill, next token, stop rules, text.
+//! One generation: prompt, prefill, next token, stop rules, text; and what follows when it goes back, branches or goes on.
 
+mod append;
 mod chat;
+mod fork;
 mod prompt;
+mod rewind;
+mod state;
+mod state_file;
 mod text;
+mod turn;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +17,14 @@ use std::time::{Duration, Instant};
 use crate::backend::{Row, SequenceId};
 use crate::engine::Engine;
 use crate::error::try_vec;
-use crate::sampler::{GrammarText, Sampler, SamplingParams};
+use crate::sampler::{Grammar, GrammarText, Sampler, SamplingParams};
 use crate::{Error, Result};
+use chat::Chat;
 pub use chat::read_template;
 pub use prompt::render as render_prompt;
 use prompt::tokenize;
 use text::TextStream;
+use turn::{Turn, Turns};
 
 /// What the model is asked.
 #[derive(Debug, Clone, Copy)]
@@ -75,12 +83,18 @@ pub struct Session {
     engine: Arc<Engine>,
     sequence: SequenceId,
     sampler: Sampler,
-    /// Prompt and generated tokens, in order.
+    options: Arc<SessionOptions>,
+    /// Prompts and generated tokens of all turns, in order.
     tokens: Vec<u32>,
-    n_prompt: usize,
+    turns: Turns,
+    /// What has been said, where the prompts are a chat.
+    chat: Option<Chat>,
     /// How many of `tokens` are in the KV cache.
     n_past: usize,
-    max_tokens: usize,
+    /// How many of the prompt's tokens were in the cache when it began.
+    n_cached: usize,
+    /// Whether other sequences may begin with the prompt of this one.
+    is_shared: bool,
     /// The last generated token, while the caller has not taken it.
     pending: Option<u32>,
     text: TextStream,
@@ -102,7 +116,7 @@ impl Session {
     pub fn start(engine: &Arc<Engine>, prompt: Prompt, options: &SessionOptions) -> Result<Session> {
         let started = Instant::now();
         let mut sampler = Sampler::for_model(options.sampling.clone(), engine.n_vocab(), engine.tokenizer())?;
-        let tokens = tokenize(engine, prompt, options)?;
+        let (tokens, chat) = tokenize(engine, prompt, options)?;
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -116,10 +130,13 @@ impl Session {
             sequence: engine.sequence_new(),
             engine: engine.clone(),
             sampler,
-            n_prompt: tokens.len(),
+            options: Arc::new(options.clone()),
+            turns: Turns::new(Turn::new(tokens.len(), 0, chat.as_ref())),
             tokens,
+            chat,
             n_past: 0,
-            max_tokens: options.max_tokens.unwrap_or(usize::MAX),
+            n_cached: 0,
+            is_shared: false,
             pending: None,
             text: TextStream::new(&options.stop),
             finished: None,
@@ -130,6 +147,11 @@ impl Session {
             started,
             first_token_time: None,
         })
+    }
+
+    /// The model.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// Set it from any thread to end the generation: at once while it waits for others, else after its batch.
@@ -189,22 +211,27 @@ impl Session {
         self.sampler.params()
     }
 
-    /// Tokens in the prompt.
+    /// Tokens in the prompt: all tokens before the answer, those of earlier turns included.
     pub fn prompt_tokens(&self) -> usize {
-        self.n_prompt
+        self.turns.last().start
     }
 
-    /// Tokens generated so far; a token that completes a stop string counts, an end-of-generation token does not.
+    /// Tokens of the prompt that were taken from the cache, since this or another inference had computed them.
+    pub fn cached_tokens(&self) -> usize {
+        self.n_cached
+    }
+
+    /// Tokens generated so far in this turn; a token that completes a stop string counts, an end-of-generation token does not.
     pub fn generated_tokens(&self) -> usize {
-        self.tokens.len() - self.n_prompt
+        self.tokens.len() - self.turns.last().start
     }
 
-    /// Time spent on the prompt, the first token included.
+    /// Time spent on the prompt of this turn, the first token included.
     pub fn prompt_time(&self) -> Duration {
         self.prompt_time
     }
 
-    /// Time spent on all tokens after the first.
+    /// Time spent on all tokens of this turn after the first.
     pub fn generate_time(&self) -> Duration {
         self.generate_time
     }
@@ -231,7 +258,7 @@ impl Session {
 
     /// Generates one token, or finds that the generation has ended.
     fn advance(&mut self) -> Result<()> {
-        if self.generated_tokens() >= self.max_tokens {
+        if self.options.max_tokens.is_some_and(|most| self.generated_tokens() >= most) {
             self.finish(FinishReason::MaxTokens);
             return Ok(());
         }
@@ -263,15 +290,21 @@ impl Session {
                 self.finish(FinishReason::Cancelled);
                 return Err(Error::Cancelled);
             }
-            let end = self.tokens.len().min(self.n_past + self.engine.n_batch());
+            if self.n_past == 0 {
+                self.n_past = self.engine.sequence_begin(self.sequence, &self.tokens, &self.cancel)?;
+                self.n_cached = self.n_past;
+            }
+            // The last token is run again where it was run without an outcome.
+            let start = self.n_past.min(self.tokens.len().saturating_sub(1));
+            let end = self.tokens.len().min(start + self.engine.n_batch());
             let row = |position: usize| Row {
                 token: self.tokens[position],
                 position: position as u32,
                 sequence: self.sequence,
                 logits: position + 1 == self.tokens.len(),
             };
-            let mut rows = try_vec(end - self.n_past, "the rows of a batch")?;
-            rows.extend((self.n_past..end).map(row));
+            let mut rows = try_vec(end - start, "the rows of a batch")?;
+            rows.extend((start..end).map(row));
             let outcome = if end < self.tokens.len() {
                 self.engine.run(rows, &mut Vec::new(), &self.cancel).map(|waited| (None, waited))
             } else {
@@ -287,6 +320,9 @@ impl Session {
             self.queue_time += waited;
             self.n_past = end;
             if let Some(token) = token {
+                if !std::mem::replace(&mut self.is_shared, true) {
+                    self.engine.sequence_share(self.sequence, &self.tokens);
+                }
                 return Ok(token);
             }
         }
@@ -308,6 +344,20 @@ impl Session {
         Ok(())
     }
 
+    /// The bytes of the tokens from `start` to `end`.
+    fn pieces(&self, start: usize, end: usize) -> impl Iterator<Item = &[u8]> {
+        let tokens = self.tokens.get(start..end).unwrap_or_default();
+        tokens.iter().map(|token| self.engine.tokenizer().token_bytes(*token, false))
+    }
+
+    /// The grammar of an answer, after `tokens` of it.
+    fn grammar_after(&self, tokens: &[u32]) -> Result<Option<Grammar>> {
+        let Some(text) = &self.options.grammar else { return Ok(None) };
+        let mut grammar = self.engine.grammars()?.start(text)?;
+        tokens.iter().try_for_each(|token| grammar.accept(*token))?;
+        Ok(Some(grammar))
+    }
+
     fn finish(&mut self, reason: FinishReason) {
         if !matches!(reason, FinishReason::StopString | FinishReason::Cancelled) {
             self.text.finish();
@@ -318,6 +368,8 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.engine.sequence_free(self.sequence);
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.truncate(self.n_past);
+        self.engine.sequence_end(self.sequence, tokens);
     }
 }

@@ -1,7 +1,7 @@
 //! From token bytes to text that can be shown: complete UTF-8, without stop strings or what may become one.
 
 /// Collects the bytes of tokens and releases text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct TextStream {
     /// Up to 3 bytes of a character that is not complete.
     tail: Vec<u8>,
@@ -9,6 +9,8 @@ pub struct TextStream {
     held: String,
     /// Text that may be shown.
     ready: String,
+    /// Bytes of text that were shown before.
+    shown: usize,
     stop: Vec<String>,
 }
 
@@ -16,6 +18,32 @@ impl TextStream {
     /// A stream that ends before any of the strings in `stop`; empty ones are ignored.
     pub fn new(stop: &[String]) -> TextStream {
         TextStream { stop: stop.iter().filter(|s| !s.is_empty()).cloned().collect(), ..Default::default() }
+    }
+
+    /// A stream that `pieces` have gone through, of which `shown` bytes of text were shown; whether a stop string came.
+    pub fn replayed<'a>(stop: &[String], pieces: impl Iterator<Item = &'a [u8]>, shown: usize) -> (TextStream, bool) {
+        let mut stream = TextStream::new(stop);
+        let stopped = pieces.into_iter().any(|piece| stream.push(piece));
+        let most = shown.min(stream.ready.len());
+        let shown = (0..=most).rev().find(|at| stream.ready.is_char_boundary(*at)).unwrap_or(0);
+        stream.ready.drain(..shown);
+        stream.shown = shown;
+        (stream, stopped)
+    }
+
+    /// A stream that goes on from here with other stop strings, for text that was not shown yet; whether one of them is
+    /// complete already.
+    pub fn fork(&self, stop: &[String]) -> (TextStream, bool) {
+        let mut stream = TextStream::new(stop);
+        stream.ready.push_str(&self.ready);
+        stream.held.push_str(&self.held);
+        let stopped = stream.push(&self.tail);
+        (stream, stopped)
+    }
+
+    /// Bytes of text that were shown.
+    pub fn shown(&self) -> usize {
+        self.shown
     }
 
     /// Adds the bytes of a token; true when a stop string is complete, and the text is cut before it. Bytes that
@@ -56,6 +84,7 @@ impl TextStream {
 
     /// Forgets the text that was shown.
     pub fn clear_ready(&mut self) {
+        self.shown += self.ready.len();
         self.ready.clear();
     }
 

@@ -110,6 +110,18 @@ impl Tokenizer {
     /// [`Error::OutOfMemory`], [`Error::Limit`] from 4 GiB of text, [`Error::BadFile`] when an expression of a tokenizer.json
     /// comes to no end.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
+        self.encode_from(text, options, true)
+    }
+
+    /// The tokens of a text that goes on from another: plain text, without a space that its beginning would get.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_further(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_from(text, EncodeOptions::default(), false)
+    }
+
+    fn encode_from(&self, text: &str, options: EncodeOptions, mut starts: bool) -> Result<Vec<u32>> {
         if u32::try_from(text.len()).is_err() {
             return Err(Error::Limit { what: "bytes of text to tokenize", limit: u64::from(u32::MAX) });
         }
@@ -117,7 +129,7 @@ impl Tokenizer {
         let (bos, eos) = (self.bos().filter(|_| self.add_bos), self.eos().filter(|_| self.add_eos));
         out.try_reserve(2).map_err(|_| out_of_memory(2))?;
         out.extend(bos.filter(|_| options.add_special));
-        let (mut starts, began) = (true, Instant::now());
+        let began = Instant::now();
         let special = (options.parse_special, options.broken_by);
         self.specials.split(text, &self.texts, special, |fragment| {
             let text = match fragment {

@@ -3,7 +3,7 @@
 use super::toolchain::{compile, root, scratch, succeed};
 
 /// The files that export, in the order of the header.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "library.rs",
     "status.rs",
     "error.rs",
@@ -17,6 +17,7 @@ const SOURCES: [&str; 13] = [
     "load.rs",
     "chat.rs",
     "inference.rs",
+    "turns.rs",
 ];
 
 fn generate() -> String {

@@ -11,6 +11,7 @@ const HANDLES: [&str; 5] = ["kigo_model", "kigo_load", "kigo_inference", "kigo_o
 fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
     match (kind.as_str(), name.as_str()) {
         ("const char *", "path") => "path".to_owned(),
+        ("const char *", "file") => "file".to_owned(),
         ("const char *", "prompt") => "\"Once\"".to_owned(),
         ("const char *", "value") => "\"cpu\"".to_owned(),
         ("const char *", "key") => match function {
@@ -109,8 +110,11 @@ fn c01_null_for_every_pointer() {
         }
     }
     let mut program = String::from(include_str!("nulls.h"));
-    let _ =
-        write!(program, "int main(int argc, char **argv)\n{{\n    int got;\n    const char *path = argv[argc - 1];\n");
+    let _ = write!(
+        program,
+        "int main(int argc, char **argv)\n{{\n    int got;\n    const char *path = argv[argc - 1];\n    \
+               snprintf(file, sizeof file, \"%s.state\", argv[0]);\n"
+    );
     program += &body;
     program += "    return 0;\n}\n";
     let source = scratch().join("nulls.c");

@@ -79,6 +79,11 @@ fn versions_options_and_devices() {
 }
 
 #[test]
+fn c08_c15_x02_turns() {
+    passes("turns");
+}
+
+#[test]
 fn c20_churn() {
     passes("churn");
 }

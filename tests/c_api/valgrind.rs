@@ -40,7 +40,7 @@ macro_rules! programs {
     )*};
 }
 
-programs! { arguments chat churn handles library loads log races sampling stream threads tokens }
+programs! { arguments chat churn handles library loads log races sampling stream threads tokens turns }
 
 /// The threads of the parent are lost in its children, with what they held.
 #[test]

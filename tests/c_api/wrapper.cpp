@@ -53,6 +53,21 @@ int main(int argc, char **argv) {
     CHECK(!error && !text.empty() && first.integer("generated_tokens", error) > 0);
     CHECK(first.number("tokens_per_second", error) > 0 && first.finish_reason() != KIGO_FINISH_RUNNING);
 
+    // The same again after going back, from a fork, and from a file.
+    const std::size_t n_prompt = static_cast<std::size_t>(first.integer("prompt_tokens", error));
+    first.rewind(n_prompt, error);
+    kigo::inference forked = first.fork(error);
+    const std::string file = std::string(argv[0]) + ".state";
+    first.save(file, error);
+    kigo::inference loaded = kigo::inference::loaded(model, file, options, error);
+    CHECK(std::remove(file.c_str()) == 0);
+    CHECK(read_all(first, error) == text && read_all(forked, error) == text && read_all(loaded, error) == text);
+    first.append(" ", error);
+    CHECK(!read_all(first, error).empty() && !error);
+    first.rewind(0, error);
+    CHECK(error.status() == KIGO_INVALID_ARGUMENT);
+    error.clear();
+
     // Moving leaves nothing behind; a model may go before its inferences.
     const std::int32_t tokens[] = {5, 6};
     kigo::inference other(model, tokens, 2, options, error);

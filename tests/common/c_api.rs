@@ -211,6 +211,40 @@ pub fn model_text_size(model: Handle, key: &CStr) -> Answer<i32> {
     call(|error| unsafe { kigo_model_get_str(model as *const _, key.as_ptr(), null_mut(), 0, error) })
 }
 
+pub fn rewind(inference: Handle, n_tokens: usize) -> Answer<i32> {
+    // SAFETY: the place for the error is a local.
+    call(|error| unsafe { kigo_inference_rewind(inference as *mut _, n_tokens, error) })
+}
+
+pub fn fork(inference: Handle, options: Handle) -> Answer<Handle> {
+    // SAFETY: the places are locals.
+    made(|out, error| unsafe { kigo_inference_fork(inference as *const _, options as *const _, out, error) })
+}
+
+pub fn append(inference: Handle, prompt: &[u8]) -> Answer<i32> {
+    let inference = inference as *mut kigo_inference;
+    // SAFETY: the prompt is readable for its length and outlives the call; the place for the error is a local.
+    call(|error| unsafe { kigo_inference_append(inference, prompt.as_ptr().cast(), prompt.len(), error) })
+}
+
+pub fn save(inference: Handle, file: &Path) -> Answer<i32> {
+    let file = CString::new(file.as_os_str().as_bytes()).unwrap();
+    // SAFETY: the path ends with a NUL and outlives the call; the place for the error is a local.
+    call(|error| unsafe { kigo_inference_save(inference as *const _, file.as_ptr(), error) })
+}
+
+pub fn load_state(model: Handle, file: &Path, options: Handle) -> Answer<Handle> {
+    let file = CString::new(file.as_os_str().as_bytes()).unwrap();
+    let (model, options) = (model as *const kigo_model, options as *const kigo_options);
+    // SAFETY: the path ends with a NUL and outlives the call; the places are locals.
+    made(|out, error| unsafe { kigo_inference_load(model, file.as_ptr(), options, out, error) })
+}
+
+pub fn clear_prompt_cache(model: Handle) -> Answer<i32> {
+    // SAFETY: the place for the error is a local.
+    call(|error| unsafe { kigo_model_clear_prompt_cache(model as *mut _, error) })
+}
+
 pub fn cancel(inference: Handle) -> Answer<i32> {
     plain(kigo_inference_cancel(inference as *mut _))
 }

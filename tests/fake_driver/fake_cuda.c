@@ -640,6 +640,16 @@ EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *han
     });
 }
 
+EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *handle) {
+    CALL(cuMemcpyDtoDAsync, {
+        Object *stream = find(handle, STREAM);
+        CHECK(stream, 400, "copy in a wrong stream");
+        CHECK(holder((void *)(uintptr_t)from, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
+        CHECK(holder((void *)(uintptr_t)to, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
+        queue(stream, (Node){.to = (void *)(uintptr_t)to, .from = (void *)(uintptr_t)from, .bytes = bytes});
+    });
+}
+
 EXPORT int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *handle) {
     CALL(cuMemsetD8Async, {
         Object *stream = find(handle, STREAM);

@@ -24,7 +24,9 @@ pub fn gpu() -> String {
 /// Loads a model whose single sequences run as one kernel where they can, and in company stage by stage.
 pub fn load(path: &Path, device: &str, n_batch: usize) -> Arc<Engine> {
     let decode_path = DecodePath::Step;
-    let options = LoadOptions { device: device.into(), n_batch, decode_path, ..LoadOptions::default() };
+    // Without a prompt cache, so that the same prompt is computed again.
+    let options =
+        LoadOptions { device: device.into(), n_batch, decode_path, prompt_cache: 0, ..LoadOptions::default() };
     let engine = Engine::load(path, &options).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(engine.device() == "cpu", device == "cpu", "asked for {device}, got {}", engine.device());
     engine

@@ -25,6 +25,7 @@ mod memory;
 mod random_models;
 mod sanitize;
 mod stages;
+mod turns;
 
 /// docs/gpu-validation.md names every test that needs a GPU, and no other.
 #[test]
@@ -37,6 +38,7 @@ fn the_documentation_lists_these_tests() {
         ("random_models", include_str!("random_models.rs")),
         ("sanitize", include_str!("sanitize.rs")),
         ("stages", include_str!("stages.rs")),
+        ("turns", include_str!("turns.rs")),
     ];
     let tests = modules.iter().flat_map(|(module, source)| {
         let ignored = source.split("#[ignore = \"needs a GPU\"]\nfn ").skip(1);

@@ -845,8 +845,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
     let q_scale = 6.0 * std::f32::consts::SQRT_2 / (head_dim as f32).sqrt();
 
     let n_pages = LAST / PAGE + 1;
-    let kv_halves = N_LAYER * N_HEAD_KV * 2 * PAGE * dp;
-    let page_halves = (kv_halves + n_head * (dp + 2) * 2).next_multiple_of(128);
+    let page_halves = (N_LAYER * N_HEAD_KV * 2 * PAGE * dp).next_multiple_of(128);
     let q_at = |row: usize, head: usize| (row * n_head + head) * dp;
     let key_at = |position: usize, head: usize| {
         position / PAGE * page_halves + (LAYER * N_HEAD_KV + head) * 2 * PAGE * dp + position % PAGE * dp
@@ -892,7 +891,11 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         // Those pages are not even there.
         let address =
             |page: usize| if page < first_page { 0 } else { pages.address() + (page * page_halves * 2) as u64 };
-        let table: Vec<u64> = std::iter::repeat_n(0, TABLE).chain((0..n_pages).map(address)).collect();
+        let area_bytes = n_head * (dp + 2) * 4;
+        let areas = gpu.filled(n_pages * area_bytes, 0xFF);
+        let area = |page: usize| areas.address() + (page * area_bytes) as u64;
+        let of_pages = (0..n_pages).map(address).chain((0..n_pages).map(area));
+        let table: Vec<u64> = std::iter::repeat_n(0, TABLE).chain(of_pages).collect();
         let table = gpu.upload(&table.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
         let mut q = vec![0; n * n_head * dp];
         for (row, head) in (0..n).flat_map(|row| (0..n_head).map(move |head| (row, head))) {
@@ -924,7 +927,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 head_dim: head_dim as u32,
                 table: TABLE as u32,
                 layer: LAYER as u32,
-                n_layer: N_LAYER as u32,
+                areas: (TABLE + n_pages) as u32,
                 before: if window == 0 { KIGO_ALL_BEFORE } else { window as u32 - 1 },
                 softcap: softcap * log2_e,
                 softcap_rate: if softcap > 0.0 { 2.0 / softcap } else { 0.0 },

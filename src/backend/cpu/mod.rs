@@ -9,6 +9,7 @@ mod experts;
 mod kv_cache;
 mod matmul;
 mod memory;
+mod pages;
 mod rows;
 mod tensor;
 mod vector;
@@ -116,6 +117,19 @@ impl CpuBackend {
     }
 }
 
+impl CpuBackend {
+    /// Changes the cache, and writes what it takes then into the books.
+    fn on_cache<T>(&mut self, change: impl FnOnce(&mut KvCache) -> Result<T>) -> Result<T> {
+        let outcome = change(&mut self.cache);
+        self.memory.set(Purpose::Cache, self.cache.bytes());
+        outcome
+    }
+}
+
+fn no_page() -> Error {
+    Error::Internal("there is no such page".into())
+}
+
 impl Backend for CpuBackend {
     fn device(&self) -> &str {
         "cpu"
@@ -130,14 +144,64 @@ impl Backend for CpuBackend {
     }
 
     fn sequence_reserve(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
-        self.cache.reserve(sequence, n_positions)?;
-        self.memory.set(Purpose::Cache, self.cache.bytes());
-        Ok(())
+        self.on_cache(|cache| cache.reserve(sequence, n_positions))
     }
 
     fn sequence_free(&mut self, sequence: SequenceId) {
         self.cache.sequence_free(sequence);
         self.memory.set(Purpose::Cache, self.cache.bytes());
+    }
+
+    fn sequence_holds(&self, sequence: SequenceId, n_positions: usize) -> bool {
+        self.cache.holds(sequence, n_positions)
+    }
+
+    fn sequence_rewind(&mut self, sequence: SequenceId, n_positions: usize) -> Result<bool> {
+        self.on_cache(|cache| cache.rewind(sequence, n_positions))
+    }
+
+    fn sequence_fork(&mut self, from: SequenceId, to: SequenceId, n_positions: usize) -> Result<bool> {
+        self.on_cache(|cache| cache.fork(from, to, n_positions))
+    }
+
+    fn sequence_keep(&mut self, sequence: SequenceId) {
+        self.cache.keep(sequence);
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.cache.kept_bytes() as u64
+    }
+
+    fn page_positions(&self) -> usize {
+        kv_cache::PAGE
+    }
+
+    fn cache_format(&self) -> String {
+        format!("cpu, {}", self.cache.format())
+    }
+
+    fn page_bytes(&self, n_positions: usize, index: usize) -> Option<usize> {
+        self.cache.page_bytes(n_positions, index)
+    }
+
+    fn page_read(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &mut [u8]) -> Result<()> {
+        let page = self.cache.page(sequence, n_positions, index).ok_or_else(no_page)?;
+        for (to, number) in bytes.chunks_exact_mut(size_of::<f32>()).zip(page) {
+            to.copy_from_slice(&number.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    fn sequence_restore(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
+        self.on_cache(|cache| cache.restore(sequence, n_positions))
+    }
+
+    fn page_write(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &[u8]) -> Result<()> {
+        let page = self.cache.page_mut(sequence, n_positions, index).ok_or_else(no_page)?;
+        for (number, from) in page.iter_mut().zip(bytes.as_chunks().0) {
+            *number = f32::from_le_bytes(*from);
+        }
+        Ok(())
     }
 
     fn forward(&mut self, rows: &[Row]) -> Result<()> {

@@ -134,6 +134,7 @@ functions! {
     cuMemHostGetDevicePointer = c"cuMemHostGetDevicePointer_v2" (*mut u64, *mut c_void, c_uint);
     cuMemcpyHtoDAsync = c"cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, CuStream);
     cuMemcpyDtoHAsync = c"cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, CuStream);
+    cuMemcpyDtoDAsync = c"cuMemcpyDtoDAsync_v2" (u64, u64, usize, CuStream);
     cuMemsetD8Async = c"cuMemsetD8Async" (u64, u8, usize, CuStream);
     cuPointerGetAttribute = c"cuPointerGetAttribute" (*mut c_void, c_uint, u64);
     cuStreamCreate = c"cuStreamCreate" (*mut CuStream, c_uint);

@@ -209,6 +209,21 @@ impl DeviceBuffer {
             .call("cuMemcpyDtoHAsync", |f| unsafe { (f.cuMemcpyDtoHAsync)(start.cast(), address, bytes, stream.raw()) })
     }
 
+    /// Queues a copy of a part of `from`, which may be this buffer, to `offset`; the parts do not overlap.
+    ///
+    /// # Errors
+    /// `Internal` when it does not fit; `DeviceLost`, `DeviceError`.
+    pub fn copy_async(&self, stream: &Stream, offset: usize, from: &DeviceBuffer, part: Range<usize>) -> Result<()> {
+        let bytes = part.len();
+        let (address, start) = (self.part(stream, offset, bytes)?, from.part(stream, part.start, bytes)?);
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: both parts lie in their buffers, which live until the stream is idle.
+        self.context
+            .call("cuMemcpyDtoDAsync", |f| unsafe { (f.cuMemcpyDtoDAsync)(address, start, bytes, stream.raw()) })
+    }
+
     /// Queues the writing of `value` to every byte.
     ///
     /// # Errors

@@ -400,6 +400,21 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Takes from a sequence what only one that goes on needs, when no work that uses it is under way any more.
+    fn retire(&mut self, sequence: SequenceId) {
+        if self.ahead.sequence == Some(sequence) {
+            self.forget_ahead();
+        }
+        if let Some(slot) = self.slots.of.remove(&sequence) {
+            // Steps ahead may still use the sampler. A call that fails once is tried again; a lost device uses nothing.
+            if self.stream.synchronize().is_err() {
+                let _ = self.stream.synchronize();
+            }
+            self.samplers.free(slot.number);
+            self.slots.free.push(slot.number);
+        }
+    }
+
     fn slot(&self, sequence: SequenceId) -> Result<Slot> {
         self.slots.of.get(&sequence).copied().ok_or_else(|| Error::Internal("a sequence without a sampler".into()))
     }
@@ -466,18 +481,83 @@ impl Backend for CudaBackend {
         let context = self.context.clone();
         // A device that cannot be bound is lost, and the books are put straight all the same.
         let _bound = context.bind();
+        self.retire(sequence);
+        self.cache.free(&self.stream, sequence);
+    }
+
+    fn sequence_holds(&self, sequence: SequenceId, n_positions: usize) -> bool {
+        self.cache.holds(sequence, n_positions)
+    }
+
+    fn sequence_rewind(&mut self, sequence: SequenceId, n_positions: usize) -> Result<bool> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
         if self.ahead.sequence == Some(sequence) {
             self.forget_ahead();
         }
-        if let Some(slot) = self.slots.of.remove(&sequence) {
-            // Steps ahead may still use the sampler. A call that fails once is tried again; a lost device uses nothing.
-            if self.stream.synchronize().is_err() {
-                let _ = self.stream.synchronize();
-            }
-            self.samplers.free(slot.number);
-            self.slots.free.push(slot.number);
+        // The device's sampler has seen tokens that are no more.
+        if let Some(slot) = self.slots.of.get_mut(&sequence) {
+            slot.drawn = None;
         }
-        self.cache.free(&self.stream, sequence);
+        self.cache.rewind(&self.stream, sequence, n_positions)
+    }
+
+    fn sequence_fork(&mut self, from: SequenceId, to: SequenceId, n_positions: usize) -> Result<bool> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        self.cache.fork(&self.stream, from, to, n_positions)
+    }
+
+    fn sequence_keep(&mut self, sequence: SequenceId) {
+        let context = self.context.clone();
+        let _bound = context.bind();
+        self.retire(sequence);
+        self.cache.keep(sequence);
+        if !self.cache.is_used() {
+            self.cache.shrink(&self.stream);
+        }
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.cache.kept_bytes()
+    }
+
+    fn release_reserve(&mut self) {
+        let context = self.context.clone();
+        let _bound = context.bind();
+        self.cache.shrink(&self.stream);
+    }
+
+    fn page_positions(&self) -> usize {
+        kv_cache::PAGE
+    }
+
+    fn cache_format(&self) -> String {
+        format!("cuda, {}", self.cache.format(&self.desc))
+    }
+
+    fn page_bytes(&self, n_positions: usize, index: usize) -> Option<usize> {
+        self.cache.page_bytes(n_positions, index)
+    }
+
+    fn page_read(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &mut [u8]) -> Result<()> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        let (buffer, offset) = self.cache.page(sequence, n_positions, index)?;
+        buffer.download(&self.stream, offset, bytes)
+    }
+
+    fn sequence_restore(&mut self, sequence: SequenceId, n_positions: usize) -> Result<()> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        self.cache.reserve(&self.stream, sequence, n_positions)
+    }
+
+    fn page_write(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &[u8]) -> Result<()> {
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        let (buffer, offset) = self.cache.page(sequence, n_positions, index)?;
+        buffer.upload(&self.stream, offset, bytes)
     }
 
     fn forward(&mut self, rows: &[Row]) -> Result<()> {

@@ -127,7 +127,7 @@ mirrors! {
         head_dim: u32,
         table: u32,
         layer: u32,
-        n_layer: u32,
+        areas: u32,
         before: u32,
         softcap: f32,
         softcap_rate: f32,

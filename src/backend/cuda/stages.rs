@@ -632,7 +632,7 @@ pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
         head_dim: d.head_dim as u32,
         table: (place.group * cache.n_entries) as u32,
         layer: place.index as u32,
-        n_layer: cache.groups[place.group].n_layer as u32,
+        areas: cache.areas_entry() as u32,
         before: place.before,
         softcap: d.attn_softcap.map_or(0.0, |cap| cap * std::f32::consts::LOG2_E),
         softcap_rate: d.attn_softcap.map_or(0.0, |cap| 2.0 / cap),

@@ -92,6 +92,8 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), Str
         n_batch: args.n_batch.unwrap_or(defaults.n_batch),
         tokenizer: defaults.tokenizer,
         decode_path: args.decode_path,
+        // What is measured is computed each time.
+        prompt_cache: 0,
     };
     let mut seconds = Vec::new();
     loop {
