@@ -475,7 +475,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
                     }
                     if constexpr (Type::kGroupK > 0) {
                         const int group = 16 * j / max(Type::kGroupK, 1);
-                        value = __fmul_rn(side ? w.scale[group].y : w.scale[group].x, value);
+                        // Codes that are scaled already have only the rest to be multiplied with.
+                        const Float2 scale = w.scale[Type::kScalesCodes ? 0 : group];
+                        value = __fmul_rn(side ? scale.y : scale.x, value);
                         if constexpr (Type::kHasMin) value = __fsub_rn(value, side ? w.min[group].y : w.min[group].x);
                     }
                     const uint32_t k = (record * kUnits + unit) * kUnitK + 16 * j + 4 * (lane % 4) + i;

@@ -768,6 +768,39 @@ fn child_architectures() {
     say("done");
 }
 
+/// Pages of a ring that were written again are not there any more, whatever was taken away since.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_rings() {
+    for file in ["arch/gemma2.gguf", "arch/gpt-oss.gguf", "arch/phi3-window.gguf"] {
+        let gguf = Gguf::open(&models::data(file)).unwrap();
+        let desc = arch::describe(gguf.metadata()).unwrap();
+        let plan = Weights::plan(&gguf, &desc).unwrap();
+        let sizes = (0, 1024, 30, DecodePath::Auto);
+        let mut backend = CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default()).unwrap();
+        for end in (450..900).step_by(7) {
+            backend.sequence_reserve(1, end).unwrap();
+            let held: Vec<bool> = (0..end).map(|n| backend.sequence_holds(1, n)).collect();
+            assert!(held[end - 1] && !held[1], "{file}: a ring as long as the text tells nothing");
+            for to in (1..end).rev().filter(|to| to % 3 == 0) {
+                if !backend.sequence_rewind(1, to).unwrap() {
+                    break;
+                }
+                assert!((0..to).all(|n| held[n] || !backend.sequence_holds(1, n)), "{file}: from {end} back to {to}");
+            }
+            backend.sequence_free(1);
+        }
+    }
+    say("done");
+}
+
+#[test]
+fn pages_that_a_ring_has_lost_do_not_come_back() {
+    let run = run("child_rings", &[("FAKE_CUDA_DEVICES", "90")]);
+    assert_eq!(run.said, ["done"]);
+    run.assert_clean("rings");
+}
+
 #[test]
 fn every_architecture_takes_every_launch() {
     for architecture in ["80", "90"] {

@@ -224,6 +224,8 @@ struct Sequence {
     pages: [Vec<Place>; 3],
     /// Pages that its positions take, and entries of its table that are filled for each group.
     n_pages: usize,
+    /// The most that these ever were: pages of a ring hold what was written last, also where positions were taken away since.
+    most_pages: usize,
     /// Whether it is only there for others to begin with.
     is_kept: bool,
 }
@@ -396,6 +398,7 @@ impl KvCache {
         match outcome {
             Ok(()) => {
                 owner.n_pages = n_pages;
+                owner.most_pages = owner.most_pages.max(n_pages);
                 replaced.into_iter().for_each(|(number, _, page)| pools[number].release(page, false));
             }
             Err(_) => {
@@ -426,7 +429,7 @@ impl KvCache {
             let holds = |group: &Group| {
                 let needed = group.pages_before(n);
                 // A page of a ring is written again when the ring has come round.
-                needed.end <= sequence.n_pages && needed.start + group.ring >= sequence.n_pages
+                needed.end <= sequence.n_pages && needed.start + group.ring >= sequence.most_pages
             };
             self.sizes.groups.iter().all(holds)
         })
@@ -523,7 +526,7 @@ impl KvCache {
         }
         let Some(table) = to.table else { return Ok(()) };
         write_table(stream, &self.tables, &self.sizes, &self.pages, table, &to.pages, 0..n_pages)?;
-        to.n_pages = n_pages;
+        (to.n_pages, to.most_pages) = (n_pages, n_pages);
         Ok(())
     }
 
