@@ -145,6 +145,12 @@ public:
         error.run([&](kigo_error **place) { return kigo_model_get_i64(get(), key, &value, place); });
         return value;
     }
+    // A fact that is a number, such as "load_ms".
+    double number(const char *key, error &error) const {
+        double value = 0;
+        error.run([&](kigo_error **place) { return kigo_model_get_f64(get(), key, &value, place); });
+        return value;
+    }
 };
 
 // One generation.

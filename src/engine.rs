@@ -16,7 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockE
 use std::time::{Duration, Instant};
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, DecodePath, Device, Draw, Memory, Progress, Row, check_gpu};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::CudaBackend;
+use crate::backend::{self, Backend, DecodePath, Device, Draw, Memory, Opening, Progress, Ready, Row, check_gpu};
 use crate::error::{quoted, try_vec};
 use crate::gguf::{Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch, fingerprint};
@@ -28,6 +30,7 @@ pub use info::file_info;
 pub use loading::Loading;
 use prompts::Prompts;
 use sequences::Retired;
+pub use told::LoadTimes;
 use told::Told;
 
 /// How to load a model.
@@ -39,8 +42,9 @@ pub struct LoadOptions {
     pub n_ctx: Option<usize>,
     /// Threads of the CPU backend; one per core when `None`.
     pub n_threads: Option<usize>,
-    /// Most rows in a batch: the prompt is processed in chunks of this size, between which it can be cancelled.
-    pub n_batch: usize,
+    /// Most rows in a batch: the prompt is processed in chunks of this size, between which it can be cancelled. `None`: what
+    /// suits model and device.
+    pub n_batch: Option<usize>,
     /// A tokenizer.json to use; `auto` uses the one of the file, or where kigo does not know it one that lies beside the file.
     pub tokenizer: String,
     /// How a GPU runs a step of a single sequence.
@@ -55,7 +59,7 @@ impl Default for LoadOptions {
             device: "cuda".into(),
             n_ctx: None,
             n_threads: None,
-            n_batch: 128,
+            n_batch: None,
             tokenizer: "auto".into(),
             decode_path: DecodePath::Auto,
             prompt_cache: 1 << 30,
@@ -103,6 +107,7 @@ pub struct Engine {
     /// Sequences whose sessions ended while a batch was running.
     retired: Mutex<Vec<Retired>>,
     prompts: Arc<Mutex<Prompts>>,
+    load_times: LoadTimes,
     fingerprint: u64,
     cache_format: String,
 }
@@ -209,24 +214,33 @@ impl Engine {
         };
         told.header(&gguf, &desc, options, n_ctx);
         progress.check()?;
+        let opening = Opening::start(device);
         let tokenizer = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
         told.tokenizer(&tokenizer);
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let backend: Box<dyn Backend> = match device {
+        let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
+        let ready = opening.finish()?;
+        told.opened();
+        let (backend, prepare): (Box<dyn Backend>, _) = match ready {
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => {
-                let sizes = (ordinal, n_ctx, options.n_batch, options.decode_path);
-                Box::new(crate::backend::cuda::CudaBackend::load(&gguf, &desc, &plan, sizes, progress)?)
+            Ready::Cuda(context) => {
+                let sizes = (n_ctx, n_batch, options.decode_path);
+                let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress)?;
+                let prepare = backend.prepare_time();
+                (Box::new(backend), prepare)
             }
-            _ => Box::new(CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?),
+            Ready::Cpu => {
+                let backend = CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?;
+                (Box::new(backend), Duration::ZERO)
+            }
         };
-        told.weights(backend.device(), backend.weight_bytes());
+        told.weights(backend.device(), backend.weight_bytes(), prepare);
         let templates = tokenizer.chat_templates().iter();
         let templates = templates.map(|(name, source)| (name.clone(), ChatTemplate::new(source))).collect();
         Ok(Engine {
             n_ctx,
-            n_batch: options.n_batch,
+            n_batch,
             n_threads,
             facts: crate::model::info::facts(&gguf),
             fingerprint: fingerprint(&gguf, &desc, &tokenizer, n_ctx)?,
@@ -244,6 +258,7 @@ impl Engine {
             queue: Mutex::default(),
             prompts: Arc::new(Mutex::new(Prompts::new(options.prompt_cache, backend.page_positions()))),
             backend: Mutex::new(backend),
+            load_times: told.times(),
             next_sequence: AtomicU64::new(0),
             retired: Mutex::default(),
         })
@@ -299,9 +314,21 @@ impl Engine {
         self.n_batch
     }
 
+    /// Rows that a prompt may bring at once: fewer while others are there, so that steps are short and have room for them.
+    pub fn chunk(&self) -> usize {
+        let queue = lock(&self.queue);
+        let is_shared = queue.led || !queue.waiting.is_empty();
+        if is_shared { self.n_batch.div_ceil(4) } else { self.n_batch }
+    }
+
     /// Bytes of the weights, as they were read from the file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// How long loading took.
+    pub fn load_times(&self) -> &LoadTimes {
+        &self.load_times
     }
 
     /// What tells this model from others.
@@ -647,7 +674,7 @@ fn check_numbers(options: &LoadOptions) -> Result<usize> {
         n if (1..=most).contains(&n) => Ok(n),
         n => Err(Error::invalid_argument(name, format!("1 to {most}"), n)),
     };
-    in_range("n_batch", options.n_batch, LoadOptions::MAX_BATCH)?;
+    in_range("n_batch", options.n_batch.unwrap_or(1), LoadOptions::MAX_BATCH)?;
     in_range("n_ctx", options.n_ctx.unwrap_or(1), LoadOptions::MAX_CTX)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get().min(LoadOptions::MAX_THREADS));
     in_range("n_threads", options.n_threads.unwrap_or(cores), LoadOptions::MAX_THREADS)
@@ -769,7 +796,8 @@ pub(crate) mod tests {
 
     fn engine(n_batch: usize) -> Arc<Engine> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
-        let options = LoadOptions { device: "cpu".into(), n_threads: Some(1), n_batch, ..LoadOptions::default() };
+        let options =
+            LoadOptions { device: "cpu".into(), n_threads: Some(1), n_batch: Some(n_batch), ..LoadOptions::default() };
         let engine = Engine::load(&path, &options).unwrap();
         *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: None });
         engine
@@ -795,6 +823,18 @@ pub(crate) mod tests {
                 assert!(lock(&engine.queue).waiting.is_empty() && !lock(&engine.queue).led);
             }
         }
+    }
+
+    #[test]
+    fn prompts_leave_room_for_those_who_wait() {
+        let engine = engine(8);
+        assert_eq!(engine.chunk(), 8);
+        lock(&engine.queue).led = true;
+        assert_eq!(engine.chunk(), 2, "a batch of another runs");
+        lock(&engine.queue).led = false;
+        let waiting = Request::new(vec![row(1, 1)], Wanted::Logits(Vec::new()));
+        lock(&engine.queue).waiting.push_back(waiting);
+        assert_eq!(engine.chunk(), 2, "another waits");
     }
 
     #[test]

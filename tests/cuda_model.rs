@@ -34,6 +34,7 @@ use fake_driver::{Run, run, say};
 use folder::Folder;
 use kigo::Status;
 use kigo::backend::cuda::CudaBackend;
+use kigo::backend::cuda::context::Context;
 use kigo::backend::{Backend, DecodePath, Progress, Purpose, Row};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
@@ -334,7 +335,7 @@ fn r10_r11_r14_a_device_that_is_lost_gives_no_token_and_nothing_hangs() {
 #[ignore = "run by others, under a fake driver"]
 fn child_no_memory() {
     let driver = Driver::get();
-    let (path, options) = (models::data("tiny-llama.gguf"), LoadOptions { n_batch: 8, ..LoadOptions::default() });
+    let (path, options) = (models::data("tiny-llama.gguf"), LoadOptions { n_batch: Some(8), ..LoadOptions::default() });
     for function in ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate", "cuModuleLoadData"] {
         for at in 1.. {
             driver.fail(Some(function), at, 2);
@@ -455,7 +456,7 @@ fn child_turns() {
     let (driver, folder) = (Driver::get(), Folder::new());
     for file in ["tiny-llama-q8_0.gguf", "arch/gemma2.gguf", "arch/gpt-oss.gguf"] {
         let load = |prompt_cache| {
-            let options = LoadOptions { n_batch: 30, n_ctx: Some(600), prompt_cache, ..LoadOptions::default() };
+            let options = LoadOptions { n_batch: Some(30), n_ctx: Some(600), prompt_cache, ..LoadOptions::default() };
             Engine::load(&models::data(file), &options).unwrap()
         };
         let (engine, cached, other) = (load(0), load(1 << 30), load(0));
@@ -744,8 +745,8 @@ fn child_architectures() {
         let gguf = Gguf::open(&path).unwrap();
         let desc = arch::describe(gguf.metadata()).unwrap();
         let plan = Weights::plan(&gguf, &desc).unwrap();
-        let mut backend =
-            CudaBackend::load(&gguf, &desc, &plan, (0, 512, 80, DecodePath::Auto), &Progress::default()).unwrap();
+        let (context, sizes) = (Context::open(0).unwrap(), (512, 80, DecodePath::Auto));
+        let mut backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default()).unwrap();
         let row = |sequence, position: usize| Row { token: 1, position: position as u32, sequence, logits: true };
         let mut run = |rows: &[Row]| {
             rows.iter().for_each(|row| backend.sequence_reserve(row.sequence, row.position as usize + 1).unwrap());
@@ -776,8 +777,8 @@ fn child_rings() {
         let gguf = Gguf::open(&models::data(file)).unwrap();
         let desc = arch::describe(gguf.metadata()).unwrap();
         let plan = Weights::plan(&gguf, &desc).unwrap();
-        let sizes = (0, 1024, 30, DecodePath::Auto);
-        let mut backend = CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default()).unwrap();
+        let (context, sizes) = (Context::open(0).unwrap(), (1024, 30, DecodePath::Auto));
+        let mut backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default()).unwrap();
         for end in (450..900).step_by(7) {
             backend.sequence_reserve(1, end).unwrap();
             let held: Vec<bool> = (0..end).map(|n| backend.sequence_holds(1, n)).collect();

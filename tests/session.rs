@@ -282,7 +282,7 @@ fn the_logits_of_the_last_token_are_kept_on_request() {
 fn chunks_of_the_prompt_do_not_matter_t19() {
     let long = "spring, summer, autumn, winter, ".repeat(10);
     let run = |n_batch| {
-        let engine = engine_with(|o| o.n_batch = n_batch);
+        let engine = engine_with(|o| o.n_batch = Some(n_batch));
         let ask = |seed| tokens(&mut Session::start(&engine, Prompt::Text(&long), &seeded(seed)).unwrap());
         (0..4).map(ask).collect::<Vec<_>>()
     };
@@ -308,7 +308,7 @@ fn threads_of_the_backend_do_not_matter() {
 
 #[test]
 fn sixty_four_threads_get_what_each_would_get_alone_x01() {
-    let engine = engine_with(|o| o.n_batch = 16);
+    let engine = engine_with(|o| o.n_batch = Some(16));
     let questions = ["Write a haiku.", "Who are you?", "Schreibe es auf Japanisch.", "Something else entirely"];
     let ask = |i: u64| answer(&engine, Prompt::User(questions[i as usize % 4]), &seeded(i));
     let alone: Vec<String> = (0..64).map(ask).collect();
@@ -338,7 +338,7 @@ fn sessions_in_the_workers_of_a_host_that_uses_rayon() {
 
 #[test]
 fn cancel_from_another_thread_x03_x08() {
-    let engine = engine_with(|o| o.n_batch = 1);
+    let engine = engine_with(|o| o.n_batch = Some(1));
     let mut session = Session::start(&engine, Prompt::Text("spring, "), &greedy()).unwrap();
     let flag = session.cancel_flag();
     let canceller = std::thread::spawn(move || {
@@ -392,6 +392,6 @@ fn bad_load_options_name_what_is_wrong() {
     assert_eq!(load(&|o| o.device = "tpu".into()).status(), Status::InvalidArgument);
     assert_eq!(load(&|o| o.n_ctx = Some(0)).status(), Status::InvalidArgument);
     assert_eq!(load(&|o| o.n_ctx = Some(1 << 32)).status(), Status::InvalidArgument);
-    assert_eq!(load(&|o| o.n_batch = 0).status(), Status::InvalidArgument);
+    assert_eq!(load(&|o| o.n_batch = Some(0)).status(), Status::InvalidArgument);
     assert_eq!(load(&|o| o.n_threads = Some(0)).status(), Status::InvalidArgument);
 }

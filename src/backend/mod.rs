@@ -8,6 +8,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod opening;
 mod progress;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::Result;
 use crate::gguf::TensorInfo;
 use crate::model::{ModelDesc, Weights};
 use crate::sampler::Sampler;
+pub use opening::{Opening, Ready};
 pub use progress::Progress;
 
 /// Where a model is to run.
@@ -146,6 +148,20 @@ pub fn weight_bytes(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>
         Device::Cuda(ordinal) => Err(no_backend(&format!("cuda:{ordinal}"))),
         Device::Cpu | Device::Auto => Ok(cpu::weight_bytes(plan)),
     }
+}
+
+/// Most rows of a batch unless somebody wants others. On a GPU so many that an H100 takes about 50 ms for them; larger ones
+/// gain little there (`kernels/notes.md`).
+pub fn default_n_batch(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> usize {
+    match device {
+        Device::Cuda(_) => gpu_n_batch(plan.layer_weights(desc)),
+        Device::Cpu | Device::Auto => 128,
+    }
+}
+
+/// Of a model that multiplies a token with so many weights.
+fn gpu_n_batch(n_weights: u64) -> usize {
+    (12_000_000_000_000 / n_weights.max(1) / 128 * 128).clamp(128, 2048) as usize
 }
 
 /// What a model needs on `device`, which need not be there: for a context of `n_ctx` tokens, batches of `n_batch` rows and
@@ -383,4 +399,15 @@ pub trait Backend: Send {
 
     /// Norm and head of the rows that want logits.
     fn output(&mut self) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_on_a_gpu_take_about_as_long() {
+        let sizes = [106_000_000, 6_980_000_000, 68_000_000_000, 400_000_000_000].map(gpu_n_batch);
+        assert_eq!(sizes, [2048, 1664, 128, 128]);
+    }
 }

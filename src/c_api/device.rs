@@ -150,7 +150,7 @@ pub unsafe extern "C" fn kigo_device_get_str(
         let key = unsafe { text(key, "key") }?;
         // SAFETY: `buffer` is NULL or large enough for an answer that fits into `size` bytes by the contract.
         let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
-        let get = find(TEXTS, key, &keys(NUMBERS), "kigo_device_get_i64")?;
+        let get = find(TEXTS, key, &[(keys(NUMBERS), "kigo_device_get_i64")])?;
         let value = get(&device_info(device)?);
         Ok(buffer.answer(&value)?)
     };
@@ -184,7 +184,7 @@ pub unsafe extern "C" fn kigo_device_get_i64(
     error: *mut *mut kigo_error,
 ) -> i32 {
     let get = |key: &str| {
-        let get = find(NUMBERS, key, &keys(TEXTS), "kigo_device_get_str")?;
+        let get = find(NUMBERS, key, &[(keys(TEXTS), "kigo_device_get_str")])?;
         Ok(i64::try_from(get(&device_info(device)?)).unwrap_or(i64::MAX))
     };
     // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.

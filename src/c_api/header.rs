@@ -5,7 +5,7 @@
 use super::boundary::NUL_TERMINATED;
 use super::generation::{COUNTS, FINISH_REASONS, TIMES};
 use super::library::{ABI_VERSION, VERSION};
-use super::model::{Fact, NUMBERS, TEXTS};
+use super::model::{self, Fact, NUMBERS, TEXTS};
 use super::option_row::Reader;
 use super::option_table::rows;
 use super::settings::Settings;
@@ -164,6 +164,8 @@ fn facts() -> String {
     add_facts(&mut lines, TEXTS);
     lines.extend([String::new(), "Keys of kigo_model_get_i64():".to_owned()]);
     add_facts(&mut lines, NUMBERS);
+    lines.extend([String::new(), "Keys of kigo_model_get_f64():".to_owned()]);
+    add_facts(&mut lines, model::TIMES);
     lines.extend([String::new(), "Facts about an inference".to_owned(), String::new()]);
     lines.push("Keys of kigo_inference_get_i64():".to_owned());
     add_facts(&mut lines, COUNTS);

@@ -338,7 +338,7 @@ pub unsafe extern "C" fn kigo_inference_get_i64(
 ) -> i32 {
     let get = |key: &str| {
         let inference = INFERENCES.get(handle(inference), "inference")?;
-        let get = find(COUNTS, key, &keys(TIMES), "kigo_inference_get_f64")?;
+        let get = find(COUNTS, key, &[(keys(TIMES), "kigo_inference_get_f64")])?;
         Ok(i64::try_from(get(&inference.report())).unwrap_or(i64::MAX))
     };
     // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
@@ -369,7 +369,7 @@ pub unsafe extern "C" fn kigo_inference_get_f64(
 ) -> i32 {
     let get = |key: &str| {
         let inference = INFERENCES.get(handle(inference), "inference")?;
-        let get = find(TIMES, key, &keys(COUNTS), "kigo_inference_get_i64")?;
+        let get = find(TIMES, key, &[(keys(COUNTS), "kigo_inference_get_i64")])?;
         Ok(get(&inference.report()))
     };
     // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.

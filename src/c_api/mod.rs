@@ -148,8 +148,9 @@ pub use log::{kigo_log_next, kigo_log_set_queue, kigo_log_set_sink, kigo_log_sin
 pub use metadata::{kigo_model_metadata_count, kigo_model_metadata_key, kigo_model_metadata_type};
 pub use metadata::{kigo_model_metadata_get_f64, kigo_model_metadata_get_i64};
 pub use metadata::{kigo_model_metadata_get_json, kigo_model_metadata_get_str};
-pub use model::{kigo_model, kigo_model_free, kigo_model_get_i64, kigo_model_get_str, kigo_model_load};
+pub use model::{kigo_model, kigo_model_free, kigo_model_load};
 pub use model::{kigo_model_clear_prompt_cache, kigo_model_verify_residency};
+pub use model::{kigo_model_get_f64, kigo_model_get_i64, kigo_model_get_str};
 pub use options::{kigo_options, kigo_options_free, kigo_options_new, kigo_options_set_f64, kigo_options_set_i64};
 pub use options::{kigo_options_keys, kigo_options_set_progress, kigo_options_set_str, kigo_progress};
 pub use status::kigo_status_name;

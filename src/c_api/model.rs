@@ -6,7 +6,7 @@ use super::handle::{Kind, MAX_HANDLES, Table};
 use super::options::{kigo_options, snapshot};
 use super::settings::Listener;
 use crate::backend::Purpose;
-use crate::engine::{Engine, LoadOptions, Loading};
+use crate::engine::{Engine, LoadOptions, LoadTimes, Loading};
 use crate::error::quoted;
 use crate::{Error, Result, panics};
 use std::ffi::c_char;
@@ -82,15 +82,35 @@ pub(super) static NUMBERS: &[Fact<NumberOf>] = &[
     },
 ];
 
-/// The fact that `key` asks for.
+type TimeOf = fn(&LoadTimes) -> Duration;
+
+/// What kigo_model_get_f64() knows.
+pub(super) static TIMES: &[Fact<TimeOf>] = &[
+    Fact { key: "load_ms", doc: "Milliseconds that loading took in all.", get: |times| times.total },
+    Fact { key: "header_ms", doc: "Milliseconds of these for the header and its metadata.", get: |times| times.header },
+    Fact { key: "tokenizer_ms", doc: "Milliseconds for making the tokenizer.", get: |times| times.tokenizer },
+    Fact {
+        key: "device_ms",
+        doc: "Milliseconds until the device was ready, which begins beside the tokenizer.",
+        get: |times| times.device,
+    },
+    Fact { key: "weights_ms", doc: "Milliseconds for bringing the weights to the device.", get: |times| times.weights },
+    Fact {
+        key: "prepare_ms",
+        doc: "Milliseconds for what follows, before a token can be computed.",
+        get: |times| times.prepare,
+    },
+];
+
+/// The fact that `key` asks for. `others` are the keys of other functions, with these.
 ///
 /// # Errors
-/// `InvalidArgument` lists the keys there are, and the function for those of another type.
-pub(super) fn find<F: Copy>(facts: &[Fact<F>], key: &str, others: &[&str], getter: &str) -> Result<F> {
+/// `InvalidArgument` lists the keys there are, or names the function for those of another type.
+pub(super) fn find<F: Copy>(facts: &[Fact<F>], key: &str, others: &[(Vec<&str>, &str)]) -> Result<F> {
     if let Some(fact) = facts.iter().find(|fact| fact.key == key) {
         return Ok(fact.get);
     }
-    if others.contains(&key) {
+    if let Some((_, getter)) = others.iter().find(|(keys, _)| keys.contains(&key)) {
         let expected = format!("a call of {getter}() for this key");
         return Err(Error::invalid_argument("key", expected, quoted(key.as_bytes())));
     }
@@ -101,6 +121,18 @@ pub(super) fn find<F: Copy>(facts: &[Fact<F>], key: &str, others: &[&str], gette
 /// The keys of some facts.
 pub(super) fn keys<F>(facts: &[Fact<F>]) -> Vec<&'static str> {
     facts.iter().map(|fact| fact.key).collect()
+}
+
+fn texts() -> (Vec<&'static str>, &'static str) {
+    (keys(TEXTS), "kigo_model_get_str")
+}
+
+fn integers() -> (Vec<&'static str>, &'static str) {
+    (keys(NUMBERS), "kigo_model_get_i64")
+}
+
+fn times() -> (Vec<&'static str>, &'static str) {
+    (keys(TIMES), "kigo_model_get_f64")
 }
 
 static MODELS: Table<Arc<Engine>> = Table::new(Kind::Model, MAX_HANDLES);
@@ -230,7 +262,7 @@ pub unsafe extern "C" fn kigo_model_get_str(
         // SAFETY: `buffer` is NULL or large enough for an answer that fits into `size` bytes by the contract.
         let buffer = unsafe { Buffer::new(buffer, size, "buffer") }?;
         let model = engine(model)?;
-        let value = find(TEXTS, key, &keys(NUMBERS), "kigo_model_get_i64")?(&model);
+        let value = find(TEXTS, key, &[integers(), times()])?(&model);
         Ok(buffer.answer(value)?)
     };
     // SAFETY: `error` is NULL or valid for writing by this function's contract.
@@ -261,8 +293,39 @@ pub unsafe extern "C" fn kigo_model_get_i64(
 ) -> i32 {
     let get = |key: &str| {
         let model = engine(model)?;
-        let number = find(NUMBERS, key, &keys(TEXTS), "kigo_model_get_str")?(&model);
+        let number = find(NUMBERS, key, &[texts(), times()])?(&model);
         Ok(as_i64(number))
+    };
+    // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
+    unsafe { export_fact(key, value, error, get) }
+}
+
+/// A fact about a model that is a number.
+///
+/// @param model  The model; not changed.
+/// @param key    Which fact, as "Facts about a model" lists them.
+/// @param value  Where the fact is written on success.
+/// @param error  Where an error is written on failure, or NULL.
+/// @returns KIGO_OK.
+///   - KIGO_INVALID_ARGUMENT: `key` is NULL or no number has it, or `value` is NULL.
+///   - KIGO_INVALID_UTF8: `key` is not UTF-8.
+///   - KIGO_INVALID_HANDLE, KIGO_FORKED, KIGO_INTERNAL: see "Statuses".
+///
+/// Any thread may call it at any time.
+///
+/// # Safety
+/// `key` is NULL or NUL-terminated; `value` and `error` are NULL or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kigo_model_get_f64(
+    model: *const kigo_model,
+    key: *const c_char,
+    value: *mut f64,
+    error: *mut *mut kigo_error,
+) -> i32 {
+    let get = |key: &str| {
+        let model = engine(model)?;
+        let time = find(TIMES, key, &[texts(), integers()])?(model.load_times());
+        Ok(time.as_secs_f64() * 1e3)
     };
     // SAFETY: `key`, `value` and `error` are as the contract of this function, which is the same, says.
     unsafe { export_fact(key, value, error, get) }

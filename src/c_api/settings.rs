@@ -148,7 +148,7 @@ mod tests {
         let find = |key: &str| all.as_array().unwrap().iter().find(|option| option["key"] == key).unwrap();
         assert_eq!(all.as_array().unwrap().len(), rows().count());
         assert_eq!((&find("device")["type"], &find("device")["default"]), (&json!("string"), &json!("cuda")));
-        assert_eq!((&find("n_batch")["default"], &find("n_batch")["lowest"]), (&json!(128), &json!(1)));
+        assert_eq!((&find("n_batch")["default"], &find("n_batch")["lowest"]), (&Json::Null, &json!(1)));
         assert_eq!((&find("n_ctx")["default"], &find("n_ctx")["read_by"]), (&Json::Null, &json!("model_load")));
         assert_eq!((&find("temperature")["default"], &find("temperature")["highest"]), (&json!(0.8), &json!(2.0)));
         assert_eq!((&find("top_p")["above"], &find("top_p")["lowest"]), (&json!(0.0), &Json::Null));

@@ -295,7 +295,7 @@ pub unsafe extern "C" fn kigo_model_special_token(
         // SAFETY: `key` is NULL or NUL-terminated by this function's contract.
         let key = unsafe { text(key, "key") }?;
         let engine = engine(model)?;
-        let id = find(SPECIAL, key, &[], "")?(engine.tokenizer());
+        let id = find(SPECIAL, key, &[])?(engine.tokenizer());
         let absent = || Error::NotFound { argument: "key", what: "token", key: key.to_owned() };
         Ok(id.ok_or_else(absent)? as i32)
     };

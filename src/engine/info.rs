@@ -49,8 +49,10 @@ pub fn file_info(path: &Path, options: &LoadOptions) -> Result<Json> {
         add_tokenizer(&mut facts, &Tokenizer::from_gguf(gguf.metadata())?);
         let desc = desc?;
         let n_ctx = options.n_ctx.unwrap_or(Engine::default_n_ctx(&desc));
-        let sizes = (n_ctx, options.n_batch, n_threads);
-        let weights = backend::weight_bytes(device, &desc, &Weights::plan(&gguf, &desc)?)?;
+        let plan = Weights::plan(&gguf, &desc)?;
+        let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
+        let sizes = (n_ctx, n_batch, n_threads);
+        let weights = backend::weight_bytes(device, &desc, &plan)?;
         let needs = backend::context_needs(device, &desc, sizes)?;
         let name = match device {
             Device::Cuda(ordinal) => format!("cuda:{ordinal}"),

@@ -1,7 +1,7 @@
 //! What a load tells the log: its steps with their times, what was chosen, and what may surprise.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Engine, LoadOptions};
 use crate::backend::{Device, Purpose, check_gpu};
@@ -12,27 +12,49 @@ use crate::sampler::unknown_defaults;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Tells about one load. Nothing is computed while nobody listens.
+/// How long a load took, and its steps one after the other; what happens beside another step is not counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadTimes {
+    /// All of it.
+    pub total: Duration,
+    /// Reading the header and its metadata.
+    pub header: Duration,
+    /// Making the tokenizer.
+    pub tokenizer: Duration,
+    /// Waiting until the device was ready.
+    pub device: Duration,
+    /// Bringing the weights to their device, with the kernels that this takes.
+    pub weights: Duration,
+    /// What follows, before the first token can be computed.
+    pub prepare: Duration,
+}
+
+/// Tells about one load. No text is made while nobody listens.
 pub(super) struct Told<'a> {
     path: &'a Path,
     begun: Instant,
     step: Instant,
+    times: LoadTimes,
 }
 
 impl<'a> Told<'a> {
     pub(super) fn new(path: &'a Path) -> Told<'a> {
-        Told { path, begun: Instant::now(), step: Instant::now() }
+        Told { path, begun: Instant::now(), step: Instant::now(), times: LoadTimes::default() }
     }
 
     fn tell(&self, level: Level, text: impl FnOnce() -> String) {
         tell(level, || format!("{}: {}", self.path.display(), text()));
     }
 
-    /// Milliseconds since the last step, which ends with this.
-    fn ms(&mut self) -> f64 {
-        let ms = self.step.elapsed().as_secs_f64() * 1e3;
-        self.step = Instant::now();
-        ms
+    /// Time since the last step, which ends with this.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.step, now))
+    }
+
+    /// How long it took so far.
+    pub(super) fn times(&self) -> LoadTimes {
+        LoadTimes { total: self.begun.elapsed(), ..self.times }
     }
 
     /// The device was chosen.
@@ -48,7 +70,8 @@ impl<'a> Told<'a> {
 
     /// The header was read.
     pub(super) fn header(&mut self, gguf: &Gguf, desc: &ModelDesc, options: &LoadOptions, n_ctx: usize) {
-        let ms = self.ms();
+        self.times.header = self.lap();
+        let ms = ms(self.times.header);
         self.tell(Level::Info, || {
             let (n_tensors, bytes, architecture) = (gguf.tensors().len(), gguf.file_bytes(), desc.architecture);
             let n_layer = desc.n_layer();
@@ -71,19 +94,32 @@ impl<'a> Told<'a> {
 
     /// The tokenizer was made.
     pub(super) fn tokenizer(&mut self, tokenizer: &Tokenizer) {
-        let ms = self.ms();
+        self.times.tokenizer = self.lap();
+        let ms = ms(self.times.tokenizer);
         self.tell(Level::Info, || format!("made the tokenizer in {ms:.1} ms: {} tokens", tokenizer.n_vocab()));
     }
 
-    /// The weights are where they belong.
-    pub(super) fn weights(&mut self, device: &str, bytes: u64) {
-        let ms = self.ms();
-        self.tell(Level::Info, || format!("read {bytes} bytes of weights to {device} in {ms:.1} ms"));
+    /// The device is ready.
+    pub(super) fn opened(&mut self) {
+        self.times.device = self.lap();
+    }
+
+    /// The weights are where they belong, and what follows took `prepare`.
+    pub(super) fn weights(&mut self, device: &str, bytes: u64, prepare: Duration) {
+        self.times.weights = self.lap().saturating_sub(prepare);
+        self.times.prepare = prepare;
+        let [waited, weights, prepare] = [self.times.device, self.times.weights, prepare].map(ms);
+        self.tell(Level::Info, || {
+            format!(
+                "waited {waited:.1} ms for {device}, read {bytes} bytes of weights in {weights:.1} ms, prepared the rest in \
+                 {prepare:.1} ms"
+            )
+        });
     }
 
     /// The load has ended.
     pub(super) fn ended(&self, outcome: &Result<Engine>) {
-        let ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        let ms = ms(self.begun.elapsed());
         match outcome {
             Ok(engine) => {
                 for (name, template) in &engine.templates {
@@ -104,4 +140,8 @@ impl<'a> Told<'a> {
             Err(error) => self.tell(Level::Error, || format!("not loaded: {error}")),
         }
     }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }

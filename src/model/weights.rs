@@ -206,6 +206,20 @@ impl Weights<TensorInfo> {
         bytes
     }
 
+    /// Weights in the matrices of the layers that a token is multiplied with: of experts those that it uses.
+    pub fn layer_weights(&self, desc: &ModelDesc) -> u64 {
+        let used = |info: &TensorInfo| match &desc.experts {
+            Some(experts) => info.n_elements / (experts.n_expert as u64).max(1) * experts.n_expert_used as u64,
+            None => info.n_elements,
+        };
+        let weights = self.layers.iter().flat_map(|l| {
+            let whole = [&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output].into_iter().chain(&l.ffn_gate_inp);
+            let ffn = [&l.ffn_up, &l.ffn_down].into_iter().chain(&l.ffn_gate);
+            whole.map(|info| info.n_elements).chain(ffn.map(used))
+        });
+        weights.fold(0, u64::saturating_add)
+    }
+
     /// The error for a file with a tensor that no role uses: running without it would give wrong text.
     fn unused(&self, gguf: &Gguf) -> Error {
         let mut known = std::collections::HashSet::new();

@@ -296,7 +296,7 @@ impl Session {
             }
             // The last token is run again where it was run without an outcome.
             let start = self.n_past.min(self.tokens.len().saturating_sub(1));
-            let end = self.tokens.len().min(start + self.engine.n_batch());
+            let end = self.tokens.len().min(start + self.engine.chunk());
             let row = |position: usize| Row {
                 token: self.tokens[position],
                 position: position as u32,

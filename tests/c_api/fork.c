@@ -40,6 +40,7 @@ static void child(void)
     FAILS(KIGO_FORKED, kigo_model_verify_residency(model, &integer, &integer, &error));
     FAILS(KIGO_FORKED, kigo_model_get_str(model, "device", text, sizeof text, &error));
     FAILS(KIGO_FORKED, kigo_model_get_i64(model, "n_ctx", &integer, &error));
+    FAILS(KIGO_FORKED, kigo_model_get_f64(model, "load_ms", &number, &error));
     FAILS(KIGO_FORKED, kigo_inference_start(model, "x", 1, NULL, &new_inference, &error));
     FAILS(KIGO_FORKED, kigo_inference_start_tokens(model, ids, 1, NULL, &new_inference, &error));
     FAILS(KIGO_FORKED, kigo_next_text(inference, text, sizeof text, &error));

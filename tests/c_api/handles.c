@@ -6,12 +6,14 @@ static void model_is_refused(kigo_model *model)
     kigo_inference *inference = NULL;
     char text[64];
     int64_t value = 7;
+    double number = 7;
     const int32_t tokens[] = {1};
     FAILS(KIGO_INVALID_HANDLE, kigo_model_get_str(model, "device", text, sizeof text, &error));
     FAILS(KIGO_INVALID_HANDLE, kigo_model_get_i64(model, "n_ctx", &value, &error));
+    FAILS(KIGO_INVALID_HANDLE, kigo_model_get_f64(model, "load_ms", &number, &error));
     FAILS(KIGO_INVALID_HANDLE, kigo_inference_start(model, "x", 1, NULL, &inference, &error));
     FAILS(KIGO_INVALID_HANDLE, kigo_inference_start_tokens(model, tokens, 1, NULL, &inference, &error));
-    CHECK(value == 7 && inference == NULL);
+    CHECK(value == 7 && number == 7 && inference == NULL);
     if (model != NULL)
         CHECK(kigo_model_free(model) == KIGO_INVALID_HANDLE);
 }

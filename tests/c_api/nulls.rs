@@ -17,6 +17,7 @@ fn valid(function: &str, Parameter { name, kind, .. }: &Parameter) -> String {
         ("const char *", "key") => match function {
             "kigo_model_get_str" | "kigo_options_set_str" => "\"device\"",
             "kigo_model_get_i64" => "\"n_vocab\"",
+            "kigo_model_get_f64" => "\"load_ms\"",
             "kigo_options_set_i64" => "\"max_tokens\"",
             "kigo_options_set_f64" => "\"temperature\"",
             "kigo_device_get_str" => "\"name\"",

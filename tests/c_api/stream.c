@@ -89,9 +89,11 @@ static void check_facts(const kigo_model *model)
 {
     static const char *numbers[] = {"n_ctx", "n_ctx_train", "n_vocab", "n_embd",
                                     "n_layer", "weight_bytes", "max_token_bytes"};
+    static const char *steps[] = {"header_ms", "tokenizer_ms", "device_ms", "weights_ms", "prepare_ms"};
     char name[256];
     size_t i;
     int64_t value = 0;
+    double ms = -1, sum = 0, total = 0;
     int32_t needed = kigo_model_get_str(model, "architecture", NULL, 0, NULL);
     CHECK(needed > 1 && needed < 256);
     memset(name, 0x55, sizeof name);
@@ -108,7 +110,15 @@ static void check_facts(const kigo_model *model)
     }
     WORKS(kigo_model_get_i64(model, "n_ctx", &value, &error));
     CHECK(value == 128);
+    for (i = 0; i < sizeof steps / sizeof *steps; i++) {
+        WORKS(kigo_model_get_f64(model, steps[i], &ms, &error));
+        CHECK(ms >= 0);
+        sum += ms;
+    }
+    WORKS(kigo_model_get_f64(model, "load_ms", &total, &error));
+    CHECK(sum > 0 && sum <= total);
     value = 7;
+    FAILS(KIGO_INVALID_ARGUMENT, kigo_model_get_f64(model, "n_ctx", &ms, &error));
     FAILS(KIGO_INVALID_ARGUMENT, kigo_model_get_i64(model, "device", &value, &error));
     FAILS(KIGO_INVALID_ARGUMENT, kigo_model_get_i64(model, "n_layers", &value, &error));
     FAILS(KIGO_INVALID_ARGUMENT, kigo_model_get_str(model, "n_ctx", name, sizeof name, &error));

@@ -48,6 +48,7 @@ int main(int argc, char **argv) {
 
     kigo::model model(path, options, error);
     CHECK(model && !error && model.integer("n_ctx", error) == 128 && model.text("device", error) == "cpu");
+    CHECK(model.number("load_ms", error) > 0 && !error);
     kigo::inference first(model, "Once upon a time", options, error);
     const std::string text = read_all(first, error);
     CHECK(!error && !text.empty() && first.integer("generated_tokens", error) > 0);

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use kigo::backend::cpu::CpuBackend;
 use kigo::backend::cuda::CudaBackend;
+use kigo::backend::cuda::context::Context;
 use kigo::backend::{Backend, DecodePath, Device, Progress, Row, SequenceId};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::gguf::Gguf;
@@ -25,8 +26,13 @@ pub fn gpu() -> String {
 pub fn load(path: &Path, device: &str, n_batch: usize) -> Arc<Engine> {
     let decode_path = DecodePath::Step;
     // Without a prompt cache, so that the same prompt is computed again.
-    let options =
-        LoadOptions { device: device.into(), n_batch, decode_path, prompt_cache: 0, ..LoadOptions::default() };
+    let options = LoadOptions {
+        device: device.into(),
+        n_batch: Some(n_batch),
+        decode_path,
+        prompt_cache: 0,
+        ..LoadOptions::default()
+    };
     let engine = Engine::load(path, &options).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(engine.device() == "cpu", device == "cpu", "asked for {device}, got {}", engine.device());
     engine
@@ -59,8 +65,8 @@ pub fn backend_for(
             Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
         }
         Some(Device::Cuda(ordinal)) => {
-            let sizes = (ordinal, n_ctx, n_batch, decode_path);
-            Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
+            let (context, sizes) = (Context::open(ordinal)?, (n_ctx, n_batch, decode_path));
+            Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default())?))
         }
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),
     }
@@ -72,8 +78,9 @@ pub fn step_backend(path: &Path) -> CudaBackend {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    let sizes = (ordinal, MAX_POSITIONS, MAX_ROWS, DecodePath::Step);
-    CudaBackend::load(&gguf, &desc, &plan, sizes, &Progress::default()).unwrap_or_else(|error| panic!("{error}"))
+    let (context, sizes) = (Context::open(ordinal).unwrap(), (MAX_POSITIONS, MAX_ROWS, DecodePath::Step));
+    let loaded = CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default());
+    loaded.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Most positions of a sequence and rows of a batch in these tests.

@@ -16,7 +16,8 @@ const FILES: [&str; 4] = ["tiny-llama-q8_0.gguf", "arch/gemma2.gguf", "arch/gpt-
 const PAGE: usize = 64;
 
 fn engine(file: &str, prompt_cache: u64) -> Arc<Engine> {
-    let options = LoadOptions { device: gpu(), n_batch: 50, n_ctx: Some(500), prompt_cache, ..LoadOptions::default() };
+    let options =
+        LoadOptions { device: gpu(), n_batch: Some(50), n_ctx: Some(500), prompt_cache, ..LoadOptions::default() };
     Engine::load(&models::data(file), &options).unwrap_or_else(|error| panic!("{error}"))
 }
 

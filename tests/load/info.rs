@@ -3,11 +3,18 @@
 use super::*;
 use kigo::backend::Purpose;
 use kigo::engine::file_info;
-use kigo::gguf::Array;
+use kigo::gguf::{Array, Gguf};
+use kigo::model::{Weights, arch};
 use serde_json::Value as Json;
 
 fn options(n_ctx: usize) -> LoadOptions {
-    LoadOptions { device: "cpu".into(), n_ctx: Some(n_ctx), n_batch: 32, n_threads: Some(2), ..LoadOptions::default() }
+    LoadOptions {
+        device: "cpu".into(),
+        n_ctx: Some(n_ctx),
+        n_batch: Some(32),
+        n_threads: Some(2),
+        ..LoadOptions::default()
+    }
 }
 
 #[test]
@@ -32,6 +39,35 @@ fn a_file_tells_what_the_model_does() {
     assert_eq!(sum("bytes"), by_type.sum::<u64>());
     assert_eq!(info["file"]["bytes"], std::fs::metadata(&path).unwrap().len());
     assert_eq!(info["tokenizer"]["eos"]["text"], "<|im_end|>");
+}
+
+#[test]
+fn the_size_of_batches_follows_device_and_model() {
+    let n_batch = |device: &str| {
+        let options = LoadOptions { device: device.into(), n_ctx: Some(100), ..LoadOptions::default() };
+        file_info(&models::data("tiny-llama.gguf"), &options).unwrap()["memory"]["n_batch"].as_u64()
+    };
+    assert_eq!(n_batch("cpu"), Some(128));
+    #[cfg(feature = "cuda")]
+    assert_eq!(n_batch("cuda"), Some(2048));
+}
+
+/// A token is multiplied with the experts that it uses, and with everything else.
+#[test]
+fn the_weights_that_a_token_is_multiplied_with() {
+    let weights = |file: &str| {
+        let gguf = Gguf::open(&models::data(file)).unwrap();
+        let desc = arch::describe(gguf.metadata()).unwrap();
+        let plan = Weights::plan(&gguf, &desc).unwrap();
+        (plan.layer_weights(&desc), desc)
+    };
+    let (dense, desc) = weights("tiny-llama.gguf");
+    let attention = 2 * desc.n_embd * (desc.n_embd_q() + desc.n_embd_kv());
+    assert_eq!(dense, (desc.n_layer() * (attention + 3 * desc.n_embd * desc.n_ff)) as u64);
+    let (used, desc) = weights("arch/qwen3moe.gguf");
+    let (attention, experts) = (2 * desc.n_embd * (desc.n_embd_q() + desc.n_embd_kv()), desc.experts.unwrap());
+    let ffn = 3 * desc.n_embd * desc.n_ff * experts.n_expert_used + desc.n_embd * experts.n_expert;
+    assert_eq!(used, (desc.n_layer() * (attention + ffn)) as u64);
 }
 
 /// The estimate is what is taken once a context is full and the largest batch has run.

@@ -27,6 +27,7 @@ pub mod stream;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{Backend, DecodePath, Draw, Memory, Needs, Progress, Row, SequenceId};
 use crate::error::try_vec;
@@ -84,6 +85,7 @@ pub struct CudaBackend {
     wanted: Vec<(SequenceId, u32)>,
     host_logits: Vec<f32>,
     ahead: Ahead,
+    prepare_time: Duration,
     stream: Arc<Stream>,
     context: Arc<Context>,
 }
@@ -151,20 +153,20 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
 }
 
 impl CudaBackend {
-    /// Loads the planned tensors into the memory of GPU `ordinal`, for sequences of up to `n_ctx` tokens and batches of up
-    /// to `n_batch` rows; steps of single sequences take the `decode_path`.
+    /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to
+    /// `n_batch` rows; steps of single sequences take the `decode_path`.
     ///
     /// # Errors
-    /// When there is no such GPU, the model does not fit into its free memory (nothing is allocated then), the file
-    /// cannot be read, the load is cancelled, or the driver fails.
+    /// When the model does not fit into the free memory (nothing is allocated then), the file cannot be read, the load is
+    /// cancelled, or the driver fails.
     pub fn load(
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<TensorInfo>,
-        (ordinal, n_ctx, n_batch, decode_path): (u32, usize, usize, DecodePath),
+        context: Arc<Context>,
+        (n_ctx, n_batch, decode_path): (usize, usize, DecodePath),
         progress: &Progress,
     ) -> Result<CudaBackend> {
-        let context = Context::open(ordinal)?;
         let bound = context.bind()?;
         check_desc(desc)?;
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
@@ -175,6 +177,7 @@ impl CudaBackend {
         let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
         let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
         let weights = load.load(gguf, &context, &types, later, progress)?;
+        let loaded = Instant::now();
 
         let stream = Arc::new(Stream::new(&context)?);
         let divisors = plan.rope_divisors(desc, n_ctx).map(|info| vector(gguf, info)).transpose()?;
@@ -200,14 +203,21 @@ impl CudaBackend {
             wanted: try_vec(n_batch, "the rows of a batch")?,
             host_logits: Vec::new(),
             ahead: Ahead::default(),
+            prepare_time: Duration::ZERO,
             weights,
             stream,
             context: context.clone(),
         };
         backend.step = Step::new(&backend, decode_path)?;
         backend.stream.synchronize()?;
+        backend.prepare_time = loaded.elapsed();
         drop(bound);
         Ok(backend)
+    }
+
+    /// How long it took to get ready when the weights were there.
+    pub fn prepare_time(&self) -> Duration {
+        self.prepare_time
     }
 
     /// Lets all warps of the kernel that runs a step of one sequence sleep up to so many nanoseconds in every stage, which

@@ -89,7 +89,7 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), Str
         device: args.device.clone(),
         n_ctx: Some(args.n_ctx()),
         n_threads: args.threads,
-        n_batch: args.n_batch.unwrap_or(defaults.n_batch),
+        n_batch: args.n_batch,
         tokenizer: defaults.tokenizer,
         decode_path: args.decode_path,
         // What is measured is computed each time.

@@ -30,25 +30,19 @@ impl Model {
             buffer.resize(tensor.n_bytes as usize, 0);
             gguf.read_tensor(tensor, &mut buffer)?;
         }
-        let (mut bytes, mut weights) = (0, 0);
+        let mut bytes = 0;
         plan.try_map(|role, tensor| {
             if role == Role::Matrix {
                 bytes += tensor.n_bytes;
-                weights += tensor.n_elements;
             }
             Ok(())
         })?;
-        let (mut looked_up, mut head_weights) = ((0, 0), plan.token_embd.n_elements);
-        if let Some(head) = &plan.output {
-            looked_up = (plan.token_embd.n_bytes, plan.token_embd.n_elements);
-            head_weights = head.n_elements;
-        }
-        let idle = idle_experts(&plan, &desc);
+        let looked_up = if plan.output.is_some() { plan.token_embd.n_bytes } else { 0 };
         Ok(Model {
             tensor_bytes: gguf.tensors().iter().map(|tensor| tensor.n_bytes).sum(),
-            matrix_bytes: bytes - looked_up.0 - idle.0,
-            layer_weights: weights - looked_up.1 - head_weights - idle.1,
-            head_weights,
+            matrix_bytes: bytes - looked_up - idle_bytes(&plan, &desc),
+            layer_weights: plan.layer_weights(&desc),
+            head_weights: plan.output.as_ref().unwrap_or(&plan.token_embd).n_elements,
             desc,
         })
     }
@@ -69,11 +63,10 @@ impl Model {
     }
 }
 
-/// Bytes and weights of the experts that a token does not use.
-fn idle_experts(plan: &Weights<TensorInfo>, desc: &ModelDesc) -> (u64, u64) {
-    let Some(experts) = desc.experts else { return (0, 0) };
+/// Bytes of the experts that a token does not use.
+fn idle_bytes(plan: &Weights<TensorInfo>, desc: &ModelDesc) -> u64 {
+    let Some(experts) = desc.experts else { return 0 };
     let (n, n_used) = (experts.n_expert as u64, experts.n_expert_used as u64);
     let matrices = plan.layers.iter().flat_map(|l| l.ffn_gate.iter().chain([&l.ffn_up, &l.ffn_down]));
-    let idle = |all: u64| all / n * (n - n_used);
-    matrices.fold((0, 0), |(bytes, weights), tensor| (bytes + idle(tensor.n_bytes), weights + idle(tensor.n_elements)))
+    matrices.map(|tensor| tensor.n_bytes / n * (n - n_used)).sum()
 }

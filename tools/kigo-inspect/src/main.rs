@@ -36,7 +36,7 @@ impl Args {
             match arg {
                 Long("device") => options.device = parser.value()?.string()?,
                 Long("n-ctx") => options.n_ctx = Some(parser.value()?.parse()?),
-                Long("n-batch") => options.n_batch = parser.value()?.parse()?,
+                Long("n-batch") => options.n_batch = Some(parser.value()?.parse()?),
                 Long("json") => json = true,
                 Long("help") | Short('h') => return Ok(None),
                 Value(path) if model.is_none() => model = Some(path.into()),
