@@ -379,8 +379,8 @@
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.
  *
- *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: 128 on the CPU; on a GPU what takes about
- *   50 ms, 128 to 2048
+ *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 50 ms, 128 to
+ *   2048; 128 on the CPU
  *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait,
  *       a prompt brings a quarter of that.
  *
@@ -606,7 +606,7 @@
  *   "load_ms": Milliseconds that loading took in all.
  *   "header_ms": Milliseconds of these for the header and its metadata.
  *   "tokenizer_ms": Milliseconds for making the tokenizer.
- *   "device_ms": Milliseconds until the device was ready, which begins beside the tokenizer.
+ *   "device_ms": Milliseconds until the device was ready.
  *   "weights_ms": Milliseconds for bringing the weights to the device.
  *   "prepare_ms": Milliseconds for what follows, before a token can be computed.
  *

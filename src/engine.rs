@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::CudaBackend;
-use crate::backend::{self, Backend, DecodePath, Device, Draw, Memory, Opening, Progress, Ready, Row, check_gpu};
+use crate::backend::cuda::{CudaBackend, context::Context};
+use crate::backend::{self, Backend, DecodePath, Device, Draw, Memory, Progress, Row, check_gpu};
 use crate::error::{quoted, try_vec};
 use crate::gguf::{Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch, fingerprint};
@@ -214,23 +214,22 @@ impl Engine {
         };
         told.header(&gguf, &desc, options, n_ctx);
         progress.check()?;
-        let opening = Opening::start(device);
         let tokenizer = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
         told.tokenizer(&tokenizer);
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
-        let ready = opening.finish()?;
-        told.opened();
-        let (backend, prepare): (Box<dyn Backend>, _) = match ready {
+        let (backend, prepare): (Box<dyn Backend>, _) = match device {
             #[cfg(feature = "cuda")]
-            Ready::Cuda(context) => {
+            Device::Cuda(ordinal) => {
+                let context = Context::open(ordinal)?;
+                told.opened();
                 let sizes = (n_ctx, n_batch, options.decode_path);
                 let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress)?;
                 let prepare = backend.prepare_time();
                 (Box::new(backend), prepare)
             }
-            Ready::Cpu => {
+            _ => {
                 let backend = CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?;
                 (Box::new(backend), Duration::ZERO)
             }

@@ -8,7 +8,6 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-mod opening;
 mod progress;
 
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use crate::Result;
 use crate::gguf::TensorInfo;
 use crate::model::{ModelDesc, Weights};
 use crate::sampler::Sampler;
-pub use opening::{Opening, Ready};
 pub use progress::Progress;
 
 /// Where a model is to run.

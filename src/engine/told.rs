@@ -12,7 +12,7 @@ use crate::sampler::unknown_defaults;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// How long a load took, and its steps one after the other; what happens beside another step is not counted.
+/// How long a load took, and its steps one after the other.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadTimes {
     /// All of it.
@@ -21,7 +21,7 @@ pub struct LoadTimes {
     pub header: Duration,
     /// Making the tokenizer.
     pub tokenizer: Duration,
-    /// Waiting until the device was ready.
+    /// Making the device ready.
     pub device: Duration,
     /// Bringing the weights to their device, with the kernels that this takes.
     pub weights: Duration,
@@ -100,6 +100,7 @@ impl<'a> Told<'a> {
     }
 
     /// The device is ready.
+    #[cfg(feature = "cuda")]
     pub(super) fn opened(&mut self) {
         self.times.device = self.lap();
     }
@@ -108,11 +109,11 @@ impl<'a> Told<'a> {
     pub(super) fn weights(&mut self, device: &str, bytes: u64, prepare: Duration) {
         self.times.weights = self.lap().saturating_sub(prepare);
         self.times.prepare = prepare;
-        let [waited, weights, prepare] = [self.times.device, self.times.weights, prepare].map(ms);
+        let [ready, weights, prepare] = [self.times.device, self.times.weights, prepare].map(ms);
         self.tell(Level::Info, || {
             format!(
-                "waited {waited:.1} ms for {device}, read {bytes} bytes of weights in {weights:.1} ms, prepared the rest in \
-                 {prepare:.1} ms"
+                "read {bytes} bytes of weights to {device} in {weights:.1} ms; {ready:.1} ms until it was ready, and {prepare:.1} \
+                 ms for what followed"
             )
         });
     }
