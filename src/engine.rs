@@ -167,7 +167,8 @@ struct Request {
 }
 
 impl Engine {
-    /// Loads a model: header, hyperparameters, tokenizer, tensors, in this order, so that a bad file is refused early.
+    /// Loads a model: header, hyperparameters, tokenizer, tensors, in this order, so that a bad file is refused early. On a
+    /// GPU the tokenizer is made while the tensors are read.
     ///
     /// # Errors
     /// Whatever is wrong with the file, naming it; or with the options; or no memory.
@@ -214,26 +215,37 @@ impl Engine {
         };
         told.header(&gguf, &desc, options, n_ctx);
         progress.check()?;
-        let tokenizer = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
-        told.tokenizer(&tokenizer);
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
+        let mut tokenizer = None;
+        let mut make_tokenizer = |told: &mut Told| {
+            let began = Instant::now();
+            let made = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
+            told.tokenizer(&made, began.elapsed());
+            tokenizer = Some(made);
+            Ok(())
+        };
         let (backend, prepare): (Box<dyn Backend>, _) = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
+                let began = Instant::now();
                 let context = Context::open(ordinal)?;
-                told.opened();
+                told.opened(began.elapsed());
                 let sizes = (n_ctx, n_batch, options.decode_path);
-                let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress)?;
+                let mut meanwhile = || make_tokenizer(told);
+                let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress, &mut meanwhile)?;
                 let prepare = backend.prepare_time();
                 (Box::new(backend), prepare)
             }
             _ => {
+                make_tokenizer(told)?;
+                told.reading();
                 let backend = CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?;
                 (Box::new(backend), Duration::ZERO)
             }
         };
+        let tokenizer = tokenizer.ok_or_else(|| Error::Internal("no tokenizer was made".into()))?;
         told.weights(backend.device(), backend.weight_bytes(), prepare);
         let templates = tokenizer.chat_templates().iter();
         let templates = templates.map(|(name, source)| (name.clone(), ChatTemplate::new(source))).collect();

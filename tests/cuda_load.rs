@@ -151,7 +151,7 @@ fn load(gguf: &Gguf, n_readers: usize, kernels: &CopyRows, progress: &Progress) 
     let context = Context::open(0)?;
     let load = || {
         let plan = plan(gguf, n_readers)?;
-        let weights = plan.load(gguf, &context, kernels, 1 << 20, progress)?;
+        let weights = plan.load(gguf, &context, kernels, 1 << 20, progress, &mut || Ok(()))?;
         assert_eq!(weights.len() as u64, plan.weight_bytes());
         assert_eq!(context.bytes(Purpose::Weights), plan.weight_bytes());
         assert_eq!((context.bytes(Purpose::Workspace), context.ledger().pinned_bytes()), (0, 0), "slots are freed");
@@ -250,6 +250,21 @@ fn child_kernels() {
     }
 }
 
+/// What is done beside the load fails, panics, or is done.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_meanwhile() {
+    let gguf = Gguf::from_source(Box::new(std::io::Cursor::new(file().to_bytes()))).unwrap();
+    let others = [(|| panic!("no such text")) as fn() -> Result<()>, || Err(Error::EmptyPrompt), || Ok(())];
+    for mut meanwhile in others {
+        let context = Context::open(0).unwrap();
+        let plan = plan(&gguf, 3).unwrap();
+        let outcome = plan.load(&gguf, &context, &CopyRows::new(), 0, &Progress::default(), &mut meanwhile);
+        say(told(outcome.map(drop)));
+        assert_eq!((context.ledger().device_bytes(), context.ledger().pinned_bytes()), (0, 0));
+    }
+}
+
 fn said(run: &Run) -> Vec<&str> {
     run.said.iter().map(String::as_str).collect()
 }
@@ -331,7 +346,7 @@ fn child_calls() {
     let gguf = Gguf::from_source(Box::new(std::io::Cursor::new(file().to_bytes()))).unwrap();
     for _ in 0..2 {
         let outcome = Context::open(0).and_then(|context| {
-            plan(&gguf, 2)?.load(&gguf, &context, &CopyRows::new(), 0, &Progress::default()).map(drop)
+            plan(&gguf, 2)?.load(&gguf, &context, &CopyRows::new(), 0, &Progress::default(), &mut || Ok(())).map(drop)
         });
         say(outcome.map_or_else(|error| error.status().name(), |()| "OK"));
     }
@@ -358,6 +373,16 @@ fn kernels_that_fail_or_panic_end_the_load() {
     assert!(said[0].starts_with("INTERNAL internal error: no such tile (tests/cuda_load.rs:"), "{said:?}");
     assert_eq!(said[1], "INTERNAL internal error: no such kernel");
     run.assert_clean("kernels");
+}
+
+#[test]
+fn what_is_done_meanwhile_may_end_the_load() {
+    let run = run("child_meanwhile", &[]);
+    let said = said(&run);
+    assert!(said[0].starts_with("INTERNAL internal error: no such text (tests/cuda_load.rs:"), "{said:?}");
+    assert!(said[1].starts_with("EMPTY_PROMPT"), "{said:?}");
+    assert_eq!(said[2], "OK");
+    run.assert_clean("meanwhile");
 }
 
 fn desc(n_layer: usize, n_head_kv: usize, head_dim: usize) -> ModelDesc {

@@ -88,7 +88,11 @@ type TimeOf = fn(&LoadTimes) -> Duration;
 pub(super) static TIMES: &[Fact<TimeOf>] = &[
     Fact { key: "load_ms", doc: "Milliseconds that loading took in all.", get: |times| times.total },
     Fact { key: "header_ms", doc: "Milliseconds of these for the header and its metadata.", get: |times| times.header },
-    Fact { key: "tokenizer_ms", doc: "Milliseconds for making the tokenizer.", get: |times| times.tokenizer },
+    Fact {
+        key: "tokenizer_ms",
+        doc: "Milliseconds for making the tokenizer, on a GPU while the weights are brought there.",
+        get: |times| times.tokenizer,
+    },
     Fact { key: "device_ms", doc: "Milliseconds until the device was ready.", get: |times| times.device },
     Fact { key: "weights_ms", doc: "Milliseconds for bringing the weights to the device.", get: |times| times.weights },
     Fact {

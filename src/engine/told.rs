@@ -12,14 +12,14 @@ use crate::sampler::unknown_defaults;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// How long a load took, and its steps one after the other.
+/// How long a load took, and its steps.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadTimes {
     /// All of it.
     pub total: Duration,
     /// Reading the header and its metadata.
     pub header: Duration,
-    /// Making the tokenizer.
+    /// Making the tokenizer, on a GPU while the weights are read.
     pub tokenizer: Duration,
     /// Making the device ready.
     pub device: Duration,
@@ -33,23 +33,18 @@ pub struct LoadTimes {
 pub(super) struct Told<'a> {
     path: &'a Path,
     begun: Instant,
-    step: Instant,
+    /// When the weights began to be read.
+    read: Instant,
     times: LoadTimes,
 }
 
 impl<'a> Told<'a> {
     pub(super) fn new(path: &'a Path) -> Told<'a> {
-        Told { path, begun: Instant::now(), step: Instant::now(), times: LoadTimes::default() }
+        Told { path, begun: Instant::now(), read: Instant::now(), times: LoadTimes::default() }
     }
 
     fn tell(&self, level: Level, text: impl FnOnce() -> String) {
         tell(level, || format!("{}: {}", self.path.display(), text()));
-    }
-
-    /// Time since the last step, which ends with this.
-    fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        now.duration_since(std::mem::replace(&mut self.step, now))
     }
 
     /// How long it took so far.
@@ -70,7 +65,7 @@ impl<'a> Told<'a> {
 
     /// The header was read.
     pub(super) fn header(&mut self, gguf: &Gguf, desc: &ModelDesc, options: &LoadOptions, n_ctx: usize) {
-        self.times.header = self.lap();
+        self.times.header = self.begun.elapsed();
         let ms = ms(self.times.header);
         self.tell(Level::Info, || {
             let (n_tensors, bytes, architecture) = (gguf.tensors().len(), gguf.file_bytes(), desc.architecture);
@@ -93,21 +88,27 @@ impl<'a> Told<'a> {
     }
 
     /// The tokenizer was made.
-    pub(super) fn tokenizer(&mut self, tokenizer: &Tokenizer) {
-        self.times.tokenizer = self.lap();
+    pub(super) fn tokenizer(&mut self, tokenizer: &Tokenizer, time: Duration) {
+        self.times.tokenizer = time;
         let ms = ms(self.times.tokenizer);
         self.tell(Level::Info, || format!("made the tokenizer in {ms:.1} ms: {} tokens", tokenizer.n_vocab()));
     }
 
     /// The device is ready.
     #[cfg(feature = "cuda")]
-    pub(super) fn opened(&mut self) {
-        self.times.device = self.lap();
+    pub(super) fn opened(&mut self, time: Duration) {
+        self.times.device = time;
+        self.reading();
+    }
+
+    /// The weights are read from now on.
+    pub(super) fn reading(&mut self) {
+        self.read = Instant::now();
     }
 
     /// The weights are where they belong, and what follows took `prepare`.
     pub(super) fn weights(&mut self, device: &str, bytes: u64, prepare: Duration) {
-        self.times.weights = self.lap().saturating_sub(prepare);
+        self.times.weights = self.read.elapsed().saturating_sub(prepare);
         self.times.prepare = prepare;
         let [ready, weights, prepare] = [self.times.device, self.times.weights, prepare].map(ms);
         self.tell(Level::Info, || {

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
@@ -187,12 +187,12 @@ impl<R: Repack> Plan<R> {
         Err(Error::OutOfDeviceMemory { device: context.device(), what, needed, free })
     }
 
-    /// Checks, allocates, and reads everything into the allocation it returns. Whoever drops that sees to it that no
-    /// kernel uses it.
+    /// Checks, allocates, and reads everything into the allocation it returns; this thread does something else meanwhile.
+    /// Whoever drops the allocation sees to it that no kernel uses it.
     ///
     /// # Errors
-    /// Those of [`Self::check`] before anything is allocated; those of reading; `OutOfMemory`, `DeviceLost`,
-    /// `DeviceError`, `LoadCancelled`. Of several, the first that happened; nothing stays allocated.
+    /// Those of [`Self::check`] before anything is allocated; those of reading and of `meanwhile`; `OutOfMemory`,
+    /// `DeviceLost`, `DeviceError`, `LoadCancelled`. Of several, the first that happened; nothing stays allocated.
     pub fn load(
         &self,
         gguf: &Gguf,
@@ -200,6 +200,7 @@ impl<R: Repack> Plan<R> {
         kernels: &R,
         later_bytes: u64,
         progress: &Progress,
+        meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<DeviceBuffer> {
         progress.expect(self.pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum)));
         self.check(context, later_bytes)?;
@@ -220,7 +221,7 @@ impl<R: Repack> Plan<R> {
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
         };
-        job.run()?;
+        job.run(meanwhile)?;
         Ok(weights)
     }
 }
@@ -285,23 +286,35 @@ struct Job<'a, R: Repack> {
 
 impl<R: Repack> Job<'_, R> {
     /// Reads all chunks.
-    fn run(self) -> Result<()> {
+    fn run(self, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         std::thread::scope(|scope| {
+            let (starts, started) = mpsc::channel();
             for i in 0..self.plan.n_readers {
                 let thread = std::thread::Builder::new().name(format!("kigo-read-{i}"));
-                let reader = || {
+                let (job, starts) = (&self, starts.clone());
+                let reader = move || {
+                    // Nobody waits for it any more if this fails.
+                    let _ = starts.send(());
+                    drop(starts);
                     panics::own_thread();
                     let outcome = panics::caught(|| {
-                        let _bound = self.context.bind()?;
-                        Reader::new(&self)?.run()
+                        let _bound = job.context.bind()?;
+                        Reader::new(job)?.run()
                     });
                     if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
-                        self.fail(error);
+                        job.fail(error);
                     }
                 };
                 if thread.spawn_scoped(scope, reader).is_err() {
                     self.fail(Error::OutOfMemory { what: "a thread that reads".into(), bytes: 2 << 20 });
                 }
+            }
+            drop(starts);
+            // A thread whose start lacks memory ends the process, so nothing takes any until all have started.
+            started.iter().for_each(drop);
+            let outcome = panics::caught(meanwhile);
+            if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
+                self.fail(error);
             }
         });
         let failure = self.failure.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -154,11 +154,11 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
 
 impl CudaBackend {
     /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to
-    /// `n_batch` rows; steps of single sequences take the `decode_path`.
+    /// `n_batch` rows; steps of single sequences take the `decode_path`. While others read, this thread runs `meanwhile`.
     ///
     /// # Errors
     /// When the model does not fit into the free memory (nothing is allocated then), the file cannot be read, the load is
-    /// cancelled, or the driver fails.
+    /// cancelled, the driver fails, or `meanwhile` does.
     pub fn load(
         gguf: &Gguf,
         desc: &ModelDesc,
@@ -166,6 +166,7 @@ impl CudaBackend {
         context: Arc<Context>,
         (n_ctx, n_batch, decode_path): (usize, usize, DecodePath),
         progress: &Progress,
+        meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<CudaBackend> {
         let bound = context.bind()?;
         check_desc(desc)?;
@@ -176,7 +177,7 @@ impl CudaBackend {
         let load = load::Plan::new(pieces, space, None)?;
         let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
         let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
-        let weights = load.load(gguf, &context, &types, later, progress)?;
+        let weights = load.load(gguf, &context, &types, later, progress, meanwhile)?;
         let loaded = Instant::now();
 
         let stream = Arc::new(Stream::new(&context)?);
