@@ -128,13 +128,14 @@ static void a_long_prompt_beside_decoders(void)
     model = shorter;
 }
 
-/* X10: anything, on handles that all threads share. */
+/* X10: anything, on handles that all threads share, for so many seconds: KIGO_SOAK_SECONDS, or 2. */
 static kigo_inference *shared[16];
+static double soak = 2;
 
 static void *anything(void *index)
 {
     unsigned random = 12345u + (unsigned)(intptr_t)index;
-    const double end = now() + 2;
+    const double end = now() + soak;
     char piece[64];
     do {
         kigo_inference **place, *old;
@@ -162,8 +163,11 @@ static void *anything(void *index)
 
 int main(int argc, char **argv)
 {
+    const char *seconds = getenv("KIGO_SOAK_SECONDS");
+    int64_t cache = -1;
     int i;
     less = argc > 2 ? 10 : 1;
+    soak = seconds != NULL ? atof(seconds) : soak;
     path = argv[argc - 1];
     model = load(path);
     serial_len = drain(start(model, "Once upon a time", 40), serial);
@@ -173,6 +177,9 @@ int main(int argc, char **argv)
     run(8, anything);
     for (i = 0; i < 16; i++)
         kigo_inference_free(shared[i]);
+    WORKS(kigo_model_clear_prompt_cache(model, &error));
+    WORKS(kigo_model_get_i64(model, "cache_bytes", &cache, &error));
+    CHECK(cache == 0);
     CHECK(kigo_model_free(model) == KIGO_OK);
     return 0;
 }
