@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
@@ -220,10 +220,16 @@ impl<R: Repack> Plan<R> {
             next: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
+            n_started: Mutex::new(0),
+            started: Condvar::new(),
         };
         job.run(meanwhile)?;
         Ok(weights)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn rows(matrix: &TensorInfo) -> u64 {
@@ -282,36 +288,38 @@ struct Job<'a, R: Repack> {
     stopped: AtomicBool,
     /// The first that happened.
     failure: Mutex<Option<Error>>,
+    /// Readers that have started, and what tells of each.
+    n_started: Mutex<usize>,
+    started: Condvar,
 }
 
 impl<R: Repack> Job<'_, R> {
     /// Reads all chunks.
     fn run(self, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         std::thread::scope(|scope| {
-            let (starts, started) = mpsc::channel();
+            let mut n_threads = 0;
             for i in 0..self.plan.n_readers {
                 let thread = std::thread::Builder::new().name(format!("kigo-read-{i}"));
-                let (job, starts) = (&self, starts.clone());
-                let reader = move || {
-                    // Nobody waits for it any more if this fails.
-                    let _ = starts.send(());
-                    drop(starts);
+                let reader = || {
+                    *lock(&self.n_started) += 1;
+                    self.started.notify_one();
                     panics::own_thread();
                     let outcome = panics::caught(|| {
-                        let _bound = job.context.bind()?;
-                        Reader::new(job)?.run()
+                        let _bound = self.context.bind()?;
+                        Reader::new(&self)?.run()
                     });
                     if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
-                        job.fail(error);
+                        self.fail(error);
                     }
                 };
-                if thread.spawn_scoped(scope, reader).is_err() {
-                    self.fail(Error::OutOfMemory { what: "a thread that reads".into(), bytes: 2 << 20 });
+                match thread.spawn_scoped(scope, reader) {
+                    Ok(_) => n_threads += 1,
+                    Err(_) => self.fail(Error::OutOfMemory { what: "a thread that reads".into(), bytes: 2 << 20 }),
                 }
             }
-            drop(starts);
             // A thread whose start lacks memory ends the process, so nothing takes any until all have started.
-            started.iter().for_each(drop);
+            let all = self.started.wait_while(lock(&self.n_started), |n| *n < n_threads);
+            drop(all.unwrap_or_else(PoisonError::into_inner));
             let outcome = panics::caught(meanwhile);
             if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
                 self.fail(error);
@@ -323,7 +331,7 @@ impl<R: Repack> Job<'_, R> {
 
     fn fail(&self, error: Error) {
         self.stopped.store(true, Ordering::Relaxed);
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        lock(&self.failure).get_or_insert(error);
     }
 
     /// The next chunk; `None` when there is none, or another reader has failed.

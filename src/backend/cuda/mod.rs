@@ -210,6 +210,9 @@ impl CudaBackend {
             context: context.clone(),
         };
         backend.step = Step::new(&backend, decode_path)?;
+        // Whoever waits for a second token would wait for these.
+        backend.capture(backend.single(0))?;
+        backend.capture(Batch::Rows(1))?;
         backend.stream.synchronize()?;
         backend.prepare_time = loaded.elapsed();
         drop(bound);
@@ -286,22 +289,29 @@ impl CudaBackend {
         if self.step.as_ref().is_some_and(|step| step.takes(position)) { Batch::Step } else { Batch::Rows(1) }
     }
 
+    /// Captures a graph, unless it is there.
+    fn capture(&mut self, batch: Batch) -> Result<()> {
+        if self.graphs.contains_key(&batch) {
+            return Ok(());
+        }
+        let n = if let Batch::Rows(n) = batch { n } else { 1 };
+        self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
+        let stream = self.stream.clone();
+        let graph = stream.capture(|stream| match (batch, &self.step) {
+            (Batch::Step, Some(step)) => {
+                stages::embed(self, step.number())?;
+                step.launch(stream, self.work.logits.address())
+            }
+            _ => crate::model::stages(self),
+        })?;
+        self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
+        self.graphs.insert(batch, graph);
+        Ok(())
+    }
+
     /// Queues a graph, which is captured when it is first wanted.
     fn launch_graph(&mut self, batch: Batch) -> Result<()> {
-        if !self.graphs.contains_key(&batch) {
-            let n = if let Batch::Rows(n) = batch { n } else { 1 };
-            self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
-            let stream = self.stream.clone();
-            let graph = stream.capture(|stream| match (batch, &self.step) {
-                (Batch::Step, Some(step)) => {
-                    stages::embed(self, step.number())?;
-                    step.launch(stream, self.work.logits.address())
-                }
-                _ => crate::model::stages(self),
-            })?;
-            self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
-            self.graphs.insert(batch, graph);
-        }
+        self.capture(batch)?;
         match self.graphs.get(&batch) {
             Some(graph) => graph.launch(&self.stream),
             None => Err(Error::Internal(format!("no graph of {batch:?}"))),
