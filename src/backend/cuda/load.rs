@@ -104,10 +104,15 @@ const MAX_READERS: usize = 12;
 /// Slots of a reader: one is filled while the other is on its way.
 const SLOTS: usize = 2;
 
-/// Bytes of a slot. The link takes 80 us for so many and a reader 500, beside which the calls of the driver, 10 us,
-/// do not count. All slots together are 96 MiB: pinning is slow (1.7 GB/s where it was measured), so more would take
-/// longer than a small model takes to load.
+/// Most bytes of a slot. The link takes 80 us for so many and a reader 500, beside which the calls of the driver, 10 us,
+/// do not count. All slots together are 96 MiB.
 const SLOT_BYTES: u64 = 4 << 20;
+
+/// Least bytes of a slot. Pinning is slow (1.7 GB/s where it was measured), so that a small model loads faster with small ones.
+const LEAST_SLOT_BYTES: u64 = 1 << 20;
+
+/// How often a reader fills each of its slots, where they need not be larger or smaller.
+const FILLS: u64 = 4;
 
 /// Elements of a vector that are read at once.
 const MAX_ELEMENTS: u64 = 1 << 16;
@@ -135,7 +140,11 @@ impl<R: Repack> Plan<R> {
     /// # Errors
     /// `OutOfMemory` when a size is beyond 64 bits, or there is no memory for the plan.
     pub fn new(pieces: Vec<Piece<R::Matrix>>, space: Space, n_readers: Option<usize>) -> Result<Plan<R>> {
-        let mut slot_bytes = SLOT_BYTES;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
+        let n_bytes = pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum));
+        let mut slot_bytes = n_bytes / ((wanted * SLOTS) as u64 * FILLS);
+        slot_bytes = slot_bytes.clamp(LEAST_SLOT_BYTES, SLOT_BYTES);
         for Piece { info, target } in &pieces {
             if let Target::Matrix(matrix) = target {
                 let least = row_bytes(info).checked_mul(R::rows(matrix).min(rows(info)));
@@ -144,8 +153,6 @@ impl<R: Repack> Plan<R> {
             }
         }
         let chunks = chunks(&pieces, R::rows, slot_bytes)?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
         // Rows that need larger slots get fewer readers, so that the slots together stay as small.
         let most = if slot_bytes > SLOT_BYTES { SLOT_BYTES * MAX_READERS as u64 / slot_bytes } else { u64::MAX };
         let n_readers = wanted.min(chunks.len().max(1)).min(usize::try_from(most.max(1)).unwrap_or(usize::MAX));
@@ -366,24 +373,30 @@ struct Slot {
 
 impl<'a, R: Repack> Reader<'a, R> {
     fn new(job: &'a Job<'a, R>) -> Result<Self> {
-        let bytes = usize::try_from(job.plan.slot_bytes).unwrap_or(usize::MAX);
-        let stream = Stream::new(job.context)?;
-        let mut slots = try_vec(SLOTS, "the slots of a reader")?;
-        for _ in 0..SLOTS {
-            slots.push(Slot {
-                host: PinnedBuffer::new(job.context, bytes, "a slot for loading")?,
-                device: DeviceBuffer::new(job.context, Purpose::Workspace, bytes, "a slot for loading")?,
-                free: Event::new(job.context)?,
-                n_bytes: 0,
-            });
-        }
+        let (stream, slots) = (Stream::new(job.context)?, try_vec(SLOTS, "the slots of a reader")?);
         Ok(Reader { job, stream, slots, quantised: Vec::new(), values: Vec::new() })
+    }
+
+    /// Makes one more slot, so that the first is on its way while the next is pinned.
+    fn add_slot(&mut self) -> Result<()> {
+        let (context, what) = (self.job.context, "a slot for loading");
+        let bytes = usize::try_from(self.job.plan.slot_bytes).unwrap_or(usize::MAX);
+        self.slots.push(Slot {
+            host: PinnedBuffer::new(context, bytes, what)?,
+            device: DeviceBuffer::new(context, Purpose::Workspace, bytes, what)?,
+            free: Event::new(context)?,
+            n_bytes: 0,
+        });
+        Ok(())
     }
 
     fn run(&mut self) -> Result<()> {
         for turn in 0.. {
             let Some(chunk) = self.job.take()? else { break };
             let at = turn % SLOTS;
+            if at == self.slots.len() {
+                self.add_slot()?;
+            }
             self.arrived(at)?;
             let Piece { info, target } = &self.job.plan.pieces[chunk.piece];
             let n_bytes = match target {
@@ -394,7 +407,7 @@ impl<'a, R: Repack> Reader<'a, R> {
             slot.free.record(&self.stream)?;
             slot.n_bytes = n_bytes;
         }
-        (0..SLOTS).try_for_each(|at| self.arrived(at))
+        (0..self.slots.len()).try_for_each(|at| self.arrived(at))
     }
 
     /// Waits until slot `at` is free.
