@@ -671,7 +671,9 @@ fn child_limited() {
     let (driver, folder) = (Driver::get(), Folder::new());
     let (path, options) = (large(&folder), options(3, &[]));
     let mut n_failures = 0;
-    for megabytes in [4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512] {
+    // Around 64 MiB the heap of a thread takes what the start of the next would need.
+    let limits = [4, 8, 16, 32, 48].into_iter().chain((50..84).step_by(2)).chain([96, 128, 160, 192, 256, 384, 512]);
+    for megabytes in limits.clone() {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
         let size: u64 = size.trim().strip_suffix(" kB").unwrap().parse().unwrap();
@@ -688,7 +690,7 @@ fn child_limited() {
         say(format!("{megabytes} MiB: {outcome:?}"));
         driver.assert_clean(&format!("{megabytes} MiB"));
     }
-    assert!((1..12).contains(&n_failures));
+    assert!((1..limits.count()).contains(&n_failures));
 }
 
 /// Sets how much address space the process may have.

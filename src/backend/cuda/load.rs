@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
+use super::room;
 use super::stream::{Event, Stream};
 use crate::backend::{Progress, Purpose};
 use crate::error::try_vec;
@@ -227,8 +228,7 @@ impl<R: Repack> Plan<R> {
             next: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
-            n_started: Mutex::new(0),
-            started: Condvar::new(),
+            gate: Gate::default(),
         };
         job.run(meanwhile)?;
         Ok(weights)
@@ -295,22 +295,44 @@ struct Job<'a, R: Repack> {
     stopped: AtomicBool,
     /// The first that happened.
     failure: Mutex<Option<Error>>,
-    /// Readers that have started, and what tells of each.
-    n_started: Mutex<usize>,
-    started: Condvar,
+    gate: Gate,
+}
+
+/// Holds readers back until all have started: they start one by one, and nothing else takes the room for that.
+#[derive(Default)]
+struct Gate {
+    /// How many have arrived, and whether they may go on.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn arrive(&self) {
+        let mut state = lock(&self.state);
+        state.0 += 1;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, is_open)| !*is_open));
+    }
+
+    fn wait_for(&self, n: usize) {
+        drop(self.changed.wait_while(lock(&self.state), |(arrived, _)| *arrived < n));
+    }
+
+    fn open(&self) {
+        lock(&self.state).1 = true;
+        self.changed.notify_all();
+    }
 }
 
 impl<R: Repack> Job<'_, R> {
     /// Reads all chunks.
     fn run(self, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         std::thread::scope(|scope| {
-            let mut n_threads = 0;
             for i in 0..self.plan.n_readers {
                 let thread = std::thread::Builder::new().name(format!("kigo-read-{i}"));
                 let reader = || {
-                    *lock(&self.n_started) += 1;
-                    self.started.notify_one();
                     panics::own_thread();
+                    self.gate.arrive();
                     let outcome = panics::caught(|| {
                         let _bound = self.context.bind()?;
                         Reader::new(&self)?.run()
@@ -319,14 +341,14 @@ impl<R: Repack> Job<'_, R> {
                         self.fail(error);
                     }
                 };
-                match thread.spawn_scoped(scope, reader) {
-                    Ok(_) => n_threads += 1,
-                    Err(_) => self.fail(Error::OutOfMemory { what: "a thread that reads".into(), bytes: 2 << 20 }),
+                if !room::for_a_thread() || thread.spawn_scoped(scope, reader).is_err() {
+                    let what = "a thread that reads".into();
+                    self.fail(Error::OutOfMemory { what, bytes: room::THREAD_BYTES as u64 });
+                    break;
                 }
+                self.gate.wait_for(i + 1);
             }
-            // A thread whose start lacks memory ends the process, so nothing takes any until all have started.
-            let all = self.started.wait_while(lock(&self.n_started), |n| *n < n_threads);
-            drop(all.unwrap_or_else(PoisonError::into_inner));
+            self.gate.open();
             let outcome = panics::caught(meanwhile);
             if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
                 self.fail(error);

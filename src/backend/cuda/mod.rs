@@ -20,6 +20,7 @@ pub mod load;
 pub mod memory;
 pub mod module;
 pub mod params;
+mod room;
 pub mod sample;
 mod stages;
 mod step;
