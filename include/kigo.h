@@ -389,6 +389,10 @@
  *       does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special ids
  *       and the chat template stay those of the file, where it has them.
  *
+ *   "direct_io": "auto", "on" or "off"; kigo_options_set_str(); default: "auto"
+ *       Whether weights for a GPU that the system does not have in memory are read past its cache, which the next
+ *       load then does not find there. "auto": if the file has more than half of the memory that is available.
+ *
  *   "decode_path": "auto", "step" or "stages"; kigo_options_set_str(); default: "auto"
  *       How a GPU computes the next token of an inference that runs alone: as one kernel ("step"), where that can run
  *       the model, or one kernel for each stage ("stages"). "auto" takes what was measured to be faster. The results
@@ -540,6 +544,7 @@
 #define KIGO_OPTION_N_THREADS "n_threads"
 #define KIGO_OPTION_N_BATCH "n_batch"
 #define KIGO_OPTION_TOKENIZER "tokenizer"
+#define KIGO_OPTION_DIRECT_IO "direct_io"
 #define KIGO_OPTION_DECODE_PATH "decode_path"
 #define KIGO_OPTION_PROMPT_CACHE_MIB "prompt_cache_mib"
 #define KIGO_OPTION_PROMPT_FORMAT "prompt_format"

@@ -168,7 +168,8 @@ impl<R: Repack> Plan<R> {
     /// Bytes of host memory that loading takes at most: the slots, and what each reader needs to make f32 of a vector.
     /// With 12 readers these are 102 MiB, or 32 rows of the widest matrix and 4 MiB if that is more.
     pub fn host_bytes(&self) -> u64 {
-        self.staging_bytes().saturating_add(self.n_readers as u64 * MAX_ELEMENTS * 2 * size_of::<f32>() as u64)
+        let values = MAX_ELEMENTS * 2 * size_of::<f32>() as u64 + (SLOTS * crate::gguf::room(0)) as u64;
+        self.staging_bytes().saturating_add(self.n_readers as u64 * values)
     }
 
     /// Bytes of device memory that only loading takes: the slots once more.
@@ -404,7 +405,7 @@ impl<'a, R: Repack> Reader<'a, R> {
         let (context, what) = (self.job.context, "a slot for loading");
         let bytes = usize::try_from(self.job.plan.slot_bytes).unwrap_or(usize::MAX);
         self.slots.push(Slot {
-            host: PinnedBuffer::new(context, bytes, what)?,
+            host: PinnedBuffer::new(context, crate::gguf::room(bytes), what)?,
             device: DeviceBuffer::new(context, Purpose::Workspace, bytes, what)?,
             free: Event::new(context)?,
             n_bytes: 0,
@@ -446,8 +447,8 @@ impl<'a, R: Repack> Reader<'a, R> {
         let (job, slot) = (self.job, &mut self.slots[at]);
         let start = rows.start * row_bytes(info);
         let n_bytes = (rows.end * row_bytes(info) - start) as usize;
-        job.gguf.read_tensor_part(info, start, slot.bytes(n_bytes)?)?;
-        slot.device.upload_async(&self.stream, 0, &slot.host, 0..n_bytes)?;
+        let at = job.gguf.read_tensor_placed(info, start, n_bytes, slot.host.as_mut_slice())?;
+        slot.device.upload_async(&self.stream, 0, &slot.host, at..at + n_bytes)?;
         let (source, weights) = (slot.device.address(), job.weights.address());
         job.kernels.repack(&self.stream, source, rows.clone(), info, matrix, weights)?;
         Ok(n_bytes as u64)
