@@ -230,23 +230,24 @@ impl Engine {
             tokenizer = Some(made);
             Ok(())
         };
-        let (backend, prepare): (Box<dyn Backend>, _) = match device {
+        let (backend, n_batch, prepare): (Box<dyn Backend>, _, _) = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let began = Instant::now();
                 let context = Context::open(ordinal)?;
                 told.opened(began.elapsed());
-                let sizes = (n_ctx, n_batch, options.decode_path);
+                let least = options.n_batch.unwrap_or(backend::LEAST_N_BATCH);
+                let sizes = (n_ctx, least..=n_batch, options.decode_path);
                 let mut meanwhile = || make_tokenizer(told);
                 let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress, &mut meanwhile)?;
-                let prepare = backend.prepare_time();
-                (Box::new(backend), prepare)
+                let (n_batch, prepare) = (backend.n_batch(), backend.prepare_time());
+                (Box::new(backend), n_batch, prepare)
             }
             _ => {
                 make_tokenizer(told)?;
                 told.reading();
                 let backend = CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?;
-                (Box::new(backend), Duration::ZERO)
+                (Box::new(backend), n_batch, Duration::ZERO)
             }
         };
         let tokenizer = tokenizer.ok_or_else(|| Error::Internal("no tokenizer was made".into()))?;

@@ -27,6 +27,7 @@ mod step;
 pub mod stream;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,7 @@ pub struct CudaBackend {
     device: String,
     desc: ModelDesc,
     n_ctx: usize,
+    n_batch: usize,
     file_bytes: u64,
     weights: DeviceBuffer,
     places: Places,
@@ -153,9 +155,30 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
     })
 }
 
+/// The most rows of a batch, of those that are wanted, that fit beside the weights, and the bytes of what is allocated after
+/// loading then; the fewest if none do.
+fn fitting_batch(
+    context: &Context,
+    load: &load::Plan<TypeTable>,
+    desc: &ModelDesc,
+    n_ctx: usize,
+    wanted: RangeInclusive<usize>,
+) -> Result<(usize, u64)> {
+    let (least, mut n_batch) = wanted.into_inner();
+    loop {
+        let cache = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
+        let later = stages::Sizes::new(desc, n_batch)?.bytes(FIRST_LOGITS).saturating_add(cache);
+        if n_batch <= least || load.needed_bytes(later) <= context.free_memory()? {
+            return Ok((n_batch, later));
+        }
+        n_batch = (n_batch / 2).max(least);
+    }
+}
+
 impl CudaBackend {
-    /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to
-    /// `n_batch` rows; steps of single sequences take the `decode_path`. While others read, this thread runs `meanwhile`.
+    /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to the
+    /// end of `n_batch` rows: fewer where memory is short, but its start at least. Steps of single sequences take the
+    /// `decode_path`. While others read, this thread runs `meanwhile`.
     ///
     /// # Errors
     /// When the model does not fit into the free memory (nothing is allocated then), the file cannot be read, the load is
@@ -165,7 +188,7 @@ impl CudaBackend {
         desc: &ModelDesc,
         plan: &Weights<TensorInfo>,
         context: Arc<Context>,
-        (n_ctx, n_batch, decode_path): (usize, usize, DecodePath),
+        (n_ctx, n_batch, decode_path): (usize, RangeInclusive<usize>, DecodePath),
         progress: &Progress,
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<CudaBackend> {
@@ -173,11 +196,10 @@ impl CudaBackend {
         check_desc(desc)?;
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (places, pieces, space) = Places::new(plan, desc)?;
-        let sizes = stages::Sizes::new(desc, n_batch)?;
         let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
-        let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
+        let (n_batch, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
+        let sizes = stages::Sizes::new(desc, n_batch)?;
         let weights = load.load(gguf, &context, &types, later, progress, meanwhile)?;
         let loaded = Instant::now();
 
@@ -203,6 +225,7 @@ impl CudaBackend {
             work,
             shape: Shape::default(),
             wanted: try_vec(n_batch, "the rows of a batch")?,
+            n_batch,
             host_logits: Vec::new(),
             ahead: Ahead::default(),
             prepare_time: Duration::ZERO,
@@ -218,6 +241,11 @@ impl CudaBackend {
         backend.prepare_time = loaded.elapsed();
         drop(bound);
         Ok(backend)
+    }
+
+    /// Most rows of a batch.
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
     }
 
     /// How long it took to get ready when the weights were there.
