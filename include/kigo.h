@@ -595,6 +595,7 @@
  * Keys of kigo_model_get_i64():
  *   "n_ctx": Size of the context of an inference, in tokens.
  *   "n_ctx_train": Size of the context that the model was trained for, in tokens.
+ *   "n_batch": Most tokens of a prompt that are computed at once.
  *   "n_vocab": Number of tokens; ids are less than this.
  *   "n_embd": Width of the residual stream.
  *   "n_layer": Number of layers.
