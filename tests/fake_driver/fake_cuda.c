@@ -65,6 +65,9 @@ typedef struct Object {
     void *block;
     size_t bytes;
     int capturing, invalidated, recorded;
+    /* Whose calls spoil the capture: those of all threads, of the one that began it, of none. */
+    enum { ALL_THREADS, ITS_THREAD, NO_THREAD } capture_mode;
+    pthread_t capturer;
     Node *nodes;
     size_t param_bytes;
     int max_shared;
@@ -409,11 +412,13 @@ static void queue(Object *stream, Node node) {
     (*place)->next = 0;
 }
 
-/* Whether some stream captures, where calls that are not work of a stream are an error that spoils the capture. */
+/* Whether a stream captures so that a call of this thread that is no work of a stream is an error that spoils the capture. */
 static int spoils_capture(void) {
     int spoilt = 0;
     for (Object *object = objects; object; object = object->next) {
-        if (object->kind == STREAM && object->capturing) {
+        if (object->kind == STREAM && object->capturing &&
+            (object->capture_mode == ALL_THREADS ||
+             (object->capture_mode == ITS_THREAD && pthread_equal(object->capturer, pthread_self())))) {
             spoilt = object->invalidated = 1;
         }
     }
@@ -712,6 +717,8 @@ EXPORT int cuStreamBeginCapture_v2(void *handle, unsigned mode) {
         CHECK(!stream->capturing, 901, "cuStreamBeginCapture of a stream that captures");
         stream->capturing = 1;
         stream->invalidated = 0;
+        stream->capture_mode = mode;
+        stream->capturer = pthread_self();
     });
 }
 
