@@ -1,4 +1,4 @@
-"""Draw the plots of make_benchmarks.py as SVG. Needs: pip install matplotlib==3.9.4.
+"""Draw the plots of make_benchmarks.py as SVG. `make benchmark-docs` installs matplotlib.
 
 The same data gives the same bytes: no date, no random names. Colours are variables of the picture's own style sheet, which
 follows the reader's choice of light or dark; the paper is part of the picture, so that it is readable on any page.
@@ -9,7 +9,7 @@ import math
 
 import matplotlib
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter, NullLocator
 
 # What stands for a colour in the drawing, its name in the style sheet, and the colour on light and on dark paper.
 INKS = [
@@ -83,12 +83,12 @@ def apart(places, gap):
 
 
 def log_ticks(axis, values, base):
-    """Plain numbers on a logarithmic axis: all values where they are few, else powers and what lies between."""
+    """Plain numbers on a logarithmic axis: lengths themselves where they are few, else powers of 4; powers of 10 and parts of them."""
     few = sorted(set(values))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
-    if base == 2 and len(few) <= 8:
-        axis.set_ticks(few)
+    if base == 2:
+        axis.set_ticks(few if len(few) <= 8 else [4**i for i in range(16) if few[0] <= 4**i <= few[-1]])
     else:
         axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if max(few) < 200 * min(few) else (1,)))
     axis.set_major_formatter(FuncFormatter(plain))
@@ -108,12 +108,13 @@ def svg(name, plot, files):
     """The text of one picture."""
     lines = plot.lines(files)
     xs, ys = ([point[i] for line in lines for point in line.points] for i in (0, 1))
-    # A context is read from 0 on; lengths of prompts and sizes are factors.
-    log_x, log_y = name != "context" and is_wide(xs), is_wide(ys)
+    # A context is read from 0 on, prompts differ by factors.
+    log_x = {"context": False, "prefill": True, "first-token": True}.get(name, is_wide(xs))
+    log_y = is_wide(ys)
     x_ends, y_ends = limits(xs, log_x), limits(ys, log_y)
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 4.2))
-        figure.subplots_adjust(left=0.1, right=0.74, top=0.88, bottom=0.13)
+        figure.subplots_adjust(left=0.12, right=0.76, top=0.88, bottom=0.13)
         if log_x:
             axes.set_xscale("log", base=2 if not plot.is_cloud else 10)
         if log_y:
@@ -126,7 +127,7 @@ def svg(name, plot, files):
         axes.set_axisbelow(True)
         axes.set_xlabel(plot.x)
         axes.set_ylabel(plot.y)
-        figure.text(0.1, 0.94, plot.title, fontsize=11)
+        figure.text(0.12, 0.94, plot.title, fontsize=11)
         if any(line.is_rival for line in lines):
             figure.text(0.98, 0.94, "kigo ——   llama-bench - - -", color=SOFT, ha="right")
         draw(axes, plot, lines, (y_ends, log_y))
@@ -135,6 +136,8 @@ def svg(name, plot, files):
                 log_ticks(axis, values, 2 if axis is axes.xaxis and not plot.is_cloud else 10)
             else:
                 axis.set_major_formatter(FuncFormatter(plain))
+                if axis is axes.xaxis and name == "context" and max(values) >= 8192:
+                    axis.set_major_locator(MultipleLocator(8192))
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Description": f"data {plot.digest(files)}"})
         plt.close(figure)

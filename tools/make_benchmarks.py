@@ -125,6 +125,19 @@ def cell(values, scale=1.0):
     return number(middle) + (f" ({number(min(ends))} to {number(max(ends))})" if ends else "")
 
 
+def short_cell(values, scale=1.0):
+    """Median, and half the range in percent of it where that is 1 or more.
+
+    >>> short_cell([100.0, 98.0, 103.0]), short_cell([100.0, 99.9, 100.1]), short_cell([2.0, 1.0, 4.0], lambda x: 8 / x)
+    ('100 ±2 %', '100', '4.00 ±75 %')
+    """
+    if not values:
+        return ""
+    middle, *ends = [scale(x) if callable(scale) else x * scale for x in values]
+    percent = round(50 * (max(ends) - min(ends)) / middle) if ends else 0
+    return number(middle) + (f" ±{percent} %" if percent else "")
+
+
 def table(head, rows):
     """A table without the columns in which no row has anything.
 
@@ -234,17 +247,17 @@ def by_length(kind, length, cells):
     """Lines of a grid: kigo's, and the other program's."""
     def lines(data):
         rows = rows_of(data, kind)
-        theirs = {row[length]: cell(row["vs_tokens_per_second"]) for row in rows if "vs_tokens_per_second" in row}
+        theirs = {row[length]: short_cell(row["vs_tokens_per_second"]) for row in rows if "vs_tokens_per_second" in row}
         return [("", {row[length]: cells(row) for row in rows}), (", llama-bench", theirs)]
     return lines
 
 
 def prefill_cell(row):
-    return f"{cell(row['seconds'], speed(row))}; {number(row['flop'] / row['seconds'][0] / 1e12)}"
+    return f"{short_cell(row['seconds'], speed(row))}; {number(row['flop'] / row['seconds'][0] / 1e12)}"
 
 
 def tokens_cell(row):
-    return cell(row["seconds"], speed(row))
+    return short_cell(row["seconds"], speed(row))
 
 
 def block(folder, files):
@@ -258,7 +271,7 @@ def block(folder, files):
     parts += grid("Prefill of prompts of so many tokens, tokens per second; TFLOP/s of its matrices:", files,
                   by_length("prefill", "n_tokens", prefill_cell))
     parts += grid("Time to the first token of prompts of so many tokens, ms:", files,
-                  lambda data: [("", {n: cell(seconds, 1e3) for n, seconds in first_tokens(data).items()})])
+                  lambda data: [("", {n: short_cell(seconds, 1e3) for n, seconds in first_tokens(data).items()})])
     parts += grid("Tokens per second of so many sequences together:", files, by_length("batch", "n_sequences", tokens_cell))
     parts += load_table(files) + file_table(files) + run_table(files)
     return "\n\n".join(parts)
