@@ -5,10 +5,10 @@ follows the reader's choice of light or dark; the paper is part of the picture, 
 """
 
 import io
-import math
 
 import matplotlib
 import matplotlib.pyplot as plt
+from benchmark_series import apart, is_wide, limits, place
 from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter, NullLocator
 
 # What stands for a colour in the drawing, its name in the style sheet, and the colour on light and on dark paper.
@@ -38,50 +38,6 @@ STYLE = {
 LABEL_GAP = 0.052
 
 
-def is_wide(values):
-    """Whether values want a logarithmic axis.
-
-    >>> is_wide([1, 9]), is_wide([1, 3])
-    (True, False)
-    """
-    return max(values) > 5 * min(values)
-
-
-def limits(values, log):
-    """The ends of an axis: some room around the values; from 0 where it is not logarithmic.
-
-    >>> limits([2, 8], False), [round(x, 2) for x in limits([10, 1000], True)]
-    ((0, 8.8), [7.07, 1414.21])
-    """
-    low, high = min(values), max(values)
-    return (low / 2**0.5, high * 2**0.5) if log else (0, high * 1.1)
-
-
-def apart(places, gap):
-    """Places from 0 to 1 moved so that each two are at least `gap` apart, in their order.
-
-    >>> [round(y, 2) for y in apart([0.5, 0.5, 0.9], 0.1)]
-    [0.45, 0.55, 0.9]
-    >>> [round(y, 2) for y in apart([0.1], 0.1)]
-    [0.1]
-    """
-    groups = []
-    for index in sorted(range(len(places)), key=lambda i: places[i]):
-        groups.append([places[index], [index]])
-        # Groups that touch become one, around the middle of both.
-        while len(groups) > 1:
-            (a, left), (b, right) = groups[-2:]
-            if b - a >= gap * (len(left) + len(right)) / 2 - 1e-9:
-                break
-            middle = (a * len(left) + b * len(right)) / (len(left) + len(right))
-            groups[-2:] = [[middle, left + right]]
-    moved = [0.0] * len(places)
-    for middle, members in groups:
-        for k, index in enumerate(members):
-            moved[index] = middle + gap * (k - (len(members) - 1) / 2)
-    return moved
-
-
 def log_ticks(axis, values, base):
     """Plain numbers on a logarithmic axis: lengths themselves where they are few, else powers of 4; powers of 10 and parts of them."""
     few = sorted(set(values))
@@ -96,12 +52,6 @@ def log_ticks(axis, values, base):
 
 def plain(x, _):
     return f"{x:,.0f}" if x >= 10 else f"{x:g}"
-
-
-def place(value, ends, log):
-    """Where a value stands between the ends of its axis, from 0 to 1."""
-    a, b, v = (math.log(x) for x in (*ends, value)) if log else (*ends, value)
-    return (v - a) / (b - a)
 
 
 def svg(name, plot, files):

@@ -7,101 +7,24 @@
 
 A folder of docs/benchmarks is a machine. Its tables and plots stand in the page between the lines `<!-- tables: FOLDER -->`
 and `<!-- end -->`; all other lines are written by people and stay. What a machine has no data for is left out.
-
-A data file is the JSON of kigo-bench (tools/kigo-bench/src/json.rs), in bytes, seconds and tokens, with what follows changed:
-samples are [median, least, most], or [median] where no samples were kept; `command` is the command line without folders, `--json`
-and `--vs`; `first_load` and `load` (all later ones) stand for `loads`, with medians of their steps; what can be computed from the
-rest is left out. `note` says what a reader must know besides.
+benchmark_data.py says what a data file holds.
 """
 
 import argparse
 import doctest
-import hashlib
 import json
-import shlex
-import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+
+import benchmark_data
+import benchmark_series
+from benchmark_data import STEPS, condensed, dumped, first_tokens, rows_of, speed
+from benchmark_series import PLOTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 DATA = ROOT / "docs" / "benchmarks"
-END = "<!-- end -->"
-KEPT = ("version", "commit", "date", "device", "device_name", "driver", "bandwidth", "n_threads", "n_batch", "decode_path",
-        "temperature", "rounds", "architecture", "parameters", "file_bytes", "tensor_bytes", "type_bytes", "matrix_bytes",
-        "memory_bytes")
-KEPT_OF_ROW = ("kind", "n_tokens", "n_context", "n_sequences", "flop", "step_bytes")
-STEPS = ("header", "tokenizer", "device", "weights", "prepare")
-
-
-def spread(samples):
-    """Median, least and most, with six digits.
-
-    >>> spread([3, 1, 2.00000049])
-    [2.0, 1.0, 3.0]
-    >>> spread([4, 1, 2, 3])
-    [2.5, 1.0, 4.0]
-    """
-    return [float(f"{x:.6g}") for x in (statistics.median(samples), min(samples), max(samples))]
-
-
-def command_of(arguments):
-    """The command line without folders and without what is named elsewhere.
-
-    >>> command_of(["/tmp/a b.gguf", "--json", "out/x.json", "--reps", "3", "--vs", "llama-bench -m x", "--batch=1,2"])
-    "kigo-bench 'a b.gguf' --reps 3 --batch=1,2"
-    """
-    words, skip = ["kigo-bench"], False
-    for word in arguments:
-        if skip or word in ("--json", "--vs"):
-            skip = not skip
-        elif not word.startswith(("--json=", "--vs=")):
-            words.append(word.rsplit("/", 1)[-1])
-    return shlex.join(words)
-
-
-def condensed(report):
-    """The data file of a JSON of kigo-bench."""
-    data = {"model": report["model"].removesuffix(".gguf"), "command": command_of(report["arguments"])}
-    data |= {key: report[key] for key in KEPT if report[key] is not None}
-    first, later = report["loads"][0], report["loads"][1:]
-    data["first_load"] = {key: float(f"{first[key]:.6g}") for key in ("seconds", *STEPS)}
-    if later:
-        data["load"] = {key: spread([load[key] for load in later]) for key in ("seconds", "bytes_per_second")}
-        data["load"] |= {key: spread([load[key] for load in later])[0] for key in STEPS}
-    data["rows"] = []
-    for row in report["rows"]:
-        kept = {key: row[key] for key in KEPT_OF_ROW if key in row}
-        for key in ("seconds", "first_token_seconds", "vs_tokens_per_second"):
-            kept |= {key: spread(row[key])} if row[key] else {}
-        data["rows"].append(kept)
-    if report["vs"]:
-        command = [word.rsplit("/", 1)[-1] for word in report["vs"]["command"].split()]
-        data["vs"] = {"command": " ".join(command), "build": report["vs"]["build"]}
-    return data
-
-
-def dumped(data):
-    """JSON with a line for each row.
-
-    >>> print(dumped({"a": 1, "rows": [{"n": 2}, {"n": 3}]}), end="")
-    {
-      "a": 1,
-      "rows": [
-        {"n": 2},
-        {"n": 3}
-      ]
-    }
-    """
-    lines = []
-    for key, value in data.items():
-        text = json.dumps(value)
-        if key == "rows":
-            text = "[\n" + ",\n".join(f"    {json.dumps(row)}" for row in value) + "\n  ]"
-        lines.append(f"  {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+BEGIN, END = "<!-- tables: ", "<!-- end -->"
 
 
 def number(x):
@@ -151,21 +74,6 @@ def table(head, rows):
     lines = [[head[i] for i in columns], *([row[i] for i in columns] for row in rows)]
     lines = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:]])
-
-
-def rows_of(data, kind):
-    return [row for row in data["rows"] if row["kind"] == kind]
-
-
-def speed(row):
-    """Tokens per second from the seconds of a row, all sequences together."""
-    return lambda seconds: row["n_tokens"] * row["n_sequences"] / seconds
-
-
-def first_tokens(data):
-    """Seconds to the first token by the length of the prompt, from prefills and, for other lengths, from decoding."""
-    found = {row["n_context"]: row["first_token_seconds"] for row in rows_of(data, "decode") if "first_token_seconds" in row}
-    return dict(sorted((found | {row["n_tokens"]: row["seconds"] for row in rows_of(data, "prefill")}).items()))
 
 
 def grid(title, files, cells_of):
@@ -277,80 +185,6 @@ def block(folder, files):
     return "\n\n".join(parts)
 
 
-@dataclass
-class Line:
-    """Points of one file in a plot."""
-
-    label: str
-    points: list
-    is_rival: bool = False
-
-
-@dataclass
-class Plot:
-    """What a plot shows: points of a data file, and those of the other program."""
-
-    title: str
-    x: str
-    y: str
-    points: Callable
-    rivals: Optional[Callable] = None
-    # Whether points say something without a line through them.
-    is_cloud: bool = False
-
-    def lines(self, files):
-        """What there is to draw; nothing where it would not be a picture."""
-        lines = [Line(data["model"], sorted(self.points(data))) for data in files]
-        lines += [Line(data["model"], sorted(self.rivals(data)), True) for data in files if self.rivals]
-        lines = [line for line in lines if line.points]
-        n_points = sum(len(line.points) for line in lines) if self.is_cloud else max((len(line.points) for line in lines), default=0)
-        return lines if n_points > 1 else []
-
-    def digest(self, files):
-        """What tells this picture from one of other data."""
-        ceilings = sorted(data["bandwidth"] for data in files if "bandwidth" in data)
-        drawn = [self.title, self.x, self.y, ceilings, [[line.label, line.points, line.is_rival] for line in self.lines(files)]]
-        return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16]
-
-
-def decode_points(data):
-    return [(row["step_bytes"] / 1e6, 1e6 * row["seconds"][0] / row["n_tokens"]) for row in rows_of(data, "decode")]
-
-
-def context_points(data):
-    return [(row["n_context"], speed(row)(row["seconds"][0])) for row in rows_of(data, "decode")]
-
-
-def context_rivals(data):
-    return [(row["n_context"], row["vs_tokens_per_second"][0]) for row in rows_of(data, "decode") if "vs_tokens_per_second" in row]
-
-
-def prefill_points(data):
-    return [(row["n_tokens"], row["flop"] / row["seconds"][0] / 1e12) for row in rows_of(data, "prefill")]
-
-
-def prefill_rivals(data):
-    rows = [row for row in rows_of(data, "prefill") if "vs_tokens_per_second" in row]
-    return [(row["n_tokens"], row["flop"] / row["n_tokens"] * row["vs_tokens_per_second"][0] / 1e12) for row in rows]
-
-
-def load_points(data):
-    return [(data["tensor_bytes"] / 1e9, data["load"]["bytes_per_second"][0] / 1e9)] if "load" in data else []
-
-
-def first_token_points(data):
-    return [(n, 1e3 * seconds[0]) for n, seconds in first_tokens(data).items()]
-
-
-PLOTS = {
-    "decode": Plot("Time of a token over what it reads", "MB read for a token", "us for a token", decode_points, is_cloud=True),
-    "context": Plot("Decoding over the context", "tokens of context", "tokens per second", context_points, context_rivals),
-    "prefill": Plot("Prefill over the length of the prompt", "tokens of the prompt", "TFLOP/s", prefill_points, prefill_rivals),
-    "load": Plot("Loading over the size of the file", "GB of tensors", "GB/s", load_points, is_cloud=True),
-    "first-token": Plot("Time to the first token", "tokens of the prompt", "ms", first_token_points),
-}
-
-
 def machines():
     """The data files of each folder, by name, the smallest first."""
     found = {}
@@ -366,18 +200,21 @@ def page_with(text, blocks):
     'a\\n<!-- tables: x -->\\n\\nnew\\n\\n<!-- end -->\\nb\\n'
     """
     for folder, made in blocks.items():
-        begin = f"<!-- tables: {folder} -->"
+        begin = f"{BEGIN}{folder} -->"
         before, found, after = text.partition(begin)
-        _, ended, after = after.partition(END)
-        if not found or not ended:
+        old, ended, after = after.partition(END)
+        if not found or not ended or BEGIN in old:
             sys.exit(f"make_benchmarks: {PAGE.name} has no lines {begin} and {END}: add them where the tables shall be")
         text = f"{before}{begin}\n\n{made}\n\n{END}{after}"
+    if text.count(BEGIN) != len(blocks):
+        sys.exit(f"make_benchmarks: {PAGE.name} has {text.count(BEGIN)} lines {BEGIN}..., expected one for each of {', '.join(blocks)}")
     return text
 
 
 def check():
     """Whether the page and the plots are those of the data; prints what is not."""
-    wrong = [] if doctest.testmod().failed == 0 else ["a function does not do what its examples say"]
+    modules = (sys.modules[__name__], benchmark_data, benchmark_series)
+    wrong = [f"{module.__name__}: a function does not do what its examples say" for module in modules if doctest.testmod(module).failed]
     found = machines()
     text = PAGE.read_text(encoding="utf-8")
     if page_with(text, {folder: block(folder, files) for folder, files in found.items()}) != text:
