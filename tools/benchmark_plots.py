@@ -39,7 +39,7 @@ LABEL_GAP = 0.052
 
 
 def log_ticks(axis, values, base):
-    """Plain numbers on a logarithmic axis: lengths themselves where they are few, else powers of 4; powers of 10 and parts of them."""
+    """Plain numbers on a logarithmic axis: for lengths they themselves where few, else powers of 4; for others of 10."""
     few = sorted(set(values))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
@@ -121,8 +121,8 @@ def draw(axes, plot, lines, y_axis):
     named = [line for line in lines if not line.is_rival]
     wanted = [place(line.points[-1][1], *y_axis) for line in named]
     for line, at in zip(named, apart(wanted, LABEL_GAP)):
-        axes.annotate(line.label, (line.points[-1][0], line.points[-1][1]), (1.02, at), xycoords="data", textcoords="axes fraction",
-                      color=colours[line.label], va="center", fontsize=8,
+        axes.annotate(line.label, line.points[-1], (1.02, at), xycoords="data", textcoords="axes fraction", color=colours[line.label],
+                      va="center", fontsize=8,
                       arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4})
 
 

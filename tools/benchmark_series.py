@@ -35,7 +35,8 @@ class Plot:
         lines = [Line(data["model"], sorted(self.points(data))) for data in files]
         lines += [Line(data["model"], sorted(self.rivals(data)), True) for data in files if self.rivals]
         lines = [line for line in lines if line.points]
-        n_points = sum(len(line.points) for line in lines) if self.is_cloud else max((len(line.points) for line in lines), default=0)
+        counts = [len(line.points) for line in lines]
+        n_points = sum(counts) if self.is_cloud else max(counts, default=0)
         return lines if n_points > 1 else []
 
     def digest(self, files):
@@ -54,7 +55,8 @@ def context_points(data):
 
 
 def context_rivals(data):
-    return [(row["n_context"], row["vs_tokens_per_second"][0]) for row in rows_of(data, "decode") if "vs_tokens_per_second" in row]
+    rows = [row for row in rows_of(data, "decode") if "vs_tokens_per_second" in row]
+    return [(row["n_context"], row["vs_tokens_per_second"][0]) for row in rows]
 
 
 def prefill_points(data):

@@ -112,20 +112,21 @@ def load_table(files):
                      *(cell([steps[step]] if steps else None, 1e3) for step in STEPS)])
     head = ["", "GB of tensors", "first load, ms", "later, ms", "GB/s", *(f"{step}, ms" for step in STEPS)]
     found = any("load" in data or "first_load" in data for data in files)
-    title = "Loading from the system's cache of files; the steps are those of later loads, and the tokenizer's may lie beside others:"
-    return [f"{title}\n\n" + table(head, rows)] if found else []
+    title = "Loading; the steps are those of later loads, and on a GPU the tokenizer's lies beside others:\n\n"
+    return [title + table(head, rows)] if found else []
 
 
 def file_table(files):
     rows = []
     for data in files:
-        kinds = sorted(data["type_bytes"].items(), key=lambda item: -item[1])
-        kinds = ", ".join(f"{kind} {100 * n / data['tensor_bytes']:.0f} %" for kind, n in kinds if n > 0.005 * data["tensor_bytes"])
+        shares = {kind: 100 * n / data["tensor_bytes"] for kind, n in data["type_bytes"].items()}
+        kinds = sorted(((share, kind) for kind, share in shares.items() if share > 0.5), reverse=True)
+        kinds = ", ".join(f"{kind} {share:.0f} %" for share, kind in kinds)
         memory = data.get("memory_bytes", {})
         rows.append([data["model"], data["architecture"], f"{data['parameters'] / 1e9:.3f}", kinds,
                      f"{data['tensor_bytes'] / 1e6:,.1f}", *(f"{memory[key] / 1e6:,.1f}" if key in memory else ""
                                                              for key in ("weights", "cache", "workspace"))])
-    head = ["", "architecture", "10^9 parameters", "types, of the bytes", "tensors, MB", "weights on the device, MB", "cache, MB", "rest, MB"]
+    head = ["", "architecture", "10^9 parameters", "types, of the bytes", "tensors, MB", "weights, MB", "cache, MB", "rest, MB"]
     return ["Files, and the memory of their device after the measurements:\n\n" + table(head, rows)]
 
 
@@ -190,7 +191,9 @@ def machines():
     found = {}
     for path in sorted(DATA.glob("*/*.json")):
         found.setdefault(path.parent.name, []).append(json.loads(path.read_text(encoding="utf-8")))
-    return {folder: sorted(files, key=lambda data: (data["parameters"], -data["tensor_bytes"])) for folder, files in found.items()}
+    for files in found.values():
+        files.sort(key=lambda data: (data["parameters"], -data["tensor_bytes"]))
+    return found
 
 
 def page_with(text, blocks):
@@ -207,14 +210,16 @@ def page_with(text, blocks):
             sys.exit(f"make_benchmarks: {PAGE.name} has no lines {begin} and {END}: add them where the tables shall be")
         text = f"{before}{begin}\n\n{made}\n\n{END}{after}"
     if text.count(BEGIN) != len(blocks):
-        sys.exit(f"make_benchmarks: {PAGE.name} has {text.count(BEGIN)} lines {BEGIN}..., expected one for each of {', '.join(blocks)}")
+        expected = f"expected one for each of {', '.join(blocks)}"
+        sys.exit(f"make_benchmarks: {PAGE.name} has {text.count(BEGIN)} lines that begin with {BEGIN}, {expected}")
     return text
 
 
 def check():
     """Whether the page and the plots are those of the data; prints what is not."""
     modules = (sys.modules[__name__], benchmark_data, benchmark_series)
-    wrong = [f"{module.__name__}: a function does not do what its examples say" for module in modules if doctest.testmod(module).failed]
+    failed = [module.__name__ for module in modules if doctest.testmod(module).failed]
+    wrong = [f"a function of {name} does not do what its examples say" for name in failed]
     found = machines()
     text = PAGE.read_text(encoding="utf-8")
     if page_with(text, {folder: block(folder, files) for folder, files in found.items()}) != text:
