@@ -379,8 +379,8 @@
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.
  *
- *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 50 ms, 128 to
- *   2048; 128 on the CPU
+ *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 50 ms and fits,
+ *   128 to 2048; 128 on the CPU
  *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait,
  *       a prompt brings a quarter of that.
  *
@@ -388,6 +388,10 @@
  *       Where the tokens come from. "auto": the file's own vocabulary; if it has none, or names a tokenizer that kigo
  *       does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special ids
  *       and the chat template stay those of the file, where it has them.
+ *
+ *   "direct_io": "auto", "on" or "off"; kigo_options_set_str(); default: "auto"
+ *       Whether weights for a GPU that the system does not have in memory are read past its cache, which the next
+ *       load then does not find there. "auto": if the file has more than half of the memory that is available.
  *
  *   "decode_path": "auto", "step" or "stages"; kigo_options_set_str(); default: "auto"
  *       How a GPU computes the next token of an inference that runs alone: as one kernel ("step"), where that can run
@@ -540,6 +544,7 @@
 #define KIGO_OPTION_N_THREADS "n_threads"
 #define KIGO_OPTION_N_BATCH "n_batch"
 #define KIGO_OPTION_TOKENIZER "tokenizer"
+#define KIGO_OPTION_DIRECT_IO "direct_io"
 #define KIGO_OPTION_DECODE_PATH "decode_path"
 #define KIGO_OPTION_PROMPT_CACHE_MIB "prompt_cache_mib"
 #define KIGO_OPTION_PROMPT_FORMAT "prompt_format"
@@ -590,6 +595,7 @@
  * Keys of kigo_model_get_i64():
  *   "n_ctx": Size of the context of an inference, in tokens.
  *   "n_ctx_train": Size of the context that the model was trained for, in tokens.
+ *   "n_batch": Most tokens of a prompt that are computed at once.
  *   "n_vocab": Number of tokens; ids are less than this.
  *   "n_embd": Width of the residual stream.
  *   "n_layer": Number of layers.

@@ -20,7 +20,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{CudaBackend, context::Context};
 use crate::backend::{self, Backend, DecodePath, Device, Draw, Memory, Progress, Row, check_gpu};
 use crate::error::{quoted, try_vec};
-use crate::gguf::{Gguf, Metadata};
+use crate::gguf::{DirectIo, Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch, fingerprint};
 use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
 use crate::tokenizer::Tokenizer;
@@ -47,6 +47,8 @@ pub struct LoadOptions {
     pub n_batch: Option<usize>,
     /// A tokenizer.json to use; `auto` uses the one of the file, or where kigo does not know it one that lies beside the file.
     pub tokenizer: String,
+    /// Whether the weights for a GPU are read past the system's cache where they are not in it.
+    pub direct_io: DirectIo,
     /// How a GPU runs a step of a single sequence.
     pub decode_path: DecodePath,
     /// Most bytes of the pages that inferences leave for others that begin with the same tokens.
@@ -61,6 +63,7 @@ impl Default for LoadOptions {
             n_threads: None,
             n_batch: None,
             tokenizer: "auto".into(),
+            direct_io: DirectIo::Auto,
             decode_path: DecodePath::Auto,
             prompt_cache: 1 << 30,
         }
@@ -205,7 +208,8 @@ impl Engine {
         told: &mut Told,
     ) -> Result<Engine> {
         progress.check()?;
-        let gguf = Gguf::open(path)?;
+        let mut gguf = Gguf::open(path)?;
+        gguf.set_direct(options.direct_io);
         let desc = arch::describe(gguf.metadata())?;
         let n_ctx = match (options.n_ctx, desc.max_positions()) {
             (Some(n), Some(most)) if n > most => {
@@ -226,23 +230,24 @@ impl Engine {
             tokenizer = Some(made);
             Ok(())
         };
-        let (backend, prepare): (Box<dyn Backend>, _) = match device {
+        let (backend, n_batch, prepare): (Box<dyn Backend>, _, _) = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let began = Instant::now();
                 let context = Context::open(ordinal)?;
                 told.opened(began.elapsed());
-                let sizes = (n_ctx, n_batch, options.decode_path);
+                let least = options.n_batch.unwrap_or(backend::LEAST_N_BATCH);
+                let sizes = (n_ctx, least..=n_batch, options.decode_path);
                 let mut meanwhile = || make_tokenizer(told);
                 let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress, &mut meanwhile)?;
-                let prepare = backend.prepare_time();
-                (Box::new(backend), prepare)
+                let (n_batch, prepare) = (backend.n_batch(), backend.prepare_time());
+                (Box::new(backend), n_batch, prepare)
             }
             _ => {
                 make_tokenizer(told)?;
                 told.reading();
                 let backend = CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?;
-                (Box::new(backend), Duration::ZERO)
+                (Box::new(backend), n_batch, Duration::ZERO)
             }
         };
         let tokenizer = tokenizer.ok_or_else(|| Error::Internal("no tokenizer was made".into()))?;

@@ -6,15 +6,19 @@ Exact is transformers in f32 on the dequantised weights. The positions are those
 other and over again in reverse, 2000 in all, as one sequence. Prints the mean and the worst Kullback-Leibler divergence
 in nats, and how often both have the same most likely token. Needs what hf_reference.py and llama_reference.py need;
 `tools/fetch.py smollm2` gets the model.
+
+    measure_divergence.py                  llama.cpp on this CPU
+    measure_divergence.py --tokens FILE    writes the tokens there, separated by spaces, for another program
+    measure_divergence.py --logits FILE    that program's logits, [positions, n_vocab] f32, instead of llama.cpp's
 """
 
+import argparse
 import json
 import os
 from pathlib import Path
 
 import fetch
 import hf_reference as hf
-import llama_reference
 import numpy as np
 import torch
 
@@ -36,23 +40,48 @@ def tokens():
     return (once + once[::-1])[:N_POSITIONS]
 
 
+def of_llama_cpp(path, prompt):
+    """The logits of a chunk from position `start` on, computed by llama.cpp on this CPU, and its name."""
+    import llama_reference
+
+    judge = llama_reference.LlamaCpp(llama_reference.load_library(), path, N_CTX, CHUNK, os.cpu_count())
+
+    def logits(start):
+        part = prompt[start : start + CHUNK]
+        return judge.logits(part) if start == 0 else judge.extend(part, start, range(len(part)))
+
+    return logits, llama_reference.VERSION
+
+
+def of_file(path, prompt):
+    """The same from a file."""
+    all_logits = np.memmap(path, dtype=np.float32, mode="r").reshape(len(prompt), -1)
+    return lambda start: np.asarray(all_logits[start : start + CHUNK]), str(path)
+
+
 @torch.inference_mode()
 def main():
-    path, prompt = fetch.fetch("smollm2")[0], tokens()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=Path, metavar="FILE")
+    parser.add_argument("--logits", type=Path, metavar="FILE")
+    args, prompt = parser.parse_args(), tokens()
     assert len(prompt) == N_POSITIONS
-    judge = llama_reference.LlamaCpp(llama_reference.load_library(), path, N_CTX, CHUNK, os.cpu_count())
+    if args.tokens:
+        args.tokens.write_text(" ".join(map(str, prompt)), encoding="utf-8")
+        return
+    path = fetch.fetch("smollm2")[0]
+    logits, name = of_file(args.logits, prompt) if args.logits else of_llama_cpp(path, prompt)
     model = hf.load_model(path)
     hidden = model.model(torch.tensor([prompt]), use_cache=False).last_hidden_state[0]
     divergences, same = [], 0
     for start in range(0, N_POSITIONS, CHUNK):
-        part = prompt[start : start + CHUNK]
-        found = judge.logits(part) if start == 0 else judge.extend(part, start, range(len(part)))
-        exact = model.lm_head(hidden[start : start + len(part)]).numpy()
+        found = logits(start)
+        exact = model.lm_head(hidden[start : start + len(found)]).numpy()
         p, q = log_softmax(exact), log_softmax(found)
         divergences.extend((np.exp(p) * (p - q)).sum(axis=1))
         same += int((exact.argmax(axis=1) == found.argmax(axis=1)).sum())
     mean, worst = np.mean(divergences), np.max(divergences)
-    print(f"{llama_reference.VERSION}, {path.name}: {N_POSITIONS} positions, mean divergence {mean:.2e} nats, ", end="")
+    print(f"{name}, {path.name}: {N_POSITIONS} positions, mean divergence {mean:.2e} nats, ", end="")
     print(f"worst {worst:.2e}, same top token {same}")
 
 

@@ -148,18 +148,22 @@ pub fn weight_bytes(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>
     }
 }
 
+/// The least of what [`default_n_batch`] gives.
+pub const LEAST_N_BATCH: usize = 128;
+
 /// Most rows of a batch unless somebody wants others. On a GPU so many that an H100 takes about 50 ms for them; larger ones
 /// gain little there (`kernels/notes.md`).
 pub fn default_n_batch(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> usize {
     match device {
         Device::Cuda(_) => gpu_n_batch(plan.layer_weights(desc)),
-        Device::Cpu | Device::Auto => 128,
+        Device::Cpu | Device::Auto => LEAST_N_BATCH,
     }
 }
 
 /// Of a model that multiplies a token with so many weights.
 fn gpu_n_batch(n_weights: u64) -> usize {
-    (12_000_000_000_000 / n_weights.max(1) / 128 * 128).clamp(128, 2048) as usize
+    let least = LEAST_N_BATCH as u64;
+    (12_000_000_000_000 / n_weights.max(1) / least * least).clamp(least, 2048) as usize
 }
 
 /// What a model needs on `device`, which need not be there: for a context of `n_ctx` tokens, batches of `n_batch` rows and

@@ -47,6 +47,11 @@ pub(super) static NUMBERS: &[Fact<NumberOf>] = &[
         doc: "Size of the context that the model was trained for, in tokens.",
         get: |model| model.n_ctx_train() as u64,
     },
+    Fact {
+        key: "n_batch",
+        doc: "Most tokens of a prompt that are computed at once.",
+        get: |model| model.n_batch() as u64,
+    },
     Fact { key: "n_vocab", doc: "Number of tokens; ids are less than this.", get: |model| model.n_vocab() as u64 },
     Fact { key: "n_embd", doc: "Width of the residual stream.", get: |model| model.n_embd() as u64 },
     Fact { key: "n_layer", doc: "Number of layers.", get: |model| model.n_layer() as u64 },

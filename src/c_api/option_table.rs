@@ -8,6 +8,7 @@ use crate::Error;
 use crate::backend::{DecodePath, Device};
 use crate::engine::LoadOptions;
 use crate::error::quoted;
+use crate::gguf::DirectIo;
 use crate::sampler::GrammarText;
 use crate::session::read_template;
 use crate::tokenizer::chat;
@@ -81,7 +82,7 @@ static MODEL: &[Row] = &[
         doc: "Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait, a \
               prompt brings a quarter of that.",
         show: |settings| {
-            let text = "what takes a GPU about 50 ms, 128 to 2048; 128 on the CPU";
+            let text = "what takes a GPU about 50 ms and fits, 128 to 2048; 128 on the CPU";
             settings.load.n_batch.map_or(text.to_owned(), |n| n.to_string())
         },
     },
@@ -102,6 +103,21 @@ static MODEL: &[Row] = &[
               does not know, the tokenizer.json beside it. Otherwise a tokenizer.json, whatever the file has. Special \
               ids and the chat template stay those of the file, where it has them.",
         show: |settings| format!("\"{}\"", settings.load.tokenizer),
+    },
+    Row {
+        key: "direct_io",
+        reader: Reader::ModelLoad,
+        values: Values::Text {
+            expected: DirectIo::EXPECTED,
+            set: |settings, value, row| {
+                let choice = DirectIo::parse(value).ok_or_else(|| row.refuse(quoted(value.as_bytes())))?;
+                settings.load.direct_io = choice;
+                Ok(())
+            },
+        },
+        doc: "Whether weights for a GPU that the system does not have in memory are read past its cache, which the next load \
+              then does not find there. \"auto\": if the file has more than half of the memory that is available.",
+        show: |settings| format!("\"{}\"", settings.load.direct_io.name()),
     },
     Row {
         key: "decode_path",

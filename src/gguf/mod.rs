@@ -6,6 +6,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> is the specification.
 
 mod array;
+mod direct;
 mod json;
 mod metadata;
 mod parse;
@@ -19,6 +20,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use array::{Array, StringArray};
+pub use direct::{BLOCK, DirectIo, room};
 pub use metadata::{Metadata, Value};
 pub use parse::{DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_PAIRS, MAX_TENSORS};
 pub use reader::MAX_HEADER_BYTES;
@@ -28,6 +30,7 @@ pub use tensor::{MAX_DIMS, TensorInfo};
 pub use writer::Writer;
 
 use crate::error::{Error, Result};
+use direct::DiskFile;
 use parse::{Parsed, parse};
 use shards::Split;
 use tensor::{TensorTable, field};
@@ -41,6 +44,8 @@ pub struct Gguf {
     metadata: Metadata,
     tensors: TensorTable,
     shards: Vec<Shard>,
+    /// Whether what is not in memory is read past the system's cache, where that can be done.
+    is_direct: bool,
 }
 
 impl std::fmt::Debug for Gguf {
@@ -111,7 +116,7 @@ impl Gguf {
 
     fn of(shard: Shard, parsed: Parsed) -> Gguf {
         let Parsed { version, alignment, metadata, tensors, len: _ } = parsed;
-        Gguf { version, alignment, metadata, tensors, shards: vec![shard] }
+        Gguf { version, alignment, metadata, tensors, shards: vec![shard], is_direct: false }
     }
 
     /// Adds the next part of a split model.
@@ -166,6 +171,11 @@ impl Gguf {
         self.shards.iter().fold(0, |sum, shard| sum.saturating_add(shard.len))
     }
 
+    /// Lets [`Gguf::read_tensor_placed`] read past the system's cache what is not in it, or not.
+    pub fn set_direct(&mut self, choice: DirectIo) {
+        self.is_direct = choice.takes(self.file_bytes());
+    }
+
     /// Reads the data of `tensor`, which is one of [`Gguf::tensors`]. `buf` has `n_bytes` bytes.
     ///
     /// # Errors
@@ -184,14 +194,43 @@ impl Gguf {
     /// # Errors
     /// Those of [`Gguf::read_tensor`]; [`Error::InvalidArgument`] when the part reaches beyond the tensor.
     pub fn read_tensor_part(&self, tensor: &TensorInfo, start: u64, buf: &mut [u8]) -> Result<()> {
-        let shard =
-            self.shards.get(tensor.shard).filter(|_| start.checked_add(buf.len() as u64) <= Some(tensor.n_bytes));
+        self.read_part(tensor, start, buf.len(), |source, offset| {
+            source::read_exact(source, offset, buf, &format_args!("{}", field(&tensor.name)))
+        })
+    }
+
+    /// Reads `len` bytes of the data of `tensor` from byte `start` of it into `buf`, and says where they begin there: at 0
+    /// unless something is read past the system's cache, for which `buf` must have [`room`] and begin with a [`BLOCK`]. Any
+    /// thread may call it.
+    ///
+    /// # Errors
+    /// Those of [`Gguf::read_tensor_part`]; [`Error::InvalidArgument`] when `buf` is shorter than `len`.
+    pub fn read_tensor_placed(&self, tensor: &TensorInfo, start: u64, len: usize, buf: &mut [u8]) -> Result<usize> {
+        if buf.len() < len {
+            return Err(Error::invalid_argument("buf", format!("{len} bytes or more"), buf.len()));
+        }
+        if !self.is_direct {
+            return self.read_tensor_part(tensor, start, &mut buf[..len]).map(|()| 0);
+        }
+        self.read_part(tensor, start, len, |source, offset| {
+            direct::read_placed(source, offset, len, buf, &format_args!("{}", field(&tensor.name)))
+        })
+    }
+
+    /// Finds part of a tensor in its file for `read`.
+    fn read_part<T>(
+        &self,
+        tensor: &TensorInfo,
+        start: u64,
+        len: usize,
+        read: impl FnOnce(&dyn Source, u64) -> Result<T>,
+    ) -> Result<T> {
+        let shard = self.shards.get(tensor.shard).filter(|_| start.checked_add(len as u64) <= Some(tensor.n_bytes));
         let (Some(shard), Some(offset)) = (shard, tensor.offset.checked_add(start)) else {
-            let found = format!("{} bytes from byte {start}", buf.len());
+            let found = format!("{len} bytes from byte {start}");
             return Err(Error::invalid_argument("part", format!("a part of {}", field(&tensor.name)), found));
         };
-        let read = source::read_exact(&*shard.source, offset, buf, &format_args!("{}", field(&tensor.name)));
-        read.map_err(|error| match &shard.path {
+        read(&*shard.source, offset).map_err(|error| match &shard.path {
             Some(path) => error.in_file(path),
             None => error,
         })
@@ -199,7 +238,7 @@ impl Gguf {
 }
 
 fn open_shard(path: &Path, number: usize) -> Result<(Shard, Parsed)> {
-    let file = source::open(path)?;
+    let file = DiskFile::new(source::open(path)?);
     let parsed = parse(&file, number)?;
     Ok((Shard { source: Box::new(file), path: Some(path.to_path_buf()), len: parsed.len }, parsed))
 }

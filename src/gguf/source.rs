@@ -16,6 +16,24 @@ pub trait Source: Send + Sync {
     /// Reads some bytes at `offset` into `buf` and says how many: at least one unless `buf` is empty or `offset`
     /// is at the end. May be short, may fail with [`ErrorKind::Interrupted`]; the callers continue and retry.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Reads what the system has in memory from `offset` on and says how many bytes: 0 when it has none there, `None` when
+    /// that cannot be told.
+    ///
+    /// # Errors
+    /// Those of reading.
+    fn read_cached(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
+
+    /// As [`Source::read_at`] past the system's cache, `None` where that cannot be done. Offset, length and address of `buf`
+    /// are multiples of [`BLOCK`](super::BLOCK).
+    ///
+    /// # Errors
+    /// Those of reading.
+    fn read_direct(&self, _offset: u64, _buf: &mut [u8]) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
 }
 
 impl Source for File {

@@ -87,7 +87,7 @@ static size_t read_tokens(kigo_inference *inference, char *all, size_t size)
 
 static void check_facts(const kigo_model *model)
 {
-    static const char *numbers[] = {"n_ctx", "n_ctx_train", "n_vocab", "n_embd",
+    static const char *numbers[] = {"n_ctx", "n_ctx_train", "n_batch", "n_vocab", "n_embd",
                                     "n_layer", "weight_bytes", "max_token_bytes"};
     static const char *steps[] = {"header_ms", "tokenizer_ms", "device_ms", "weights_ms", "prepare_ms"};
     char name[256];

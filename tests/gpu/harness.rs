@@ -65,7 +65,7 @@ pub fn backend_for(
             Ok(Box::new(CpuBackend::load(&gguf, &desc, &plan, sizes, &Progress::default())?))
         }
         Some(Device::Cuda(ordinal)) => {
-            let (context, sizes) = (Context::open(ordinal)?, (n_ctx, n_batch, decode_path));
+            let (context, sizes) = (Context::open(ordinal)?, (n_ctx, n_batch..=n_batch, decode_path));
             Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default(), &mut || Ok(()))?))
         }
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),
@@ -78,7 +78,7 @@ pub fn step_backend(path: &Path) -> CudaBackend {
     let gguf = Gguf::open(path).unwrap();
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    let (context, sizes) = (Context::open(ordinal).unwrap(), (MAX_POSITIONS, MAX_ROWS, DecodePath::Step));
+    let (context, sizes) = (Context::open(ordinal).unwrap(), (MAX_POSITIONS, MAX_ROWS..=MAX_ROWS, DecodePath::Step));
     let loaded = CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default(), &mut || Ok(()));
     loaded.unwrap_or_else(|error| panic!("{error}"))
 }

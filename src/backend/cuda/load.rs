@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
+use super::room;
 use super::stream::{Event, Stream};
 use crate::backend::{Progress, Purpose};
 use crate::error::try_vec;
@@ -104,10 +105,15 @@ const MAX_READERS: usize = 12;
 /// Slots of a reader: one is filled while the other is on its way.
 const SLOTS: usize = 2;
 
-/// Bytes of a slot. The link takes 80 us for so many and a reader 500, beside which the calls of the driver, 10 us,
-/// do not count. All slots together are 96 MiB: pinning is slow (1.7 GB/s where it was measured), so more would take
-/// longer than a small model takes to load.
+/// Most bytes of a slot. The link takes 80 us for so many and a reader 500, beside which the calls of the driver, 10 us,
+/// do not count. All slots together are 96 MiB.
 const SLOT_BYTES: u64 = 4 << 20;
+
+/// Least bytes of a slot. Pinning is slow (1.7 GB/s where it was measured), so that a small model loads faster with small ones.
+const LEAST_SLOT_BYTES: u64 = 1 << 20;
+
+/// How often a reader fills each of its slots, where they need not be larger or smaller.
+const FILLS: u64 = 4;
 
 /// Elements of a vector that are read at once.
 const MAX_ELEMENTS: u64 = 1 << 16;
@@ -135,7 +141,11 @@ impl<R: Repack> Plan<R> {
     /// # Errors
     /// `OutOfMemory` when a size is beyond 64 bits, or there is no memory for the plan.
     pub fn new(pieces: Vec<Piece<R::Matrix>>, space: Space, n_readers: Option<usize>) -> Result<Plan<R>> {
-        let mut slot_bytes = SLOT_BYTES;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
+        let n_bytes = pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum));
+        let mut slot_bytes = n_bytes / ((wanted * SLOTS) as u64 * FILLS);
+        slot_bytes = slot_bytes.clamp(LEAST_SLOT_BYTES, SLOT_BYTES);
         for Piece { info, target } in &pieces {
             if let Target::Matrix(matrix) = target {
                 let least = row_bytes(info).checked_mul(R::rows(matrix).min(rows(info)));
@@ -144,8 +154,6 @@ impl<R: Repack> Plan<R> {
             }
         }
         let chunks = chunks(&pieces, R::rows, slot_bytes)?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
         // Rows that need larger slots get fewer readers, so that the slots together stay as small.
         let most = if slot_bytes > SLOT_BYTES { SLOT_BYTES * MAX_READERS as u64 / slot_bytes } else { u64::MAX };
         let n_readers = wanted.min(chunks.len().max(1)).min(usize::try_from(most.max(1)).unwrap_or(usize::MAX));
@@ -160,7 +168,8 @@ impl<R: Repack> Plan<R> {
     /// Bytes of host memory that loading takes at most: the slots, and what each reader needs to make f32 of a vector.
     /// With 12 readers these are 102 MiB, or 32 rows of the widest matrix and 4 MiB if that is more.
     pub fn host_bytes(&self) -> u64 {
-        self.staging_bytes().saturating_add(self.n_readers as u64 * MAX_ELEMENTS * 2 * size_of::<f32>() as u64)
+        let values = MAX_ELEMENTS * 2 * size_of::<f32>() as u64 + (SLOTS * crate::gguf::room(0)) as u64;
+        self.staging_bytes().saturating_add(self.n_readers as u64 * values)
     }
 
     /// Bytes of device memory that only loading takes: the slots once more.
@@ -220,10 +229,15 @@ impl<R: Repack> Plan<R> {
             next: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
+            gate: Gate::default(),
         };
         job.run(meanwhile)?;
         Ok(weights)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn rows(matrix: &TensorInfo) -> u64 {
@@ -282,36 +296,60 @@ struct Job<'a, R: Repack> {
     stopped: AtomicBool,
     /// The first that happened.
     failure: Mutex<Option<Error>>,
+    gate: Gate,
+}
+
+/// Holds readers back until all have started: they start one by one, and nothing else takes the room for that.
+#[derive(Default)]
+struct Gate {
+    /// How many have arrived, and whether they may go on.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn arrive(&self) {
+        let mut state = lock(&self.state);
+        state.0 += 1;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, is_open)| !*is_open));
+    }
+
+    fn wait_for(&self, n: usize) {
+        drop(self.changed.wait_while(lock(&self.state), |(arrived, _)| *arrived < n));
+    }
+
+    fn open(&self) {
+        lock(&self.state).1 = true;
+        self.changed.notify_all();
+    }
 }
 
 impl<R: Repack> Job<'_, R> {
     /// Reads all chunks.
     fn run(self, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         std::thread::scope(|scope| {
-            let (starts, started) = mpsc::channel();
             for i in 0..self.plan.n_readers {
                 let thread = std::thread::Builder::new().name(format!("kigo-read-{i}"));
-                let (job, starts) = (&self, starts.clone());
-                let reader = move || {
-                    // Nobody waits for it any more if this fails.
-                    let _ = starts.send(());
-                    drop(starts);
+                let reader = || {
                     panics::own_thread();
+                    self.gate.arrive();
                     let outcome = panics::caught(|| {
-                        let _bound = job.context.bind()?;
-                        Reader::new(job)?.run()
+                        let _bound = self.context.bind()?;
+                        Reader::new(&self)?.run()
                     });
                     if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
-                        job.fail(error);
+                        self.fail(error);
                     }
                 };
-                if thread.spawn_scoped(scope, reader).is_err() {
-                    self.fail(Error::OutOfMemory { what: "a thread that reads".into(), bytes: 2 << 20 });
+                if !room::for_a_thread() || thread.spawn_scoped(scope, reader).is_err() {
+                    let what = "a thread that reads".into();
+                    self.fail(Error::OutOfMemory { what, bytes: room::THREAD_BYTES as u64 });
+                    break;
                 }
+                self.gate.wait_for(i + 1);
             }
-            drop(starts);
-            // A thread whose start lacks memory ends the process, so nothing takes any until all have started.
-            started.iter().for_each(drop);
+            self.gate.open();
             let outcome = panics::caught(meanwhile);
             if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
                 self.fail(error);
@@ -323,7 +361,7 @@ impl<R: Repack> Job<'_, R> {
 
     fn fail(&self, error: Error) {
         self.stopped.store(true, Ordering::Relaxed);
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        lock(&self.failure).get_or_insert(error);
     }
 
     /// The next chunk; `None` when there is none, or another reader has failed.
@@ -358,24 +396,30 @@ struct Slot {
 
 impl<'a, R: Repack> Reader<'a, R> {
     fn new(job: &'a Job<'a, R>) -> Result<Self> {
-        let bytes = usize::try_from(job.plan.slot_bytes).unwrap_or(usize::MAX);
-        let stream = Stream::new(job.context)?;
-        let mut slots = try_vec(SLOTS, "the slots of a reader")?;
-        for _ in 0..SLOTS {
-            slots.push(Slot {
-                host: PinnedBuffer::new(job.context, bytes, "a slot for loading")?,
-                device: DeviceBuffer::new(job.context, Purpose::Workspace, bytes, "a slot for loading")?,
-                free: Event::new(job.context)?,
-                n_bytes: 0,
-            });
-        }
+        let (stream, slots) = (Stream::new(job.context)?, try_vec(SLOTS, "the slots of a reader")?);
         Ok(Reader { job, stream, slots, quantised: Vec::new(), values: Vec::new() })
+    }
+
+    /// Makes one more slot, so that the first is on its way while the next is pinned.
+    fn add_slot(&mut self) -> Result<()> {
+        let (context, what) = (self.job.context, "a slot for loading");
+        let bytes = usize::try_from(self.job.plan.slot_bytes).unwrap_or(usize::MAX);
+        self.slots.push(Slot {
+            host: PinnedBuffer::new(context, crate::gguf::room(bytes), what)?,
+            device: DeviceBuffer::new(context, Purpose::Workspace, bytes, what)?,
+            free: Event::new(context)?,
+            n_bytes: 0,
+        });
+        Ok(())
     }
 
     fn run(&mut self) -> Result<()> {
         for turn in 0.. {
             let Some(chunk) = self.job.take()? else { break };
             let at = turn % SLOTS;
+            if at == self.slots.len() {
+                self.add_slot()?;
+            }
             self.arrived(at)?;
             let Piece { info, target } = &self.job.plan.pieces[chunk.piece];
             let n_bytes = match target {
@@ -386,7 +430,7 @@ impl<'a, R: Repack> Reader<'a, R> {
             slot.free.record(&self.stream)?;
             slot.n_bytes = n_bytes;
         }
-        (0..SLOTS).try_for_each(|at| self.arrived(at))
+        (0..self.slots.len()).try_for_each(|at| self.arrived(at))
     }
 
     /// Waits until slot `at` is free.
@@ -403,8 +447,8 @@ impl<'a, R: Repack> Reader<'a, R> {
         let (job, slot) = (self.job, &mut self.slots[at]);
         let start = rows.start * row_bytes(info);
         let n_bytes = (rows.end * row_bytes(info) - start) as usize;
-        job.gguf.read_tensor_part(info, start, slot.bytes(n_bytes)?)?;
-        slot.device.upload_async(&self.stream, 0, &slot.host, 0..n_bytes)?;
+        let at = job.gguf.read_tensor_placed(info, start, n_bytes, slot.host.as_mut_slice())?;
+        slot.device.upload_async(&self.stream, 0, &slot.host, at..at + n_bytes)?;
         let (source, weights) = (slot.device.address(), job.weights.address());
         job.kernels.repack(&self.stream, source, rows.clone(), info, matrix, weights)?;
         Ok(n_bytes as u64)

@@ -20,12 +20,14 @@ pub mod load;
 pub mod memory;
 pub mod module;
 pub mod params;
+mod room;
 pub mod sample;
 mod stages;
 mod step;
 pub mod stream;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,6 +70,7 @@ pub struct CudaBackend {
     device: String,
     desc: ModelDesc,
     n_ctx: usize,
+    n_batch: usize,
     file_bytes: u64,
     weights: DeviceBuffer,
     places: Places,
@@ -152,9 +155,30 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
     })
 }
 
+/// The most rows of a batch, of those that are wanted, that fit beside the weights, and the bytes of what is allocated after
+/// loading then; the fewest if none do.
+fn fitting_batch(
+    context: &Context,
+    load: &load::Plan<TypeTable>,
+    desc: &ModelDesc,
+    n_ctx: usize,
+    wanted: RangeInclusive<usize>,
+) -> Result<(usize, u64)> {
+    let (least, mut n_batch) = wanted.into_inner();
+    loop {
+        let cache = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
+        let later = stages::Sizes::new(desc, n_batch)?.bytes(FIRST_LOGITS).saturating_add(cache);
+        if n_batch <= least || load.needed_bytes(later) <= context.free_memory()? {
+            return Ok((n_batch, later));
+        }
+        n_batch = (n_batch / 2).max(least);
+    }
+}
+
 impl CudaBackend {
-    /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to
-    /// `n_batch` rows; steps of single sequences take the `decode_path`. While others read, this thread runs `meanwhile`.
+    /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to the
+    /// end of `n_batch` rows: fewer where memory is short, but its start at least. Steps of single sequences take the
+    /// `decode_path`. While others read, this thread runs `meanwhile`.
     ///
     /// # Errors
     /// When the model does not fit into the free memory (nothing is allocated then), the file cannot be read, the load is
@@ -164,7 +188,7 @@ impl CudaBackend {
         desc: &ModelDesc,
         plan: &Weights<TensorInfo>,
         context: Arc<Context>,
-        (n_ctx, n_batch, decode_path): (usize, usize, DecodePath),
+        (n_ctx, n_batch, decode_path): (usize, RangeInclusive<usize>, DecodePath),
         progress: &Progress,
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<CudaBackend> {
@@ -172,11 +196,10 @@ impl CudaBackend {
         check_desc(desc)?;
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (places, pieces, space) = Places::new(plan, desc)?;
-        let sizes = stages::Sizes::new(desc, n_batch)?;
         let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let cache_bytes = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
-        let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache_bytes);
+        let (n_batch, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
+        let sizes = stages::Sizes::new(desc, n_batch)?;
         let weights = load.load(gguf, &context, &types, later, progress, meanwhile)?;
         let loaded = Instant::now();
 
@@ -202,6 +225,7 @@ impl CudaBackend {
             work,
             shape: Shape::default(),
             wanted: try_vec(n_batch, "the rows of a batch")?,
+            n_batch,
             host_logits: Vec::new(),
             ahead: Ahead::default(),
             prepare_time: Duration::ZERO,
@@ -210,10 +234,18 @@ impl CudaBackend {
             context: context.clone(),
         };
         backend.step = Step::new(&backend, decode_path)?;
+        // Whoever waits for a second token would wait for these.
+        backend.capture(backend.single(0))?;
+        backend.capture(Batch::Rows(1))?;
         backend.stream.synchronize()?;
         backend.prepare_time = loaded.elapsed();
         drop(bound);
         Ok(backend)
+    }
+
+    /// Most rows of a batch.
+    pub fn n_batch(&self) -> usize {
+        self.n_batch
     }
 
     /// How long it took to get ready when the weights were there.
@@ -286,22 +318,29 @@ impl CudaBackend {
         if self.step.as_ref().is_some_and(|step| step.takes(position)) { Batch::Step } else { Batch::Rows(1) }
     }
 
+    /// Captures a graph, unless it is there.
+    fn capture(&mut self, batch: Batch) -> Result<()> {
+        if self.graphs.contains_key(&batch) {
+            return Ok(());
+        }
+        let n = if let Batch::Rows(n) = batch { n } else { 1 };
+        self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
+        let stream = self.stream.clone();
+        let graph = stream.capture(|stream| match (batch, &self.step) {
+            (Batch::Step, Some(step)) => {
+                stages::embed(self, step.number())?;
+                step.launch(stream, self.work.logits.address())
+            }
+            _ => crate::model::stages(self),
+        })?;
+        self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
+        self.graphs.insert(batch, graph);
+        Ok(())
+    }
+
     /// Queues a graph, which is captured when it is first wanted.
     fn launch_graph(&mut self, batch: Batch) -> Result<()> {
-        if !self.graphs.contains_key(&batch) {
-            let n = if let Batch::Rows(n) = batch { n } else { 1 };
-            self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
-            let stream = self.stream.clone();
-            let graph = stream.capture(|stream| match (batch, &self.step) {
-                (Batch::Step, Some(step)) => {
-                    stages::embed(self, step.number())?;
-                    step.launch(stream, self.work.logits.address())
-                }
-                _ => crate::model::stages(self),
-            })?;
-            self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
-            self.graphs.insert(batch, graph);
-        }
+        self.capture(batch)?;
         match self.graphs.get(&batch) {
             Some(graph) => graph.launch(&self.stream),
             None => Err(Error::Internal(format!("no graph of {batch:?}"))),

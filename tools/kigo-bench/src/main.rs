@@ -91,6 +91,7 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<Load>), St
         n_threads: args.threads,
         n_batch: args.n_batch,
         tokenizer: defaults.tokenizer,
+        direct_io: defaults.direct_io,
         decode_path: args.decode_path,
         // What is measured is computed each time.
         prompt_cache: 0,
