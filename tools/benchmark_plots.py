@@ -64,7 +64,7 @@ def svg(name, plot, files):
     x_ends, y_ends = limits(xs, log_x), limits(ys, log_y)
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7.2, 4.2))
-        figure.subplots_adjust(left=0.12, right=0.76, top=0.88, bottom=0.13)
+        figure.subplots_adjust(left=0.12, right=0.74, top=0.88, bottom=0.13)
         if log_x:
             axes.set_xscale("log", base=2 if not plot.is_cloud else 10)
         if log_y:
