@@ -105,23 +105,29 @@ def limits(values, log):
 
 
 def apart(places, gap):
-    """Places from 0 to 1 moved so that each two are at least `gap` apart, in their order.
+    """Places moved so that each two are at least `gap` apart, in their order, and stay between 0 and 1 if there is room.
 
     >>> [round(y, 2) for y in apart([0.5, 0.5, 0.9], 0.1)]
     [0.45, 0.55, 0.9]
-    >>> [round(y, 2) for y in apart([0.1], 0.1)]
-    [0.1]
+    >>> [round(y, 2) for y in apart([0.75, 1.0, 0.99, 0.98], 0.1)]
+    [0.7, 1.0, 0.9, 0.8]
+    >>> [round(y, 2) for y in apart([-0.2, 0.0], 0.1)]
+    [0.0, 0.1]
     """
+    def inside(middle, n):
+        half = gap * (n - 1) / 2
+        return max(half, min(middle, 1 - half))
+
     groups = []
     for index in sorted(range(len(places)), key=lambda i: places[i]):
-        groups.append([places[index], [index]])
+        groups.append([inside(places[index], 1), [index]])
         # Groups that touch become one, around the middle of both.
         while len(groups) > 1:
             (a, left), (b, right) = groups[-2:]
             if b - a >= gap * (len(left) + len(right)) / 2 - 1e-9:
                 break
             middle = (a * len(left) + b * len(right)) / (len(left) + len(right))
-            groups[-2:] = [[middle, left + right]]
+            groups[-2:] = [[inside(middle, len(left) + len(right)), left + right]]
     moved = [0.0] * len(places)
     for middle, members in groups:
         for k, index in enumerate(members):

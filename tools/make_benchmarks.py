@@ -31,16 +31,16 @@ def number(x):
     """A number with three digits or more, and commas.
 
     >>> [number(x) for x in (12345.6, 123.45, 12.34, 1.234, 0.1234)]
-    ['12,346', '123', '12.3', '1.23', '0.12']
+    ['12,346', '123', '12.3', '1.23', '0.123']
     """
-    return f"{x:,.{0 if x >= 100 else 1 if x >= 10 else 2}f}"
+    return f"{x:,.{0 if x >= 100 else 1 if x >= 10 else 2 if x >= 1 else 3}f}"
 
 
 def cell(values, scale=1.0):
     """Median, and the range where it is known; `scale` is a factor, or a function that may turn the order around.
 
     >>> cell([2.0, 1.0, 3.0], 100), cell([0.5]), cell(None), cell([2.0, 1.0, 4.0], lambda x: 8 / x)
-    ('200 (100 to 300)', '0.50', '', '4.00 (2.00 to 8.00)')
+    ('200 (100 to 300)', '0.500', '', '4.00 (2.00 to 8.00)')
     """
     if not values:
         return ""

@@ -185,9 +185,11 @@ benchmark() {
     set -- --decode 128 --context 128,1024,4096,8192,16384,32768 --prompt 16,64,128,512,2048,8192,32768 \
         --batch=1,2,4,8 --reps 3 --temperature 0
     if [ -n "${LLAMA_BENCH:-}" ]; then
-        # Two runs: in one it would measure every prompt after every context. kigo-bench sets the variables.
+        # Two runs: in one it would measure every prompt after every context. kigo-bench sets the variables; it would
+        # stop if llama-bench failed, which may not know a model or have no memory for a context.
         theirs="$LLAMA_BENCH -m \"\$BENCH_MODEL\" -r 1 ${LLAMA_BENCH_ARGS:--fa 1}"
-        set -- "$@" --vs "$theirs -p \$BENCH_PROMPT -n 0 && $theirs -p 0 -n \$BENCH_DECODE -d \$BENCH_CONTEXT"
+        theirs="$theirs -p \$BENCH_PROMPT -n 0 && $theirs -p 0 -n \$BENCH_DECODE -d \$BENCH_CONTEXT"
+        set -- "$@" --vs "$theirs || echo llama-bench failed"
     fi
     bench "$path" "$@"
     [ -z "$made" ] || rm -f "$made"
