@@ -23,6 +23,8 @@ FEATURES := $(if $(filter 0,$(CUDA)),--no-default-features --features worker-abi
 REMAP := --remap-path-prefix=$(CURDIR)=kigo --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo
 SYSTEM_LIBS := -lpthread -ldl -lm -lgcc_s -lc
 HEADERS := $(wildcard include/*.h include/*.hpp)
+# Draws the plots; this version runs on every Python that is supported.
+MATPLOTLIB := matplotlib==3.9.4
 # Fills in a template of packaging/.
 FILL = sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
     -e 's|@SONAME@|$(notdir $(SHARED))|' -e 's|@SYSTEM_LIBS@|$(SYSTEM_LIBS)|' \
@@ -34,7 +36,7 @@ need = @command -v $(firstword $(1)) >/dev/null || { echo "kigo: $(firstword $(1
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: all haiku inspect test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels bench fetch header abi-snapshot install uninstall deb reference clean help need-cargo need-build need-cc need-python FORCE
+.PHONY: all haiku inspect test gpu-test gpu-bundle need-gpu check fmt-check clippy docs abi kernels benchmark-check bench fetch header abi-snapshot install uninstall deb reference benchmark-docs clean help need-cargo need-build need-cc need-python FORCE
 
 all: $(SHARED) ## build the library: build/lib/libkigo.so.0 and libkigo.a
 	@echo "built $(SHARED) and $(ARCHIVE)"
@@ -60,7 +62,7 @@ gpu-bundle: $(SHARED) need-build need-cc ## build/gpu-bundle: the same for a GPU
 need-gpu:
 	@tests/gpu/run.sh check
 
-check: fmt-check clippy docs abi kernels ## check format, lints, docs, header, exported symbols and kernels
+check: fmt-check clippy docs abi kernels benchmark-check ## check format, lints, docs, header, exported symbols, kernels and benchmark tables
 
 fmt-check: need-cargo
 	$(CARGO) fmt --all --check
@@ -78,6 +80,9 @@ kernels: need-build need-python
 ifneq ($(CUDA),0)
 	@$(PYTHON) tools/check_kernels.py
 endif
+
+benchmark-check: need-python
+	@$(PYTHON) tools/make_benchmarks.py --check
 
 bench: $(SHARED) need-python ## compare speed on the CPU with llama.cpp, which it builds the first time (minutes)
 	$(PYTHON) tools/bench_cpu.py --library $(SHARED) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
@@ -120,6 +125,14 @@ build/reference.html: tools/make_reference.py $(wildcard include/*.h) | need-pyt
 	@mkdir -p build
 	$(PYTHON) tools/make_reference.py -o $@ include/kigo.h include/worker_ffi.h include/worker_errors.h include/worker_types.h
 	@echo "wrote $@"
+
+benchmark-docs: build/plots-venv/$(MATPLOTLIB) ## write the tables and plots of docs/benchmarks.md from its data (installs matplotlib once)
+	@build/plots-venv/bin/python tools/make_benchmarks.py
+
+build/plots-venv/$(MATPLOTLIB): | need-python
+	$(PYTHON) -m venv build/plots-venv
+	build/plots-venv/bin/pip install --quiet $(MATPLOTLIB)
+	@touch $@
 
 clean: ## remove target/ and build/; the cache folder stays
 	rm -rf build

@@ -7,11 +7,18 @@
 #   run.sh sanitize              memcheck, racecheck, initcheck and synccheck on a small model
 #   run.sh bench MODEL...        kigo-bench on each; KIGO_BENCH_ARGS is added
 #   run.sh all SMOLLM2 [MODEL..] all of these; bench of all the models
+#   run.sh benchmarks FOLDER [NAME...]
+#                                the figures of docs/benchmarks.md: kigo-bench on FOLDER/NAME.gguf, which is made, and
+#                                removed afterwards, where it is not there: one at a time, 18 GB. NAME is a shape and a
+#                                type of tools/synth_gguf.py, such as llama-8b-q4_k_m; or short, for four of them;
+#                                without it all. KIGO_BENCH_ARGS is added. LLAMA_BENCH is a llama-bench to
+#                                measure beside, which gets LLAMA_BENCH_ARGS (default: -fa 1)
 #
 # KIGO_GEMMA3 is the path of Gemma 3 270M Q4_K_M (gemma-3-270m-q4_k_m.gguf); without it the tests that read it are skipped.
 #
 # Logs and the JSON of kigo-bench go to $OUT, else to out/ beside this script. KIGO_TEST_DEVICE names the device
-# (default: cuda). The last lines are a table; the status is 1 if something failed.
+# (default: cuda; benchmarks also takes cpu). PYTHON (default: python3) has numpy and gguf, for benchmarks alone.
+# The last lines are a table; the status is 1 if something failed.
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -123,20 +130,75 @@ run_sanitize() {
     done
 }
 
+# bench MODEL ARGUMENTS...: measures one model.
+bench() {
+    model=$1
+    file=$(basename "$model" .gguf)
+    shift
+    # shellcheck disable=SC2086
+    part "bench-$file" "$here/bin/kigo-bench" "$model" --device "$KIGO_TEST_DEVICE" --json "$out/$file.json" "$@" \
+        ${KIGO_BENCH_ARGS:-}
+}
+
 run_bench() {
     [ $# -gt 0 ] || usage
     for model; do
-        name=$(basename "$model" .gguf)
-        # shellcheck disable=SC2086
-        part "bench-$name" "$here/bin/kigo-bench" "$model" --device "$KIGO_TEST_DEVICE" \
-            --json "$out/$name.json" ${KIGO_BENCH_ARGS:-}
+        bench "$model"
     done
+}
+
+# The files of docs/benchmarks.md, and those that say most of them in a third of the time.
+all_files='qwen2-0.5b-f16 qwen2-0.5b-q4_k_m llama-1b-f16 llama-1b-q4_k_m llama-8b-f16 llama-8b-q8_0 llama-8b-q4_k_m
+    gpt-oss-20b-mxfp4 qwen3-30b-a3b-q4_k_m'
+short_files='qwen2-0.5b-q4_k_m llama-1b-f16 llama-8b-f16 llama-8b-q4_k_m'
+
+run_benchmarks() {
+    [ $# -gt 0 ] || usage
+    folder=$1
+    shift
+    python=${PYTHON:-python3}
+    [ -d "$folder" ] || { echo "run.sh: no folder $folder" >&2; exit 2; }
+    "$python" -c 'import gguf, numpy' || { echo "run.sh: $python lacks gguf or numpy; PYTHON names another" >&2; exit 2; }
+    [ $# -gt 0 ] || set -- all
+    for name; do
+        case $name in
+            all) files=$all_files ;;
+            short) files=$short_files ;;
+            *) files=$name ;;
+        esac
+        for file in $files; do
+            benchmark "$folder/$file.gguf" "$file"
+        done
+    done
+}
+
+# benchmark PATH NAME: makes a file where it is not there, measures it, and removes what it made.
+benchmark() {
+    path=$1
+    made=''
+    if [ ! -f "$path" ]; then
+        made=$path
+        # The context that the file states has room for the longest below, and for what is decoded after it.
+        part "make-$2" "$python" "$here/tools/synth_gguf.py" --ctx 33024 "${2%-*}" "${2##*-}" "$path"
+        [ "$status" = 0 ] || { rm -f "$path"; return; }
+    fi
+    set -- --decode 128 --context 128,1024,4096,8192,16384,32768 --prompt 16,64,128,512,2048,8192,32768 \
+        --batch=1,2,4,8 --reps 3 --temperature 0
+    if [ -n "${LLAMA_BENCH:-}" ]; then
+        # Two runs: in one it would measure every prompt after every context. kigo-bench sets the variables; it would
+        # stop if llama-bench failed, which may not know a model or have no memory for a context.
+        theirs="$LLAMA_BENCH -m \"\$BENCH_MODEL\" -r 1 ${LLAMA_BENCH_ARGS:--fa 1}"
+        theirs="$theirs -p \$BENCH_PROMPT -n 0 && $theirs -p 0 -n \$BENCH_DECODE -d \$BENCH_CONTEXT"
+        set -- "$@" --vs "$theirs || echo llama-bench failed"
+    fi
+    bench "$path" "$@"
+    [ -z "$made" ] || rm -f "$made"
 }
 
 [ $# -gt 0 ] || usage
 what=$1
 shift
-check
+[ "$what $KIGO_TEST_DEVICE" = 'benchmarks cpu' ] || check
 [ "$what" = check ] && exit
 mkdir -p "$out"
 case $what in
@@ -144,6 +206,7 @@ case $what in
     haiku) run_haiku "$@" ;;
     sanitize) run_sanitize ;;
     bench) run_bench "$@" ;;
+    benchmarks) run_benchmarks "$@" ;;
     all)
         [ $# -gt 0 ] || usage
         run_test "$1"

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use kigo::backend::DecodePath;
@@ -25,7 +26,8 @@ output, progress to standard error.
   --json FILE        writes every sample there
   --vs 'COMMAND'     runs another program after each of our rounds, prints what it says, and the ratio where it
                      gives tokens per second as llama-bench does (its table, or -o json) for the same tokens: its
-                     -p N is --prompt N, its -n N -d C is --decode N --context C (1 without -d)
+                     -p N is --prompt N, its -n N -d C is --decode N --context C (1 without -d). The command finds
+                     what is measured in BENCH_MODEL, BENCH_PROMPT, BENCH_DECODE and BENCH_CONTEXT
   --help
 ";
 
@@ -48,7 +50,7 @@ pub struct Args {
 
 impl Args {
     /// What the command line asks for; `None` for `--help`.
-    pub fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Option<Args>, lexopt::Error> {
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Args>, lexopt::Error> {
         let mut parser = lexopt::Parser::from_iter(args);
         let mut model = None;
         let mut args = Args {
@@ -106,12 +108,28 @@ impl Args {
         Ok(Some(args))
     }
 
+    /// What the command of `--vs` finds in its environment: the options, in the words of llama-bench.
+    pub fn environment(&self) -> [(&'static str, OsString); 4] {
+        [
+            ("BENCH_MODEL", self.model.clone().into()),
+            ("BENCH_PROMPT", joined(&self.prompts)),
+            ("BENCH_DECODE", self.decode.to_string().into()),
+            ("BENCH_CONTEXT", joined(&self.contexts)),
+        ]
+    }
+
     /// The longest context of any measurement, in tokens.
     pub fn n_ctx(&self) -> usize {
         let decoded = self.contexts.iter().map(|context| context.saturating_add(self.decode));
         let longest = decoded.chain(self.prompts.iter().copied()).max().unwrap_or(0);
         longest.saturating_add(2)
     }
+}
+
+/// What `sizes` reads.
+fn joined(sizes: &[usize]) -> OsString {
+    let texts: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    if texts.is_empty() { "0".into() } else { texts.join(",").into() }
 }
 
 /// Numbers with commas; "0" is none.
@@ -147,6 +165,8 @@ mod tests {
         assert_eq!((&args.contexts[..], &args.prompts[..], &args.batches[..]), (&[10, 3000][..], &[][..], &[2, 3][..]));
         assert_eq!((args.n_ctx(), args.threads, args.vs.as_deref()), (3009, Some(2), Some("x")));
         assert_eq!(parse("m.gguf --batch").unwrap().unwrap().batches, [1, 2, 4, 8, 16, 32, 64]);
+        let told = args.environment().map(|(_, value)| value.into_string().unwrap());
+        assert_eq!(told, ["m.gguf", "0", "7", "10,3000"]);
         assert_eq!(parse("--help").unwrap(), None);
         for line in USAGE.lines().filter_map(|line| line.strip_prefix("  --")) {
             let name = line.split(|c: char| !c.is_ascii_lowercase() && c != '-').next().unwrap();

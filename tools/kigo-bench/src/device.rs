@@ -33,6 +33,28 @@ pub fn name(device: &str) -> Option<String> {
     }
 }
 
+/// The version of the driver below a GPU, such as `580.159.03`, where the system tells it.
+pub fn driver(device: &str) -> Option<String> {
+    if device == "cpu" {
+        return None;
+    }
+    let module = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    module.as_deref().and_then(version_in).or_else(|| {
+        let query = ["--query-gpu=driver_version", "--format=csv,noheader"];
+        let output = std::process::Command::new("nvidia-smi").args(query).output().ok()?;
+        version_in(&String::from_utf8_lossy(&output.stdout))
+    })
+}
+
+/// The first word that is numbers with dots.
+fn version_in(text: &str) -> Option<String> {
+    let is_version = |word: &&str| {
+        let mut numbers = word.split('.');
+        numbers.clone().count() > 1 && numbers.all(|number| number.parse::<u32>().is_ok())
+    };
+    text.split_whitespace().find(is_version).map(str::to_string)
+}
+
 /// Bytes per second at which the device reads its memory; `None` where nothing measures it.
 pub fn bandwidth(device: &str, n_threads: usize) -> Option<f64> {
     match Device::parse(device)? {
@@ -97,4 +119,18 @@ fn cpu(n_threads: usize) -> f64 {
         .collect();
     seconds.sort_by(f64::total_cmp);
     CPU_BYTES as f64 / seconds[ROUNDS / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_in_what_the_system_says() {
+        let module = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.03  Release Build\nGCC version:  gcc version 12.3.0\n";
+        assert_eq!(version_in(module).as_deref(), Some("580.159.03"));
+        assert_eq!(version_in("570.86\n570.86\n").as_deref(), Some("570.86"));
+        assert_eq!(version_in("Failed to initialize NVML: x86_64 . 12"), None);
+        assert_eq!(driver("cpu"), None);
+    }
 }

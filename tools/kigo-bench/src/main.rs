@@ -3,6 +3,7 @@
 
 mod args;
 mod device;
+mod json;
 mod measure;
 mod model;
 mod report;
@@ -10,14 +11,14 @@ mod rival;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use args::Args;
 use kigo::engine::{Engine, LoadOptions};
 use kigo::sampler::SamplingParams;
 use measure::{Sequences, prefill, prompt};
 use model::Model;
-use report::{Kind, Report, Row};
+use report::{Kind, Load, Report, Row};
 
 /// Loads that are measured, at most; the first also starts the device.
 const MAX_LOADS: usize = 3;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), String> {
-    let progress = Progress::start();
+    let (progress, started) = (Progress::start(), SystemTime::now());
     progress.say("reading the file");
     let model = Model::read(&args.model).map_err(|error| error.in_file(&args.model).to_string())?;
     let (engine, loads) = load(args, &progress)?;
@@ -52,8 +53,7 @@ fn run(args: &Args) -> Result<(), String> {
     let n_threads = args.threads.unwrap_or(cores);
     progress.say("read bandwidth");
     let bandwidth = device::bandwidth(engine.device(), n_threads);
-    let mut report = Report::new(args, &model, &engine, n_threads, bandwidth);
-    report.loads(&loads);
+    let mut report = Report::new(args, &model, &engine, n_threads, bandwidth, loads);
 
     let sampling = sampling(args);
     let mut tests = tests(args);
@@ -69,21 +69,21 @@ fn run(args: &Args) -> Result<(), String> {
         }
         if let Some(command) = args.vs.as_ref().filter(|_| round > 0) {
             progress.say(&format!("round {round}: {command}"));
-            let output = rival::run(command)?;
+            let output = rival::run(command, &args.environment())?;
             output.lines().for_each(|line| println!("vs: {line}"));
-            report.rival(&rival::speeds(&output));
+            report.rival(&output);
         }
     }
-    report.rows(tests.into_iter().map(|test| test.row).collect());
+    report.rows = tests.into_iter().map(|test| test.row).collect();
     print!("{}", report.table());
     if let Some(path) = &args.json {
-        std::fs::write(path, report.json()).map_err(|error| format!("{}: {error}", path.display()))?;
+        std::fs::write(path, json::text(&report, started)).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
 }
 
-/// Loads the model a few times; returns the last one, and the seconds that each took.
-fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), String> {
+/// Loads the model a few times; returns the last one, and what each load took.
+fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<Load>), String> {
     let defaults = LoadOptions::default();
     let options = LoadOptions {
         device: args.device.clone(),
@@ -96,14 +96,14 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<f64>), Str
         // What is measured is computed each time.
         prompt_cache: 0,
     };
-    let mut seconds = Vec::new();
+    let mut loads = Vec::new();
     loop {
-        progress.say(&format!("load {}", seconds.len() + 1));
+        progress.say(&format!("load {}", loads.len() + 1));
         let started = Instant::now();
         let engine = Engine::load(&args.model, &options).map_err(|error| error.to_string())?;
-        seconds.push(started.elapsed().as_secs_f64());
-        if seconds.len() == args.reps.min(MAX_LOADS) {
-            return Ok((engine, seconds));
+        loads.push(Load { seconds: started.elapsed().as_secs_f64(), times: *engine.load_times() });
+        if loads.len() == args.reps.min(MAX_LOADS) {
+            return Ok((engine, loads));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a token costs, from the header of the file.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use kigo::gguf::{Gguf, TensorInfo};
@@ -8,6 +9,12 @@ use kigo::model::{LayerDesc, ModelDesc, Role, Weights, arch};
 /// Facts of a file.
 pub struct Model {
     pub desc: ModelDesc,
+    /// Bytes of all files of the model.
+    pub file_bytes: u64,
+    /// Weights of all tensors.
+    pub parameters: u64,
+    /// Bytes of the tensors of each type, by its name.
+    pub type_bytes: BTreeMap<&'static str, u64>,
     /// Bytes of all tensors.
     pub tensor_bytes: u64,
     /// Bytes of the matrices that a token is multiplied with, the head included; not of the embedding, of which it
@@ -25,8 +32,9 @@ impl Model {
         let gguf = Gguf::open(path)?;
         let desc = arch::describe(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let mut buffer = Vec::new();
+        let (mut buffer, mut type_bytes) = (Vec::new(), BTreeMap::new());
         for tensor in gguf.tensors() {
+            *type_bytes.entry(tensor.quant_type.name()).or_default() += tensor.n_bytes;
             buffer.resize(tensor.n_bytes as usize, 0);
             gguf.read_tensor(tensor, &mut buffer)?;
         }
@@ -39,6 +47,9 @@ impl Model {
         })?;
         let looked_up = if plan.output.is_some() { plan.token_embd.n_bytes } else { 0 };
         Ok(Model {
+            file_bytes: gguf.file_bytes(),
+            parameters: gguf.tensors().iter().map(|tensor| tensor.n_elements).sum(),
+            type_bytes,
             tensor_bytes: gguf.tensors().iter().map(|tensor| tensor.n_bytes).sum(),
             matrix_bytes: bytes - looked_up - idle_bytes(&plan, &desc),
             layer_weights: plan.layer_weights(&desc),

@@ -1,11 +1,10 @@
-//! The table and the JSON.
+//! The samples, and the table of them; `json.rs` writes all of them.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use kigo::backend::Purpose;
-use kigo::engine::Engine;
-use serde_json::{Value, json};
+use kigo::engine::{Engine, LoadTimes};
 
 use crate::args::Args;
 use crate::model::Model;
@@ -49,7 +48,7 @@ impl Row {
     }
 
     /// Tokens per second of each round, all sequences together.
-    fn speeds(&self) -> Vec<f64> {
+    pub fn speeds(&self) -> Vec<f64> {
         self.seconds.iter().map(|seconds| (self.n * self.n_sequences) as f64 / seconds).collect()
     }
 
@@ -62,7 +61,7 @@ impl Row {
     }
 
     /// Whether the other program's test measures the same tokens; a prompt has at least one, its cache may have none.
-    fn is_like(&self, test: rival::Test) -> bool {
+    pub fn is_like(&self, test: rival::Test) -> bool {
         match (self.kind, test) {
             (Kind::Prefill, rival::Test::Prefill { n, depth }) => n == self.n && depth == 0,
             (Kind::Decode, rival::Test::Decode { n, depth }) => n == self.n && depth.max(1) == self.context,
@@ -73,15 +72,24 @@ impl Row {
 
 /// Everything that was measured.
 pub struct Report<'a> {
-    args: &'a Args,
-    model: &'a Model,
-    engine: Arc<Engine>,
-    n_threads: usize,
-    bandwidth: Option<f64>,
-    loads: Vec<f64>,
-    rows: Vec<Row>,
+    pub args: &'a Args,
+    pub model: &'a Model,
+    pub engine: Arc<Engine>,
+    pub n_threads: usize,
+    /// Bytes per second at which the device reads its memory.
+    pub bandwidth: Option<f64>,
+    pub loads: Vec<Load>,
+    pub rows: Vec<Row>,
     /// What the other program printed, of all rounds.
-    rival: Vec<rival::Speed>,
+    pub rival: Vec<rival::Speed>,
+    /// What it said about itself.
+    pub rival_build: Option<String>,
+}
+
+/// A load of the model, as its caller saw it and as the engine took it apart.
+pub struct Load {
+    pub seconds: f64,
+    pub times: LoadTimes,
 }
 
 impl<'a> Report<'a> {
@@ -91,25 +99,20 @@ impl<'a> Report<'a> {
         engine: &Arc<Engine>,
         n_threads: usize,
         bandwidth: Option<f64>,
+        loads: Vec<Load>,
     ) -> Report<'a> {
-        let (loads, rows, rival) = (Vec::new(), Vec::new(), Vec::new());
-        Report { args, model, engine: engine.clone(), n_threads, bandwidth, loads, rows, rival }
+        let (rows, rival, rival_build) = (Vec::new(), Vec::new(), None);
+        Report { args, model, engine: engine.clone(), n_threads, bandwidth, loads, rows, rival, rival_build }
     }
 
-    pub fn loads(&mut self, seconds: &[f64]) {
-        self.loads = seconds.to_vec();
-    }
-
-    pub fn rows(&mut self, rows: Vec<Row>) {
-        self.rows = rows;
-    }
-
-    pub fn rival(&mut self, speeds: &[rival::Speed]) {
-        self.rival.extend(speeds);
+    /// Adds what the other program printed in a round.
+    pub fn rival(&mut self, output: &str) {
+        self.rival.extend(rival::speeds(output));
+        self.rival_build = rival::build(output).or(self.rival_build.take());
     }
 
     /// Bytes that a step reads in the middle of a row's tokens: the matrices once, the cache of every sequence.
-    fn step_bytes(&self, row: &Row) -> f64 {
+    pub fn step_bytes(&self, row: &Row) -> f64 {
         let middle = row.context as f64 + row.n as f64 / 2.0;
         let cache = self.model.cache_bytes(middle, self.engine.device());
         self.model.matrix_bytes as f64 + row.n_sequences as f64 * cache
@@ -125,7 +128,13 @@ impl<'a> Report<'a> {
     fn write_table(&self, out: &mut String) -> fmt::Result {
         let (engine, model) = (&self.engine, self.model);
         let temperature = crate::sampling(self.args).temperature;
-        write!(out, "kigo {}{}, device {}", env!("CARGO_PKG_VERSION"), commit(), engine.device())?;
+        write!(
+            out,
+            "kigo {}{}, device {}",
+            env!("CARGO_PKG_VERSION"),
+            commit().map_or(String::new(), |commit| format!(", commit {commit}")),
+            engine.device()
+        )?;
         if let Some(name) = crate::device::name(engine.device()) {
             write!(out, " ({name})")?;
         }
@@ -147,7 +156,8 @@ impl<'a> Report<'a> {
             None => writeln!(out, "read bandwidth: not measured on this device\n")?,
         }
         writeln!(out, "| | median | least to most | |\n|---|---|---|---|")?;
-        if let Some((first, later)) = self.loads.split_first() {
+        let loads: Vec<f64> = self.loads.iter().map(|load| load.seconds).collect();
+        if let Some((first, later)) = loads.split_first() {
             let bytes = model.tensor_bytes as f64;
             let rate = |seconds: f64| format!("{:.2} GB/s", bytes / seconds / 1e9);
             writeln!(out, "| first load | {first:.3} s | | {} |", rate(*first))?;
@@ -174,7 +184,7 @@ impl<'a> Report<'a> {
     }
 
     /// What the model holds on its device for each purpose.
-    fn memory_bytes(&self) -> [u64; Purpose::ALL.len()] {
+    pub fn memory_bytes(&self) -> [u64; Purpose::ALL.len()] {
         Purpose::ALL.map(|purpose| self.engine.memory().bytes(purpose))
     }
 
@@ -200,7 +210,8 @@ impl<'a> Report<'a> {
 
     /// kigo beside the other program, where both measured the same.
     fn write_ratios(&self, out: &mut String) -> fmt::Result {
-        for (row, theirs) in self.rivals() {
+        let compared = self.rows.iter().map(|row| (row, self.rival_speeds(row)));
+        for (row, theirs) in compared.filter(|(_, theirs)| !theirs.is_empty()) {
             let ((middle, ..), (their_middle, low, high)) = (spread(&row.speeds()), spread(&theirs));
             let ratio = middle / their_middle;
             let name = row.name();
@@ -215,66 +226,20 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    /// Rows that the other program has too, with its speeds.
-    fn rivals(&self) -> Vec<(&Row, Vec<f64>)> {
-        let theirs = |row: &Row| -> Vec<f64> {
-            let alike = self.rival.iter().filter(|speed| row.is_like(speed.test));
-            alike.map(|speed| speed.tokens_per_second).collect()
-        };
-        self.rows.iter().map(|row| (row, theirs(row))).filter(|(_, theirs)| !theirs.is_empty()).collect()
-    }
-
-    /// Every sample, with what is needed to judge it.
-    pub fn json(&self) -> String {
-        let rows: Vec<Value> = self.rows.iter().map(|row| self.json_row(row)).collect();
-        let rivals: Vec<Value> = self.rivals().iter().map(|(row, theirs)| json!([row.name(), theirs])).collect();
-        let report = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "commit": commit().trim_start_matches(", commit "),
-            "device": self.engine.device(),
-            "device_name": crate::device::name(self.engine.device()),
-            "n_threads": self.n_threads,
-            "n_batch": self.engine.n_batch(),
-            "temperature": crate::sampling(self.args).temperature,
-            "model": self.args.model.file_name().unwrap_or_default().to_string_lossy(),
-            "architecture": self.model.desc.architecture,
-            "tensor_bytes": self.model.tensor_bytes,
-            "memory_bytes": self.memory_bytes(),
-            "matrix_bytes": self.model.matrix_bytes,
-            "bandwidth": self.bandwidth,
-            "load_seconds": self.loads,
-            "rows": rows,
-            "vs": {"command": self.args.vs, "tokens_per_second": rivals},
-        });
-        format!("{report:#}\n")
-    }
-
-    fn json_row(&self, row: &Row) -> Value {
-        let mut value = json!({
-            "name": row.name(),
-            "kind": row.kind.to_string(),
-            "n_tokens": row.n,
-            "n_context": row.context,
-            "n_sequences": row.n_sequences,
-            "seconds": row.seconds,
-            "first_token_seconds": row.first_seconds,
-            "tokens_per_second": spread(&row.speeds()).0,
-        });
-        match row.kind {
-            Kind::Prefill => value["flop"] = json!(self.model.prefill_flop(row.n)),
-            Kind::Decode | Kind::Batch => value["step_bytes"] = json!(self.step_bytes(row)),
-        }
-        value
+    /// Tokens per second of the other program in what a row measures, of each round.
+    pub fn rival_speeds(&self, row: &Row) -> Vec<f64> {
+        let alike = self.rival.iter().filter(|speed| row.is_like(speed.test));
+        alike.map(|speed| speed.tokens_per_second).collect()
     }
 }
 
 /// The commit that was built, where the build names one.
-fn commit() -> String {
-    option_env!("KIGO_COMMIT").map_or(String::new(), |commit| format!(", commit {commit}"))
+pub fn commit() -> Option<&'static str> {
+    option_env!("KIGO_COMMIT")
 }
 
 /// Median, least and most; the mean of the middle two of an even number.
-fn spread(samples: &[f64]) -> (f64, f64, f64) {
+pub fn spread(samples: &[f64]) -> (f64, f64, f64) {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();

@@ -1,5 +1,6 @@
 //! The other program of `--vs`.
 
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -18,10 +19,11 @@ pub enum Test {
     Decode { n: usize, depth: usize },
 }
 
-/// Runs `command` in a shell and returns what it wrote to standard output.
-pub fn run(command: &str) -> Result<String, String> {
+/// Runs `command` in a shell with these variables and returns what it wrote to standard output.
+pub fn run(command: &str, environment: &[(&str, OsString)]) -> Result<String, String> {
     let failed = |what: &dyn std::fmt::Display| format!("--vs '{command}': {what}");
-    let output = Command::new("sh").arg("-c").arg(command).stderr(Stdio::inherit()).output();
+    let environment = environment.iter().map(|(name, value)| (name, value));
+    let output = Command::new("sh").arg("-c").arg(command).envs(environment).stderr(Stdio::inherit()).output();
     let output = output.map_err(|error| failed(&error))?;
     if !output.status.success() {
         return Err(failed(&output.status));
@@ -36,6 +38,11 @@ pub fn speeds(text: &str) -> Vec<Speed> {
         Some(entries) => entries.iter().filter_map(speed_of_json).collect(),
         None => speeds_of_table(text),
     }
+}
+
+/// What llama-bench says about itself, such as `1234abc (5678)`.
+pub fn build(text: &str) -> Option<String> {
+    text.lines().find_map(|line| line.strip_prefix("build: ")).map(|build| build.trim().to_string())
 }
 
 fn speed_of_json(entry: &Value) -> Option<Speed> {
@@ -99,16 +106,19 @@ build: 1234 (5678)
             Speed { test: Test::Decode { n: 128, depth: 512 }, tokens_per_second: 209.5 },
         ];
         assert_eq!(speeds(table), expected);
+        assert_eq!(build(table).as_deref(), Some("1234 (5678)"));
+        assert_eq!(speeds(&format!("{table}{table}")).len(), 4);
         let json = "log line\n[\n  {\"n_prompt\": 512, \"n_gen\": 0, \"n_depth\": 0, \"avg_ts\": 21400.12},\n  \
                     {\"n_prompt\": 0, \"n_gen\": 128, \"n_depth\": 512, \"avg_ts\": 209.5}, {\"n_prompt\": 3, \
                     \"n_gen\": 4, \"avg_ts\": 1.0}\n]\n";
         assert_eq!(speeds(json), expected);
+        assert_eq!(build(json), None);
         assert_eq!(speeds("| a | b |\n| pp512 | 3 |\nno numbers"), []);
     }
 
     #[test]
     fn runs_a_command_and_says_why_not() {
-        assert_eq!(run("echo a; echo b").unwrap(), "a\nb\n");
-        assert!(run("exit 3").expect_err("a failure").contains("exit 3"));
+        assert_eq!(run("echo a; echo $B", &[("B", "b".into())]).unwrap(), "a\nb\n");
+        assert!(run("exit 3", &[]).expect_err("a failure").contains("exit 3"));
     }
 }

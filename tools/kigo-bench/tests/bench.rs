@@ -19,7 +19,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn measures_a_model_and_another_program() {
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench.json");
-    let vs = "echo '| test | t/s |'; echo '| pp40 | 8.5 ± 0.1 |'; echo '| tg9 @ d30 | 4.0 |'; echo '| tg9 | 4.0 |'";
+    let vs = "echo '| test | t/s |'; echo '| pp40 | 8.5 ± 0.1 |'; echo '| tg9 @ d30 | 4.0 |'; echo '| tg9 | 4.0 |'; echo 'build: a1 (2)'";
     let mut args = vec!["--device", "cpu", "--threads", "2", "--decode", "9", "--context", "30,20", "--prompt", "40,7"];
     args.extend(["--batch=1,3", "--reps", "2", "--vs", vs, "--json", json.to_str().unwrap()]);
     let output = bench(&args);
@@ -48,7 +48,30 @@ fn measures_a_model_and_another_program() {
     // Matrices of two layers in f32 (16,384 + 18,432 weights together a layer), and a head of 280 rows of 64.
     let layers = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64);
     assert_eq!(report["matrix_bytes"], 4 * (layers + 280 * 64));
+    assert_eq!(report["memory_bytes"]["weights"], report["tensor_bytes"]);
+    assert_eq!(report["type_bytes"]["F32"], report["tensor_bytes"]);
+    assert_eq!(report["parameters"].as_u64().unwrap() * 4, report["tensor_bytes"].as_u64().unwrap());
+    assert!(report["file_bytes"].as_u64() > report["tensor_bytes"].as_u64());
+    for (key, value) in [("decode_path", "auto"), ("device", "cpu"), ("model", "tiny-llama.gguf")] {
+        assert_eq!(report[key], value);
+    }
+    assert_eq!((report["rounds"].as_u64(), report["n_threads"].as_u64()), (Some(2), Some(2)));
+    assert_eq!(report["date"].as_str().unwrap().len(), "2026-11-26".len());
+    assert_eq!(report["arguments"].as_array().unwrap()[1..], args);
+    let loads = report["loads"].as_array().unwrap();
+    assert_eq!(loads.len(), 2);
+    for load in loads {
+        let seconds = |key: &str| load[key].as_f64().unwrap();
+        let parts = ["header", "tokenizer", "device", "weights", "prepare"].map(seconds);
+        assert!(parts.iter().all(|&part| (0.0..=seconds("seconds")).contains(&part)), "{load}");
+        let bytes = report["tensor_bytes"].as_f64().unwrap();
+        assert!((seconds("bytes_per_second") * seconds("seconds") / bytes - 1.0).abs() < 1e-9);
+    }
+    assert_eq!((&report["vs"]["command"], &report["vs"]["build"]), (&vs.into(), &"a1 (2)".into()));
+    assert_eq!(report["vs"]["other"][0][1], 4.0);
     let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows[0]["vs_tokens_per_second"], serde_json::json!([8.5, 8.5]));
+    assert_eq!(rows[1]["vs_tokens_per_second"], serde_json::json!([]));
     let kinds: Vec<&str> = rows.iter().map(|row| row["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["prefill", "prefill", "decode", "decode", "batch", "batch"]);
     assert_eq!(rows[0]["flop"], (2 * (40 * layers + 280 * 64)) as f64);
