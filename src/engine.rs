@@ -91,7 +91,8 @@ pub struct Engine {
     tokenizer: Tokenizer,
     /// The chat templates by name.
     templates: Vec<(String, Result<ChatTemplate>)>,
-    control_tokens: ControlTokens,
+    /// In a box of their own, since they are large: an engine's own allocation cannot fail.
+    control_tokens: Box<ControlTokens>,
     sampling_defaults: Vec<ModelDefault>,
     grammars: OnceLock<Grammars>,
     device: String,
@@ -266,7 +267,7 @@ impl Engine {
             weight_bytes: backend.weight_bytes(),
             memory: backend.memory(),
             templates,
-            control_tokens: ControlTokens::new(tokenizer.control_tokens()),
+            control_tokens: Box::new(ControlTokens::new(tokenizer.control_tokens())),
             tokenizer,
             sampling_defaults,
             grammars: OnceLock::new(),

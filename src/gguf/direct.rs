@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSliceMut, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::OnceLock;
@@ -58,7 +58,10 @@ impl DirectIo {
 
 /// Bytes of memory that programs can have, the cache's among them (`MemAvailable` of proc(5)).
 fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    // It stands in the third line.
+    let mut start = [0; 256];
+    let n = File::open("/proc/meminfo").ok()?.read(&mut start).ok()?;
+    let text = std::str::from_utf8(start.get(..n)?).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
