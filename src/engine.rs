@@ -91,7 +91,7 @@ pub struct Engine {
     tokenizer: Tokenizer,
     /// The chat templates by name.
     templates: Vec<(String, Result<ChatTemplate>)>,
-    /// In a box of their own, since they are large: an engine's own allocation cannot fail.
+    /// In a box of their own: whoever allocates an engine cannot be told that there is no memory, so it has to be small.
     control_tokens: Box<ControlTokens>,
     sampling_defaults: Vec<ModelDefault>,
     grammars: OnceLock<Grammars>,
