@@ -1,31 +1,29 @@
-//! One engine per model: it owns the backend, and runs rows that are ready as one batch.
-//!
-//! There is no thread of its own. A caller puts its rows into the queue; whoever finds the backend idle takes
-//! the lead, runs one batch made of the oldest requests, and wakes those it has served and the next leader.
+//! One engine per model: it loads it, owns its backend, and knows what there is to know about it.
 
+mod batches;
 mod info;
 mod loading;
 mod prompts;
 mod sequences;
 mod told;
 
-use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{CudaBackend, context::Context};
-use crate::backend::{self, Backend, DecodePath, Device, Draw, Memory, Progress, Row, check_gpu};
-use crate::error::{quoted, try_vec};
+use crate::backend::{self, Backend, DecodePath, Device, Memory, Progress, check_gpu};
+use crate::error::quoted;
 use crate::gguf::{DirectIo, Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch, fingerprint};
-use crate::sampler::{Grammars, ModelDefault, Sampler, model_defaults};
+use crate::sampler::{Grammars, ModelDefault, model_defaults};
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::chat::{ChatTemplate, ControlTokens};
-use crate::{Error, Result, panics};
+use crate::{Error, Result};
+use batches::Queue;
 pub use info::file_info;
 pub use loading::Loading;
 use prompts::Prompts;
@@ -82,9 +80,6 @@ impl LoadOptions {
 /// Longest context that is used unasked, in tokens.
 const MAX_DEFAULT_CTX: usize = 1 << 17;
 
-/// How often a caller whose rows wait for their turn looks whether it is cancelled: nothing wakes it for that.
-const CANCEL_CHECK: Duration = Duration::from_millis(10);
-
 /// A loaded model that any number of sessions share.
 pub struct Engine {
     desc: ModelDesc,
@@ -114,60 +109,6 @@ pub struct Engine {
     load_times: LoadTimes,
     fingerprint: u64,
     cache_format: String,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Arc<Request>>,
-    /// Whether some caller is running a batch.
-    led: bool,
-}
-
-impl Queue {
-    /// Takes a request that no batch has taken out of the queue; false if one has.
-    fn leave(&mut self, request: &Arc<Request>) -> bool {
-        let Some(at) = self.waiting.iter().position(|waiting| Arc::ptr_eq(waiting, request)) else { return false };
-        self.waiting.remove(at);
-        if !self.led {
-            // The lead may have been offered to the request that goes.
-            self.wake_next();
-        }
-        true
-    }
-
-    /// Wakes who may lead the next batch.
-    fn wake_next(&self) {
-        if let Some(next) = self.waiting.front() {
-            next.wake.notify_one();
-        }
-    }
-}
-
-/// What a session wants of its rows.
-#[allow(clippy::large_enum_variant, reason = "a box for the sampler would be an allocation for each token")]
-enum Wanted {
-    /// The logits of the last row that wants them, in this buffer; nothing if none does.
-    Logits(Vec<f32>),
-    /// The token that this sampler draws after the last row, given the latest tokens of the sequence.
-    Token(Sampler, Vec<u32>),
-}
-
-/// What a session wants done with its sequence, between two batches. It is done again when memory was made free for it.
-type Task = Box<dyn FnMut(&mut dyn Backend) -> Result<()> + Send>;
-
-/// Rows of one session that must run in one batch, or a task.
-struct Request {
-    rows: Vec<Row>,
-    task: Mutex<Option<Task>>,
-    /// The token, if one is wanted.
-    outcome: Mutex<Option<Result<Option<u32>>>>,
-    /// With what is the session's own, which it takes back with the outcome.
-    wanted: Mutex<Wanted>,
-    /// When it was put into the queue, and for how many nanoseconds it stood there.
-    queued: Instant,
-    waited: AtomicU64,
-    /// Signalled, under the queue's lock, when there is an outcome or the lead is free.
-    wake: Condvar,
 }
 
 impl Engine {
@@ -210,7 +151,9 @@ impl Engine {
     ) -> Result<Engine> {
         progress.check()?;
         let mut gguf = Gguf::open(path)?;
-        gguf.set_direct(options.direct_io);
+        if matches!(device, Device::Cuda(_)) {
+            gguf.set_direct(options.direct_io);
+        }
         let desc = arch::describe(gguf.metadata())?;
         let n_ctx = match (options.n_ctx, desc.max_positions()) {
             (Some(n), Some(most)) if n > most => {
@@ -331,13 +274,6 @@ impl Engine {
         self.n_batch
     }
 
-    /// Rows that a prompt may bring at once: fewer while others are there, so that steps are short and have room for them.
-    pub fn chunk(&self) -> usize {
-        let queue = lock(&self.queue);
-        let is_shared = queue.led || !queue.waiting.is_empty();
-        if is_shared { self.n_batch.div_ceil(4) } else { self.n_batch }
-    }
-
     /// Bytes of the weights, as they were read from the file.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
@@ -428,247 +364,6 @@ impl Engine {
             }
         }
     }
-
-    /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers. Writes the logits of the
-    /// last row that wants them to `logits` `[n_vocab]`; nothing if none does. Returns how long they waited for their
-    /// turn.
-    ///
-    /// # Errors
-    /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
-    /// rows had their turn. The sequence is as before then.
-    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<Duration> {
-        logits.clear();
-        if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
-            *logits = try_vec(self.desc.n_vocab, "the logits")?;
-        }
-        let request = Request::new(rows, Wanted::Logits(std::mem::take(logits)));
-        let outcome = self.finish(&request, cancel);
-        if let Wanted::Logits(buffer) = &mut *lock(&request.wanted) {
-            *logits = std::mem::take(buffer);
-        }
-        outcome.map(|_| request.waited())
-    }
-
-    /// Runs `rows` as [`Self::run`], the last of which wants logits, and draws the next token from these with `sampler`,
-    /// which counts the draw. Returns the token, and how long the rows waited. `recent` are the latest tokens of the sequence, as many as the sampler's window takes.
-    ///
-    /// # Errors
-    /// Those of [`Self::run`] and of [`Sampler::sample`]; nothing was drawn then.
-    pub fn next_token(
-        &self,
-        rows: Vec<Row>,
-        sampler: &mut Sampler,
-        recent: Vec<u32>,
-        cancel: &AtomicBool,
-    ) -> Result<(u32, Duration)> {
-        let request = Request::new(rows, Wanted::Token(std::mem::take(sampler), recent));
-        let outcome = self.finish(&request, cancel);
-        if let Wanted::Token(own, _) = &mut *lock(&request.wanted) {
-            *sampler = std::mem::take(own);
-        }
-        let token = outcome?.ok_or_else(|| Error::Internal("no token was drawn".into()))?;
-        Ok((token, request.waited()))
-    }
-
-    /// Waits for the outcome of a request, leading batches meanwhile where nobody else does.
-    fn finish(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
-        let rows = &request.rows;
-        if rows.is_empty() || rows.len() > self.n_batch || rows.iter().any(|row| row.token as usize >= self.n_vocab()) {
-            return Err(Error::Internal(format!(
-                "{} rows, expected 1 to {} of known tokens",
-                rows.len(),
-                self.n_batch
-            )));
-        }
-        self.wait(request, cancel)
-    }
-
-    fn wait(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
-        let mut queue = lock(&self.queue);
-        queue.waiting.push_back(request.clone());
-        loop {
-            if let Some(outcome) = lock(&request.outcome).take() {
-                return outcome;
-            }
-            if cancel.load(Ordering::Relaxed) && queue.leave(request) {
-                return Err(Error::Cancelled);
-            }
-            queue = if queue.led {
-                request.wake.wait_timeout(queue, CANCEL_CHECK).unwrap_or_else(PoisonError::into_inner).0
-            } else {
-                self.lead(queue)
-            };
-        }
-    }
-
-    /// Runs one batch of the oldest requests, and passes the lead on.
-    fn lead<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-        let mut batch = Vec::new();
-        let mut n_rows = 0;
-        while let Some(request) = queue.waiting.front() {
-            if n_rows > 0 && n_rows + request.rows.len() > self.n_batch {
-                break;
-            }
-            n_rows += request.rows.len();
-            request.taken();
-            batch.extend(queue.waiting.pop_front());
-        }
-        queue.led = true;
-        drop(queue);
-        // Dropped on every way out, so that nobody waits for ever.
-        let lead = Lead { engine: self, batch };
-        self.run_batch(&lead.batch);
-        drop(lead);
-        self.free_retired();
-        lock(&self.queue)
-    }
-
-    fn run_batch(&self, batch: &[Arc<Request>]) {
-        let mut backend = lock(&self.backend);
-        let mut ready = Vec::with_capacity(batch.len());
-        for request in batch {
-            if let Some(mut task) = lock(&request.task).take() {
-                request.finish(self.with_room(&mut **backend, |backend| task(backend)).map(|()| None));
-                continue;
-            }
-            let Some(last) = request.rows.last() else { continue };
-            let n_positions = last.position as usize + 1;
-            match self.with_room(&mut **backend, |backend| backend.sequence_reserve(last.sequence, n_positions)) {
-                Ok(()) => ready.push(&**request),
-                Err(error) => request.finish(Err(error)),
-            }
-        }
-        if ready.len() > 1 && run_together(&mut **backend, &ready).is_ok() {
-            return;
-        }
-        // Alone, a request that cannot run does not take the others with it.
-        for request in ready {
-            if let Err(error) = self.with_room(&mut **backend, |backend| run_together(backend, &[request])) {
-                request.finish(Err(error));
-            }
-        }
-    }
-
-    /// Frees what has retired, unless a batch is running, whose leader does it then.
-    fn free_retired(&self) {
-        loop {
-            let mut backend = match self.backend.try_lock() {
-                Ok(backend) => backend,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return,
-            };
-            let retired = std::mem::take(&mut *lock(&self.retired));
-            for retired in retired {
-                lock(&self.prompts).end(&mut **backend, retired);
-            }
-            drop(backend);
-            // Somebody may have retired a sequence meanwhile and left it to us.
-            if lock(&self.retired).is_empty() {
-                return;
-            }
-        }
-    }
-}
-
-/// Runs the rows of `requests` as one batch and finishes all of them, or none.
-fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
-    let mut rows = try_vec(requests.iter().map(|request| request.rows.len()).sum(), "the rows of a batch")?;
-    rows.extend(requests.iter().flat_map(|request| &request.rows));
-    contained(|| backend.forward(&rows))?;
-    let mut wanted: Vec<MutexGuard<Wanted>> = try_vec(requests.len(), "the requests of a batch")?;
-    wanted.extend(requests.iter().map(|request| lock(&request.wanted)));
-    let mut draws: Vec<Draw> = try_vec(requests.len(), "the draws of a batch")?;
-    let mut drawing: Vec<&Request> = try_vec(requests.len(), "the draws of a batch")?;
-    let mut index = 0;
-    for (request, wanted) in requests.iter().zip(&mut wanted) {
-        let first = index;
-        index += request.rows.iter().filter(|row| row.logits).count();
-        match &mut **wanted {
-            Wanted::Logits(_) if index == first => request.finish(Ok(None)),
-            Wanted::Logits(out) => {
-                let read = || {
-                    out.clear();
-                    out.extend_from_slice(backend.logits(index - 1)?);
-                    Ok(())
-                };
-                request.finish(contained(read).map(|()| None));
-            }
-            Wanted::Token(sampler, recent) => {
-                let sequence = request.rows.last().map_or(0, |row| row.sequence);
-                draws.push(Draw { index: index.saturating_sub(1), sequence, sampler, recent, outcome: None });
-                drawing.push(request);
-            }
-        }
-    }
-    if draws.is_empty() {
-        return Ok(());
-    }
-    let sampled = contained(|| {
-        backend.sample(&mut draws);
-        Ok(())
-    });
-    let failed = sampled.err().map(|error| error.to_string()).unwrap_or_default();
-    for (request, draw) in drawing.into_iter().zip(draws) {
-        request.finish(draw.outcome.unwrap_or_else(|| Err(Error::Internal(failed.clone()))).map(Some));
-    }
-    Ok(())
-}
-
-/// A panic of the backend concerns the requests that ran, not the caller that happened to lead.
-fn contained<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    panics::caught(body).unwrap_or_else(|text| Err(Error::Internal(text)))
-}
-
-impl Request {
-    fn new(rows: Vec<Row>, wanted: Wanted) -> Arc<Request> {
-        Self::with(rows, None, wanted)
-    }
-
-    fn with(rows: Vec<Row>, task: Option<Task>, wanted: Wanted) -> Arc<Request> {
-        Arc::new(Request {
-            rows,
-            task: Mutex::new(task),
-            outcome: Mutex::new(None),
-            wanted: Mutex::new(wanted),
-            queued: Instant::now(),
-            waited: AtomicU64::new(0),
-            wake: Condvar::new(),
-        })
-    }
-
-    /// Notes that a batch has taken it.
-    fn taken(&self) {
-        let waited = u64::try_from(self.queued.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.waited.store(waited, Ordering::Relaxed);
-    }
-
-    /// How long it waited for the batch that took it.
-    fn waited(&self) -> Duration {
-        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
-    }
-
-    fn finish(&self, outcome: Result<Option<u32>>) {
-        *lock(&self.outcome) = Some(outcome);
-    }
-}
-
-/// The right to run a batch; passed on when dropped.
-struct Lead<'a> {
-    engine: &'a Engine,
-    batch: Vec<Arc<Request>>,
-}
-
-impl Drop for Lead<'_> {
-    fn drop(&mut self) {
-        let mut queue = lock(&self.engine.queue);
-        queue.led = false;
-        for request in &self.batch {
-            let mut outcome = lock(&request.outcome);
-            outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));
-            request.wake.notify_one();
-        }
-        queue.wake_next();
-    }
 }
 
 /// Checks the options, and returns the device to use and the number of threads.
@@ -703,202 +398,4 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::backend::SequenceId;
-
-    /// Does nothing; unless it has a token, it panics when a batch has a row of token 13, and for sequence 13.
-    struct Faulty {
-        logits: Vec<f32>,
-        /// Drawn always, without a look at the logits, as a device would that has drawn before it is asked.
-        token: Option<u32>,
-    }
-
-    impl Backend for Faulty {
-        fn device(&self) -> &str {
-            "none"
-        }
-        fn weight_bytes(&self) -> u64 {
-            0
-        }
-        fn memory(&self) -> Arc<dyn Memory> {
-            unreachable!("the engine has that of the backend it was loaded with")
-        }
-        fn sequence_reserve(&mut self, sequence: SequenceId, _: usize) -> Result<()> {
-            assert!(sequence != 13 || self.token.is_some(), "no room");
-            Ok(())
-        }
-        fn sequence_free(&mut self, _: SequenceId) {}
-        fn sequence_holds(&self, _: SequenceId, _: usize) -> bool {
-            false
-        }
-        fn sequence_rewind(&mut self, _: SequenceId, _: usize) -> Result<bool> {
-            Ok(false)
-        }
-        fn sequence_fork(&mut self, _: SequenceId, _: SequenceId, _: usize) -> Result<bool> {
-            Ok(false)
-        }
-        fn sequence_keep(&mut self, _: SequenceId) {}
-        fn kept_bytes(&self) -> u64 {
-            0
-        }
-        fn page_positions(&self) -> usize {
-            1
-        }
-        fn cache_format(&self) -> String {
-            String::new()
-        }
-        fn page_bytes(&self, _: usize, _: usize) -> Option<usize> {
-            None
-        }
-        fn page_read(&mut self, _: SequenceId, _: usize, _: usize, _: &mut [u8]) -> Result<()> {
-            Ok(())
-        }
-        fn sequence_restore(&mut self, _: SequenceId, _: usize) -> Result<()> {
-            Ok(())
-        }
-        fn page_write(&mut self, _: SequenceId, _: usize, _: usize, _: &[u8]) -> Result<()> {
-            Ok(())
-        }
-        fn forward(&mut self, rows: &[Row]) -> Result<()> {
-            assert!(self.token.is_some() || rows.iter().all(|row| row.token != 13), "unlucky");
-            Ok(())
-        }
-        fn logits(&mut self, _: usize) -> Result<&[f32]> {
-            Ok(&self.logits)
-        }
-        fn sample(&mut self, draws: &mut [Draw]) {
-            for draw in draws {
-                draw.outcome = Some(match self.token {
-                    Some(token) => Ok(token),
-                    None => draw.sampler.sample(&self.logits, draw.recent),
-                });
-            }
-        }
-        fn n_layer(&self) -> usize {
-            0
-        }
-        fn begin(&mut self, _: &[Row]) -> Result<()> {
-            Ok(())
-        }
-        fn embed(&mut self) -> Result<()> {
-            Ok(())
-        }
-        fn attn_qkv(&mut self, _: usize) -> Result<()> {
-            Ok(())
-        }
-        fn attn_mix(&mut self, _: usize) -> Result<()> {
-            Ok(())
-        }
-        fn attn_output(&mut self, _: usize) -> Result<()> {
-            Ok(())
-        }
-        fn ffn_up(&mut self, _: usize) -> Result<()> {
-            Ok(())
-        }
-        fn ffn_down(&mut self, _: usize) -> Result<()> {
-            Ok(())
-        }
-        fn output(&mut self) -> Result<()> {
-            Ok(())
-        }
-    }
-
-    /// An engine whose backend gives this token at once.
-    pub(crate) fn instant(token: u32) -> Arc<Engine> {
-        let engine = engine(128);
-        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: Some(token) });
-        engine
-    }
-
-    fn engine(n_batch: usize) -> Arc<Engine> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
-        let options =
-            LoadOptions { device: "cpu".into(), n_threads: Some(1), n_batch: Some(n_batch), ..LoadOptions::default() };
-        let engine = Engine::load(&path, &options).unwrap();
-        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: None });
-        engine
-    }
-
-    fn row(sequence: SequenceId, token: u32) -> Row {
-        Row { token, position: 0, sequence, logits: true }
-    }
-
-    /// One caller's batch is led by another, alone (`n_batch` of 1) or with the leader's own rows.
-    #[test]
-    fn a_panic_concerns_the_requests_that_ran_and_not_their_leader() {
-        for n_batch in [1, 8] {
-            let engine = engine(n_batch);
-            for (unlucky, text) in [(row(1, 13), "unlucky"), (row(13, 1), "no room")] {
-                let theirs = Request::new(vec![unlucky], Wanted::Logits(Vec::new()));
-                lock(&engine.queue).waiting.push_back(theirs.clone());
-                let mut logits = Vec::new();
-                engine.run(vec![row(2, 1)], &mut logits, &AtomicBool::new(false)).unwrap();
-                assert_eq!(logits.len(), engine.n_vocab());
-                let outcome = lock(&theirs.outcome).take();
-                assert!(matches!(&outcome, Some(Err(Error::Internal(found))) if found.contains(text)), "{outcome:?}");
-                assert!(lock(&engine.queue).waiting.is_empty() && !lock(&engine.queue).led);
-            }
-        }
-    }
-
-    #[test]
-    fn prompts_leave_room_for_those_who_wait() {
-        let engine = engine(8);
-        assert_eq!(engine.chunk(), 8);
-        lock(&engine.queue).led = true;
-        assert_eq!(engine.chunk(), 2, "a batch of another runs");
-        lock(&engine.queue).led = false;
-        let waiting = Request::new(vec![row(1, 1)], Wanted::Logits(Vec::new()));
-        lock(&engine.queue).waiting.push_back(waiting);
-        assert_eq!(engine.chunk(), 2, "another waits");
-    }
-
-    #[test]
-    fn a_cancelled_caller_does_not_wait_for_its_turn() {
-        let engine = engine(1);
-        let batch = lock(&engine.backend);
-        let cancel = AtomicBool::new(false);
-        let run = |cancel: &AtomicBool| engine.run(vec![row(1, 1)], &mut Vec::new(), cancel);
-        std::thread::scope(|scope| {
-            let leader = scope.spawn(|| run(&AtomicBool::new(false)));
-            while !lock(&engine.queue).led {
-                std::thread::yield_now();
-            }
-            let waiting = scope.spawn(|| run(&cancel));
-            while lock(&engine.queue).waiting.is_empty() {
-                std::thread::yield_now();
-            }
-            cancel.store(true, Ordering::Relaxed);
-            assert!(matches!(waiting.join().unwrap(), Err(Error::Cancelled)), "while the batch of another runs");
-            drop(batch);
-            leader.join().unwrap().unwrap();
-        });
-        assert!(lock(&engine.queue).waiting.is_empty());
-    }
-
-    #[test]
-    fn many_callers_are_all_woken_whatever_panics() {
-        let engine = engine(4);
-        std::thread::scope(|scope| {
-            for caller in 100..108 {
-                let engine = &engine;
-                scope.spawn(move || {
-                    let mut logits = Vec::new();
-                    for turn in 0..2000 {
-                        let token = if (turn + caller) % 17 == 0 { 13 } else { 1 };
-                        let cancel = AtomicBool::new((turn + caller) % 5 == 0);
-                        let outcome = engine.run(vec![row(caller, token)], &mut logits, &cancel);
-                        match outcome {
-                            Ok(_) => assert_ne!(token, 13),
-                            Err(Error::Cancelled) => assert!(cancel.into_inner()),
-                            Err(_) => assert_eq!(token, 13),
-                        }
-                        engine.sequence_free(caller);
-                    }
-                });
-            }
-        });
-        assert!(lock(&engine.retired).is_empty() && lock(&engine.queue).waiting.is_empty());
-    }
-}
+pub(crate) use batches::tests;

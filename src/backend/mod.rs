@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod cuda;
 mod progress;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 #[cfg(not(feature = "cuda"))]
@@ -403,9 +404,26 @@ pub trait Backend: Send {
     fn output(&mut self) -> Result<()>;
 }
 
+/// Which group and which of its pages the `index`-th page is, where each group has a range of pages and they follow each other.
+fn nth_page(groups: impl Iterator<Item = Range<usize>>, mut index: usize) -> Option<(usize, usize)> {
+    for (number, pages) in groups.enumerate() {
+        if index < pages.len() {
+            return Some((number, pages.start + index));
+        }
+        index -= pages.len();
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_counted_through_the_groups() {
+        let page = |index| nth_page([3..5, 0..0, 7..8].into_iter(), index);
+        assert_eq!([page(0), page(1), page(2), page(3)], [Some((0, 3)), Some((0, 4)), Some((2, 7)), None]);
+    }
 
     #[test]
     fn batches_on_a_gpu_take_about_as_long() {

@@ -229,14 +229,7 @@ impl Generation {
 
     /// Changes where the session stands, unless a call is running, so that it goes on.
     pub(super) fn change(&self, change: impl FnOnce(&mut Session) -> Result<()>) -> Outcome {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-        };
-        if let Some(defect) = &state.defect {
-            return Err(defect.clone());
-        }
+        let mut state = self.enter()?;
         let session = &mut state.session;
         let outcome = caught(|| {
             change(session)?;
@@ -267,11 +260,11 @@ impl Generation {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads from the session between calls that move it on.
+    /// The session, for one call.
     ///
     /// # Errors
-    /// `Busy` while one is running; the defect that has ended the session; what `read` returns.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Session) -> Result<T>) -> std::result::Result<T, Failure> {
+    /// `Busy` while another runs; the defect that has ended the session.
+    fn enter(&self) -> std::result::Result<MutexGuard<'_, State>, Failure> {
         let state = match self.state.try_lock() {
             Ok(state) => state,
             Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
@@ -279,8 +272,16 @@ impl Generation {
         };
         match &state.defect {
             Some(defect) => Err(defect.clone()),
-            None => Ok(read(&state.session)?),
+            None => Ok(state),
         }
+    }
+
+    /// Reads from the session between calls that move it on.
+    ///
+    /// # Errors
+    /// As [`Generation::enter`]; what `read` returns.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Session) -> Result<T>) -> std::result::Result<T, Failure> {
+        Ok(read(&self.enter()?.session)?)
     }
 
     /// Remembers a failure that concerns the arguments of a call, not the session.
@@ -293,14 +294,7 @@ impl Generation {
     /// Runs one call on the session, unless another is running, and publishes what came of it; a `call` that gives
     /// None says that the generation has ended.
     pub(super) fn advance(&self, lane: Lane, call: impl FnOnce(&mut Session) -> Result<Option<i32>>) -> Outcome {
-        let mut state = match self.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy.into()),
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-        };
-        if let Some(defect) = &state.defect {
-            return Err(defect.clone());
-        }
+        let mut state = self.enter()?;
         let first = *state.lane.get_or_insert(lane);
         if first != lane {
             let expected = format!("calls of {}() only, with which it was begun", first.function());

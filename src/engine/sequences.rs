@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::batches::{Request, Wanted, contained};
 use super::prompts::is_out_of_memory;
-use super::{Engine, Request, Wanted, contained, lock};
+use super::{Engine, lock};
 use crate::backend::{Backend, SequenceId};
 use crate::{Error, Result};
 

@@ -1,12 +1,12 @@
 //! A further turn: more of a prompt behind what was said so far.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::prompt::tokenize_further;
 use super::text::TextStream;
 use super::turn::Turn;
-use super::{FinishReason, Prompt, Session};
+use super::{FinishReason, Prompt, Session, Times};
 use crate::{Error, Result};
 
 impl Session {
@@ -42,8 +42,7 @@ impl Session {
         self.pending = None;
         self.text = TextStream::new(&self.options.stop);
         self.finished = None;
-        (self.prompt_time, self.generate_time, self.queue_time) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
-        (self.started, self.first_token_time) = (Instant::now(), None);
+        self.times = Times::since(Instant::now());
         self.cancel.store(false, Ordering::Release);
         Ok(())
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::turn::Turn;
-use super::{FinishReason, Session, SessionOptions};
+use super::{FinishReason, Session, SessionOptions, Times};
 use crate::Result;
 use crate::error::try_vec;
 use crate::sampler::Sampler;
@@ -67,11 +67,7 @@ impl Session {
             text,
             finished,
             cancel: Arc::new(AtomicBool::new(false)),
-            queue_time: Duration::ZERO,
-            started: Instant::now(),
-            first_token_time: None,
-            prompt_time: Duration::ZERO,
-            generate_time: Duration::ZERO,
+            times: Times::since(Instant::now()),
         })
     }
 }

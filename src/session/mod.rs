@@ -100,12 +100,24 @@ pub struct Session {
     text: TextStream,
     finished: Option<FinishReason>,
     cancel: Arc<AtomicBool>,
-    prompt_time: Duration,
-    generate_time: Duration,
-    queue_time: Duration,
+    times: Times,
+}
+
+/// Where the time of a turn goes.
+struct Times {
     started: Instant,
+    prompt: Duration,
+    generate: Duration,
+    queue: Duration,
     /// From the start to the first token, idle time of the caller included.
-    first_token_time: Option<Duration>,
+    first_token: Option<Duration>,
+}
+
+impl Times {
+    /// Those of a turn that started then.
+    fn since(started: Instant) -> Times {
+        Times { started, prompt: Duration::ZERO, generate: Duration::ZERO, queue: Duration::ZERO, first_token: None }
+    }
 }
 
 impl Session {
@@ -141,11 +153,7 @@ impl Session {
             text: TextStream::new(&options.stop),
             finished: None,
             cancel: Arc::new(AtomicBool::new(false)),
-            prompt_time: Duration::ZERO,
-            generate_time: Duration::ZERO,
-            queue_time: Duration::ZERO,
-            started,
-            first_token_time: None,
+            times: Times::since(started),
         })
     }
 
@@ -228,23 +236,23 @@ impl Session {
 
     /// Time spent on the prompt of this turn, the first token included.
     pub fn prompt_time(&self) -> Duration {
-        self.prompt_time
+        self.times.prompt
     }
 
     /// Time spent on all tokens of this turn after the first.
     pub fn generate_time(&self) -> Duration {
-        self.generate_time
+        self.times.generate
     }
 
     /// Time that its rows waited for batches of others to end; part of the other two.
     pub fn queue_time(&self) -> Duration {
-        self.queue_time
+        self.times.queue
     }
 
     /// Time from the call that started the session to its first token, whatever the caller did meanwhile; `None` before
     /// there is one.
     pub fn first_token_time(&self) -> Option<Duration> {
-        self.first_token_time
+        self.times.first_token
     }
 
     /// The reason, if it is not one that a caller must be told as an error, over and over.
@@ -277,9 +285,9 @@ impl Session {
         }
         let is_prompt = self.generated_tokens() == 0;
         let token = self.next_token();
-        *(if is_prompt { &mut self.prompt_time } else { &mut self.generate_time }) += started.elapsed();
+        *(if is_prompt { &mut self.times.prompt } else { &mut self.times.generate }) += started.elapsed();
         let token = token?;
-        self.first_token_time.get_or_insert_with(|| self.started.elapsed());
+        self.times.first_token.get_or_insert_with(|| self.times.started.elapsed());
         self.accept(token)
     }
 
@@ -317,7 +325,7 @@ impl Session {
             }
             // Without a token the last tokens run again, which changes nothing.
             let (token, waited) = outcome?;
-            self.queue_time += waited;
+            self.times.queue += waited;
             self.n_past = end;
             if let Some(token) = token {
                 if !std::mem::replace(&mut self.is_shared, true) {

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::chat::Chat;
 use super::state_file::{StateReader, StateWriter, bad};
 use super::text::TextStream;
 use super::turn::{Turn, Turns};
-use super::{FinishReason, Session, SessionOptions};
+use super::{FinishReason, Session, SessionOptions, Times};
 use crate::engine::Engine;
 use crate::error::try_vec;
 use crate::sampler::Sampler;
@@ -92,11 +92,7 @@ impl Session {
             text: TextStream::default(),
             finished: state.has_ended.then_some(FinishReason::EndOfGeneration),
             cancel: Arc::new(AtomicBool::new(false)),
-            queue_time: Duration::ZERO,
-            started: Instant::now(),
-            first_token_time: None,
-            prompt_time: Duration::ZERO,
-            generate_time: Duration::ZERO,
+            times: Times::since(Instant::now()),
             sampler: Sampler::default(),
         };
         read_pages(&mut file, engine, sequence, state.n_past).and_then(|()| file.finish()).map_err(in_file)?;

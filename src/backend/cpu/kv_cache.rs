@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
-use super::super::{Row, SequenceId};
+use super::super::{Row, SequenceId, nth_page};
 use super::pages::Pages;
 use crate::{Error, Result};
 
@@ -231,15 +231,8 @@ impl KvCache {
     }
 
     /// Group and number of the `index`-th of the pages that a row at position `n` sees of those before it.
-    fn page_at(&self, n: usize, mut index: usize) -> Option<(usize, usize)> {
-        for (number, group) in self.groups.iter().enumerate() {
-            let pages = group.pages_before(n);
-            if index < pages.len() {
-                return Some((number, pages.start + index));
-            }
-            index -= pages.len();
-        }
-        None
+    fn page_at(&self, n: usize, index: usize) -> Option<(usize, usize)> {
+        nth_page(self.groups.iter().map(|group| group.pages_before(n)), index)
     }
 
     /// Bytes of the `index`-th of these pages; `None` if there are not so many.

@@ -16,7 +16,7 @@ use super::context::Context;
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::params::KIGO_ALL_BEFORE;
 use super::stream::Stream;
-use crate::backend::{Purpose, SequenceId};
+use crate::backend::{Purpose, SequenceId, nth_page};
 use crate::error::try_vec;
 use crate::model::{LayerDesc, ModelDesc};
 use crate::{Error, Result};
@@ -556,15 +556,8 @@ impl KvCache {
     }
 
     /// Group and number of the `index`-th of the pages that a row at position `n` sees of those before it.
-    fn page_at(&self, n: usize, mut index: usize) -> Option<(usize, usize)> {
-        for (number, group) in self.sizes.groups.iter().enumerate() {
-            let pages = group.pages_before(n);
-            if index < pages.len() {
-                return Some((number, pages.start + index));
-            }
-            index -= pages.len();
-        }
-        None
+    fn page_at(&self, n: usize, index: usize) -> Option<(usize, usize)> {
+        nth_page(self.sizes.groups.iter().map(|group| group.pages_before(n)), index)
     }
 
     /// Bytes of the `index`-th of these pages; `None` if there are not so many.

@@ -106,7 +106,7 @@ const MAX_READERS: usize = 12;
 const SLOTS: usize = 2;
 
 /// Most bytes of a slot. The link takes 80 us for so many and a reader 500, beside which the calls of the driver, 10 us,
-/// do not count. All slots together are 96 MiB.
+/// do not count. All slots together are 96 MiB at most.
 const SLOT_BYTES: u64 = 4 << 20;
 
 /// Least bytes of a slot. Pinning is slow (1.7 GB/s where it was measured), so that a small model loads faster with small ones.

@@ -155,21 +155,22 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
     })
 }
 
-/// The most rows of a batch, of those that are wanted, that fit beside the weights, and the bytes of what is allocated after
-/// loading then; the fewest if none do.
+/// The most rows of a batch, of those that are wanted, that fit beside the weights; their workspace, and the bytes of what is
+/// allocated after loading then. The fewest if none fit.
 fn fitting_batch(
     context: &Context,
     load: &load::Plan<TypeTable>,
     desc: &ModelDesc,
     n_ctx: usize,
     wanted: RangeInclusive<usize>,
-) -> Result<(usize, u64)> {
+) -> Result<(usize, stages::Sizes, u64)> {
     let (least, mut n_batch) = wanted.into_inner();
     loop {
         let cache = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
-        let later = stages::Sizes::new(desc, n_batch)?.bytes(FIRST_LOGITS).saturating_add(cache);
+        let sizes = stages::Sizes::new(desc, n_batch)?;
+        let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache);
         if n_batch <= least || load.needed_bytes(later) <= context.free_memory()? {
-            return Ok((n_batch, later));
+            return Ok((n_batch, sizes, later));
         }
         n_batch = (n_batch / 2).max(least);
     }
@@ -198,8 +199,7 @@ impl CudaBackend {
         let (places, pieces, space) = Places::new(plan, desc)?;
         let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let (n_batch, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
-        let sizes = stages::Sizes::new(desc, n_batch)?;
+        let (n_batch, sizes, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
         let weights = load.load(gguf, &context, &types, later, progress, meanwhile)?;
         let loaded = Instant::now();
 
