@@ -5,17 +5,16 @@
 // Types whose operands are bfloat16 take the sum of two bfloat16 instead, which needs no scale.
 //
 // For batches, `prep` writes records: 8 rows (columns of the product) by 64 columns, in the order of fragments. With
-// g = row % 8 and t as in quant/layout.cuh, lane 4 g + t owns columns 16 j + 4 t + i (i < 4) of every product j:
-//   byte h * 512 + lane * 16 + (j % 2) * 8 + 2 i   halves of products j = 2 h, 2 h + 1
-//   byte 1024 + group * 32 + 4 g                   f32: sum of the 16 halves of product `group`
+// g = row % 8 and t as in quant/layout.cuh, lane 4 g + t owns columns c = 16 a + 4 t + i (i < 4, a < 2) and 32 + c: pair i of
+// products 2 a and 2 a + 1, at
+//   byte a * 512 + lane * 16 + 4 i                 halves, that of column c first
 // and of bfloat16 pairs
-//   byte h * 512 + ...                             the larger parts
-//   byte 1024 + h * 512 + ...                      the rests
+//   byte a * 512 + ...                             the larger parts
+//   byte 1024 + a * 512 + ...                      the rests
 //
 // KIGO_ORDER_SWIZZLED has the same in other places, for the tensor cores to read from shared memory: for every unit of 64
-// columns and every 8 rows the 1024 bytes of halves, or of the larger parts, then for all units the 128 bytes of sums or the
-// 1024 of rests, then the 64 of sums of 32: at group * 32 + 4 g that of two products.
-// In the halves of a row column 16 j + 4 t + i is at 128 g + 16 ((2 j + i / 2) ^ g) + 4 t + 2 (i % 2).
+// columns and every 8 rows the 1024 bytes of halves, or of the larger parts, then for all units those of the rests. The pair is at
+// 128 g + 16 ((4 a + i) ^ g) + 4 t.
 #pragma once
 
 #include "common.cuh"
@@ -26,7 +25,7 @@ constexpr int kWarps = kThreads / kWarp;
 
 // Bytes of a record of activations.
 template <Operand kOperand>
-constexpr int kActivationBytes = kOperand == Operand::kF16 ? 1152 : 2048;
+constexpr int kActivationBytes = kOperand == Operand::kF16 ? 1024 : 2048;
 
 // What one lane multiplies a unit of weights with.
 template <Operand kOperand>
@@ -35,16 +34,24 @@ struct Activations {
     alignas(16) uint32_t high[8];
     // The rests of bfloat16 pairs.
     alignas(16) uint32_t low[kOperand == Operand::kF16 ? 1 : 8];
-    // Sums over the 16 columns of each product, of columns 2 t and 2 t + 1 of the result.
-    Float2 sums[kOperand == Operand::kF16 ? 4 : 1];
 };
 
-// Four neighbouring columns of a row as they are multiplied.
+// Where four neighbouring columns, a quad, of a row and those 32 further go: two pairs from the first quad's lane, two from the
+// other's.
+struct QuadPlace {
+    uint32_t unit, a, t, i;
+
+    __device__ __forceinline__ explicit QuadPlace(uint32_t quad)
+        : unit(quad / 16), a(quad / 4 % 2), t(quad % 4), i(quad / 8 % 2 * 2) {}
+
+    // In a unit's 128 bytes of a row: those of lane t, a after a.
+    __device__ __forceinline__ uint32_t in_row() const { return a * 64 + t * 16 + i * 4; }
+};
+
+// Pairs i and i + 1 of a place.
 struct Quad {
     uint2 high;
     uint2 low;
-    // The sum over the 16 columns of the quad's product, the same in its four lanes.
-    float sum;
 };
 
 __device__ __forceinline__ uint32_t pack_halves(float a, float b) {
@@ -63,27 +70,25 @@ __device__ __forceinline__ uint32_t pack_bf16(float a, float b) {
     return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
 }
 
-// Called by aligned groups of four lanes, which hold a product's 16 columns.
+// Pairs of what two lanes have of columns 32 apart: the lane of the first ones takes pairs 0 and 1, the other 2 and 3.
+__device__ __forceinline__ uint2 pair_up(uint2 mine) {
+    const bool second = threadIdx.x & 8;
+    const uint32_t group = 0xffffu << (threadIdx.x % kWarp & 16);
+    const uint32_t theirs = __shfl_xor_sync(group, second ? mine.x : mine.y, 8);
+    const uint32_t first = second ? theirs : mine.x, other = second ? mine.y : theirs;
+    return {__byte_perm(first, other, 0x5410), __byte_perm(first, other, 0x7632)};
+}
+
+// Called by aligned groups of 16 lanes, which hold a unit's 64 columns.
 template <bool kBf16>
 __device__ __forceinline__ Quad make_quad(float4 v) {
-    Quad out;
     if constexpr (kBf16) {
         const float4 r = {round_bf16(v.x), round_bf16(v.y), round_bf16(v.z), round_bf16(v.w)};
-        out.high = {pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)};
-        out.low = {pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)),
-                   pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))};
-        out.sum = 0;
+        return {pair_up({pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)}),
+                pair_up({pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)), pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))})};
     } else {
-        out.high = {pack_halves(v.x, v.y), pack_halves(v.z, v.w)};
-        out.low = {0, 0};
-        const __half2* pairs = reinterpret_cast<const __half2*>(&out.high);
-        const float2 a = __half22float2(pairs[0]), b = __half22float2(pairs[1]);
-        float sum = __fadd_rn(__fadd_rn(a.x, a.y), __fadd_rn(b.x, b.y));
-        const uint32_t group = 0xfu << (threadIdx.x % kWarp & ~3);
-        sum = __fadd_rn(sum, __shfl_xor_sync(group, sum, 1));
-        out.sum = __fadd_rn(sum, __shfl_xor_sync(group, sum, 2));
+        return {pair_up({pack_halves(v.x, v.y), pack_halves(v.z, v.w)}), {}};
     }
-    return out;
 }
 
 // The power of two that brings `magnitude` into [2^14, 2^15), and its inverse; 1 where there is none.

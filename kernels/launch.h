@@ -166,7 +166,8 @@ typedef struct {
     /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
     uint64_t starts;
     uint32_t share;
-    uint32_t pad;
+    /* Power of two: what a weight is times what stands for it. */
+    float weight_scale;
 } KigoMatmul;
 
 /* heads: bias, norm, rope and cache for q, k and v that a product has stored, a block per row and head of them in y (or, with
@@ -353,7 +354,8 @@ typedef struct {
     uint32_t take;
     /* KIGO_TYPE_... */
     uint32_t quant;
-    uint32_t n_tiles;
+    /* KigoMatmul::weight_scale */
+    float weight_scale;
     uint32_t n_rows;
     /* Records in a tile, their bytes. */
     uint32_t n_records;
@@ -476,6 +478,18 @@ typedef struct {
     uint32_t n_rot;
     uint32_t halves;
 } KigoRepack;
+
+/* scales_top, scales_shift: the scales of a matrix, any grid. */
+typedef struct {
+    /* Records, of all tiles. */
+    uint64_t weights;
+    uint64_t n_records;
+    /* f32, raised to the largest magnitude of the halves that scales come from. */
+    uint64_t top;
+    /* These halves are multiplied with 2^shift. */
+    int32_t shift;
+    uint32_t pad;
+} KigoScales;
 
 /* read_memory: any grid of any blocks. */
 typedef struct {

@@ -21,6 +21,11 @@ extern __shared__ __align__(kLine) uint4 shared[];
 // Words of shared memory of each warp's ring.
 using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 
+// What the sums of a column are multiplied with.
+__device__ __forceinline__ float factor_of(const KigoMatmul& p, uint32_t column) {
+    return __fmul_rn(__ldcg(reinterpret_cast<const float*>(p.factors) + column), p.weight_scale);
+}
+
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
@@ -89,8 +94,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
 
     uint8_t* columns = reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<1>::TypeRing::kSlot;
     uint8_t* rests = columns + n_units * 128;
-    float* sums = reinterpret_cast<float*>(kBf16 ? rests + n_units * 128 : rests);
-    float4* staging = reinterpret_cast<float4*>(sums + n_units * 4);
+    float4* staging = reinterpret_cast<float4*>(kBf16 ? rests + n_units * 128 : rests);
 
     // Which matrix it is has to be known before any of it is fetched.
     const uint32_t column = blockIdx.y;
@@ -104,13 +108,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     pdl_launch();
     // Early: three loads that wait for each other.
     const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, 0) : CachePlace{};
-    const float factor = activate_row<kBf16>(p.input, column / max(p.share, 1u), staging, scratch, [&](uint32_t quad, Quad value) {
-        const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
-        const uint32_t at = unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8;
+    const float of_row = activate_row<kBf16>(p.input, column / max(p.share, 1u), staging, scratch, [&](uint32_t quad, Quad value) {
+        const QuadPlace place(quad);
+        const uint32_t at = place.unit * 128 + place.in_row();
         *reinterpret_cast<uint2*>(columns + at) = value.high;
         if constexpr (kBf16) *reinterpret_cast<uint2*>(rests + at) = value.low;
-        if (!kBf16 && t == 0) sums[quad / 4] = value.sum;
     });
+    const float factor = __fmul_rn(of_row, p.weight_scale);
     __syncthreads();
 
     int turn = 0;
@@ -129,13 +133,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
                         const uint32_t from = at * 128 + h * 64 + lane % 4 * 16;
                         *reinterpret_cast<uint4*>(x.high + 4 * h) = *reinterpret_cast<const uint4*>(columns + from);
                         if constexpr (kBf16) *reinterpret_cast<uint4*>(x.low + 4 * h) = *reinterpret_cast<const uint4*>(rests + from);
-                    }
-                    if constexpr (Type::kHasMin) {
-                        const float4 sum = reinterpret_cast<const float4*>(sums)[at];
-                        x.sums[0] = {sum.x, sum.x};
-                        x.sums[1] = {sum.y, sum.y};
-                        x.sums[2] = {sum.z, sum.z};
-                        x.sums[3] = {sum.w, sum.w};
                     }
                     multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), x);
                 }
@@ -229,7 +226,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
             for (int index = threadIdx.x; index < kTileRows * n_columns; index += kThreads) {
                 const int row = index % kTileRows, of_sums = index / kTileRows, column = 8 * first + of_sums;
                 const bool exists = column < p.n;
-                const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
+                const float factor = exists ? factor_of(p, column) : 0;
                 auto total = [&](int side, int row) {
                     float sum = 0;
                     for (int w = 0; w < kSlices; w++) {
@@ -364,7 +361,7 @@ __device__ __forceinline__ void matmul_many(const KigoMatmul& p) {
         for (int odd = 0; odd < 2; odd++) {
             const uint32_t column = first_column + (column_part * kColumnTiles + tile) * 8 + 2 * (lane % 4) + odd;
             const bool exists = column < n_columns;
-            const float factor = exists ? __ldcg(reinterpret_cast<const float*>(p.factors) + column) : 0;
+            const float factor = exists ? factor_of(p, column) : 0;
             float v[2][2];
             for (int side = 0; side < 2; side++) {
                 for (int half = 0; half < 2; half++) {
@@ -471,16 +468,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
                     if constexpr (Type::kOperand == Operand::kF32) {
                         value = __uint_as_float(side ? words.low[8 * j + 4 + i] : words.low[8 * j + i]);
                     } else {
-                        value = widen(side ? w.a[j][2 * (i / 2) + 1] : w.a[j][2 * (i / 2)], i % 2);
+                        value = widen(side ? w.a[j][(i & 2) + 1] : w.a[j][i & 2], i % 2);
                     }
-                    if constexpr (Type::kGroupK > 0) {
-                        const int group = 16 * j / max(Type::kGroupK, 1);
-                        // Codes that are scaled already have only the rest to be multiplied with.
-                        const Float2 scale = w.scale[Type::kScalesCodes ? 0 : group];
-                        value = __fmul_rn(side ? scale.y : scale.x, value);
-                        if constexpr (Type::kHasMin) value = __fsub_rn(value, side ? w.min[group].y : w.min[group].x);
-                    }
-                    const uint32_t k = (record * kUnits + unit) * kUnitK + 16 * j + 4 * (lane % 4) + i;
+                    const uint32_t k = (record * kUnits + unit) * kUnitK + column_of(j, i & 2, i % 2, lane % 4);
                     if (k >= p.k) continue;
                     value = __fmul_rn(value, p.scale);
                     if (p.positions) value = __fadd_rn(value, __ldg(positions + k));
@@ -520,4 +510,42 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(repack, KIGO_QU
     uint8_t* out = reinterpret_cast<uint8_t*>(p.out) +
                    (size_t(tile_out) * p.n_records + record_place(tile_out, record, p.n_records)) * TypeRecord::kBytes;
     pack_record<Type>(out, threadIdx.x % kWarp, int(p.k) - int(record * Type::kRecordK), rows);
+}
+
+// Calls `use(scales, lane)` with the scales of every record of a matrix, a warp for each.
+template <class Use>
+__device__ __forceinline__ void for_scales(const KigoScales& p, Use use) {
+    const uint64_t step = uint64_t(gridDim.x) * kWarps;
+    for (uint64_t record = uint64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; record < p.n_records; record += step) {
+        use(reinterpret_cast<uint8_t*>(p.weights) + record * TypeRecord::kBytes + TypeRecord::kScales, threadIdx.x % kWarp);
+    }
+}
+
+// Types without scales have nothing to be done.
+template <class Of>
+__device__ __forceinline__ void find_top(const KigoScales& p) {
+    if constexpr (Of::kGroupK > 0) {
+        float largest = 0;
+        for_scales(p, [&](const uint8_t* scales, int lane) { largest = fmaxf(largest, Of::top(scales, lane)); });
+        largest = warp_max(largest);
+        if (threadIdx.x % kWarp == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.top), largest);
+    }
+}
+
+template <class Of>
+__device__ __forceinline__ void shift_all(const KigoScales& p) {
+    if constexpr (Of::kGroupK > 0) for_scales(p, [&](uint8_t* scales, int lane) { Of::shift(scales, lane, p.shift); });
+}
+
+// The largest of the numbers of a matrix that scales come from; then all of them times 2^x.
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(scales_top, KIGO_QUANT)(const __grid_constant__ KigoScales p) {
+    pdl_wait();
+    pdl_launch();
+    find_top<Type>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(scales_shift, KIGO_QUANT)(const __grid_constant__ KigoScales p) {
+    pdl_wait();
+    pdl_launch();
+    shift_all<Type>(p);
 }

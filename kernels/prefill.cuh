@@ -44,7 +44,7 @@ struct Plan {
     // Of a unit of activations: halves (or the larger parts, and the rests) and sums.
     static constexpr int kHalvesBytes = kColumns * 2 * kUnitK;
     // Of 8 rows of activations.
-    static constexpr int kGroupSumBytes = !Type::kHasMin ? 0 : Type::kGroupK == 16 ? 128 : 64;
+    static constexpr int kGroupSumBytes = 0;
     static constexpr int kSumBytes = kColumns / 8 * kGroupSumBytes;
     static constexpr int kInputBytes = kHalvesBytes * (kBf16 ? 2 : 1) + kSumBytes;
     static constexpr int kUnits = Type::kRecordK / kUnitK;
@@ -115,37 +115,28 @@ struct Items {
     __device__ __forceinline__ uint32_t column() const { return first + item % n_pieces * kColumns; }
 };
 
-// The weights of a step, 16 columns of k or 32, as operands, with the scales of the step. `before` is the minimum of the step
-// before.
+// The weights of a step, 32 columns of k, as operands.
 template <class Type>
 struct Step {
-    static constexpr int kProducts = Type::kGroupK == 16 ? 1 : 2;
+    static constexpr int kProducts = 2;
     uint32_t a[kProducts][4];
-    Float2 scale;
-    Float2 min, before;
 };
 
 // Step `index` of a record.
 template <class Type>
 __device__ __forceinline__ void make_step(Step<Type>& out, const uint8_t* record, int index, int lane) {
-    constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts;
-    const auto unit = load_unit<Type>(record, index / kPerUnit, lane);
-    const auto scales = scales_of<Type>(record + Record<Type>::kScales, lane);
+    const auto unit = load_unit<Type>(record, index / 2, lane);
+    Affine affine = {};
+    if constexpr (Type::kGroupK > 0) affine = Type::affine(scales_of<Type>(record + Record<Type>::kScales, lane), index / 2, index % 2);
 #pragma unroll
-    for (int j = 0; j < kProducts; j++) {
-        const int product = index % kPerUnit * kProducts + j;
-        if constexpr (Type::kScalesCodes) {
-            scaled_operands<Type>(unit, product, scales, index, out.a[j]);
+    for (int j = 0; j < 2; j++) {
+        const int product = index % 2 * 2 + j;
+        if constexpr (Type::kGroupK > 0) {
+            make_weights<Type>(unit, product, affine, out.a[j]);
         } else {
-            operands<Type>(unit, product, out.a[j]);
+            Type::Planes::codes(unit, product, out.a[j]);
         }
     }
-    if constexpr (Type::kScalesCodes) {
-        if (index % kPerUnit == kPerUnit - 1) out.scale = Type::rest_scale(scales);
-    } else if constexpr (Type::kGroupK > 0) {
-        out.scale = Type::scale(scales, index);
-    }
-    if constexpr (Type::kHasMin) out.min = Type::min(scales, index);
 }
 
 template <class Type, int kParts>
@@ -153,7 +144,7 @@ struct Multiplier {
     using P = Plan<Type, kParts>;
     static constexpr int kProducts = Step<Type>::kProducts, kPerUnit = 4 / kProducts, kSteps = P::kUnits * kPerUnit;
     // Whether products are scaled, and only those of whole units.
-    static constexpr bool kScaled = Type::kGroupK > 0, kFolded = Type::kScalesCodes;
+    static constexpr bool kScaled = false, kFolded = false;
 
     Slots<P::kWeightSlots> weights;
     Slots<P::kInputSlots> inputs;
@@ -170,21 +161,6 @@ struct Multiplier {
             if constexpr (P::kBf16) wgmma<true>(d, step.a[j], columns + 2 * j + P::kHalvesBytes / 16, 1);
         }
         wgmma_commit();
-    }
-
-    // Adds what `products` has of a part to the slice.
-    __device__ __forceinline__ void add_part(int part, const Step<Type>& step, const uint8_t* sums, int index, int lane) {
-        wgmma_pin(products[part]);
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float* acc = slice[part] + 4 * j;
-            add_scaled(acc, step.scale, products[part] + 4 * j);
-            if constexpr (Type::kHasMin) {
-                const auto* at = reinterpret_cast<const Float2*>(sums + (8 * part + j) * P::kGroupSumBytes) + lane % 4;
-                if constexpr (kFolded) take_min(acc, step.before, at[0]);
-                take_min(acc, step.min, at[index % kPerUnit * 4]);
-            }
-        }
     }
 
     // Computes `total` of the warp's tile, whose records come in the rings.
@@ -224,9 +200,8 @@ struct Multiplier {
                         if (index + 1 < kSteps) {
                             Step<Type>& next = steps[(index + 1) % 2];
                             make_step(next, in, index + 1, lane);
-                            if (Type::kHasMin) next.before = step.min;
                         }
-                        if (!kFolded || ends_unit) wait_and_add<0>(step, unit + P::kHalvesBytes, index, lane);
+                        if (!kFolded || ends_unit) ;
                         if (ends_unit) {
                             inputs.release();
                             inputs.advance();
@@ -254,16 +229,6 @@ struct Multiplier {
 #pragma unroll
                 for (int i = 0; i < 32; i++) total[part][i] = __fadd_rn(total[part][i], of_slice[i]);
             }
-        }
-    }
-
-    // Adds one part after the other, while the tensor cores are busy with the next.
-    template <int kPart>
-    __device__ __forceinline__ void wait_and_add(const Step<Type>& step, const uint8_t* sums, int index, int lane) {
-        if constexpr (kPart < kParts) {
-            wgmma_wait<kParts - 1 - kPart>();
-            add_part(kPart, step, sums, index, lane);
-            wait_and_add<kPart + 1>(step, sums, index, lane);
         }
     }
 };
@@ -336,7 +301,7 @@ __device__ __forceinline__ void look_up(const KigoMatmul& p, Slots<2> tables, in
             const uint32_t of = items.column() + at;
             if (of >= items.last) continue;
             const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, of) : CachePlace{};
-            *column(at) = {place, __ldcg(reinterpret_cast<const float*>(p.factors) + of), 0};
+            *column(at) = {place, __fmul_rn(__ldcg(reinterpret_cast<const float*>(p.factors) + of), p.weight_scale), 0};
             if (p.kind != KIGO_ADD && p.kind != KIGO_GATE) continue;
             // What is to be added to.
             const float* out = reinterpret_cast<const float*>(p.out) + size_t(of) * p.out_stride;

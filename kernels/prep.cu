@@ -10,32 +10,23 @@ __device__ void prepare(const KigoPrep& p) {
     const uint32_t row = blockIdx.x, n_units = p.input.stride / kUnitK;
     uint8_t* tile = reinterpret_cast<uint8_t*>(p.records) + size_t(row / 8) * n_units * kActivationBytes<kOperand>;
     auto emit = [&](uint32_t quad, Quad value) {
-        const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4, lane = row % 8 * 4 + t;
+        const QuadPlace at(quad);
+        const uint32_t g = row % 8;
         if (p.order == KIGO_ORDER_SWIZZLED) {
-            const size_t group = size_t(unit) * (gridDim.x / 8) + row / 8, n_groups = size_t(n_units) * (gridDim.x / 8);
-            uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + group * 1024 + row % 8 * 128 + 4 * t;
-            const uint32_t first = 16 * (2 * j ^ row % 8), second = 16 * (2 * j + 1 ^ row % 8);
+            const size_t group = size_t(at.unit) * (gridDim.x / 8) + row / 8, n_groups = size_t(n_units) * (gridDim.x / 8);
+            uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + group * 1024 + g * 128 + 4 * at.t;
+            const uint32_t first = 16 * ((4 * at.a + at.i) ^ g), second = 16 * ((4 * at.a + at.i + 1) ^ g);
             *reinterpret_cast<uint32_t*>(to + first) = value.high.x;
             *reinterpret_cast<uint32_t*>(to + second) = value.high.y;
             if constexpr (kBf16) {
                 *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + first) = value.low.x;
                 *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + second) = value.low.y;
-            } else {
-                uint8_t* sums = reinterpret_cast<uint8_t*>(p.records) + n_groups * 1024;
-                const float both = __fadd_rn(value.sum, __shfl_xor_sync(0xffu << (threadIdx.x % kWarp & ~7), value.sum, 4));
-                if (t == 0) *reinterpret_cast<float*>(sums + group * 128 + j * 32 + row % 8 * 4) = value.sum;
-                if (quad % 8 == 0) *reinterpret_cast<float*>(sums + n_groups * 128 + group * 64 + j / 2 * 32 + row % 8 * 4) = both;
             }
             return;
         }
-        uint8_t* record = tile + size_t(unit) * kActivationBytes<kOperand>;
-        uint8_t* at = record + j / 2 * 512 + lane * 16 + j % 2 * 8;
-        *reinterpret_cast<uint2*>(at) = value.high;
-        if constexpr (kBf16) {
-            *reinterpret_cast<uint2*>(at + 1024) = value.low;
-        } else if (quad % 4 == 0) {
-            *reinterpret_cast<float*>(record + 1024 + j * 32 + row % 8 * 4) = value.sum;
-        }
+        uint8_t* to = tile + size_t(at.unit) * kActivationBytes<kOperand> + at.a * 512 + (4 * g + at.t) * 16 + at.i * 4;
+        *reinterpret_cast<uint2*>(to) = value.high;
+        if constexpr (kBf16) *reinterpret_cast<uint2*>(to + 1024) = value.low;
     };
     pdl_wait();
     pdl_launch();

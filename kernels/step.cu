@@ -37,17 +37,16 @@ struct Block {
 };
 static_assert(sizeof(Block) <= KIGO_STEP_STATIC);
 
-// Operands of the activations, as `matmul_one` has them: 128 bytes a unit, and sums of 16 columns.
+// Operands of the activations, as `matmul_one` has them: 128 bytes a unit.
 struct Operands {
     uint8_t* columns;
-    float* sums;
 
+    // Called by aligned groups of 16 lanes for as many quads.
     __device__ __forceinline__ void put(uint32_t quad, float4 v, float scale) const {
         const Quad value =
             make_quad<false>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
-        const uint32_t unit = quad / 16, j = quad / 4 % 4, t = quad % 4;
-        *reinterpret_cast<uint2*>(columns + unit * 128 + j / 2 * 64 + t * 16 + j % 2 * 8) = value.high;
-        if (t == 0) sums[quad / 4] = value.sum;
+        const QuadPlace place(quad);
+        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row()) = value.high;
     }
 };
 
@@ -269,13 +268,6 @@ __device__ __forceinline__ void multiply(const KigoStage& s, uint32_t number, fl
                         *reinterpret_cast<uint4*>(v.high + 4 * h) =
                             *reinterpret_cast<const uint4*>(x.columns + column * 128 + h * 64 + lane % 4 * 16);
                     }
-                    if constexpr (Type::kHasMin) {
-                        const float4 sum = reinterpret_cast<const float4*>(x.sums)[column];
-                        v.sums[0] = {sum.x, sum.x};
-                        v.sums[1] = {sum.y, sum.y};
-                        v.sums[2] = {sum.z, sum.z};
-                        v.sums[3] = {sum.w, sum.w};
-                    }
                     multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), v);
                 }
             }
@@ -354,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     __shared__ Block block;
     float4* x = reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
     uint8_t* columns = reinterpret_cast<uint8_t*>(x) + p.stride * 4;
-    const Operands operands = {columns, reinterpret_cast<float*>(columns + p.columns_bytes)};
+    const Operands operands = {columns};
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * 2 * KIGO_MAX_SLOTS) init_mbarrier(&block.rings[0][0][0] + threadIdx.x, 1);
     if (threadIdx.x < kGroups * kTurns) {
@@ -406,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
         if (s.take == KIGO_TAKE_RESIDUAL) factor = take_residual(s, number, x, operands, block.scratch);
         if (s.take == KIGO_TAKE_WORDS) factor = take_vector(s, number, operands, block.scratch);
         if (s.attention != KIGO_NO_ATTENTION) bring_near(block.attention, table, block.sight);
-        multiply_any(s, number, reinterpret_cast<float*>(p.logits), factor, operands, turns, turn, reader);
+        multiply_any(s, number, reinterpret_cast<float*>(p.logits), __fmul_rn(factor, s.weight_scale), operands, turns, turn, reader);
     }
 }
 

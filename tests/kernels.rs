@@ -35,6 +35,8 @@ fn layout() -> &'static Path {
 struct Unpacked {
     record_k: usize,
     record_bytes: usize,
+    /// What weights are times what stands for them.
+    scale: f32,
     /// Columns with those that fill the last record.
     stride: usize,
     /// Rows, with those that fill the last tile, of `stride` weights.
@@ -54,9 +56,10 @@ fn unpack(kind: QuantType, n_rows: usize, n_columns: usize, blocks: Vec<u8>) -> 
     let words: Vec<u32> = output.stdout.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
     let [record_k, record_bytes] = [words[0] as usize, words[1] as usize];
     let stride = n_columns.next_multiple_of(record_k);
-    let weights: Vec<f32> = words[2..].iter().map(|&bits| f32::from_bits(bits)).collect();
+    let scale = f32::from_bits(words[2]);
+    let weights: Vec<f32> = words[3..].iter().map(|&bits| f32::from_bits(bits)).collect();
     assert_eq!(weights.len(), n_rows.next_multiple_of(TILE) * stride, "{command:?}");
-    Unpacked { record_k, record_bytes, stride, weights }
+    Unpacked { record_k, record_bytes, scale, stride, weights }
 }
 
 /// Where the halves in a block are.
@@ -92,6 +95,8 @@ fn random_blocks(kind: QuantType, n: usize, seed: u64) -> Vec<u8> {
         match kind {
             QuantType::BF16 if block[1] & 0x7f == 0x7f => block[1] ^= 0x40,
             QuantType::F32 if block[3] & 0x7f == 0x7f => block[3] ^= 0x40,
+            // Powers of two that twice and half of a weight stay in the range of.
+            QuantType::MXFP4 => block[0] = 64 + block[0] % 128,
             _ => {}
         }
     }
@@ -107,8 +112,18 @@ fn columns(kind: QuantType) -> [usize; 4] {
     }
 }
 
+/// How far a weight may be from that of the file: a multiple of what halves round, for the largest weight and the span of 16
+/// neighbours, which share a scale, and of the least half.
+fn tolerance(kind: QuantType, neighbours: &[f32], scale: f32) -> f32 {
+    if matches!(kind, QuantType::F32 | QuantType::F16 | QuantType::BF16) {
+        return 0.0;
+    }
+    let (least, most) = neighbours.iter().fold((0.0_f32, 0.0_f32), |(least, most), &w| (least.min(w), most.max(w)));
+    (most - least) * 2.0_f32.powi(-9) + scale * 2.0_f32.powi(-23)
+}
+
 #[test]
-fn records_hold_exactly_the_weights_of_the_blocks() {
+fn records_hold_the_weights_of_the_blocks() {
     for (&kind, seed) in QuantType::ALL.iter().zip(1..) {
         for (n_columns, n_rows) in
             columns(kind).into_iter().flat_map(|columns| [(columns, 16), (columns, 19), (columns, 1)])
@@ -123,23 +138,56 @@ fn records_hold_exactly_the_weights_of_the_blocks() {
             for (i, &weight) in found.weights.iter().enumerate() {
                 let (row, column) = (i / found.stride, i % found.stride);
                 let inside = row < n_rows && column < n_columns;
-                let expected = if inside { expected[row * n_columns + column] } else { 0.0 };
+                let at = row * n_columns + column;
+                let (expected, within) = if inside {
+                    let first = at - column % 16;
+                    let neighbours = &expected[first..expected.len().min(first + 16)];
+                    (expected[at], tolerance(kind, neighbours, found.scale))
+                } else {
+                    (0.0, 0.0)
+                };
                 assert!(
-                    weight == expected,
-                    "{name}, row {row}, column {column}: expected {expected:e}, found {weight:e}"
+                    (weight - expected).abs() <= within,
+                    "{name}, row {row}, column {column}: expected {expected:e} within {within:e}, found {weight:e}"
                 );
             }
         }
     }
 }
 
+/// Matrices as models have them, whose scales differ little.
 #[test]
-fn records_have_the_bytes_of_their_blocks() {
+fn weights_are_rounded_like_halves() {
+    for (&kind, seed) in QuantType::ALL.iter().zip(1..) {
+        let (n_rows, n_columns) = (32, 512);
+        let mut blocks = random_blocks(kind, n_rows * n_columns / kind.block_len(), seed);
+        for block in blocks.chunks_exact_mut(kind.block_bytes()) {
+            match kind {
+                QuantType::F32 | QuantType::F16 | QuantType::BF16 => {}
+                QuantType::MXFP4 => block[0] = 120 + block[0] % 8,
+                // From 2^-9 to 2^-6.
+                _ => halves(kind).iter().for_each(|at| block[at + 1] = 6 << 2 | block[at + 1] & 0x8f),
+            }
+        }
+        let mut expected = vec![f32::NAN; n_rows * n_columns];
+        kind.dequantize(&blocks, &mut expected);
+        let found = unpack(kind, n_rows, n_columns, blocks);
+        assert_eq!(found.weights.len(), expected.len());
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let error: f64 = expected.iter().zip(&found.weights).map(|(a, b)| square(a - b)).sum();
+        let relative = error / expected.iter().map(|&x| square(x)).sum::<f64>();
+        assert!(relative <= 5e-7, "{}: squared error {relative:.1e}", kind.name());
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn records_have_the_columns_and_bytes_that_are_reserved_for_them() {
+    use kigo::backend::cuda::layout;
     for &kind in QuantType::ALL {
         let n_columns = 256.max(kind.block_len());
-        let n_blocks = TILE * n_columns / kind.block_len();
-        let found = unpack(kind, TILE, n_columns, random_blocks(kind, n_blocks, 1));
-        let record_bytes = n_columns / found.record_k * found.record_bytes;
-        assert_eq!(record_bytes, n_blocks * kind.block_bytes(), "{}", kind.name());
+        let found = unpack(kind, TILE, n_columns, random_blocks(kind, TILE * n_columns / kind.block_len(), 1));
+        let expected = (layout::record_columns(kind), layout::record_bytes(kind));
+        assert_eq!((found.record_k, found.record_bytes as u64), expected, "{}", kind.name());
     }
 }

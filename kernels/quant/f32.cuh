@@ -6,7 +6,6 @@
 struct F32 {
     static constexpr int kBlockLen = 1, kBlockBytes = 4;
     static constexpr int kRecordK = 64, kScaleBytes = 0, kGroupK = 0;
-    static constexpr bool kHasMin = false, kScalesCodes = false;
     static constexpr Operand kOperand = Operand::kF32;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<32, 0>;

@@ -9,30 +9,41 @@
 //   high planes   the same for the bits above, where a type has them
 //   scales        in an order of the type's own
 //
-// Within a unit, lane (g = lane / 4, t = lane % 4) owns the weights that mma.m16n8k16 wants from it. Product j (0..3) covers
-// columns 16 j .. 16 j + 15, and its register r (0..3), half h (0, 1) is
-//   row g + 8 (r & 1), column 16 j + 4 t + 2 (r >> 1) + h
-// so that the four activations that a lane multiplies them with are neighbours. Any order of k would do, as long as
-// weights and activations agree.
+// Within a unit, lane (g = lane / 4, t = lane % 4) owns the weights that mma.m16n8k16 wants from it. Register r (0..3), half h
+// (0, 1) of product j (0..3) is
+//   row g + 8 (r & 1), column 32 h + 16 (j >> 1) + 4 t + 2 (j & 1) + (r >> 1)
+// so that both halves have scales of their own, of columns 0..31 and 32..63, and all registers of a row the same two (or, where
+// 16 columns share a scale, those of products 0 and 1, and of 2 and 3). Any order of k would do, as long as weights and
+// activations agree.
+//
+// A code becomes a weight by one multiply-add of halves, and is multiplied as a half. A code n is found as the half whose bits
+// are n 2^s: below 2048 the value of a half is its bits times 2^-24. With shifts of 2^-24 in the scale, weights come out times
+// a power of two of their matrix, so that they lie well in the range of a half; it is chosen when all of the
+// matrix is there. What is rounded: scale and minimum of 16 or 32 weights, and the weight.
 //
 // A type (one file each) is a struct with
 //   kBlockLen, kBlockBytes        the block of the file
 //   kRecordK                      columns in a record
 //   kScaleBytes                   bytes of a record's scales, a multiple of 16
 //   kGroupK                       columns that share a scale: 16 or 32; 0 for types without scales
-//   kHasMin                       whether a weight is scale * code - min rather than scale * code
-//   kScalesCodes                  whether a code times a part of its scale, a small integer, is multiplied: then code_scales
-//                                 has that part as two equal halves, of rows g and g + 8, and rest_scale what the record shares
 //   Planes                        one of the templates below
 //   code(block, i)                weight i of a block as an unsigned code (for types without scales: its bits)
 //   kZero                         the code of a weight that does not exist; irrelevant where the scale is zero
-//   operand(pair)                 two codes of the planes as what is multiplied; not where Planes has operands of its own
-//   pack_scales(out, lane, rows)  writes the scales of a record; rows(r) is row r's blocks, or null
-//   Scales, load_scales(in, g), scale(scales, group), min(scales, group)   of rows g (.x) and g + 8 (.y)
+//   pack_scales(out, lane, n_columns, rows)   writes the scales of a record as the file has them; rows(r) is row r's blocks, or null
+// and those with scales
+//   kTop                          what is multiplied with scales of the file has to stay below 2^kTop
+//   top(scales, lane)             the largest magnitude of these numbers in a record, for lanes 0..31 some each
+//   shift(scales, lane, x)        multiplies them with 2^x and what else belongs to them with its power of two
+//   Scales, load_scales(in, g)    the scales of rows g and g + 8 of a record
+//   affine(scales, unit, part)    what makes weights of the codes of a unit, of products 0 and 1 (part 0) or 2 and 3
 #pragma once
 
 #include <cstdint>
 
+#ifndef __CUDA_ARCH__
+#include <algorithm>
+#include <cmath>
+#endif
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #define KIGO_FN __host__ __device__ __forceinline__
@@ -57,7 +68,7 @@ enum class Operand {
 };
 
 // Of two numbers of 16 bits, packed with the first in the low half.
-KIGO_FN uint32_t pack16(uint32_t low, uint32_t high) { return low | high << 16; }
+KIGO_FN constexpr uint32_t pack16(uint32_t low, uint32_t high) { return low | high << 16; }
 
 KIGO_FN uint32_t load16(const uint8_t* at) { return at[0] | uint32_t(at[1]) << 8; }
 
@@ -104,45 +115,51 @@ KIGO_FN uint32_t record_place(uint32_t tile, uint32_t record, uint32_t n_records
 }
 
 #ifndef __CUDA_ARCH__
-// The half of a number that a normal half or zero has exactly.
-inline uint32_t exact_half(float value) {
-    const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-    return sign | (magnitude == 0 ? 0 : (magnitude >> 13) - (112u << 10));
+// The half nearest to a number.
+inline uint32_t nearest_half(double value) {
+    const uint32_t sign = std::signbit(value) ? 0x8000 : 0;
+    const double magnitude = std::fabs(value);
+    if (std::isnan(value)) return 0x7fff;
+    if (magnitude >= 65520) return sign | 0x7c00;
+    const int exponent = magnitude == 0 ? -14 : std::max(std::ilogb(magnitude), -14);
+    // The last place of 11 bits.
+    const int n = int(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+    return sign | uint32_t(((exponent + 15) << 10) + n - 1024);
 }
 #endif
 
-// The byte of a half that makes 1024 + n of a small integer n: there the last place is 1.
-constexpr uint32_t k1024 = 0x64;
-
-// Two halves 1024 + n, n in 0..1023, to n - kOffset, exactly.
-template <int kOffset>
-KIGO_FN uint32_t without_bias(uint32_t biased) {
+// The half nearest to an f32.
+KIGO_FN uint32_t float_to_half(float value) {
 #ifdef __CUDA_ARCH__
-    constexpr uint32_t bias = (k1024 << 8) + kOffset;
-    uint32_t out;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(biased), "r"(pack16(bias, bias)));
-    return out;
+    return __half_as_ushort(__float2half_rn(value));
 #else
-    const auto half = [&](int at) { return exact_half(half_to_float(biased >> at & 0xffff) - (1024 + kOffset)); };
-    return pack16(half(0), half(16));
+    return nearest_half(value);
 #endif
 }
 
-// Two small integers 0..1023 in two fields of 16 bits, minus kOffset, as two halves, exactly.
-template <int kOffset>
-KIGO_FN uint32_t small_integers(uint32_t pair) {
-    return without_bias<kOffset>(pair | k1024 * 0x01000100u);
-}
-
-// The products of two pairs of halves.
+// Two products of pairs of halves, and two products plus others, rounded once.
 KIGO_FN uint32_t multiply_halves(uint32_t a, uint32_t b) {
 #ifdef __CUDA_ARCH__
     uint32_t out;
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
     return out;
 #else
-    const auto product = [&](int at) { return exact_half(half_to_float(a >> at & 0xffff) * half_to_float(b >> at & 0xffff)); };
+    const auto product = [&](int at) { return nearest_half(double(half_to_float(a >> at & 0xffff)) * half_to_float(b >> at & 0xffff)); };
     return pack16(product(0), product(16));
+#endif
+}
+
+KIGO_FN uint32_t multiply_add_halves(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+    uint32_t out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+#else
+    const auto sum = [&](int at) {
+        const auto half = [&](uint32_t pair) { return double(half_to_float(pair >> at & 0xffff)); };
+        return nearest_half(half(a) * half(b) + half(c));
+    };
+    return pack16(sum(0), sum(16));
 #endif
 }
 
@@ -165,54 +182,85 @@ KIGO_FN uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
 #endif
 }
 
-// The bits of 32 weights of a lane, `kBits` each (1, 2 or 4): `words` of 32 bits. The pair of halves (j, r) is taken out
-// with one shift and one mask.
-template <int kBits>
+// The magnitude of the half at an address.
+KIGO_FN float half_magnitude(const uint8_t* at) { return half_to_float(load16(at) & 0x7fff); }
+
+// Multiplies it with 2^x.
+KIGO_FN void shift_half(uint8_t* at, int x) {
+    const uint32_t bits = float_to_half(ldexpf(half_to_float(load16(at)), x));
+#ifdef __CUDA_ARCH__
+    // Not byte by byte: nvcc 13.0 takes the low byte of a half's bits for the half as an integer.
+    *reinterpret_cast<uint16_t*>(at) = uint16_t(bits);
+#else
+    at[0] = uint8_t(bits);
+    at[1] = uint8_t(bits >> 8);
+#endif
+}
+
+// The same half twice: the first of a word, or the second.
+KIGO_FN uint32_t low_twice(uint32_t word) { return permute(word, 0, 0x1010); }
+KIGO_FN uint32_t high_twice(uint32_t word) { return permute(word, 0, 0x3232); }
+
+// The differences of two pairs of halves.
+KIGO_FN uint32_t subtract_halves(uint32_t a, uint32_t b) { return multiply_add_halves(b, pack16(0xbc00, 0xbc00), a); }
+
+// A pair of halves n 2^-24 with n below 2048.
+KIGO_FN constexpr uint32_t tiny_pair(uint32_t n) { return n * 0x00010001u; }
+KIGO_FN constexpr uint32_t minus(uint32_t pair) { return pair ^ 0x80008000u; }
+
+// The byte of a half that makes 1024 + n of a byte n: there the last place is 1.
+constexpr uint32_t k1024 = 0x64;
+
+// Two of the bytes n of a word as halves 1024 + n.
+KIGO_FN uint32_t biased_bytes(uint32_t word, int first, int second) { return permute(word, k1024, 0x4040 | second << 8 | first); }
+
+// The bits of 32 weights of a lane, `kBits` each (1, 2 or 4), in `words` of 32 bits: half h of a register is in bits 16 h to
+// 16 h + 15. The registers of rows g and g + 8 that are neighbours (r and r + 1 of a product, together a place) are 4 bits
+// apart, so that what brings one to bit `kTo` brings the other to kTo + 4. Fields go round the ends of the 16 bits.
+template <int kBits, int kTo>
 struct Plane {
     static constexpr int kWords = kBits;
-    static constexpr int kPairsPerWord = 16 / kBits;
-    static constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x00010001u;
+    static constexpr int kPlaces = 8 / kBits;
+    static constexpr uint32_t kMask = tiny_pair(((1u << kBits) - 1) << kTo);
+
+    // How far a place is from where it is wanted.
+    KIGO_FN static constexpr int distance(int place) { return place % kPlaces % (4 / kBits) * kBits + place % kPlaces / (4 / kBits) * 8; }
 
     // Adds the code of half h of register r of product j to the words.
     KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) {
-        const int pair = 4 * j + r;
-        words[pair / kPairsPerWord] |= code << (kBits * (pair % kPairsPerWord) + 16 * h);
+        const int place = 2 * j + (r >> 1);
+        const uint32_t bits = code << (distance(place) + kTo + 4 * (r & 1));
+        words[place / kPlaces] |= ((bits & 0xffff) | bits >> 16) << 16 * h;
     }
 
-    KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) {
-        const int pair = 4 * j + r;
-        return words[pair / kPairsPerWord] >> (kBits * (pair % kPairsPerWord)) & kMask;
+    // The word with a place where it is wanted, and what else is there.
+    KIGO_FN static uint32_t place(const uint32_t* words, int place) {
+        const uint32_t word = words[place / kPlaces];
+        return (distance(place) < 8 ? word : permute(word, 0, 0x2301)) >> distance(place) % 8;
     }
 };
 
 // Eight bits: a pair is two neighbouring bytes.
 template <>
-struct Plane<8> {
+struct Plane<8, 0> {
     static constexpr int kWords = 8;
 
     KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) {
         words[2 * j + r / 2] |= code << (16 * (r % 2) + 8 * h);
     }
-
-    KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) {
-        const uint32_t word = words[2 * j + r / 2];
-        return permute(word, 0, r % 2 ? 0x4342 : 0x4140);
-    }
 };
 
 // Sixteen bits: a pair is a word.
 template <>
-struct Plane<16> {
+struct Plane<16, 0> {
     static constexpr int kWords = 16;
 
     KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) { words[4 * j + r] |= code << 16 * h; }
-
-    KIGO_FN static uint32_t pair(const uint32_t* words, int j, int r) { return words[4 * j + r]; }
 };
 
-// Thirty-two bits: words 8 j + 4 (r & 1) + 2 (r >> 1) + h, that is four neighbours of one row after the other.
+// Thirty-two bits: words 8 j + 4 (r & 1) + 2 (r >> 1) + h, that is four of one row after the other.
 template <>
-struct Plane<32> {
+struct Plane<32, 0> {
     static constexpr int kWords = 32;
 
     KIGO_FN static void put(uint32_t* words, int j, int r, int h, uint32_t code) {
@@ -220,23 +268,25 @@ struct Plane<32> {
     }
 };
 
-template <>
-struct Plane<0> {
+template <int kTo>
+struct Plane<0, kTo> {
     static constexpr int kWords = 0;
+    static constexpr uint32_t kMask = 0;
 
     KIGO_FN static void put(uint32_t*, int, int, int, uint32_t) {}
 
-    KIGO_FN static uint32_t pair(const uint32_t*, int, int) { return 0; }
+    KIGO_FN static uint32_t place(const uint32_t*, int) { return 0; }
 };
 
-// Codes of kLow + kHigh bits, split into two planes.
-template <int kLow, int kHigh>
+// Codes of kLow + kHigh bits, split into two planes. Codes of rows g come out times 2^kShift, of rows g + 8 times
+// 2^(kShift + kOdd), both below 2048.
+template <int kLow, int kHigh, int kShiftBits = 0>
 struct PlanesOf {
-    using Low = Plane<kLow>;
-    using High = Plane<kHigh>;
+    static constexpr int kShift = kShiftBits, kOdd = kLow < 8 ? 4 : 0;
     static constexpr int kLowBits = kLow;
-    static constexpr int kHighBits = kHigh;
-    static constexpr int kBytesPerLane = 4 * (Low::kWords + High::kWords);
+    static_assert(kLow >= 8 || kLow + kHigh + kShift + kOdd <= 11);
+    using Low = Plane<kLow, kShift>;
+    using High = Plane<kHigh, kShift + kLow % 32>;
 
     // A lane's weights of one unit.
     struct Unit {
@@ -253,23 +303,50 @@ struct PlanesOf {
         }
     }
 
-    // Codes of halves 0 and 1 of register r of product j, in two fields of 16 bits.
-    KIGO_FN static uint32_t pair(const Unit& unit, int j, int r) {
-        return Low::pair(unit.low, j, r) | High::pair(unit.high, j, r) << kLow % 16;
-    }
-
-    // The registers of product j.
-    template <class Type>
-    KIGO_FN static void operands(const Unit& unit, int j, uint32_t out[4]) {
-        KIGO_UNROLL
-        for (int r = 0; r < 4; r++) out[r] = Type::operand(pair(unit, j, r));
+    // The codes of the registers of product j as pairs of halves; for types without scales their bits.
+    KIGO_FN static void codes(const Unit& unit, int j, uint32_t out[4]) {
+        if constexpr (kLow == 16) {
+            KIGO_UNROLL
+            for (int r = 0; r < 4; r++) out[r] = unit.low[4 * j + r];
+        } else if constexpr (kLow == 8) {
+            KIGO_UNROLL
+            for (int r = 0; r < 4; r++) out[r] = permute(unit.low[2 * j + r / 2], 0, r % 2 ? 0x4342 : 0x4140);
+        } else {
+            KIGO_UNROLL
+            for (int i = 0; i < 2; i++) {
+                const uint32_t low = Low::place(unit.low, 2 * j + i), high = High::place(unit.high, 2 * j + i);
+                out[2 * i] = (low & Low::kMask) | (high & High::kMask);
+                out[2 * i + 1] = (low & Low::kMask << kOdd) | (high & High::kMask << kOdd);
+            }
+        }
     }
 };
 
-// The four registers that lane and product `j` of a unit multiply; for types whose operands are halves or bfloat16.
+// What makes weights of the codes of rows g and g + 8: pairs of halves, for columns 0..31 and 32..63 of a unit.
+struct Affine {
+    uint32_t scale[2], offset[2];
+};
+
+// The weights of product j: registers of what is multiplied.
 template <class Type>
-KIGO_FN void operands(const typename Type::Planes::Unit& unit, int j, uint32_t out[4]) {
-    Type::Planes::template operands<Type>(unit, j, out);
+KIGO_FN void make_weights(const typename Type::Planes::Unit& unit, int j, const Affine& affine, uint32_t out[4]) {
+    Type::Planes::codes(unit, j, out);
+    KIGO_UNROLL
+    for (int r = 0; r < 4; r++) out[r] = multiply_add_halves(out[r], affine.scale[r % 2], affine.offset[r % 2]);
+}
+
+// Parts of a unit that have scales of their own.
+template <class Type>
+constexpr int kAffineParts = Type::kGroupK == 16 ? 2 : 1;
+
+// Weights of a matrix are what was multiplied times 2^(kPoint - x), x as `shift` of its type has it.
+template <class Type>
+constexpr int kPoint = 24 - Type::Planes::kShift;
+
+// The offset that takes code `zero` to 0.
+template <class Planes>
+KIGO_FN uint32_t offset_of(uint32_t scale, uint32_t zero, int row) {
+    return multiply_halves(scale, minus(tiny_pair(zero << (Planes::kShift + (row ? Planes::kOdd : 0)))));
 }
 
 // Where the parts of a record of `kUnits` units stand, in bytes.
@@ -366,6 +443,9 @@ KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type
     }
 }
 
+// The column of half h of register r of product j in lane t of a row's four.
+KIGO_FN constexpr int column_of(int j, int r, int h, int t) { return 32 * h + 16 * (j >> 1) + 4 * t + 2 * (j & 1) + (r >> 1); }
+
 // Writes one record, as one of 32 lanes. `rows(r)` is the first block of row r in this record, or null where the tile has no
 // such row; `n_columns` of the record's columns exist.
 template <class Type, class Rows>
@@ -380,7 +460,7 @@ KIGO_FN void pack_record(uint8_t* record, int lane, int n_columns, Rows rows) {
                 const uint8_t* row = rows(g + 8 * (r & 1));
                 KIGO_UNROLL
                 for (int h = 0; h < 2; h++) {
-                    const int k = kUnitK * unit + 16 * j + 4 * t + 2 * (r >> 1) + h;
+                    const int k = kUnitK * unit + column_of(j, r, h, t);
                     uint32_t code = Type::kZero;
                     if (row != nullptr && k < n_columns) {
                         code = Type::code(row + k / Type::kBlockLen * Type::kBlockBytes, k % Type::kBlockLen);

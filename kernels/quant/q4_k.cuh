@@ -1,35 +1,30 @@
-// Q4_K: 256 weights of 4 bits in 8 groups of 32, each with a scale d * sc and a minimum dmin * m of 6 bits (src/quant/q4_k.rs).
+// Q4_K: 256 weights d * sc * q - dmin * m in 8 groups, q of 4 bits, sc and m of 6 (src/quant/q4_k.rs).
 #pragma once
 
-#include "super_scales.cuh"
+#include "packed6.cuh"
 
 struct Q4_K {
     static constexpr int kBlockLen = 256, kBlockBytes = 144;
-    static constexpr int kRecordK = 256, kScaleBytes = 16 * kTileRows, kGroupK = 32;
-    static constexpr bool kHasMin = true, kScalesCodes = true;
+    static constexpr int kRecordK = 256, kScaleBytes = kSuperScaleBytes<16, 2>, kGroupK = 32, kTop = 6;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
-    using Planes = PlanesOf<4, 0>;
-    using Scales = SuperScales;
+    using Planes = PlanesOf<4, 0, 2>;
+    using Scales = SuperScales<16, 2>;
 
     KIGO_FN static uint32_t code(const uint8_t* block, int i) {
         return block[16 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
     }
 
-    KIGO_FN static uint32_t operand(uint32_t pair) { return small_integers<0>(pair); }
-
     template <class Rows>
     KIGO_FN static void pack_scales(uint8_t* out, int lane, int, Rows rows) {
-        pack_super_scales(out, lane, rows);
+        pack_super_scales<16, 2, 0>(out, lane, rows, packed6_byte);
     }
 
-    KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_super_scales(scales, g); }
+    KIGO_FN static float top(const uint8_t* scales, int lane) { return super_top<16, 2>(scales, lane); }
 
-    KIGO_FN static Float2 scale(const Scales& scales, int group) { return super_scale(scales, group); }
+    KIGO_FN static void shift(uint8_t* scales, int lane, int x) { shift_super_scales<Q4_K, 16, 2>(scales, lane, x); }
 
-    KIGO_FN static Float2 min(const Scales& scales, int group) { return super_min(scales, group); }
+    KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_super_scales<16, 2>(scales, g); }
 
-    KIGO_FN static void code_scales(uint32_t out[2], const Scales& scales, int group) { super_code_scales(out, scales, group); }
-
-    KIGO_FN static Float2 rest_scale(const Scales& scales) { return super_rest_scale(scales); }
+    KIGO_FN static Affine affine(const Scales& scales, int unit, int) { return packed6_affine<Q4_K>(scales, unit); }
 };

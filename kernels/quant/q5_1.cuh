@@ -5,8 +5,7 @@
 
 struct Q5_1 {
     static constexpr int kBlockLen = 32, kBlockBytes = 24;
-    static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<2>, kGroupK = 32;
-    static constexpr bool kHasMin = true, kScalesCodes = false;
+    static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<2>, kGroupK = 32, kTop = kBlockTop;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
     using Planes = PlanesOf<4, 1>;
@@ -16,16 +15,16 @@ struct Q5_1 {
         return (block[8 + i % 16] >> (i / 16 * 4) & 15) | (block[4 + i / 8] >> i % 8 & 1) << 4;
     }
 
-    KIGO_FN static uint32_t operand(uint32_t pair) { return small_integers<0>(pair); }
-
     template <class Rows>
     KIGO_FN static void pack_scales(uint8_t* out, int lane, int n_columns, Rows rows) {
-        pack_block_scales<Q5_1, 4>(out, lane, n_columns, rows);
+        pack_block_scales<Q5_1, 2>(out, lane, n_columns, rows);
     }
+
+    KIGO_FN static float top(const uint8_t* scales, int lane) { return block_top<2>(scales, lane); }
+
+    KIGO_FN static void shift(uint8_t* scales, int lane, int x) { shift_block_scales<Q5_1, 2>(scales, lane, x); }
 
     KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_block_scales<2>(scales, g); }
 
-    KIGO_FN static Float2 scale(const Scales& scales, int group) { return block_scale(scales, group); }
-
-    KIGO_FN static Float2 min(const Scales& scales, int group) { return block_min(scales, group); }
+    KIGO_FN static Affine affine(const Scales& scales, int, int) { return block_affine(scales); }
 };

@@ -1,22 +1,17 @@
 // Q6_K: 256 weights of 6 bits in 16 groups, each with a scale d * sc, sc a signed byte (src/quant/q6_k.rs).
 //
-// The scales of a record are the 16 sc of every row, then for g in 0..8 d of row g and of row g + 8.
+// A record has sc + 128.
 #pragma once
 
-#include "layout.cuh"
+#include "super_scales.cuh"
 
 struct Q6_K {
     static constexpr int kBlockLen = 256, kBlockBytes = 210;
-    static constexpr int kRecordK = 256, kScaleBytes = 18 * kTileRows, kGroupK = 16;
-    static constexpr bool kHasMin = false, kScalesCodes = false;
+    static constexpr int kRecordK = 256, kScaleBytes = kSuperScaleBytes<16, 1>, kGroupK = 16, kTop = 9;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 32;
-    using Planes = PlanesOf<4, 2>;
-
-    struct Scales {
-        uint32_t sc[2][4];
-        uint32_t d;
-    };
+    using Planes = PlanesOf<4, 2, 1>;
+    using Scales = SuperScales<16, 1>;
 
     KIGO_FN static uint32_t code(const uint8_t* block, int i) {
         const int h = i / 128, r = i / 32 % 4;
@@ -24,27 +19,16 @@ struct Q6_K {
         return low | (block[128 + 32 * h + i % 32] >> 2 * r & 3) << 4;
     }
 
-    KIGO_FN static uint32_t operand(uint32_t pair) { return small_integers<32>(pair); }
-
     template <class Rows>
     KIGO_FN static void pack_scales(uint8_t* out, int lane, int, Rows rows) {
-        if (lane >= kTileRows) return;
-        const uint8_t* row = rows(lane);
-        uint8_t* d = out + 16 * kTileRows + 4 * (lane % 8) + 2 * (lane / 8);
-        for (int i = 0; i < 16; i++) out[16 * lane + i] = row == nullptr ? 0 : row[192 + i];
-        for (int i = 0; i < 2; i++) d[i] = row == nullptr ? 0 : row[208 + i];
+        pack_super_scales<16, 1, 208>(out, lane, rows, [](const uint8_t* block, int i) { return uint8_t(block[192 + i] ^ 0x80); });
     }
 
-    KIGO_FN static Scales load_scales(const uint8_t* scales, int g) {
-        Scales out;
-        load_words<4>(out.sc[0], scales + 16 * g);
-        load_words<4>(out.sc[1], scales + 16 * (g + 8));
-        load_words<1>(&out.d, scales + 16 * kTileRows + 4 * g);
-        return out;
-    }
+    KIGO_FN static float top(const uint8_t* scales, int lane) { return super_top<16, 1>(scales, lane); }
 
-    KIGO_FN static Float2 scale(const Scales& scales, int group) {
-        const auto sc = [&](int row) { return float(int8_t(select_word(scales.sc[row], group / 4) >> 8 * (group % 4))); };
-        return {half_to_float(scales.d & 0xffff) * sc(0), half_to_float(scales.d >> 16) * sc(1)};
-    }
+    KIGO_FN static void shift(uint8_t* scales, int lane, int x) { shift_super_scales<Q6_K, 16, 1>(scales, lane, x); }
+
+    KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_super_scales<16, 1>(scales, g); }
+
+    KIGO_FN static Affine affine(const Scales& scales, int unit, int part) { return sixteens_affine<Planes, kZero, 128>(scales, unit, part); }
 };

@@ -5,8 +5,7 @@
 
 struct Q8_0 {
     static constexpr int kBlockLen = 32, kBlockBytes = 34;
-    static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32;
-    static constexpr bool kHasMin = false, kScalesCodes = false;
+    static constexpr int kRecordK = 64, kScaleBytes = kBlockScaleBytes<1>, kGroupK = 32, kTop = kBlockTop;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 128;
     using Planes = PlanesOf<8, 0>;
@@ -14,14 +13,16 @@ struct Q8_0 {
 
     KIGO_FN static uint32_t code(const uint8_t* block, int i) { return block[2 + i] ^ 0x80; }
 
-    KIGO_FN static uint32_t operand(uint32_t pair) { return small_integers<128>(pair); }
-
     template <class Rows>
     KIGO_FN static void pack_scales(uint8_t* out, int lane, int n_columns, Rows rows) {
-        pack_block_scales<Q8_0, 2>(out, lane, n_columns, rows);
+        pack_block_scales<Q8_0, 1>(out, lane, n_columns, rows);
     }
+
+    KIGO_FN static float top(const uint8_t* scales, int lane) { return block_top<1>(scales, lane); }
+
+    KIGO_FN static void shift(uint8_t* scales, int lane, int x) { shift_block_scales<Q8_0, 1>(scales, lane, x); }
 
     KIGO_FN static Scales load_scales(const uint8_t* scales, int g) { return load_block_scales<1>(scales, g); }
 
-    KIGO_FN static Float2 scale(const Scales& scales, int group) { return block_scale(scales, group); }
+    KIGO_FN static Affine affine(const Scales& scales, int, int) { return block_affine<Planes, kZero>(scales); }
 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kigo::backend::cuda::context::Context;
-use kigo::backend::cuda::layout::{Place, THREADS, TILE_ROWS, TypeTable, record_bytes, record_columns};
+use kigo::backend::cuda::layout::{Place, Records, THREADS, TILE_ROWS, TypeTable, record_bytes, record_columns};
 use kigo::backend::cuda::load::{Piece, Repack, Target};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::module::{Function, KernelParams, Module, embedded};
@@ -107,10 +107,12 @@ impl Gpu {
         self.launch(kernel, [n as u32, 1, 1], THREADS, shared, params);
     }
 
-    /// Matrices of one type and width, repacked from the blocks of a file; what no repacking wrote is all ones.
-    pub fn repack(&self, parts: &[(&Matrix, Place)], n_tiles: usize) -> DeviceBuffer {
+    /// Matrices of one type and width, repacked from the blocks of a file, and what their weights are times what stands for
+    /// them; what no repacking wrote is all ones.
+    pub fn repack(&self, parts: &[(&Matrix, Place)], n_tiles: usize) -> (DeviceBuffer, f32) {
         let first = parts[0].0;
-        let bytes = (n_tiles * first.n_records()) as u64 * record_bytes(first.quant_type);
+        let n_records = (n_tiles * first.n_records()) as u64;
+        let bytes = n_records * record_bytes(first.quant_type);
         let weights = self.filled(bytes as usize, 0xff);
         for (matrix, place) in parts {
             let (piece, row_bytes) = (piece(matrix), matrix.data.len() / matrix.rows);
@@ -128,7 +130,9 @@ impl Gpu {
                 self.stream.synchronize().unwrap();
             }
         }
-        weights
+        let records = Records { quant: first.quant_type, address: weights.address(), n_records };
+        let scales = self.types.shift_scales(&self.stream, &[records]).unwrap();
+        (weights, scales[0])
     }
 }
 

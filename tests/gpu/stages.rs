@@ -220,7 +220,7 @@ fn no_product() -> KigoMatmul {
         experts: 0,
         starts: 0,
         share: 1,
-        pad: 0,
+        weight_scale: 1.0,
         n_slots: 0,
         sum_columns: 0,
     }
@@ -374,7 +374,8 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
                 let (out, magnitudes) = (gpu.floats(&out), gpu.words(&magnitudes));
                 let params = KigoMatmul {
                     input: rows.input(first, n, norm),
-                    weights: if kind == KIGO_GATED { both.address() } else { single.address() },
+                    weights: if kind == KIGO_GATED { both.0.address() } else { single.0.address() },
+                    weight_scale: if kind == KIGO_GATED { both.1 } else { single.1 },
                     out: out.address(),
                     bias: [if has_bias { bias_buffer.address() } else { 0 }, 0, 0],
                     magnitudes: magnitudes.address(),
@@ -453,7 +454,7 @@ fn check_embed(gpu: &Gpu, table: &Matrix, positions: Option<&[f32]>, scale: f32)
     const OF_X: usize = 1;
     let (n, k, width) = (table.rows, table.cols, stride(table.cols));
     let position = |row: usize| if positions.is_some() { row as u32 % 7 } else { [0, 1, 1000, 131_071][row % 4] };
-    let weights = gpu.repack(&[(table, table.place(1, 0))], table.n_tiles());
+    let (weights, weight_scale) = gpu.repack(&[(table, table.place(1, 0))], table.n_tiles());
     // The later pairs are of a kind of rope that grows what it turns.
     let pair = |i: usize| (10_000f64.powf(-(i as f64) / 24.0) / 3.0, if i < 20 { 1.0 } else { 1.25 });
     let angles = gpu
@@ -481,7 +482,7 @@ fn check_embed(gpu: &Gpu, table: &Matrix, positions: Option<&[f32]>, scale: f32)
         n_records: table.n_records() as u32,
         k: k as u32,
         stride: width as u32,
-        scale,
+        scale: scale * weight_scale,
         pad: 0,
     };
     gpu.launch_rows(&gpu.types().of(table.quant_type).unwrap().embed, n, 0, &params);
@@ -493,11 +494,15 @@ fn check_embed(gpu: &Gpu, table: &Matrix, positions: Option<&[f32]>, scale: f32)
         let expected: Vec<f64> =
             weights.iter().enumerate().map(|(i, &w)| f64::from(w) * f64::from(scale) + learned(i)).collect();
         let largest = expected.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        // Quantised weights become halves, as in products.
+        let bound = if table.quant_type.block_len() == 1 { 1e-6 } else { 2f64.powi(-9) };
         for (i, (&found, expected)) in found.iter().zip(&expected).enumerate() {
             let error = (f64::from(found) - expected).abs() / largest;
-            assert!(error <= 1e-6, "{name}: weight {i} of row {token} is {found}, expected {expected}");
-            worst = worst.max(error);
+            assert!(error <= bound, "{name}: weight {i} of row {token} is {found}, expected {expected}");
         }
+        let error = nmse(&found[..k], &expected);
+        assert!(error <= MAX_NMSE, "{name}: squared error {error:e} in row {token}");
+        worst = worst.max(error);
         assert!(found[k..].iter().all(|x| x.to_bits() == POISON), "{name}: row {token} beyond its end");
     }
     assert!(x[n * width..].iter().all(|x| x.to_bits() == POISON), "{name}: a row beyond the last");
@@ -675,11 +680,12 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
                 (&parts[part], place)
             })
             .collect();
-        let weights = gpu.repack(&placed, n_tiles);
+        let (weights, weight_scale) = gpu.repack(&placed, n_tiles);
         let first_tile = N_HEAD[..start].iter().sum::<usize>() * per_head;
         let params = KigoMatmul {
             input: rows.input(0, n, KIGO_NORM_RMS),
             weights: weights.address(),
+            weight_scale,
             bias: if norm.is_some() { [0; 3] } else { bias },
             n: n as u32,
             n_rows: (n_tiles * 16) as u32,

@@ -1,6 +1,9 @@
-// Packs a matrix into records and unpacks it again, as one lane after the other: `layout TYPE ROWS COLUMNS`, the blocks on
-// stdin. Writes to stdout, little-endian: u32 columns of a record, u32 bytes of a record, then f32 weights, row after row, of
+// Packs a matrix into records, shifts its scales, and unpacks it again, as one lane after the other: `layout TYPE ROWS COLUMNS`,
+// the blocks on stdin. Writes to stdout, little-endian: u32 columns of a record, u32 bytes of a record, f32 what weights
+// are times what stands for them, then f32 weights, row after row, of
 // the matrix with the rows and columns that fill its last tile and records.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,14 +38,41 @@ std::vector<uint8_t> packed(const std::vector<uint8_t>& blocks, int n_rows, int 
     return out;
 }
 
-// Weight (j, r, h) of a unit without its scale.
+// Shifts the scales of all records as the kernels scales_top and scales_shift do, and returns what weights are times what
+// stands for them.
 template <class Type>
-float operand_of(const typename Type::Planes::Unit& unit, int j, int r, int h) {
+float shift_scales(std::vector<uint8_t>& records) {
+    if constexpr (Type::kGroupK == 0) {
+        return 1;
+    } else {
+        float top = 0;
+        const auto for_scales = [&](auto use) {
+            for (size_t at = 0; at < records.size(); at += Record<Type>::kBytes) {
+                for (int lane = 0; lane < 32; lane++) use(&records[at + Record<Type>::kScales], lane);
+            }
+        };
+        for_scales([&](uint8_t* scales, int lane) { top = std::max(top, Type::top(scales, lane)); });
+        if (top == 0) return 1;
+        const int shift = Type::kTop - (std::ilogb(top) + 1);
+        for_scales([&](uint8_t* scales, int lane) { Type::shift(scales, lane, shift); });
+        return std::ldexp(1.0f, kPoint<Type> - shift);
+    }
+}
+
+// Weight (j, r, h) of unit `index` of a record in lane `lane`.
+template <class Type>
+float weight_of(const uint8_t* record, int index, int lane, int j, int r, int h) {
+    const auto unit = load_unit<Type>(record, index, lane);
     if constexpr (Type::kOperand == Operand::kF32) {
         return bits_to_float(unit.low[8 * j + 4 * (r & 1) + 2 * (r >> 1) + h]);
     } else {
         uint32_t registers[4];
-        operands<Type>(unit, j, registers);
+        if constexpr (Type::kGroupK == 0) {
+            Type::Planes::codes(unit, j, registers);
+        } else {
+            const auto scales = Type::load_scales(record + Record<Type>::kScales, lane / 4);
+            make_weights<Type>(unit, j, Type::affine(scales, index, j / 2), registers);
+        }
         const uint32_t bits = registers[r] >> 16 * h & 0xffff;
         return Type::kOperand == Operand::kBf16 ? bits_to_float(bits << 16) : half_to_float(bits);
     }
@@ -50,20 +80,12 @@ float operand_of(const typename Type::Planes::Unit& unit, int j, int r, int h) {
 
 // The 16 x kRecordK weights of a record.
 template <class Type>
-void unpack(const uint8_t* record, float* out, int stride) {
+void unpack(const uint8_t* record, float scale, float* out, int stride) {
     for (int lane = 0; lane < 32; lane++) {
-        const int g = lane / 4, t = lane % 4;
         for (int i = 0; i < Type::kRecordK / kUnitK * 32; i++) {
             const int unit = i / 32, j = i / 8 % 4, r = i / 2 % 4, h = i % 2;
-            const int row = g + 8 * (r & 1), k = kUnitK * unit + 16 * j + 4 * t + 2 * (r >> 1) + h;
-            float weight = operand_of<Type>(load_unit<Type>(record, unit, lane), j, r, h);
-            if constexpr (Type::kGroupK > 0) {
-                const auto scales = Type::load_scales(record + Record<Type>::kScales, g);
-                const auto of_row = [&](Float2 pair) { return r & 1 ? pair.y : pair.x; };
-                weight *= of_row(Type::scale(scales, k / Type::kGroupK));
-                if constexpr (Type::kHasMin) weight -= of_row(Type::min(scales, k / Type::kGroupK));
-            }
-            out[row * stride + k] = weight;
+            const int row = lane / 4 + 8 * (r & 1), k = kUnitK * unit + column_of(j, r, h, lane % 4);
+            out[row * stride + k] = weight_of<Type>(record, unit, lane, j, r, h) * scale;
         }
     }
 }
@@ -71,18 +93,20 @@ void unpack(const uint8_t* record, float* out, int stride) {
 template <class Type>
 void run(const std::vector<uint8_t>& blocks, int n_rows, int n_columns) {
     const int n_records = (n_columns + Type::kRecordK - 1) / Type::kRecordK;
-    const std::vector<uint8_t> records = packed<Type>(blocks, n_rows, n_columns, n_records, 0x5a);
+    std::vector<uint8_t> records = packed<Type>(blocks, n_rows, n_columns, n_records, 0x5a);
     if (records != packed<Type>(blocks, n_rows, n_columns, n_records, 0xa5)) fail("a byte of a record is not written");
+    const float scale = shift_scales<Type>(records);
 
     const int stride = n_records * Type::kRecordK;
     const size_t n_tiles = records.size() / Record<Type>::kBytes / n_records;
     std::vector<float> weights(n_tiles * kTileRows * stride);
     for (size_t i = 0; i < n_tiles * n_records; i++) {
         float* out = &weights[i / n_records * kTileRows * stride + i % n_records * Type::kRecordK];
-        unpack<Type>(&records[i * Record<Type>::kBytes], out, stride);
+        unpack<Type>(&records[i * Record<Type>::kBytes], scale, out, stride);
     }
     const uint32_t facts[] = {Type::kRecordK, Record<Type>::kBytes};
     std::fwrite(facts, 4, 2, stdout);
+    std::fwrite(&scale, 4, 1, stdout);
     std::fwrite(weights.data(), 4, weights.size(), stdout);
 }
 

@@ -175,7 +175,7 @@ impl Card {
         let wanted = slots(record, per_sm);
         let fewest = if per_sm == 1 { 2 } else { wanted };
         let columns = stride(job.k) as u32;
-        let row = columns * if wants_bf16(job.quant) { 4 } else { 2 } + columns / 4;
+        let row = columns * if wants_bf16(job.quant) { 4 } else { 2 };
         let staging = if job.has_norm { columns * 4 } else { 0 };
         let bytes = |n_slots: u32| n_slots * WARPS * record.next_multiple_of(LINE) + row + staging;
         let fits = |n_slots: &u32| {

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use super::blocks::{Card, Kernel};
 use super::context::Context;
 use super::load::{Piece, Repack, Space, Target};
+use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
-use super::params::{KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KigoRepack};
+use super::params::{KIGO_ROWS_HEADS, KIGO_ROWS_PLAIN, KIGO_ROWS_ROPE, KigoRepack, KigoScales};
 use super::stream::{Launch, Order, Stream};
+use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::gguf::TensorInfo;
 use crate::model::{Layer, ModelDesc, RopePairing, Weights};
@@ -48,6 +50,29 @@ pub struct Product {
     pub n_records: usize,
     /// Place of the first tile among those of q, k and v.
     pub first_tile: usize,
+    /// Matrices that stand one after the other: the experts.
+    pub n_matrices: usize,
+    /// Weights times what stands for them: a power of two that is known when all are there.
+    pub weight_scale: f32,
+}
+
+impl Product {
+    /// Where its records are.
+    fn records(&self, weights: u64) -> Records {
+        let n_records = self.n_matrices as u64 * self.n_tiles as u64 * self.n_records as u64;
+        Records { quant: self.quant, address: weights + self.offset, n_records }
+    }
+}
+
+/// Records of a matrix, or of some with the same power of two.
+#[derive(Debug, Clone, Copy)]
+pub struct Records {
+    /// The type.
+    pub quant: QuantType,
+    /// Address of the first.
+    pub address: u64,
+    /// How many there are.
+    pub n_records: u64,
 }
 
 /// Where one tensor goes: what the kernel `repack_<type>` wants to know.
@@ -196,6 +221,42 @@ impl Places {
     }
 }
 
+impl Places {
+    /// The products, each once.
+    fn products(&mut self) -> impl Iterator<Item = &mut Product> {
+        let tied = self.output.offset == self.token_embd.offset;
+        let output = (!tied).then_some(&mut self.output);
+        [&mut self.token_embd].into_iter().chain(output).chain(self.layers.iter_mut().flat_map(LayerPlaces::products))
+    }
+
+    /// See [`TypeTable::shift_scales`]; `weights` is where they start.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn shift_scales(&mut self, types: &TypeTable, stream: &Stream, weights: u64) -> Result<()> {
+        let mut matrices = try_vec(self.products().count(), "the list of matrices")?;
+        matrices.extend(self.products().map(|product| product.records(weights)));
+        let scales = types.shift_scales(stream, &matrices)?;
+        self.products().zip(scales).for_each(|(product, scale)| product.weight_scale = scale);
+        if self.output.offset == self.token_embd.offset {
+            self.output = self.token_embd;
+        }
+        Ok(())
+    }
+}
+
+impl LayerPlaces {
+    fn products(&mut self) -> impl Iterator<Item = &mut Product> {
+        let gate = match &mut self.ffn_gate {
+            Gate::Joint(product) | Gate::None(product) => [Some(product), None],
+            Gate::Apart { gate, up } => [Some(gate), Some(up)],
+        };
+        let router = self.ffn_gate_inp.as_mut().map(|(product, _)| product);
+        let attention = self.attn_qkv.iter_mut().chain([&mut self.attn_output]);
+        attention.chain(router).chain(gate.into_iter().flatten()).chain([&mut self.ffn_down])
+    }
+}
+
 impl Placing<'_> {
     fn layer(&mut self, layer: &Layer<TensorInfo>) -> Result<LayerPlaces> {
         let q_norm = self.optional(&layer.attn_q_norm)?;
@@ -253,7 +314,7 @@ impl Placing<'_> {
         let n_records = k.div_ceil(record_columns(quant));
         let bytes = (n_tiles as u64).checked_mul(n_records as u64).and_then(|n| n.checked_mul(record_bytes(quant)));
         let offset = self.space.place(bytes, &info.name)?;
-        Ok(Product { quant, offset, n_rows, k, n_tiles, n_records, first_tile: 0 })
+        Ok(Product { quant, offset, n_rows, k, n_tiles, n_records, first_tile: 0, n_matrices: 1, weight_scale: 1.0 })
     }
 
     fn place(&mut self, info: &TensorInfo, product: &Product, tiles: (usize, usize), (order, head_dim): (u32, usize)) {
@@ -294,7 +355,7 @@ impl Placing<'_> {
         for (i, part) in parts.iter().enumerate() {
             self.place(part, &product, (parts.len(), i), (order, n_rows));
         }
-        Ok(Product { n_tiles, ..product })
+        Ok(Product { n_tiles, n_matrices: n_expert, ..product })
     }
 
     /// Neighbours of the same type stand side by side.
@@ -334,9 +395,39 @@ pub fn record_columns(quant: QuantType) -> usize {
     quant.block_len().max(UNIT)
 }
 
-/// Bytes of a record: as many as its blocks take in the file.
+/// Bytes of a record: those of its blocks in the file, and more where bits of the scales become bytes.
 pub fn record_bytes(quant: QuantType) -> u64 {
-    (TILE_ROWS * record_columns(quant) / quant.block_len() * quant.block_bytes()) as u64
+    let more = match quant {
+        QuantType::Q3_K | QuantType::Q4_K | QuantType::Q5_K => 4,
+        QuantType::IQ4_XS => 2,
+        _ => 0,
+    };
+    (TILE_ROWS * (record_columns(quant) / quant.block_len() * quant.block_bytes() + more)) as u64
+}
+
+/// Where weights have scales, which are shifted by a power of two when all of a matrix is there: the power below which the
+/// halves stay that they come from, `kTop` of `kernels/quant`, and `kPoint`.
+fn shift_limits(quant: QuantType) -> Option<(i32, i32)> {
+    match quant {
+        QuantType::F32 | QuantType::F16 | QuantType::BF16 => None,
+        QuantType::Q4_0 | QuantType::Q4_1 | QuantType::Q5_0 | QuantType::Q5_1 | QuantType::Q8_0 => Some((15, 24)),
+        QuantType::IQ4_NL | QuantType::MXFP4 => Some((15, 24)),
+        QuantType::IQ4_XS => Some((11, 24)),
+        QuantType::Q2_K => Some((6, 20)),
+        QuantType::Q3_K => Some((11, 20)),
+        QuantType::Q4_K | QuantType::Q5_K => Some((6, 22)),
+        QuantType::Q6_K => Some((9, 23)),
+    }
+}
+
+/// The shift of the scales of a matrix whose largest is `top`, and what its weights are then times what stands for them.
+fn scale_shift(quant: QuantType, top: f32) -> (i32, f32) {
+    let Some((most, point)) = shift_limits(quant).filter(|_| top > 0.0) else { return (0, 1.0) };
+    // Infinities and what is no number count as the power after the largest.
+    let bits = top.to_bits();
+    let exponent = if bits >> 23 == 0 { 31 - bits.leading_zeros() as i32 - 149 } else { (bits >> 23) as i32 - 127 };
+    let shift = most - exponent - 1;
+    (shift, 2.0_f32.powi((point - shift).clamp(-126, 127)))
 }
 
 /// Bits of a weight without its scales.
@@ -361,7 +452,7 @@ pub fn wants_bf16(quant: QuantType) -> bool {
 
 /// Bytes of 8 rows by 64 columns of activations: `kActivationBytes`.
 pub fn activation_bytes(bf16: bool) -> usize {
-    if bf16 { 2048 } else { 1152 }
+    if bf16 { 2048 } else { 1024 }
 }
 
 /// The kernels of one type.
@@ -376,6 +467,8 @@ pub struct TypeKernels {
     /// Rows of a table.
     pub embed: Function,
     repack: Function,
+    scales_top: Function,
+    scales_shift: Function,
 }
 
 impl TypeKernels {
@@ -427,6 +520,8 @@ impl TypeTable {
                 prefill_wide: product("matmul_prefill_wide", Kernel::PrefillWide)?,
                 embed: function("embed")?,
                 repack: function("repack")?,
+                scales_top: function("scales_top")?,
+                scales_shift: function("scales_shift")?,
             };
             table.insert(quant, kernels);
         }
@@ -440,7 +535,46 @@ impl TypeTable {
     pub fn of(&self, quant: QuantType) -> Result<&TypeKernels> {
         self.0.get(&quant).ok_or_else(|| Error::Internal(format!("no kernels for {}", quant.name())))
     }
+
+    /// Brings the weights of matrices, all of which have been repacked, into the middle of a half's range; returns what
+    /// they are times what stands for them. It may be done once.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
+    pub fn shift_scales(&self, stream: &Stream, matrices: &[Records]) -> Result<Vec<f32>> {
+        const WHAT: &str = "the scales of the weights";
+        let bytes = size_of_val(matrices) / size_of::<Records>() * 4;
+        let tops = DeviceBuffer::new(stream.context(), Purpose::Workspace, bytes.max(4), WHAT)?;
+        tops.fill_u8(stream, 0)?;
+        let launch = |kernel: fn(&TypeKernels) -> &Function, i: usize, shift: i32| {
+            let Records { quant, address, n_records } = matrices[i];
+            let grid = [n_records.div_ceil(u64::from(WARPS)).clamp(1, MOST_SCALE_BLOCKS) as u32, 1, 1];
+            let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, order: Order::Serial };
+            let params = KigoScales { weights: address, n_records, top: tops.address() + 4 * i as u64, shift, pad: 0 };
+            stream.launch(kernel(self.of(quant)?), launch, &params)
+        };
+        let shifted = |i: &usize| shift_limits(matrices[*i].quant).is_some();
+        for i in (0..matrices.len()).filter(shifted) {
+            launch(|kernels| &kernels.scales_top, i, 0)?;
+        }
+        let mut found = try_vec(bytes, WHAT)?;
+        found.resize(bytes, 0);
+        tops.download(stream, 0, &mut found)?;
+        let mut scales = try_vec(matrices.len(), WHAT)?;
+        scales.resize(matrices.len(), 1.0);
+        for i in (0..matrices.len()).filter(shifted) {
+            let top = f32::from_le_bytes(*found.as_chunks::<4>().0.get(i).unwrap_or(&[0; 4]));
+            let (shift, scale) = scale_shift(matrices[i].quant, top);
+            scales[i] = scale;
+            launch(|kernels| &kernels.scales_shift, i, shift)?;
+        }
+        stream.synchronize()?;
+        Ok(scales)
+    }
 }
+
+/// Most blocks that look at the scales of a matrix.
+const MOST_SCALE_BLOCKS: u64 = 4096;
 
 impl Repack for TypeTable {
     type Matrix = Place;

@@ -196,7 +196,7 @@ impl CudaBackend {
         let bound = context.bind()?;
         check_desc(desc)?;
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
-        let (places, pieces, space) = Places::new(plan, desc)?;
+        let (mut places, pieces, space) = Places::new(plan, desc)?;
         let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
         let (n_batch, sizes, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
@@ -204,6 +204,7 @@ impl CudaBackend {
         let loaded = Instant::now();
 
         let stream = Arc::new(Stream::new(&context)?);
+        places.shift_scales(&types, &stream, weights.address())?;
         let divisors = plan.rope_divisors(desc, n_ctx).map(|info| vector(gguf, info)).transpose()?;
         let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &desc.rope.tables(divisors.as_deref()))?;
         let mut free = try_vec(N_SLOTS, "the samplers")?;

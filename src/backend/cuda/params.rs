@@ -198,7 +198,7 @@ mirrors! {
         experts: u64,
         starts: u64,
         share: u32,
-        pad: u32,
+        weight_scale: f32,
     }
 
     KigoHeads {
@@ -291,7 +291,7 @@ mirrors! {
         kind: u32,
         take: u32,
         quant: u32,
-        n_tiles: u32,
+        weight_scale: f32,
         n_rows: u32,
         n_records: u32,
         record_bytes: u32,
@@ -350,6 +350,14 @@ mirrors! {
         head_dim: u32,
         n_rot: u32,
         halves: u32,
+    }
+
+    KigoScales {
+        weights: u64,
+        n_records: u64,
+        top: u64,
+        shift: i32,
+        pad: u32,
     }
 
     KigoRead {

@@ -506,7 +506,7 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         experts: 0,
         starts: 0,
         share: 1,
-        pad: 0,
+        weight_scale: product.weight_scale,
     }
 }
 
@@ -572,7 +572,7 @@ pub fn embed(b: &CudaBackend, number: u64) -> Result<()> {
         n_records: table.n_records as u32,
         k: b.desc.n_embd as u32,
         stride: w.sizes.n_embd as u32,
-        scale: b.desc.embd_scale,
+        scale: b.desc.embd_scale * table.weight_scale,
         pad: 0,
     };
     launch(b, &b.kernels.types.of(table.quant)?.embed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)

@@ -211,7 +211,7 @@ impl Listing<'_> {
             kind: given.kind,
             take: taken.take,
             quant: type_number(product.quant)?,
-            n_tiles: product.n_tiles as u32,
+            weight_scale: product.weight_scale,
             n_rows: product.n_rows as u32,
             n_records,
             record_bytes: record,
@@ -427,7 +427,7 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -
     // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
     let attention = 36 * head_width + 10048 + PAGES_AT_ONCE * heads * head_width * 4;
     let row = stride(desc.n_embd) as u32 * 4;
-    let scratch = (columns + listing.columns * 16).max(attention as u32).max(row).next_multiple_of(LINE);
+    let scratch = columns.max(attention as u32).max(row).next_multiple_of(LINE);
     let rings = card.block_shared.checked_sub(KIGO_STEP_STATIC + row + scratch)?;
     let n_slots = (rings / (WARPS * KIGO_STEP_GROUPS * listing.slot)).min(KIGO_MAX_SLOTS);
     let shared_bytes = n_slots * WARPS * KIGO_STEP_GROUPS * listing.slot + row + scratch;
