@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy_async_wait_until(int pending) {
 // What the bulk copy engine writes to shared memory at a time: pieces that start elsewhere take a tenth longer.
 constexpr int kLine = 128;
 
-// A ring of slots for `kPieces` pieces of `kPiece` bytes, which one warp copies to shared memory ahead of using them: by the
+// A ring of slots for `kPieces` pieces of up to `kPiece` bytes, which one warp copies to shared memory ahead of using them: by the
 // bulk copy engine, which one lane tells what to do, where there is one (sm_90), else by all lanes.
 template <int kPiece, int kPieces>
 struct Ring {
@@ -96,28 +96,26 @@ struct Ring {
         return static_cast<uint32_t>(__cvta_generic_to_shared(at));
     }
 
-    // Starts to copy pieces into the next slot, which every lane has used; `from(i)` is where piece i stands, `any` whether
-    // there is something to copy.
+    // Starts to copy pieces of `bytes` each into the next slot, which every lane has used; `from(i)` is where piece i stands. With
+    // no bytes there is nothing to copy.
     template <class From>
-    __device__ __forceinline__ void fill(bool any, From from) {
+    __device__ __forceinline__ void fill(uint32_t bytes, From from) {
         uint8_t* to = slots + to_fill * kSlot;
 #if __CUDA_ARCH__ >= 900
-        if (any && lane == 0) {
+        if (bytes > 0 && lane == 0) {
             const uint32_t barrier = shared_address(full + to_fill);
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "n"(kPieces * kPiece) : "memory");
+            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(kPieces * bytes) : "memory");
             for (int i = 0; i < kPieces; i++) {
                 asm volatile(
                     "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
                         shared_address(to + i * kStep)),
-                    "l"(from(i)), "n"(kPiece), "r"(barrier), "l"(policy)
+                    "l"(from(i)), "r"(bytes), "r"(barrier), "l"(policy)
                     : "memory");
             }
         }
 #else
-        if (any) {
-            for (int i = 0; i < kPieces; i++) {
-                for (int at = lane * 16; at < kPiece; at += kWarp * 16) copy_async(to + i * kStep + at, from(i) + at);
-            }
+        for (int i = 0; i < kPieces; i++) {
+            for (uint32_t at = lane * 16; at < bytes; at += kWarp * 16) copy_async(to + i * kStep + at, from(i) + at);
         }
         copy_async_commit();
 #endif

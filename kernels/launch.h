@@ -38,6 +38,9 @@ typedef struct {
 /* Most slots of a warp's ring of records. */
 #define KIGO_MAX_SLOTS 16
 
+/* Bytes of neighbouring records that are copied together at most, where a record is not larger. */
+#define KIGO_PIECE 2432
+
 /* Where the activations of a product come from. */
 typedef struct {
     /* f32 [rows][stride]; columns k..stride are zero. */

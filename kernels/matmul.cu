@@ -29,56 +29,101 @@ __device__ __forceinline__ float factor_of(const KigoMatmul& p, uint32_t column)
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
-    using TypeRing = Ring<TypeRecord::kBytes, kTiles>;
+    // Records that are copied at a time: fewer copies keep those busy who start them.
+    static constexpr uint32_t kMost = TypeRecord::kBytes < KIGO_PIECE ? KIGO_PIECE / TypeRecord::kBytes : 1;
+    using TypeRing = Ring<kMost * TypeRecord::kBytes, kTiles>;
+
+    // Tiles side by side, and a record of them.
+    struct Cursor {
+        uint32_t item, tile_of_item, record, n;
+        const uint8_t* tiles[kTiles];
+        uint32_t first_place[kTiles];
+    };
+
     TypeRing ring;
     const uint8_t* weights;
-    size_t tile_bytes;
     Slice slice;
     // `tiles_before` are of the experts before.
     uint32_t n_tiles, tiles_before, tiles_per_item, n_items, n_records;
-    // The next record to fetch.
-    uint32_t item, tile_of_item, record;
+    // The next piece to fetch, whose n is 0 after the last.
+    Cursor to_fetch;
 
     __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, Barriers& barriers, uint32_t tiles_per_item)
         : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
-          tile_bytes(size_t(p.n_records) * TypeRecord::kBytes),
           slice(p.n_records, threadIdx.x / kWarp),
           n_tiles(p.n_tiles),
           tiles_before(expert * p.n_tiles),
           tiles_per_item(tiles_per_item),
           n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
-          n_records(p.n_records),
-          item(blockIdx.x),
-          tile_of_item(0),
-          record(slice.first) {
+          n_records(p.n_records) {
+        to_fetch.item = blockIdx.x;
+        to_fetch.tile_of_item = 0;
+        open(to_fetch);
 #pragma unroll 1
         for (int i = 1; i < ring.n_slots; i++) fetch();
     }
 
-    // Starts to fetch the next record, if there is one.
-    __device__ __forceinline__ void fetch() {
-        const bool any = item < n_items && slice.first < slice.last;
-        const uint32_t tile = item * tiles_per_item + tile_of_item;
-        ring.fill(any, [&](int side) {
-            // A missing last tile is read as the one before.
-            const uint32_t from = tiles_before + min(tile + side, n_tiles - 1);
-            return weights + size_t(from) * tile_bytes + size_t(record_place(from, record, n_records)) * TypeRecord::kBytes;
-        });
-        if (any && ++record == slice.last) {
-            record = slice.first;
-            tile_of_item += kTiles;
-            if (tile_of_item >= tiles_per_item) {
-                tile_of_item = 0;
-                item += gridDim.x;
-            }
-        }
+    // The number of tile `side` of those side by side; a missing last one is the one before.
+    __device__ __forceinline__ uint32_t tile(uint32_t item, uint32_t tile_of_item, int side) const {
+        return tiles_before + min(item * tiles_per_item + tile_of_item + side, n_tiles - 1);
     }
 
-    __device__ __forceinline__ const uint8_t* next() {
-        const uint8_t* record = ring.next();
-        fetch();
-        return record;
+    // Goes to the first record of tiles.
+    __device__ __forceinline__ void open(Cursor& c) const {
+        c.n = 0;
+        if (c.item >= n_items || slice.first == slice.last) return;
+        c.record = slice.first;
+#pragma unroll
+        for (int side = 0; side < kTiles; side++) {
+            const uint32_t number = tile(c.item, c.tile_of_item, side);
+            c.tiles[side] = weights + size_t(number) * n_records * TypeRecord::kBytes;
+            c.first_place[side] = number % n_records;
+        }
+        c.n = piece(c.record, c.first_place);
+    }
+
+    // Records of the piece that starts with `record`.
+    __device__ __forceinline__ uint32_t piece(uint32_t record, const uint32_t (&first_place)[kTiles]) const {
+        uint32_t n = kMost;
+#pragma unroll
+        for (int side = 0; side < kTiles; side++) n = piece_records(record, slice.last, first_place[side], n_records, n);
+        return n;
+    }
+
+    // Starts to fetch the next piece, if there is one.
+    __device__ __forceinline__ void fetch() {
+        Cursor& c = to_fetch;
+        ring.fill(c.n * TypeRecord::kBytes, [&](int side) {
+            const uint32_t place = c.record + c.first_place[side];
+            return c.tiles[side] + size_t(place < n_records ? place : place - n_records) * TypeRecord::kBytes;
+        });
+        if (c.n == 0) return;
+        c.record += c.n;
+        if (c.record < slice.last) {
+            c.n = piece(c.record, c.first_place);
+            return;
+        }
+        c.tile_of_item += kTiles;
+        if (c.tile_of_item >= tiles_per_item) {
+            c.tile_of_item = 0;
+            c.item += gridDim.x;
+        }
+        open(c);
+    }
+
+    // Calls `use(at, record)` with each record of the warp's slice of tiles, in shared memory.
+    template <class Use>
+    __device__ __forceinline__ void for_records(uint32_t item, uint32_t tile_of_item, Use use) {
+        uint32_t first_place[kTiles];
+#pragma unroll
+        for (int side = 0; side < kTiles; side++) first_place[side] = kMost > 1 ? tile(item, tile_of_item, side) % n_records : 0;
+        for (uint32_t record = slice.first; record < slice.last;) {
+            const uint8_t* at = ring.next();
+            fetch();
+            const uint32_t end = record + (kMost > 1 ? piece(record, first_place) : 1);
+            for (; record < end; record++, at += TypeRecord::kBytes) use(at, record);
+        }
     }
 };
 
@@ -101,7 +146,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     if (p.experts) pdl_wait();
     const uint32_t expert = p.experts ? __ldcg(reinterpret_cast<const uint32_t*>(p.experts) + column) : 0;
     Stream<1> stream(p, expert, barriers, per_item);
-    const Slice slice = stream.slice;
 
     prefetch_norm(p.input);
     if (!p.experts) pdl_wait();
@@ -121,22 +165,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     for (uint32_t item = blockIdx.x; item < stream.n_items; item += gridDim.x, turn++) {
         for (uint32_t side = 0; side < per_item; side++) {
             float acc[4] = {0, 0, 0, 0};
-            for (uint32_t record = slice.first; record < slice.last; record++) {
-                const uint8_t* in = stream.next();
+            stream.for_records(item, side, [&](const uint8_t* in, uint32_t record) {
                 const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
 #pragma unroll
                 for (int unit = 0; unit < kUnits; unit++) {
-                    const uint32_t at = record * kUnits + unit;
+                    const uint32_t from = (record * kUnits + unit) * 128 + lane % 4 * 16;
                     // All eight columns are the same one.
                     Columns x;
                     for (int h = 0; h < 2; h++) {
-                        const uint32_t from = at * 128 + h * 64 + lane % 4 * 16;
-                        *reinterpret_cast<uint4*>(x.high + 4 * h) = *reinterpret_cast<const uint4*>(columns + from);
-                        if constexpr (kBf16) *reinterpret_cast<uint4*>(x.low + 4 * h) = *reinterpret_cast<const uint4*>(rests + from);
+                        *reinterpret_cast<uint4*>(x.high + 4 * h) = *reinterpret_cast<const uint4*>(columns + from + h * 64);
+                        if constexpr (kBf16) *reinterpret_cast<uint4*>(x.low + 4 * h) = *reinterpret_cast<const uint4*>(rests + from + h * 64);
                     }
                     multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), x);
                 }
-            }
+            });
             if (lane % 4 == 0) {
                 partial[turn % kWarps][side][warp][lane / 4] = acc[0];
                 partial[turn % kWarps][side][warp][lane / 4 + 8] = acc[2];
@@ -179,33 +221,38 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     __shared__ Barriers barriers;
 
     Stream<2> stream(p, 0, barriers, 2);
-    const Slice slice = stream.slice;
     pdl_wait();
     pdl_launch();
 
     for (uint32_t item = blockIdx.x; item < stream.n_items; item += gridDim.x) {
         float acc[2][kColumnTiles][4] = {};
-        for (uint32_t record = slice.first; record < slice.last; record++) {
-            const uint8_t* in = stream.next();
+        // Activations of the next unit, on their way while this one's are multiplied; those of the last are loaded once more.
+        Columns x[kColumnTiles];
+        auto load = [&](uint32_t unit) {
+#pragma unroll
+            for (int tile = 0; tile < kColumnTiles; tile++) {
+                const size_t from = (size_t(tile) * n_units + min(unit, n_units - 1)) * kColumnBytes;
+                x[tile] = load_activations<Type>(reinterpret_cast<const uint8_t*>(p.records) + from, lane);
+            }
+        };
+        load(stream.slice.first * kUnits);
+        stream.for_records(item, 0, [&](const uint8_t* in, uint32_t record) {
 #pragma unroll
             for (int unit = 0; unit < kUnits; unit++) {
-                const uint32_t at = record * kUnits + unit;
-                Columns x[kColumnTiles];
+                Columns now[kColumnTiles];
 #pragma unroll
-                for (int tile = 0; tile < kColumnTiles; tile++) {
-                    const size_t from = (size_t(tile) * n_units + at) * kColumnBytes;
-                    x[tile] = load_activations<Type>(reinterpret_cast<const uint8_t*>(p.records) + from, lane);
-                }
+                for (int tile = 0; tile < kColumnTiles; tile++) now[tile] = x[tile];
+                load(record * kUnits + unit + 1);
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
                     const uint8_t* from = in + side * Stream<2>::TypeRing::kStep;
                     const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane),
                                                         scales_of<Type>(from + TypeRecord::kScales, lane), unit);
 #pragma unroll
-                    for (int tile = 0; tile < kColumnTiles; tile++) multiply_add<Type>(acc[side][tile], w, x[tile]);
+                    for (int tile = 0; tile < kColumnTiles; tile++) multiply_add<Type>(acc[side][tile], w, now[tile]);
                 }
             }
-        }
+        });
         // [slice][tile][row][column], beside the ring, of some tiles of columns at a time.
         float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<2>::TypeRing::kSlot);
         const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;

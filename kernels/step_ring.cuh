@@ -96,13 +96,6 @@ __device__ __forceinline__ uint32_t group_worker() { return threadIdx.x / kThrea
 // Waits for all warps that multiply.
 __device__ __forceinline__ void step_sync() { barrier_wait(1, kStepThreads); }
 
-// Records of a tile that are copied together, from number `record` of a slice that ends before `last`: as many as a slot holds
-// and as are neighbours in memory; `first_place` is the tile's number modulo its records.
-__device__ __forceinline__ uint32_t piece_records(uint32_t record, uint32_t last, uint32_t first_place, uint32_t n_records, uint32_t most) {
-    const uint32_t place = record + first_place, n = min(most, last - record);
-    return place < n_records ? min(n, n_records - place) : n;
-}
-
 // A warp's ring in shared memory: slots that its lane of the fetching warp fills, and what says so.
 struct StepRing {
     uint8_t* slots;

@@ -114,6 +114,14 @@ KIGO_FN uint32_t record_place(uint32_t tile, uint32_t record, uint32_t n_records
     return place < n_records ? place : place - n_records;
 }
 
+// Records that are copied together, from number `record` of a slice that ends before `last`: at most `most`, and as many as are
+// neighbours in memory; `first_place` is the place of the tile's first record.
+KIGO_FN uint32_t piece_records(uint32_t record, uint32_t last, uint32_t first_place, uint32_t n_records, uint32_t most) {
+    const uint32_t place = record + first_place, left = last - record;
+    const uint32_t n = left < most ? left : most;
+    return place < n_records && n_records - place < n ? n_records - place : n;
+}
+
 #ifndef __CUDA_ARCH__
 // The half nearest to a number.
 inline uint32_t nearest_half(double value) {

@@ -14,6 +14,10 @@ use crate::error::try_vec;
 use crate::sampler::Sampler;
 use crate::{Error, Result, panics};
 
+/// How long a batch waits for those of the batch before who are not there again yet: a part of what that took, and at most this.
+/// They come a little later than the first of them, and would else run in batches of their own by turns.
+const PATIENCE: (u32, Duration) = (8, Duration::from_millis(2));
+
 /// How often a caller whose rows wait for their turn looks whether it is cancelled: nothing wakes it for that.
 const CANCEL_CHECK: Duration = Duration::from_millis(10);
 
@@ -22,6 +26,9 @@ pub(super) struct Queue {
     waiting: VecDeque<Arc<Request>>,
     /// Whether some caller is running a batch.
     led: bool,
+    /// How many callers may want something after the latest batch, and until when the next one waits for them.
+    expected: usize,
+    until: Option<Instant>,
 }
 
 impl Queue {
@@ -34,6 +41,12 @@ impl Queue {
             self.wake_next();
         }
         true
+    }
+
+    /// How long to wait before a batch is made of those that are there.
+    fn patience(&self) -> Option<Duration> {
+        let lacks = self.waiting.len() < self.expected;
+        self.until.filter(|_| lacks)?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
     /// Wakes who may lead the next batch.
@@ -143,10 +156,10 @@ impl Engine {
             if cancel.load(Ordering::Relaxed) && queue.leave(request) {
                 return Err(Error::Cancelled);
             }
-            queue = if queue.led {
-                request.wake.wait_timeout(queue, CANCEL_CHECK).unwrap_or_else(PoisonError::into_inner).0
-            } else {
-                self.lead(queue)
+            let patience = if queue.led { Some(CANCEL_CHECK) } else { queue.patience() };
+            queue = match patience {
+                Some(time) => request.wake.wait_timeout(queue, time).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.lead(queue),
             };
         }
     }
@@ -166,7 +179,7 @@ impl Engine {
         queue.led = true;
         drop(queue);
         // Dropped on every way out, so that nobody waits for ever.
-        let lead = Lead { engine: self, batch };
+        let lead = Lead { engine: self, batch, started: Instant::now() };
         self.run_batch(&lead.batch);
         drop(lead);
         self.free_retired();
@@ -306,12 +319,16 @@ impl Request {
 struct Lead<'a> {
     engine: &'a Engine,
     batch: Vec<Arc<Request>>,
+    started: Instant,
 }
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
         let mut queue = lock(&self.engine.queue);
         queue.led = false;
+        let served = self.batch.iter().filter(|request| !request.rows.is_empty()).count();
+        queue.expected = served + queue.waiting.len();
+        queue.until = Instant::now().checked_add((self.started.elapsed() / PATIENCE.0).min(PATIENCE.1));
         for request in &self.batch {
             let mut outcome = lock(&request.outcome);
             outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));
@@ -473,6 +490,33 @@ pub(crate) mod tests {
         let waiting = Request::new(vec![row(1, 1)], Wanted::Logits(Vec::new()));
         lock(&engine.queue).waiting.push_back(waiting);
         assert_eq!(engine.chunk(), 2, "another waits");
+    }
+
+    /// Else those who come back first would run alone, and the others after them, by turns.
+    #[test]
+    fn a_batch_waits_a_little_for_those_of_the_batch_before() {
+        let request = |sequence| Request::new(vec![row(sequence, 1)], Wanted::Logits(Vec::new()));
+        let in_a_minute = Instant::now().checked_add(Duration::from_secs(60));
+        let mut queue = Queue { expected: 2, until: in_a_minute, ..Queue::default() };
+        queue.waiting.push_back(request(1));
+        assert!(queue.patience().is_some(), "one of two is there");
+        queue.waiting.push_back(request(2));
+        assert_eq!(queue.patience(), None, "both are");
+        queue.expected = 3;
+        queue.until = Some(Instant::now());
+        assert_eq!(queue.patience(), None, "it has waited enough");
+
+        // Two run, and meanwhile a third waits: all three are expected.
+        let engine = engine(8);
+        let lead = |of: &[u32]| Lead {
+            engine: &engine,
+            batch: of.iter().map(|&s| request(s.into())).collect(),
+            started: Instant::now(),
+        };
+        let batch = lead(&[1, 2]);
+        lock(&engine.queue).waiting.push_back(request(3));
+        drop(batch);
+        assert_eq!(lock(&engine.queue).expected, 3);
     }
 
     #[test]

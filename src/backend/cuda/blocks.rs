@@ -5,12 +5,9 @@ use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
 use super::module::has_code_for;
-use super::params::{KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED};
+use super::params::{KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
-
-/// Blocks of a product with few rows on a multiprocessor, at most.
-const MOST_PER_SM: u32 = 2;
 
 /// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
 const UNDER_WAY: u32 = 64 << 10;
@@ -171,37 +168,51 @@ impl Card {
 
     /// `matmul_one` with so many blocks on a multiprocessor; one that is alone may have fewer slots than it should.
     fn one_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
-        let record = record_bytes(job.quant) as u32;
-        let wanted = slots(record, per_sm);
+        let piece = piece_bytes(job.quant);
+        let wanted = slots(piece, per_sm);
         let fewest = if per_sm == 1 { 2 } else { wanted };
         let columns = stride(job.k) as u32;
         let row = columns * if wants_bf16(job.quant) { 4 } else { 2 };
         let staging = if job.has_norm { columns * 4 } else { 0 };
-        let bytes = |n_slots: u32| n_slots * WARPS * record.next_multiple_of(LINE) + row + staging;
+        let bytes = |n_slots: u32| n_slots * WARPS * piece.next_multiple_of(LINE) + row + staging;
         let fits = |n_slots: &u32| {
             let bytes = bytes(*n_slots);
             bytes <= self.most_shared(Kernel::One) && per_sm * (bytes + ONE_STATIC + RESERVED) <= self.sm_shared
         };
         let n_slots = (fewest..=wanted).rev().find(fits)?;
-        // One more block does not fit.
-        let spread = (self.sm_shared / (per_sm + 1)).saturating_sub(ONE_STATIC + RESERVED) + 16;
-        let shared_bytes = bytes(n_slots).max(if self.crowds { spread } else { 0 });
+        let shared_bytes = self.spread(bytes(n_slots), ONE_STATIC, per_sm);
         let grid = [n_blocks.div_ceil(job.copies), job.copies, 1];
         Some(Blocks { kernel: Kernel::One, grid, shared_bytes, n_slots, sum_columns: 8 })
     }
 
     fn few(&self, job: &Job) -> Option<Blocks> {
+        let n_items = job.n_tiles.div_ceil(2);
+        let two = if n_items <= self.n_sm { None } else { self.few_with(job, 2, n_items.min(2 * self.n_sm)) };
+        two.or_else(|| self.few_with(job, 1, n_items.min(self.n_sm)))
+    }
+
+    /// `matmul_few8` or `matmul_few32` with so many blocks on a multiprocessor.
+    fn few_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
         let (kernel, columns): (_, &[u32]) =
             if job.n <= 8 { (Kernel::Few8, &[8]) } else { (Kernel::Few32, &[32, 16, 8]) };
-        let record = record_bytes(job.quant) as u32;
-        let slot = 2 * record.next_multiple_of(LINE);
+        let piece = piece_bytes(job.quant);
+        let slot = 2 * piece.next_multiple_of(LINE);
         let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
-        let choices =
-            (2..=slots(2 * record, MOST_PER_SM)).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
-        let fits = |(n_slots, columns): &(u32, u32)| bytes(*n_slots, *columns) <= self.most_shared(kernel);
+        let wanted = slots(2 * piece, per_sm);
+        let choices = (2..=wanted).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
+        let fits = |(n_slots, columns): &(u32, u32)| {
+            let bytes = bytes(*n_slots, *columns);
+            bytes <= self.most_shared(kernel) && per_sm * (bytes + FEW_STATIC + RESERVED) <= self.sm_shared
+        };
         let (n_slots, sum_columns) = choices.into_iter().find(fits)?;
-        let grid = [job.n_tiles.div_ceil(2).min(MOST_PER_SM * self.n_sm), 1, 1];
-        Some(Blocks { kernel, grid, shared_bytes: bytes(n_slots, sum_columns), n_slots, sum_columns })
+        let shared_bytes = self.spread(bytes(n_slots, sum_columns), FEW_STATIC, per_sm);
+        Some(Blocks { kernel, grid: [n_blocks, 1, 1], shared_bytes, n_slots, sum_columns })
+    }
+
+    /// The shared memory of a block, padded so that no more than so many fit on a multiprocessor.
+    fn spread(&self, bytes: u32, of_kernel: u32, per_sm: u32) -> u32 {
+        let least = (self.sm_shared / (per_sm + 1)).saturating_sub(of_kernel + RESERVED) + 16;
+        if self.crowds { bytes.max(least) } else { bytes }
     }
 
     /// Blocks that stay and share the items. An item that is wider has more to do for the bytes it reads, but there may be
@@ -237,6 +248,12 @@ impl Card {
         }
         blocks(Kernel::ManyNarrow, if job.quant == QuantType::F32 { 2 } else { 4 }, 99 << 10)
     }
+}
+
+/// Bytes of the records that are copied together at most.
+fn piece_bytes(quant: QuantType) -> u32 {
+    let record = record_bytes(quant) as u32;
+    (KIGO_PIECE / record).max(1) * record
 }
 
 /// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor.
@@ -309,7 +326,7 @@ mod tests {
         assert_eq!(kernel(SMALL, QuantType::Q4_K, 32), Kernel::Few32);
         assert_eq!(kernel(SMALL, QuantType::Q6_K, 2), Kernel::ManyNarrow, "two records of two tiles do not fit");
         let of_width = |k| SMALL.blocks(&job(QuantType::F16, 1, k, false, 512)).kernel;
-        assert_eq!([14336, 28672].map(of_width), [Kernel::One, Kernel::Few8], "a row too wide for shared memory");
+        assert_eq!([14336, 32768].map(of_width), [Kernel::One, Kernel::Few8], "a row too wide for shared memory");
     }
 
     #[test]
@@ -324,7 +341,7 @@ mod tests {
         assert_eq!(one(QuantType::F16, 256, false), (256, 3));
         assert_eq!(one(QuantType::F16, 8016, false), (264, 3));
         assert_eq!(one(QuantType::Q4_K, 384, false), (264, 3));
-        assert_eq!(one(QuantType::Q4_0, 128, false), (128, 15), "fewer blocks than multiprocessors have all the slots");
+        assert_eq!(one(QuantType::Q4_0, 128, false), (128, 5), "fewer blocks than multiprocessors have all the slots");
     }
 
     #[test]
