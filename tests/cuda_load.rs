@@ -157,7 +157,7 @@ fn load(gguf: &Gguf, n_readers: usize, kernels: &CopyRows, progress: &Progress) 
         let most = kernels.most.each_ref().map(|most| most.load(Relaxed));
         let bounds = [plan.host_bytes(), plan.staging_bytes()];
         assert!(most.iter().zip(bounds).all(|(bytes, bound)| (2 << 20..=bound).contains(bytes)), "{most:?}");
-        assert!(plan.host_bytes() <= (n_readers as u64) * ((8 << 20) + (1 << 19)));
+        assert!(plan.host_bytes() <= (n_readers as u64) * ((4 << 20) + (1 << 19)));
         let mut found = vec![0; weights.len()];
         weights.download(&Stream::new(&context)?, 0, &mut found)?;
         let mut at = 0;

@@ -105,9 +105,9 @@ const MAX_READERS: usize = 12;
 /// Slots of a reader: one is filled while the other is on its way.
 const SLOTS: usize = 2;
 
-/// Most bytes of a slot. The link takes 80 us for so many and a reader 500, beside which the calls of the driver, 10 us,
-/// do not count. All slots together are 96 MiB at most.
-const SLOT_BYTES: u64 = 4 << 20;
+/// Most bytes of a slot. The link takes 40 us for so many and a reader 250, beside which the calls of the driver, 10 us,
+/// hardly count. All slots together are 48 MiB at most.
+const SLOT_BYTES: u64 = 2 << 20;
 
 /// Least bytes of a slot. Pinning is slow (1.7 GB/s where it was measured), so that a small model loads faster with small ones.
 const LEAST_SLOT_BYTES: u64 = 1 << 20;
@@ -166,7 +166,7 @@ impl<R: Repack> Plan<R> {
     }
 
     /// Bytes of host memory that loading takes at most: the slots, and what each reader needs to make f32 of a vector.
-    /// With 12 readers these are 102 MiB, or 32 rows of the widest matrix and 4 MiB if that is more.
+    /// With 12 readers these are 54 MiB, or 32 rows of the widest matrix and 4 MiB if that is more.
     pub fn host_bytes(&self) -> u64 {
         let values = MAX_ELEMENTS * 2 * size_of::<f32>() as u64 + (SLOTS * crate::gguf::room(0)) as u64;
         self.staging_bytes().saturating_add(self.n_readers as u64 * values)
