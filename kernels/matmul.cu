@@ -410,16 +410,31 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_
     matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
 }
 
-// On sm_90a, with 128 rows of activations for an item or 192; nothing else launches them.
-extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+// On sm_90a; nothing else launches them.
+#if __CUDA_ARCH__ >= 900
+#define KIGO_CLUSTER(n_blocks) __cluster_dims__(n_blocks, 1, 1)
+#else
+#define KIGO_CLUSTER(n_blocks)
+#endif
+
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads, 1)
+    KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2>(p, reinterpret_cast<uint8_t*>(shared));
+    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, false>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads, 1)
+    KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if constexpr (Type::kOperand == Operand::kF16 && Type::kGroupK == 0) prefill::multiply<Type, 3>(p, reinterpret_cast<uint8_t*>(shared));
+    if constexpr (Type::kOperand == Operand::kF16) prefill::multiply<Type, 3, false>(p, reinterpret_cast<uint8_t*>(shared));
+#endif
+}
+
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<true>) __launch_bounds__(prefill::kThreads, 1)
+    KIGO_NAME(matmul_prefill_split, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, true>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
