@@ -139,6 +139,11 @@ __device__ __forceinline__ void finish_qkv(const KigoMatmul& p, uint32_t tile, u
     finish_qkv(p, e, column, at_cache, has_turn(p.qkv, e) ? load_turn(p.qkv, e, column) : float2{}, low, high);
 }
 
+// What the sums of a column are multiplied with.
+__device__ __forceinline__ float factor_of(const KigoMatmul& p, uint32_t column) {
+    return __fmul_rn(__ldcg(reinterpret_cast<const float*>(p.factors) + column), p.weight_scale);
+}
+
 // value + the bias of row `row`; experts have their biases one after the other.
 __device__ __forceinline__ float biased(const KigoMatmul& p, int part, uint32_t expert, uint32_t row, float value) {
     if (!p.bias[part]) return value;

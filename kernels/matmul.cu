@@ -21,11 +21,6 @@ extern __shared__ __align__(kLine) uint4 shared[];
 // Words of shared memory of each warp's ring.
 using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 
-// What the sums of a column are multiplied with.
-__device__ __forceinline__ float factor_of(const KigoMatmul& p, uint32_t column) {
-    return __fmul_rn(__ldcg(reinterpret_cast<const float*>(p.factors) + column), p.weight_scale);
-}
-
 // The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
 template <int kTiles>
 struct Stream {
@@ -454,16 +449,31 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_
     matmul_many<kColumnTiles, (99 - 8 * kColumnTiles) * 1024>(p);
 }
 
-// On sm_90a, with 128 rows of activations for an item or 192; nothing else launches them.
-extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+// On sm_90a; nothing else launches them.
+#if __CUDA_ARCH__ >= 900
+#define KIGO_CLUSTER(n_blocks) __cluster_dims__(n_blocks, 1, 1)
+#else
+#define KIGO_CLUSTER(n_blocks)
+#endif
+
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads, 1)
+    KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2>(p, reinterpret_cast<uint8_t*>(shared));
+    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, false>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(prefill::kThreads, 1) KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads, 1)
+    KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    if constexpr (Type::kOperand == Operand::kF16 && Type::kGroupK == 0) prefill::multiply<Type, 3>(p, reinterpret_cast<uint8_t*>(shared));
+    if constexpr (Type::kOperand == Operand::kF16) prefill::multiply<Type, 3, false>(p, reinterpret_cast<uint8_t*>(shared));
+#endif
+}
+
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<true>) __launch_bounds__(prefill::kThreads, 1)
+    KIGO_NAME(matmul_prefill_split, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, true>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 

@@ -33,24 +33,58 @@ __device__ __forceinline__ void wgmma_pin(float (&registers)[kRegisters]) {
 #define KIGO_WGMMA_8(d, i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 
-#define KIGO_WGMMA(type)                                                                                                    \
-    asm volatile(                                                                                                           \
-        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %37, 0;\n"                                                                  \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                                         \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "  \
-        "%24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, keep, 1, 1, 0;\n}"                             \
-        : KIGO_WGMMA_8(d, 0), KIGO_WGMMA_8(d, 8), KIGO_WGMMA_8(d, 16), KIGO_WGMMA_8(d, 24)                                  \
+#define KIGO_WGMMA_64(type)                                                                                               \
+    asm volatile(                                                                                                         \
+        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %37, 0;\n"                                                                \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                                                   \
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "           \
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                                             \
+        "{%32, %33, %34, %35}, %36, keep, 1, 1, 0;\n}"                                                                    \
+        : KIGO_WGMMA_8(d[0], 0), KIGO_WGMMA_8(d[0], 8), KIGO_WGMMA_8(d[0], 16), KIGO_WGMMA_8(d[0], 24)                    \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
 
-// Starts d = a b, or with `keep` d += a b, of 64 rows (16 for each warp, as mma_f16 takes them) by 64 columns by 16 of k.
-// d[4 j + i] is element i of what mma_f16 gives of columns 8 j to 8 j + 7.
-template <bool kBf16>
-__device__ __forceinline__ void wgmma(float (&d)[32], const uint32_t* a, uint64_t b, int keep) {
+#define KIGO_WGMMA_128(type)                                                                                              \
+    asm volatile(                                                                                                         \
+        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %69, 0;\n"                                                                \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " "                                                  \
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "           \
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "            \
+        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "            \
+        "%62, %63}, "                                                                                                     \
+        "{%64, %65, %66, %67}, %68, keep, 1, 1, 0;\n}"                                                                    \
+        : KIGO_WGMMA_8(d[0], 0), KIGO_WGMMA_8(d[0], 8), KIGO_WGMMA_8(d[0], 16), KIGO_WGMMA_8(d[0], 24),                   \
+          KIGO_WGMMA_8(d[1], 0), KIGO_WGMMA_8(d[1], 8), KIGO_WGMMA_8(d[1], 16), KIGO_WGMMA_8(d[1], 24)                    \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+
+#define KIGO_WGMMA_192(type)                                                                                              \
+    asm volatile(                                                                                                         \
+        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %101, 0;\n"                                                               \
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32." type "." type " "                                                  \
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "           \
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "            \
+        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "            \
+        "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "            \
+        "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "                                         \
+        "{%96, %97, %98, %99}, %100, keep, 1, 1, 0;\n}"                                                                   \
+        : KIGO_WGMMA_8(d[0], 0), KIGO_WGMMA_8(d[0], 8), KIGO_WGMMA_8(d[0], 16), KIGO_WGMMA_8(d[0], 24),                   \
+          KIGO_WGMMA_8(d[1], 0), KIGO_WGMMA_8(d[1], 8), KIGO_WGMMA_8(d[1], 16), KIGO_WGMMA_8(d[1], 24),                   \
+          KIGO_WGMMA_8(d[2], 0), KIGO_WGMMA_8(d[2], 8), KIGO_WGMMA_8(d[2], 16), KIGO_WGMMA_8(d[2], 24)                    \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+
+// Starts d = a b, or with `keep` d += a b, of 64 rows (16 for each warp, as mma_f16 takes them) by 64 * kParts columns by 16 of k.
+// d[p][4 j + i] is element i of what mma_f16 gives of columns 64 p + 8 j to 64 p + 8 j + 7.
+template <bool kBf16, int kParts>
+__device__ __forceinline__ void wgmma(float (*d)[32], const uint32_t* a, uint64_t b, int keep) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    static_assert(kParts >= 1 && kParts <= 3);
     if constexpr (kBf16) {
-        KIGO_WGMMA("bf16");
+        if constexpr (kParts == 1) KIGO_WGMMA_64("bf16");
+        if constexpr (kParts == 2) KIGO_WGMMA_128("bf16");
+        if constexpr (kParts == 3) KIGO_WGMMA_192("bf16");
     } else {
-        KIGO_WGMMA("f16");
+        if constexpr (kParts == 1) KIGO_WGMMA_64("f16");
+        if constexpr (kParts == 2) KIGO_WGMMA_128("f16");
+        if constexpr (kParts == 3) KIGO_WGMMA_192("f16");
     }
 #endif
 }
@@ -60,7 +94,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
 }
 
 // Describes columns of k = 64 as operand b: groups of 8, one after the other, in which bytes 16 i .. 16 i + 15 of the 128 of
-// column c stand at 128 c + 16 (i ^ c) (PTX ISA, 128-byte swizzle). The next 16 of k are 2 further, 64 columns 512.
+// column c stand at 128 c + 16 (i ^ c) (PTX ISA, 128-byte swizzle). The next 16 of k are 2 further.
 __device__ __forceinline__ uint64_t wgmma_columns(const void* at) {
     constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kGroupStep = uint64_t(1024 / 16) << 32;
     return shared_address(at) / 16 | kGroupStep | kSwizzle128;
@@ -87,11 +121,62 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t phase) 
         : "memory");
 }
 
+// Whether it need not be waited for.
+__device__ __forceinline__ bool barrier_passed(uint64_t* barrier, uint32_t phase) {
+    uint32_t out;
+    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+                 : "=r"(out)
+                 : "r"(shared_address(barrier)), "r"(phase)
+                 : "memory");
+    return out != 0;
+}
+
+// Where the same place of block `rank` of the cluster is.
+__device__ __forceinline__ uint32_t cluster_address(const void* at, uint32_t rank) {
+    uint32_t out = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(shared_address(at)), "r"(rank));
+#endif
+    return out;
+}
+
+__device__ __forceinline__ float4 load_cluster(uint32_t at) {
+    float4 v = {};
+#if __CUDA_ARCH__ >= 900
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
+#endif
+    return v;
+}
+
+// Arrives at a barrier of any block of the cluster, after what the tensor cores have read there.
+__device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+#endif
+}
+
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
 // Copies to shared memory in the background; `barrier` is told when it is there.
 __device__ __forceinline__ void copy_bulk(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
                  "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+
+// The same to this place in all blocks of the cluster that `mask` has, and their barriers.
+__device__ __forceinline__ void copy_bulk_cluster(void* to, const void* from, uint32_t bytes, uint64_t* barrier, uint32_t mask) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(mask))
                  : "memory");
 #endif
 }

@@ -162,10 +162,13 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated, copies: 1 };
     let blocks = card.blocks(&job);
     (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
+    (params.n_wide, params.narrow_parts) = blocks.pieces;
     let mut grid = blocks.grid;
-    if !matches!(blocks.kernel, Kernel::Many | Kernel::ManyNarrow) {
+    match blocks.kernel {
+        Kernel::Many | Kernel::ManyNarrow | Kernel::PrefillSplit => (),
         // Fewer blocks than tiles or items, so that a block has several.
-        grid[0] = grid[0].div_ceil(3);
+        Kernel::Prefill | Kernel::PrefillWide => grid[0] = 2 * (grid[0] / 2).div_ceil(3),
+        _ => grid[0] = grid[0].div_ceil(3),
     }
     if blocks.kernel == Kernel::One {
         return gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
@@ -223,6 +226,8 @@ fn no_product() -> KigoMatmul {
         weight_scale: 1.0,
         n_slots: 0,
         sum_columns: 0,
+        n_wide: 0,
+        narrow_parts: 1,
     }
 }
 

@@ -51,12 +51,14 @@ pub enum Kernel {
     Prefill,
     /// The same with more rows for a block.
     PrefillWide,
+    /// The same where there are few items: a cluster of blocks has one, and each block a slice of it.
+    PrefillSplit,
 }
 
 impl Kernel {
     /// Threads of a block.
     pub fn threads(self) -> u32 {
-        if self.prefills() { 3 * 128 } else { THREADS }
+        if self.prefills() { 4 * 128 } else { THREADS }
     }
 
     /// In which order it takes activations, `KIGO_ORDER_...`.
@@ -65,16 +67,25 @@ impl Kernel {
     }
 
     fn prefills(self) -> bool {
-        matches!(self, Kernel::Prefill | Kernel::PrefillWide)
+        matches!(self, Kernel::Prefill | Kernel::PrefillWide | Kernel::PrefillSplit)
     }
 }
 
-/// Tiles of an item of the kernels for sm_90a, and its rows of activations.
-const PREFILL_TILES: u32 = 8;
-const PREFILL_ROWS: (u32, u32) = (128, 192);
+/// Blocks of a cluster of `matmul_prefill`, and of `matmul_prefill_split`.
+const CLUSTER: u32 = 2;
+const SPLIT_CLUSTER: u32 = 8;
+/// Tiles of an item of a block, rows of a part of an item.
+const ITEM_TILES: u32 = 8;
+const PART_ROWS: u32 = 64;
+/// Parts of an item at most, of `matmul_prefill_wide` and of the others.
+const WIDE_PARTS: u32 = 3;
+const NARROW_PARTS: u32 = 2;
 
-/// What an item of each takes beside the other, as measured (`kernels/notes.md`).
-const PREFILL_TIMES: (u32, u32) = (3, 4);
+/// Cycles that 64 columns of k take with items of 1, 2 and 3 parts, and what an item takes besides: of `matmul_prefill`, of
+/// `matmul_prefill_wide`, and whatever its parts of `matmul_prefill_split`. As measured (`kernels/notes.md`).
+const NARROW_TIMES: [(u32, u32); NARROW_PARTS as usize] = [(555, 2000), (640, 4500)];
+const WIDE_TIMES: [(u32, u32); WIDE_PARTS as usize] = [(560, 12_000), (660, 12_000), (865, 12_000)];
+const SPLIT_TIME: (u32, u32) = (1400, 17_000);
 
 /// A product, as far as its blocks depend on it.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +106,9 @@ pub struct Job {
     pub copies: u32,
 }
 
+/// `pieces` of kernels that cut in another way.
+const NO_PIECES: (u32, u32) = (0, 1);
+
 /// How a product is launched, with blocks of [`THREADS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
@@ -108,6 +122,8 @@ pub struct Blocks {
     pub n_slots: u32,
     /// `KigoMatmul::sum_columns`
     pub sum_columns: u32,
+    /// `KigoMatmul::n_wide`, `KigoMatmul::narrow_parts`
+    pub pieces: (u32, u32),
 }
 
 /// What a GPU has for blocks.
@@ -142,7 +158,7 @@ impl Card {
         self.block_shared.saturating_sub(match kernel {
             Kernel::One => ONE_STATIC,
             Kernel::Few8 | Kernel::Few32 => FEW_STATIC,
-            Kernel::Many | Kernel::ManyNarrow | Kernel::Prefill | Kernel::PrefillWide => 0,
+            _ => 0,
         })
     }
 
@@ -182,7 +198,7 @@ impl Card {
         let n_slots = (fewest..=wanted).rev().find(fits)?;
         let shared_bytes = self.spread(bytes(n_slots), ONE_STATIC, per_sm);
         let grid = [n_blocks.div_ceil(job.copies), job.copies, 1];
-        Some(Blocks { kernel: Kernel::One, grid, shared_bytes, n_slots, sum_columns: 8 })
+        Some(Blocks { kernel: Kernel::One, grid, shared_bytes, n_slots, sum_columns: 8, pieces: NO_PIECES })
     }
 
     fn few(&self, job: &Job) -> Option<Blocks> {
@@ -206,7 +222,7 @@ impl Card {
         };
         let (n_slots, sum_columns) = choices.into_iter().find(fits)?;
         let shared_bytes = self.spread(bytes(n_slots, sum_columns), FEW_STATIC, per_sm);
-        Some(Blocks { kernel, grid: [n_blocks, 1, 1], shared_bytes, n_slots, sum_columns })
+        Some(Blocks { kernel, grid: [n_blocks, 1, 1], shared_bytes, n_slots, sum_columns, pieces: NO_PIECES })
     }
 
     /// The shared memory of a block, padded so that no more than so many fit on a multiprocessor.
@@ -215,18 +231,48 @@ impl Card {
         if self.crowds { bytes.max(least) } else { bytes }
     }
 
-    /// Blocks that stay and share the items. An item that is wider has more to do for the bytes it reads, but there may be
-    /// fewer than multiprocessors.
+    /// Blocks that stay and share the items, or clusters that have one. An item that is wider has more to do for the bytes it
+    /// reads, but there may be fewer than multiprocessors, or some of these have one more than others.
     fn prefill(&self, job: &Job) -> Blocks {
-        let n_items = |rows: u32| job.n_tiles.div_ceil(PREFILL_TILES) * job.n.div_ceil(rows);
-        let time = |rows, time| n_items(rows).div_ceil(self.n_sm) * time;
-        let wide = job.quant == QuantType::F16
-            && job.copies == 1
-            && time(PREFILL_ROWS.1, PREFILL_TIMES.1) < time(PREFILL_ROWS.0, PREFILL_TIMES.0);
-        let (kernel, rows) =
-            if wide { (Kernel::PrefillWide, PREFILL_ROWS.1) } else { (Kernel::Prefill, PREFILL_ROWS.0) };
-        let grid = [n_items(rows).min(self.n_sm), 1, job.copies];
-        Blocks { kernel, grid, shared_bytes: PREFILL_SHARED, n_slots: 2, sum_columns: 8 }
+        let most = if wants_bf16(job.quant) { NARROW_PARTS } else { WIDE_PARTS };
+        let (parts, n_units) = (job.n.div_ceil(PART_ROWS), (stride(job.k) / 64) as u32);
+        let blocks = |kernel, n_blocks, pieces| {
+            let grid = [n_blocks, 1, job.copies];
+            Blocks { kernel, grid, shared_bytes: PREFILL_SHARED, n_slots: 2, sum_columns: 8, pieces }
+        };
+        let (n_groups, n_clusters) = (job.n_tiles.div_ceil(CLUSTER * ITEM_TILES), (self.n_sm / CLUSTER).max(1));
+        let n_items =
+            |(n_wide, narrow): (u32, u32)| (n_groups * n_wide, n_groups * (parts - n_wide * most).div_ceil(narrow));
+        let is_wide = |pieces: (u32, u32)| most > NARROW_PARTS && (pieces.0 > 0 || pieces.1 > NARROW_PARTS);
+        // How long the busiest cluster takes, when they take turns.
+        let time = |pieces: (u32, u32)| {
+            let times: &[(u32, u32)] = if is_wide(pieces) { &WIDE_TIMES } else { &NARROW_TIMES };
+            let of_item = |n_parts: u32| {
+                let (of_unit, besides) = times.get(n_parts as usize - 1).copied().unwrap_or_default();
+                u64::from(n_units) * u64::from(of_unit) + u64::from(besides)
+            };
+            let (wide, narrow) = n_items(pieces);
+            let of = |n: u32, at: u32| u64::from(n / n_clusters) + u64::from(at < n % n_clusters);
+            let of_cluster = |at: u32| {
+                let after_wide = (at + n_clusters - wide % n_clusters) % n_clusters;
+                of(wide, at) * of_item(most) + of(narrow, after_wide) * of_item(pieces.1)
+            };
+            (0..n_clusters).map(of_cluster).max().unwrap_or(0)
+        };
+        let all = || (0..=parts / most).rev().flat_map(|n_wide| (1..=most).rev().map(move |narrow| (n_wide, narrow)));
+        // How many rows an expert has is only known when the kernel runs.
+        let best = if job.copies > 1 { None } else { all().min_by_key(|pieces| time(*pieces)) };
+        let pieces = best.unwrap_or((parts / most, most));
+        let split = parts.min(NARROW_PARTS);
+        let n_split = job.n_tiles.div_ceil(ITEM_TILES) * parts.div_ceil(split);
+        let turns = n_split.div_ceil((self.n_sm / SPLIT_CLUSTER).max(1));
+        let of_split = n_units.div_ceil(SPLIT_CLUSTER) * SPLIT_TIME.0 + SPLIT_TIME.1;
+        if job.copies == 1 && u64::from(turns) * u64::from(of_split) < time(pieces) {
+            return blocks(Kernel::PrefillSplit, SPLIT_CLUSTER * n_split, (0, split));
+        }
+        let (wide, narrow) = n_items(pieces);
+        let kernel = if is_wide(pieces) { Kernel::PrefillWide } else { Kernel::Prefill };
+        blocks(kernel, CLUSTER * (wide + narrow).clamp(1, n_clusters), pieces)
     }
 
     fn many(&self, job: &Job) -> Blocks {
@@ -240,7 +286,7 @@ impl Card {
             let unit = 8 * (planes(64) + scales) + 2 * column_tiles * activation_bytes(wants_bf16(job.quant)) as u32;
             let shared_bytes = ((most - sums) / unit).min(4) * unit + sums;
             let grid = [job.n.div_ceil(16 * column_tiles), job.n_tiles.div_ceil(8), job.copies];
-            Blocks { kernel, grid, shared_bytes, n_slots: 2, sum_columns: 8 }
+            Blocks { kernel, grid, shared_bytes, n_slots: 2, sum_columns: 8, pieces: NO_PIECES }
         };
         let wide = blocks(Kernel::Many, 8, 227 << 10);
         if wide.shared_bytes <= self.most_shared(wide.kernel) {
@@ -297,7 +343,7 @@ mod tests {
                                 Kernel::Few8 => n <= 8,
                                 Kernel::Few32 => n <= 32,
                                 Kernel::Many => blocks.grid[0] * 128 >= n,
-                                Kernel::Prefill | Kernel::PrefillWide => card.sm_90a,
+                                Kernel::Prefill | Kernel::PrefillWide | Kernel::PrefillSplit => card.sm_90a,
                                 Kernel::ManyNarrow => {
                                     blocks.grid[0] * if quant == QuantType::F32 { 32 } else { 64 } >= n
                                 }
@@ -327,6 +373,22 @@ mod tests {
         assert_eq!(kernel(SMALL, QuantType::Q6_K, 2), Kernel::ManyNarrow, "two records of two tiles do not fit");
         let of_width = |k| SMALL.blocks(&job(QuantType::F16, 1, k, false, 512)).kernel;
         assert_eq!([14336, 32768].map(of_width), [Kernel::One, Kernel::Few8], "a row too wide for shared memory");
+    }
+
+    #[test]
+    fn items_are_as_wide_as_the_busiest_cluster_is_done_first() {
+        let prefill = |n, k, n_tiles, gated| {
+            let blocks = H200.blocks(&Job { gated, ..job(QuantType::F16, n, k, true, n_tiles) });
+            (blocks.kernel, blocks.pieces, blocks.grid[0])
+        };
+        // Gate and up, down and the output of a Llama of 8B; down of one of 1B.
+        assert_eq!(prefill(2048, 4096, 1792, true), (Kernel::PrefillWide, (10, 2), 132));
+        assert_eq!(prefill(2048, 14336, 256, false), (Kernel::PrefillWide, (8, 2), 132));
+        assert_eq!(prefill(2048, 4096, 256, false), (Kernel::Prefill, (0, 2), 132));
+        assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
+        assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
+        let experts = Job { copies: 32, ..job(QuantType::F16, 2048, 2880, true, 180) };
+        assert_eq!(H200.blocks(&experts).kernel, Kernel::PrefillWide, "as wide as their rows let them be");
     }
 
     #[test]

@@ -464,6 +464,7 @@ pub struct TypeKernels {
     many_narrow: Function,
     prefill: Function,
     prefill_wide: Function,
+    prefill_split: Function,
     /// Rows of a table.
     pub embed: Function,
     repack: Function,
@@ -482,6 +483,7 @@ impl TypeKernels {
             Kernel::ManyNarrow => &self.many_narrow,
             Kernel::Prefill => &self.prefill,
             Kernel::PrefillWide => &self.prefill_wide,
+            Kernel::PrefillSplit => &self.prefill_split,
         }
     }
 }
@@ -518,6 +520,7 @@ impl TypeTable {
                 many_narrow: product("matmul_many_narrow", Kernel::ManyNarrow)?,
                 prefill: product("matmul_prefill", Kernel::Prefill)?,
                 prefill_wide: product("matmul_prefill_wide", Kernel::PrefillWide)?,
+                prefill_split: product("matmul_prefill_split", Kernel::PrefillSplit)?,
                 embed: function("embed")?,
                 repack: function("repack")?,
                 scales_top: function("scales_top")?,

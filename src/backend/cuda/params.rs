@@ -196,6 +196,8 @@ mirrors! {
         softcap: f32,
         n_slots: u32,
         sum_columns: u32,
+        n_wide: u32,
+        narrow_parts: u32,
         experts: u64,
         starts: u64,
         share: u32,

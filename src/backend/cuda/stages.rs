@@ -503,6 +503,8 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         softcap: result.softcap,
         n_slots: blocks.n_slots,
         sum_columns: blocks.sum_columns,
+        n_wide: blocks.pieces.0,
+        narrow_parts: blocks.pieces.1,
         experts: 0,
         starts: 0,
         share: 1,

@@ -1,0 +1,336 @@
+// What becomes of results that the product with very many rows (prefill.cuh) has in shared memory, a warp at a time.
+//
+// A scheduler has one such warp, so that what counts is how many instructions wait for each other: what is usual has paths of
+// its own, without branches and with four rows for a lane.
+#pragma once
+
+#include "epilogue.cuh"
+
+namespace prefill {
+
+// Tiles of an item of a block, their rows; columns of a part of it.
+constexpr int kItemTiles = 8, kItemRows = kItemTiles * kTileRows;
+constexpr int kPartColumns = 64;
+
+// Where the result of row `row` and column `column` of a part stands: so that the rows of a lane's columns are in all banks.
+__device__ __forceinline__ int result_place(int row, int column) { return column * kItemRows + (row ^ column / 2 % 4 * 8); }
+
+// Four neighbouring rows of a column of `out`.
+struct FourRows {
+    float* at;
+    // How many of them exist; whether they may be moved as one.
+    uint32_t n;
+    bool whole;
+
+    __device__ __forceinline__ FourRows(const KigoMatmul& p, uint32_t row, uint32_t column, uint32_t last)
+        : at(reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row),
+          n(column < last && row < p.n_rows ? min(p.n_rows - row, 4) : 0),
+          whole(n == 4 && reinterpret_cast<uint64_t>(at) % 16 == 0) {}
+
+    __device__ __forceinline__ float4 load() const {
+        if (whole) return __ldcg(reinterpret_cast<const float4*>(at));
+        float4 v = {0, 0, 0, 0};
+        if (n > 0) v.x = __ldcg(at);
+        if (n > 1) v.y = __ldcg(at + 1);
+        if (n > 2) v.z = __ldcg(at + 2);
+        if (n > 3) v.w = __ldcg(at + 3);
+        return v;
+    }
+
+    __device__ __forceinline__ void store(float4 v) const {
+        if (whole) {
+            *reinterpret_cast<float4*>(at) = v;
+            return;
+        }
+        if (n > 0) at[0] = v.x;
+        if (n > 1) at[1] = v.y;
+        if (n > 2) at[2] = v.z;
+        if (n > 3) at[3] = v.w;
+    }
+
+    // The largest magnitude of those that exist.
+    __device__ __forceinline__ float largest(float4 v) const {
+        float out = n > 0 ? fabsf(v.x) : 0;
+        if (n > 1) out = fmaxf(out, fabsf(v.y));
+        if (n > 2) out = fmaxf(out, fabsf(v.z));
+        if (n > 3) out = fmaxf(out, fabsf(v.w));
+        return out;
+    }
+};
+
+// a / b to the last bit, for 2^-60 < |a| < 2^60 and 1 <= b < 2^40: as the compiler divides, without a branch for other numbers.
+__device__ __forceinline__ float divide_usual(float a, float b) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+    inverse = __fmaf_rn(inverse, __fmaf_rn(-b, inverse, 1), inverse);
+    float out = __fmul_rn(a, inverse);
+    out = __fmaf_rn(inverse, __fmaf_rn(-b, out, a), out);
+    return __fmaf_rn(inverse, __fmaf_rn(-b, out, a), out);
+}
+
+// gate = gated(gate, up, KIGO_SILU); where no number is unusual all are computed at a time.
+template <int kFours>
+__device__ __forceinline__ void silu_gated(float4 (&gate)[kFours], const float4 (&up)[kFours]) {
+    float* a = &gate[0].x;
+    const float* b = &up[0].x;
+    float under[4 * kFours], most = 0, least = 1, most_under = 1;
+#pragma unroll
+    for (int i = 0; i < 4 * kFours; i++) {
+        under[i] = 1 + expf(-a[i]);
+        most = fmaxf(most, fabsf(a[i]));
+        least = fminf(least, fabsf(a[i]));
+        most_under = fmaxf(most_under, under[i]);
+    }
+    // Largest and least pass over a NaN.
+    bool usual = most < 0x1p60f && least > 0x1p-60f && most_under < 0x1p40f;
+#pragma unroll
+    for (int i = 0; i < 4 * kFours; i++) usual = usual && under[i] >= 1;
+#pragma unroll
+    for (int i = 0; i < 4 * kFours; i++) {
+        if (usual) {
+            a[i] = __fmul_rn(divide_usual(a[i], under[i]), b[i]);
+        }
+    }
+    if (!usual) {
+#pragma unroll
+        for (int i = 0; i < kFours; i++) {
+            gate[i] = {gated(gate[i].x, up[i].x, KIGO_SILU), gated(gate[i].y, up[i].y, KIGO_SILU), gated(gate[i].z, up[i].z, KIGO_SILU),
+                       gated(gate[i].w, up[i].w, KIGO_SILU)};
+        }
+    }
+}
+
+// What becomes of some columns' results of a block, as a warp; the first column is `first`.
+template <int kColumns, bool kManyRegisters>
+struct Finisher {
+    const KigoMatmul& p;
+    uint32_t expert, tile, first, last;
+    int lane;
+    // Whether all rows and columns exist and those of a lane may be moved as one.
+    bool whole;
+    // Of column lane % kColumns.
+    float factor;
+    CachePlace place;
+
+    __device__ __forceinline__ Finisher(const KigoMatmul& p, uint32_t expert, uint32_t tile, uint32_t first, uint32_t last, int lane)
+        : p(p), expert(expert), tile(tile), first(first), last(last), lane(lane), factor(0), place{} {
+        whole = first + kColumns <= last && (p.kind == KIGO_QKV ? tile + kItemTiles <= p.n_tiles
+                                                               : p.out % 16 == 0 && p.out_stride % 4 == 0 &&
+                                                                     (tile + kItemTiles) * kTileRows <= (p.kind == KIGO_GATED ? 2 * p.n_rows : p.n_rows));
+        const uint32_t column = first + lane % kColumns;
+        if (column >= last) return;
+        factor = factor_of(p, column);
+        if (p.kind == KIGO_QKV && !only_q()) place = cache_place(p.qkv, column);
+    }
+
+    // Whether all rows of the block are of q.
+    __device__ __forceinline__ bool only_q() const {
+        return tile + kItemTiles + p.first_tile <= p.qkv.n_head * ((p.qkv.head_dim + kTileRows - 1) / kTileRows);
+    }
+
+    // `results` are those of the first column; `i` counts from it.
+    __device__ __forceinline__ float4 four(const float* results, int row, int i) const {
+        const float4 v = *reinterpret_cast<const float4*>(results + result_place(row, i));
+        const float by = __shfl_sync(~0u, factor, i);
+        return {__fmul_rn(v.x, by), __fmul_rn(v.y, by), __fmul_rn(v.z, by), __fmul_rn(v.w, by)};
+    }
+
+    __device__ __forceinline__ float* out(uint32_t row, int i) const {
+        return reinterpret_cast<float*>(p.out) + size_t(first + i) * p.out_stride + row;
+    }
+
+    __device__ __forceinline__ static float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); }
+
+    // Raises magnitudes of columns i, of which each `n_lanes` lanes have one.
+    __device__ __forceinline__ void raise(float largest, int i, int n_lanes) const {
+        for (int step = 1; step < n_lanes; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+        if (lane % n_lanes == 0 && first + i < last) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + i, largest);
+    }
+
+    // What is usual, apart: without branches between them, so that values are computed at a time.
+    __device__ __forceinline__ void finish_silu(const float* results) const {
+        constexpr int kTogether = kManyRegisters && kColumns > 4 ? 4 : 2;
+        const int pair = lane % 16 / 4, of_pair = lane % 4 * 4;
+        const uint32_t row = (tile / 2 + pair) * kTileRows + of_pair;
+#pragma unroll 1
+        for (int start = 0; start < kColumns; start += 2 * kTogether) {
+            float4 v[kTogether], up[kTogether];
+#pragma unroll
+            for (int j = 0; j < kTogether; j++) {
+                v[j] = four(results, 32 * pair + of_pair, start + 2 * j + lane / 16);
+                up[j] = four(results, 32 * pair + 16 + of_pair, start + 2 * j + lane / 16);
+            }
+            silu_gated(v, up);
+#pragma unroll
+            for (int j = 0; j < kTogether; j++) *reinterpret_cast<float4*>(out(row, start + 2 * j + lane / 16)) = v[j];
+#pragma unroll
+            for (int j = 0; j < kTogether; j++) {
+                if (p.magnitudes) raise(largest_of(v[j]), start + 2 * j + lane / 16, 16);
+            }
+        }
+    }
+
+    template <bool kAdds>
+    __device__ __forceinline__ void finish_whole(const float* results) const {
+        constexpr int kTogether = kManyRegisters && kColumns > 4 ? 8 : 4;
+        const uint32_t row = tile * kTileRows + 4 * lane;
+#pragma unroll 1
+        for (int start = 0; start < kColumns; start += kTogether) {
+            float4 before[kTogether] = {};
+#pragma unroll
+            for (int i = 0; kAdds && i < kTogether; i++) before[i] = __ldcg(reinterpret_cast<const float4*>(out(row, start + i)));
+#pragma unroll
+            for (int i = 0; i < kTogether; i++) {
+                constexpr uint32_t kKind = kAdds ? KIGO_ADD : KIGO_STORE;
+                const float4 v = four(results, 4 * lane, start + i), b = before[i];
+                before[i] = {row_value(p, kKind, 0, v.x, b.x), row_value(p, kKind, 0, v.y, b.y), row_value(p, kKind, 0, v.z, b.z),
+                             row_value(p, kKind, 0, v.w, b.w)};
+                *reinterpret_cast<float4*>(out(row, start + i)) = before[i];
+            }
+#pragma unroll
+            for (int i = 0; i < kTogether; i++) {
+                if (p.magnitudes) raise(largest_of(before[i]), start + i, kWarp);
+            }
+        }
+    }
+
+    // What is not.
+    __device__ __forceinline__ void finish_rows(const float* results) const {
+        const bool is_gated = p.kind == KIGO_GATED;
+        const int pair = lane % 16 / 4, of_pair = lane % 4 * 4;
+        const uint32_t row = is_gated ? (tile / 2 + pair) * kTileRows + of_pair : tile * kTileRows + 4 * lane;
+#pragma unroll 1
+        for (int start = 0; start < kColumns; start += is_gated ? 2 : 1) {
+            const int i = start + (is_gated ? lane / 16 : 0);
+            const FourRows rows(p, row, first + i, last);
+            const float4 v = four(results, is_gated ? 32 * pair + of_pair : 4 * lane, i);
+            const float4 up = four(results, is_gated ? 32 * pair + 16 + of_pair : 0, i);
+            const float4 before = p.kind == KIGO_ADD || p.kind == KIGO_GATE ? rows.load() : float4{};
+            auto value_of = [&](float value, float up, float before, uint32_t at) {
+                at = min(at, p.n_rows - 1);
+                if (is_gated) return gated_value(p, expert, at, value, up);
+                return row_value(p, p.kind, p.softcap, biased(p, 0, expert, at, value), before);
+            };
+            const float4 value = {value_of(v.x, up.x, before.x, row), value_of(v.y, up.y, before.y, row + 1),
+                                  value_of(v.z, up.z, before.z, row + 2), value_of(v.w, up.w, before.w, row + 3)};
+            rows.store(value);
+            if (p.magnitudes) raise(rows.largest(value), i, is_gated ? 16 : kWarp);
+        }
+    }
+
+    // Eight rows of four columns at a time.
+    __device__ __forceinline__ void finish_heads(const float* results) const {
+#pragma unroll 1
+        for (uint32_t of_block = 0; of_block < kItemTiles && tile + of_block < p.n_tiles; of_block++) {
+            const HeadElements e = head_elements(p.qkv, tile + of_block + p.first_tile, lane % 8);
+            const int row = of_block * kTileRows + lane % 8;
+            float2 turn[kColumns / 4];
+#pragma unroll
+            for (int step = 0; step < kColumns / 4; step++) {
+                turn[step] = has_turn(p.qkv, e) ? load_turn(p.qkv, e, min(first + 4 * step + lane / 8, last - 1)) : float2{};
+            }
+#pragma unroll
+            for (int step = 0; step < kColumns / 4; step++) {
+                const int i = 4 * step + lane / 8;
+                const float by = __shfl_sync(~0u, factor, i);
+                const CachePlace at = {reinterpret_cast<__half*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(place.page), i)),
+                                       __shfl_sync(~0u, place.position, i)};
+                if (first + i >= last) continue;
+                finish_qkv(p, e, first + i, at, turn[step], __fmul_rn(results[result_place(row, i)], by),
+                           __fmul_rn(results[result_place(row + 8, i)], by));
+            }
+        }
+    }
+
+    // Where neighbours are fours of a head: of rows for q and k, two columns at a time.
+    template <bool kOnlyQ>
+    __device__ __forceinline__ void finish_fours(const float* results) const {
+        const KigoQkv& qkv = p.qkv;
+        const uint32_t of_block = lane / 2 % kItemTiles, row = of_block * kTileRows + lane % 2 * 4, own = first + lane / 16;
+        const HeadElements e = head_elements(qkv, tile + of_block + p.first_tile, lane % 2 * 4);
+        if (!kOnlyQ && !__any_sync(~0u, e.part < 2)) return;
+        const bool turns = has_turn(qkv, e);
+        const float4* turn = reinterpret_cast<const float4*>(reinterpret_cast<const float2*>(qkv.turns) + e.pair + size_t(own) * qkv.turns_stride);
+        const float scale = kOnlyQ || e.part == 0 ? qkv.q_scale : 1;
+        __half* to_q = reinterpret_cast<__half*>(qkv.q) + (size_t(own) * qkv.n_head + e.head) * qkv.dp + e.place;
+        float4 now[2] = {}, next[2] = {};
+        if (turns) next[0] = __ldcg(turn), next[1] = __ldcg(turn + 1);
+#pragma unroll(kManyRegisters ? 4 : 1)
+        for (int start = 0; start < kColumns; start += 2) {
+            const int i = start + lane / 16;
+            now[0] = next[0], now[1] = next[1];
+            turn += qkv.turns_stride;
+            if (turns && start + 2 < kColumns) next[0] = __ldcg(turn), next[1] = __ldcg(turn + 1);
+            float4 low = four(results, row, i), high = four(results, row + 8, i);
+            __half* to = to_q;
+            to_q += 2 * size_t(qkv.n_head) * qkv.dp;
+            if (!kOnlyQ) {
+                const CachePlace at = {reinterpret_cast<__half*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(place.page), i)),
+                                       __shfl_sync(~0u, place.position, i)};
+                if (e.part == 1) to = cached_keys(qkv, at, e.head) + at.position * qkv.dp + e.place;
+                if (e.part == 2) continue;
+            }
+            if (turns) {
+                turn_pair(low.x, high.x, now[0].x, now[0].y);
+                turn_pair(low.y, high.y, now[0].z, now[0].w);
+                turn_pair(low.z, high.z, now[1].x, now[1].y);
+                turn_pair(low.w, high.w, now[1].z, now[1].w);
+            }
+            store_halves(to, low, scale);
+            store_halves(to + 8, high, scale);
+        }
+    }
+
+    __device__ __forceinline__ static void turn_pair(float& low, float& high, float cosine, float sine) {
+        const float turned = __fmaf_rn(low, cosine, -__fmul_rn(high, sine));
+        high = __fmaf_rn(low, sine, __fmul_rn(high, cosine));
+        low = turned;
+    }
+
+    __device__ __forceinline__ static void store_halves(__half* to, float4 v, float scale) {
+        const __half2 halves[2] = {{saturated_half(__fmul_rn(v.x, scale)), saturated_half(__fmul_rn(v.y, scale))},
+                                   {saturated_half(__fmul_rn(v.z, scale)), saturated_half(__fmul_rn(v.w, scale))}};
+        *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(halves);
+    }
+
+    // For v columns are neighbours; a lane has one, and four rows at a time.
+    __device__ __forceinline__ void finish_values(const float* results) const {
+        constexpr uint32_t kStep = kWarp / kColumns * 4;
+        const KigoQkv& qkv = p.qkv;
+        const uint32_t first_v = (qkv.n_head + qkv.n_head_kv) * qkv.head_dim / kTileRows, begin = tile + p.first_tile;
+        if (begin + kItemTiles <= first_v) return;
+        uint32_t row = lane / kColumns * 4;
+        if (begin < first_v) row += (first_v - begin) * kTileRows;
+        const HeadElements e = head_elements(qkv, begin + row / kTileRows, row % kTileRows);
+        __half* to = cached_keys(qkv, place, e.head) + KIGO_PAGE * qkv.dp + place.position + e.place * KIGO_PAGE;
+        uint32_t of_head = e.place;
+#pragma unroll 2
+        for (; row < kItemRows; row += kStep, of_head += kStep, to += kStep * KIGO_PAGE) {
+            if (of_head >= qkv.head_dim) of_head -= qkv.head_dim, to += 2 * KIGO_PAGE * qkv.dp - qkv.head_dim * KIGO_PAGE;
+            const float4 v = *reinterpret_cast<const float4*>(results + result_place(row, lane % kColumns));
+            to[0] = saturated_half(__fmul_rn(v.x, factor));
+            to[KIGO_PAGE] = saturated_half(__fmul_rn(v.y, factor));
+            to[2 * KIGO_PAGE] = saturated_half(__fmul_rn(v.z, factor));
+            to[3 * KIGO_PAGE] = saturated_half(__fmul_rn(v.w, factor));
+        }
+    }
+
+    __device__ __forceinline__ void finish(const float* results) const {
+        const KigoQkv& qkv = p.qkv;
+        if (p.kind == KIGO_QKV && whole && !p.bias[0] && !p.bias[1] && !p.bias[2] && qkv.head_dim % 16 == 0 && qkv.head_dim >= 32 &&
+            qkv.n_rot % 8 == 0 && qkv.turns_stride % 2 == 0 && qkv.turns % 16 == 0) {
+            if (only_q()) return finish_fours<true>(results);
+            finish_fours<false>(results);
+            return finish_values(results);
+        }
+        if (p.kind == KIGO_QKV) return finish_heads(results);
+        if (whole && !p.bias[0] && !p.bias[1]) {
+            if (p.kind == KIGO_GATED && p.activation == KIGO_SILU) return finish_silu(results);
+            if (p.kind == KIGO_ADD) return finish_whole<true>(results);
+            if (p.kind == KIGO_STORE && p.softcap <= 0) return finish_whole<false>(results);
+        }
+        finish_rows(results);
+    }
+};
+
+}  // namespace prefill
