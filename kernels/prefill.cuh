@@ -195,22 +195,25 @@ struct Multiplier {
         if (to_release != 0) barrier_arrive_cluster(to_release + 8 * slot);
     }
 
-    // What is known of the unit whose operands come next: codes where a lane has few, and scales.
+    // What is known of the unit whose operands come next: codes where a lane has few, and what makes weights of them.
     struct Next {
         typename Type::Planes::Unit codes;
-        decltype(scales_of<Type>(nullptr, 0)) scales;
+        Affine affine;
     };
 
     // The weights of step `index` of a record in `slot`, as operands.
     __device__ __forceinline__ void make_step(uint32_t (&out)[4], Next& next, int index, int slot) const {
         constexpr bool kKeepsCodes = Type::Planes::Low::kWords <= 4;
+        constexpr int kPerPart = kPerUnit / kAffineParts<Type>;
         const uint8_t* record = static_cast<const uint8_t*>(__cvta_shared_to_generic(from + slot * (P::kJoined ? P::kSlotBytes : P::kWeightBytes)));
-        const int unit = index / kPerUnit, lane = kOnlyCodes ? 0 : lane_of_codes;
-        if (!kKeepsCodes || index % kPerUnit == 0) next.codes = load_unit<Type>(record, unit, lane);
-        if (index % kPerUnit == 0) next.scales = scales_of<Type>(record + Record<Type>::kScales, lane);
-        const auto w = make_fragments<Type>(next.codes, next.scales, unit);
-#pragma unroll
-        for (int r = 0; r < 4; r++) out[r] = w.a[index % kPerUnit][r];
+        const int unit = index / kPerUnit, j = index % kPerUnit, lane = kOnlyCodes ? 0 : lane_of_codes;
+        if (!kKeepsCodes || j == 0) next.codes = load_unit<Type>(record, unit, lane);
+        if constexpr (Type::kGroupK > 0) {
+            if (j % kPerPart == 0) next.affine = Type::affine(scales_of<Type>(record + Record<Type>::kScales, lane), unit, j / kPerPart);
+            make_weights<Type>(next.codes, j, next.affine, out);
+        } else {
+            Type::Planes::codes(next.codes, j, out);
+        }
     }
 
     // Starts the products of a step of the unit in the slot.
