@@ -329,7 +329,7 @@ typedef struct {
 
 #define KIGO_NO_ATTENTION 0xFFFFFFFFu
 
-/* Pages that a row of `step` sees at most, and columns of the vectors that its blocks hand over rounded. */
+/* Pages that a row of `step` sees at most, and columns of the vectors that it takes as they are, without the residual stream. */
 #define KIGO_STEP_PAGES 32
 #define KIGO_STEP_MOST_COLUMNS 16384
 

@@ -229,7 +229,9 @@ struct Worker {
             operands.put(thread, i, v[i], scale);
         }
 #pragma unroll 1
-        for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) operands.put(thread, i, weigh_at(thread + i * kThreads), scale);
+        for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) {
+            operands.put(thread, i, weigh_at(thread + i * kThreads), scale);
+        }
         if (kTypesWithMin >> s.quant & 1) operands.put_sums(thread, n_quads);
         step_sync();
     }

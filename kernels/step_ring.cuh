@@ -163,7 +163,9 @@ struct PieceList {
     bool more = true;
 
     __device__ __forceinline__ PieceList(const KigoStep& p, uint32_t warp)
-        : worker(warp / kWarps * gridDim.x + blockIdx.x), slice(warp % kWarps), next_stage(reinterpret_cast<const KigoStage*>(p.stages)) {
+        : worker(warp / kWarps * gridDim.x + blockIdx.x),
+          slice(warp % kWarps),
+          next_stage(reinterpret_cast<const KigoStage*>(p.stages)) {
         end = next_stage + p.n_stages;
         slot_bytes = p.slot_bytes;
         open_stage();

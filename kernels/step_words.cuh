@@ -40,7 +40,9 @@ struct WordSet {
     __device__ __forceinline__ WordSet(uint32_t number, uint32_t set_bytes)
         : offset(number % 2 ? set_bytes : 0), to_other(number % 2 ? -int64_t(set_bytes) : int64_t(set_bytes)) {}
 
-    __device__ __forceinline__ const uint32_t* from(uint64_t words) const { return reinterpret_cast<const uint32_t*>(words + offset); }
+    __device__ __forceinline__ const uint32_t* from(uint64_t words) const {
+        return reinterpret_cast<const uint32_t*>(words + offset);
+    }
 
     // Writes word i of those at `words`.
     __device__ __forceinline__ void store(uint64_t words, uint32_t i, float value) const {
