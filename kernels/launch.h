@@ -323,7 +323,7 @@ typedef struct {
 #define KIGO_STAGE_ATTENTION 0
 /* words for all blocks, as they are; */
 #define KIGO_STAGE_VALUES 1
-/* words, rounded: gated(gate, up), gelu; */
+/* words: gated(gate, up), gelu; */
 #define KIGO_STAGE_GATED 2
 #define KIGO_STAGE_UNGATED 3
 /* softcap tanh(scale product / softcap), logits. */
@@ -336,23 +336,22 @@ typedef struct {
 
 #define KIGO_NO_ATTENTION 0xFFFFFFFFu
 
-/* Pages that a row of `step` sees at most, and columns of the vectors that its blocks hand over rounded. */
+/* Pages that a row of `step` sees at most, and columns of the vectors that it takes as they are, without the residual stream. */
 #define KIGO_STEP_PAGES 32
 #define KIGO_STEP_MOST_COLUMNS 16384
 
-/* One stage of `step`. Words are what blocks hand to each other: with their values they carry the number of the step, so that
- * a block that reads them knows when they are there. Exact ones are f32 and u32 number; rounded ones an f32 whose last 8 bits
- * are those of the number. */
+/* One stage of `step`. Words are what blocks hand to each other, f32 or a NaN that says that they are not there yet; addresses
+ * are of the words of the first of two sets. */
 typedef struct {
     /* Product: tiles of records. */
     uint64_t weights;
-    /* KIGO_TAKE_RESIDUAL: exact words [k], or 0; KIGO_TAKE_WORDS: rounded words [k]. */
+    /* Words [k]; of KIGO_TAKE_RESIDUAL 0 where there are none. */
     uint64_t input;
     /* f32 [k]: what the words are normed with before they are added, or 0. */
     uint64_t post_norm;
     /* f32 [stride], or 0. */
     uint64_t norm_weight;
-    /* Words [n_rows], exact or rounded; not of logits. */
+    /* Words [n_rows]; not of logits. */
     uint64_t out;
     /* f32 [n_rows], or 0: of the product, or of gate and up. */
     uint64_t bias[2];
@@ -380,7 +379,7 @@ typedef struct {
     float eps;
     float scale;
     float softcap;
-    /* The attention that comes next, for which the caches are brought near; KIGO_NO_ATTENTION: none does. */
+    /* The attention whose description comes next, and for which the caches are brought near; KIGO_NO_ATTENTION: none does. */
     uint32_t attention;
 } KigoStage;
 
@@ -388,15 +387,17 @@ typedef struct {
 typedef struct {
     KigoAttention attention;
     KigoHeads heads;
-    /* Exact words of q, k and v, tile by tile; rounded words [n_head * head_dim]. */
+    /* Words of q, k and v, tile by tile; words [n_head * head_dim]. */
     uint64_t input;
     uint64_t out;
 } KigoStageAttention;
 
 /* Threads of a block of `step`, groups of warps that take tiles, and most of the shared memory that it has besides. */
-#define KIGO_STEP_THREADS 384
+#define KIGO_STEP_THREADS 512
 #define KIGO_STEP_GROUPS 1
-#define KIGO_STEP_STATIC 14336
+#define KIGO_STEP_STATIC 8192
+/* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
+#define KIGO_STEP_ATTENTION 9600
 
 /* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time. */
 typedef struct {
@@ -417,14 +418,14 @@ typedef struct {
     /* Slots of a warp's ring, their bytes. */
     uint32_t n_slots;
     uint32_t slot_bytes;
-    /* Bytes of the widest activations as operands, without sums. */
-    uint32_t columns_bytes;
     /* Records of a warp that are under way at most, and that are sent for when its ring is full, with so many clocks between. */
     uint32_t under_way;
     uint32_t most_ahead;
     uint32_t pace;
     /* Nanoseconds up to which every warp sleeps in every stage, each time others, so that tests see all orders; 0: not. */
     uint32_t delay;
+    /* Bytes from words to those of the other set. */
+    uint32_t set_bytes;
     uint32_t pad;
 } KigoStep;
 

@@ -30,8 +30,9 @@ struct Turns {
 struct Block {
     Turns turns[kGroups];
     uint64_t rings[kStepWarps][2][KIGO_MAX_SLOTS];
-    float2 scratch[kStepWarps];
-    KigoStage stages[2];
+    float4 scratch[2][kStepWarps / 2];
+    // The stage at hand, the next, and the one after it.
+    KigoStage stages[3];
     KigoStageAttention attention;
     Sight sight;
 };
@@ -41,287 +42,417 @@ static_assert(sizeof(Block) <= KIGO_STEP_STATIC);
 struct Operands {
     uint8_t* columns;
 
-    // Called by aligned groups of 16 lanes for as many quads.
-    __device__ __forceinline__ void put(uint32_t quad, float4 v, float scale) const {
+    // Puts quad thread + i kThreads of the row; called by aligned groups of 16 lanes for as many quads.
+    __device__ __forceinline__ void put(uint32_t thread, uint32_t i, float4 v, float scale) const {
         const Quad value =
             make_quad<false>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
-        const QuadPlace place(quad);
-        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row()) = value.high;
+        const QuadPlace place(thread);
+        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + i * (kThreads * 8)) = value.high;
     }
 };
+static_assert(kStepThreads == kThreads);
 
 __device__ __forceinline__ float largest_of(float4 v) {
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
-// Sum over the first kThreads threads and maximum over all, in every thread. The order is that of block_sum_max.
-__device__ __forceinline__ float2 step_sum_max(float sum, float largest, float2* scratch) {
-    const float2 mine = {warp_sum(sum), warp_max(largest)};
-    step_sync();
-    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = mine;
-    step_sync();
-    float2 all = scratch[0];
-    for (int warp = 1; warp < kStepWarps; warp++) {
-        if (warp < kWarps) all.x = __fadd_rn(all.x, scratch[warp].x);
-        all.y = fmaxf(all.y, scratch[warp].y);
-    }
-    return all;
-}
+// What products are multiplied with: the inverse of the operands' scale, and that of the norm, if there is one.
+struct Factor {
+    float inverse, sum;
+    bool normed;
 
-// x += scale words, or where there is a norm, words to `delta`; x f32 [stride] in quads.
-__device__ __forceinline__ void take_words(const KigoStage& s, uint32_t number, float4* x, float4* delta) {
-    const uint64_t* words = reinterpret_cast<const uint64_t*>(s.input);
-    const uint32_t n_quads = s.k / 4;
-    constexpr int kBatch = 4;
-    for (uint32_t first = threadIdx.x / kWarp * kWarp; first < n_quads; first += kBatch * kStepThreads) {
-        ulonglong2 in[kBatch][2] = {};
-        await([&] {
-            bool all = true;
-#pragma unroll
-            for (int i = 0; i < kBatch; i++) {
-                const uint32_t q = first + threadIdx.x % kWarp + i * kStepThreads;
-                if (q >= n_quads) continue;
-                in[i][0] = load_exact_words(words + 4 * q);
-                in[i][1] = load_exact_words(words + 4 * q + 2);
-            }
-#pragma unroll
-            for (int i = 0; i < kBatch; i++) {
-                if (first + threadIdx.x % kWarp + i * kStepThreads >= n_quads) continue;
-                for (int h = 0; h < 2; h++) all &= is_there(in[i][h].x, number) && is_there(in[i][h].y, number);
-            }
-            return all;
-        });
-#pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-            const uint32_t q = first + threadIdx.x % kWarp + i * kStepThreads;
-            if (q >= n_quads) continue;
-            const float4 v = {value_of(in[i][0].x), value_of(in[i][0].y), value_of(in[i][1].x), value_of(in[i][1].y)};
-            if (s.post_norm) {
-                delta[q] = v;
-                continue;
-            }
-            const float4 old = x[q];
-            x[q] = {__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
-                    __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
-        }
+    __device__ __forceinline__ float value(const KigoStage& s) const {
+        return normed ? __fmul_rn(inverse, norm_factor(sum, s.k, s.eps)) : inverse;
     }
-    step_sync();
-}
+};
 
-// x += scale * norm(delta), as add_normed does it.
-__device__ __forceinline__ void add_delta(const KigoStage& s, float* x, const float* delta, float2* scratch) {
-    float squares = 0;
-    const bool sums = threadIdx.x < kThreads;
-    for (uint32_t i = threadIdx.x; sums && i < s.k; i += kThreads) squares = __fmaf_rn(delta[i], delta[i], squares);
-    const float factor = norm_factor(step_sum_max(squares, 0, scratch).x, s.k, s.eps);
-    for (uint32_t i = threadIdx.x; i < s.k; i += kStepThreads) {
-        const float normed = __fmul_rn(__fmul_rn(delta[i], factor), __ldg(reinterpret_cast<const float*>(s.post_norm) + i));
-        x[i] = __fmaf_rn(s.residual_scale, normed, x[i]);
-    }
-    step_sync();
-}
+// What the warps of a block do together, stage by stage.
+struct Worker {
+    const KigoStep& p;
+    Block& block;
+    float4* x;
+    Operands operands;
+    WordSet set;
+    PieceReader reader;
+    uint32_t turn = 0, n_sums = 0;
+    Factor factor = {1, 0, false};
 
-// The residual stream as operands; returns the factor of the products.
-__device__ __forceinline__ float take_residual(const KigoStage& s, uint32_t number, float4* x, const Operands& to, float2* scratch) {
-    constexpr int kHeld = 4;
-    const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
-    const uint32_t n_quads = s.stride / 4;
-    // Does not depend on what is awaited.
-    float4 w[kHeld] = {};
-#pragma unroll
-    for (int i = 0; i < kHeld; i++) {
-        const uint32_t q = threadIdx.x + i * kThreads;
-        if (weight && threadIdx.x < kThreads && q < n_quads) w[i] = __ldg(weight + q);
-    }
-    if (s.input) {
-        float4* delta = reinterpret_cast<float4*>(to.columns);
-        take_words(s, number, x, delta);
-        if (s.post_norm) add_delta(s, reinterpret_cast<float*>(x), reinterpret_cast<float*>(delta), scratch);
-    }
-    float scale, inverse;
-    if (!weight) {
-        float largest = 0;
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kStepThreads) largest = fmaxf(largest, largest_of(x[q]));
-        range_scale(step_sum_max(0, largest, scratch).y, scale, inverse);
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kStepThreads) to.put(q, x[q], scale);
+    // Sum and maximum over all threads, in every thread. The order is that of block_sum_max.
+    __device__ __forceinline__ float2 sum_max(float sum, float largest) {
+        // Those of the sum before the last have been read.
+        float4* scratch = block.scratch[n_sums++ % 2];
+        sum = warp_sum(sum);
+        largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
+        if (threadIdx.x % kWarp == 0) reinterpret_cast<float2*>(scratch)[threadIdx.x / kWarp] = {sum, largest};
         step_sync();
-        return inverse;
+        float4 all = scratch[0];
+        all.x = __fadd_rn(all.x, all.z);
+        all.y = fmaxf(all.y, all.w);
+#pragma unroll
+        for (int i = 1; i < kStepWarps / 2; i++) {
+            const float4 two = scratch[i];
+            all.x = __fadd_rn(__fadd_rn(all.x, two.x), two.z);
+            all.y = fmaxf(fmaxf(all.y, two.y), two.w);
+        }
+        return {all.x, all.y};
     }
-    float sum = 0, largest = 0;
-    auto weigh = [&](uint32_t q, float4 w) {
-        const float4 v = x[q];
-        sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
-        const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
-        largest = fmaxf(largest, largest_of(y));
-        return y;
-    };
-    if (threadIdx.x < kThreads) {
+
+    // Maximum over all threads, in every thread.
+    __device__ __forceinline__ float max_of_all(float largest) {
+        float4* scratch = block.scratch[n_sums++ % 2];
+        const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
+        if (threadIdx.x % kWarp == 0) reinterpret_cast<uint32_t*>(scratch)[threadIdx.x / kWarp] = bits;
+        step_sync();
+        const float4 low = scratch[0], high = scratch[1];
+        return fmaxf(largest_of(low), largest_of(high));
+    }
+
+    // x += scale * norm(delta), as add_normed does it.
+    __device__ __forceinline__ void add_delta(const KigoStage& s, const float* delta) {
+        const uint32_t thread = this_thread();
+        float* to = reinterpret_cast<float*>(x);
+        float squares = 0;
+        for (uint32_t i = thread; i < s.k; i += kThreads) squares = __fmaf_rn(delta[i], delta[i], squares);
+        const float norm = norm_factor(sum_max(squares, 0).x, s.k, s.eps);
+        for (uint32_t i = thread; i < s.k; i += kThreads) {
+            const float normed = __fmul_rn(__fmul_rn(delta[i], norm), __ldg(reinterpret_cast<const float*>(s.post_norm) + i));
+            to[i] = __fmaf_rn(s.residual_scale, normed, to[i]);
+        }
+        step_sync();
+    }
+
+    // The residual stream, to which the words are added, as operands.
+    __device__ __forceinline__ void take_residual(const KigoStage& s) {
+        const uint32_t thread = this_thread();
+        constexpr int kHeld = 4;
+        const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
+        const uint32_t n_quads = s.stride / 4, n_given = s.k / 4;
+        // Quads of a thread that registers hold; what does not depend on the words comes first.
+        float4 v[kHeld] = {}, w[kHeld] = {};
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            const uint32_t q = threadIdx.x + i * kThreads;
-            if (q < n_quads) w[i] = weigh(q, w[i]);
+            const uint32_t q = thread + i * kThreads;
+            if (q >= n_quads) break;
+            v[i] = x[q];
+            w[i] = weight ? __ldg(weight + q) : float4{1, 1, 1, 1};
         }
-        for (uint32_t q = threadIdx.x + kHeld * kThreads; q < n_quads; q += kThreads) weigh(q, __ldg(weight + q));
-    }
-    const float2 all = step_sum_max(sum, largest, scratch);
-    range_scale(all.y, scale, inverse);
-    if (threadIdx.x < kThreads) {
+        if (s.input) {
+            const uint32_t* words = set.from(s.input);
+            Quads<kHeld> given;
+            auto added = [&](float4 old, uint4 in) -> float4 {
+                const float4 d = values_of(in);
+                return {__fmaf_rn(s.residual_scale, d.x, old.x), __fmaf_rn(s.residual_scale, d.y, old.y),
+                        __fmaf_rn(s.residual_scale, d.z, old.z), __fmaf_rn(s.residual_scale, d.w, old.w)};
+            };
+            given.await(words, thread, n_given);
+            if (!s.post_norm) {
+#pragma unroll
+                for (int i = 0; i < kHeld; i++) {
+                    const uint32_t q = thread + i * kThreads;
+                    if (q >= n_quads) break;
+                    v[i] = added(v[i], given.in[i]);
+                    x[q] = v[i];
+                }
+#pragma unroll 1
+                for (uint32_t q = thread + kHeld * kThreads; q - thread < n_given; q += kThreads) {
+                    Quads<1> one;
+                    one.await(words, q, n_given);
+                    if (q < n_given) x[q] = added(x[q], one.in[0]);
+                }
+            } else {
+                // Operands of the stage before are not needed any more.
+                step_sync();
+                uint4* delta = reinterpret_cast<uint4*>(operands.columns);
+#pragma unroll
+                for (int i = 0; i < kHeld; i++) {
+                    const uint32_t q = thread + i * kThreads;
+                    if (q < n_given) delta[q] = given.in[i];
+                }
+#pragma unroll 1
+                for (uint32_t q = thread + kHeld * kThreads; q - thread < n_given; q += kThreads) {
+                    Quads<1> one;
+                    one.await(words, q, n_given);
+                    if (q < n_given) delta[q] = one.in[0];
+                }
+                step_sync();
+                add_delta(s, reinterpret_cast<const float*>(delta));
+#pragma unroll
+                for (int i = 0; i < kHeld; i++) {
+                    const uint32_t q = thread + i * kThreads;
+                    if (q < n_quads) v[i] = x[q];
+                }
+            }
+        }
+        float sum = 0, largest = 0;
+        auto weigh = [&](float4 v, float4 w) {
+            sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
+            const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
+            largest = fmaxf(largest, largest_of(y));
+            return y;
+        };
+        auto weigh_at = [&](uint32_t q) { return weigh(x[q], weight ? __ldg(weight + q) : float4{1, 1, 1, 1}); };
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            const uint32_t q = threadIdx.x + i * kThreads;
-            if (q < n_quads) to.put(q, w[i], scale);
+            if (thread + i * kThreads >= n_quads) break;
+            v[i] = weigh(v[i], w[i]);
         }
-        for (uint32_t q = threadIdx.x + kHeld * kThreads; q < n_quads; q += kThreads) to.put(q, weigh(q, __ldg(weight + q)), scale);
-    }
-    step_sync();
-    return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(s.k)), s.eps))));
-}
-
-// A vector of rounded words as operands; returns the factor of the products.
-__device__ __forceinline__ float take_vector(const KigoStage& s, uint32_t number, const Operands& to, float2* scratch) {
-    // All of it: its scale has to be known before any is rounded.
-    constexpr uint32_t kBatch = KIGO_STEP_MOST_COLUMNS / 4 / kStepThreads;
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(s.input);
-    const uint32_t n_quads = s.k / 4;
-    uint4 in[kBatch];
-    await([&] {
-        bool all = true;
+#pragma unroll 1
+        for (uint32_t q = thread + kHeld * kThreads; q < n_quads; q += kThreads) weigh_at(q);
+        const float2 all = sum_max(sum, largest);
+        float scale;
+        factor = {1, all.x, weight != nullptr};
+        range_scale(all.y, scale, factor.inverse);
 #pragma unroll
-        for (uint32_t i = 0; i < kBatch; i++) {
-            const uint32_t q = threadIdx.x + i * kStepThreads;
-            in[i] = {number, number, number, number};
-            if (q < n_quads) in[i] = load_rounded_words(words + 4 * q);
+        for (int i = 0; i < kHeld; i++) {
+            if (thread + i * kThreads >= n_quads) break;
+            operands.put(thread, i, v[i], scale);
         }
-#pragma unroll
-        for (uint32_t i = 0; i < kBatch; i++) all &= are_there(in[i], number);
-        return all;
-    });
-    float largest = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kBatch; i++) {
-        if (threadIdx.x + i * kStepThreads >= n_quads) in[i] = {0, 0, 0, 0};
-        largest = fmaxf(largest, largest_of(values_of(in[i])));
+#pragma unroll 1
+        for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) {
+            operands.put(thread, i, weigh_at(thread + i * kThreads), scale);
+        }
+        step_sync();
     }
-    float scale, inverse;
-    range_scale(step_sum_max(0, largest, scratch).y, scale, inverse);
+
+    // A vector of words as operands.
+    __device__ __forceinline__ void take_vector(const KigoStage& s) {
+        const uint32_t thread = this_thread();
+        // All of it: its scale has to be known before any is rounded.
+        constexpr int kHeld = KIGO_STEP_MOST_COLUMNS / 4 / kThreads;
+        const uint32_t n_quads = s.stride / 4;
+        Quads<kHeld> given;
+        given.await(set.from(s.input), thread, s.k / 4);
+        float largest = 0;
 #pragma unroll
-    for (uint32_t i = 0; i < kBatch; i++) {
-        const uint32_t q = threadIdx.x + i * kStepThreads;
-        if (q < s.stride / 4) to.put(q, values_of(in[i]), scale);
+        for (int i = 0; i < kHeld; i++) {
+            if (i * kThreads >= n_quads) break;
+            largest = fmaxf(largest, largest_of(values_of(given.in[i])));
+        }
+        float scale;
+        factor = {1, 0, false};
+        range_scale(max_of_all(largest), scale, factor.inverse);
+#pragma unroll
+        for (int i = 0; i < kHeld; i++) {
+            if (i * kThreads >= n_quads) break;
+            if (thread + i * kThreads < n_quads) operands.put(thread, i, values_of(given.in[i]), scale);
+        }
+        step_sync();
     }
-    step_sync();
-    return inverse;
-}
 
-__device__ __forceinline__ float add_bias(const KigoStage& s, int part, uint32_t row, float value) {
-    return s.bias[part] ? __fadd_rn(value, __ldg(reinterpret_cast<const float*>(s.bias[part]) + row)) : value;
-}
+    __device__ __forceinline__ float add_bias(const KigoStage& s, int part, uint32_t row, float value) const {
+        return s.bias[part] ? __fadd_rn(value, __ldg(reinterpret_cast<const float*>(s.bias[part]) + row)) : value;
+    }
 
-// Row `row` of a product: `value`, of gate and up `value` and `up`.
-__device__ __forceinline__ void finish(const KigoStage& s, uint32_t number, float* logits, uint32_t row, float value, float up) {
-    if (row >= s.n_rows) return;
-    value = add_bias(s, 0, row, value);
-    switch (s.kind) {
-        case KIGO_STAGE_VALUES:
-            store_exact_word(reinterpret_cast<uint64_t*>(s.out) + row, value, number);
-            break;
-        case KIGO_STAGE_GATED:
-            store_rounded_word(reinterpret_cast<uint32_t*>(s.out) + row, gated(value, add_bias(s, 1, row, up), s.activation), number);
-            break;
-        case KIGO_STAGE_UNGATED:
-            store_rounded_word(reinterpret_cast<uint32_t*>(s.out) + row, gelu(value), number);
-            break;
-        default:
+    // Row `row` of a product: `value`, of gate and up `value` and `up`.
+    __device__ __forceinline__ void finish(const KigoStage& s, uint32_t row, float value, float up) const {
+        if (row >= s.n_rows) return;
+        value = add_bias(s, 0, row, value);
+        if (s.kind == KIGO_STAGE_LOGITS) {
             value = __fmul_rn(value, s.scale);
             if (s.softcap > 0) value = __fmul_rn(s.softcap, tanhf(__fdiv_rn(value, s.softcap)));
-            logits[row] = value;
+            reinterpret_cast<float*>(p.logits)[row] = value;
+            return;
+        }
+        if (s.kind == KIGO_STAGE_GATED) value = gated(value, add_bias(s, 1, row, up), s.activation);
+        if (s.kind == KIGO_STAGE_UNGATED) value = gelu(value);
+        set.store(s.out, row, value);
     }
-}
 
-// This group's items of a stage. `turn` counts the items of all stages.
-template <class Type>
-__device__ __forceinline__ void multiply(const KigoStage& s, uint32_t number, float* logits, float factor, const Operands& x, Turns& turns, uint32_t& turn,
-                                      PieceReader& reader) {
-    constexpr int kUnits = Type::kRecordK / kUnitK;
-    const int warp = threadIdx.x / kWarp % kWarps, lane = threadIdx.x % kWarp;
-    const Slice slice(s.n_records, warp);
-    const uint32_t most = reader.slot_bytes / Record<Type>::kBytes;
-    for (uint32_t item = first_item(s, group_worker()); item < s.n_items; item += kGroups * gridDim.x, turn++) {
-        const uint32_t at = turn % kTurns, parity = turn / kTurns % 2;
-        auto& sums = turns.sums[at];
-        for (uint32_t side = 0; side < s.per_item; side++) {
-            float acc[4] = {0, 0, 0, 0};
-            const uint32_t first_place = (item * s.per_item + side) % s.n_records;
-            const uint8_t* in = nullptr;
-            uint32_t piece_end = slice.first;
-            for (uint32_t record = slice.first; record < slice.last; record++, in += Record<Type>::kBytes) {
-                if (record == piece_end) {
-                    in = reader.next();
-                    piece_end += piece_records(record, slice.last, first_place, s.n_records, most);
+    // This group's items of a stage.
+    __device__ __forceinline__ void multiply(const KigoStage& s) {
+#define KIGO_CASE(type)          \
+    case KIGO_TYPE_##type:       \
+        multiply_items<type>(s); \
+        break;
+        switch (s.quant) {
+            KIGO_CASE(F16)
+            KIGO_CASE(Q4_0)
+            KIGO_CASE(Q4_1)
+            KIGO_CASE(Q5_0)
+            KIGO_CASE(Q5_1)
+            KIGO_CASE(Q8_0)
+            KIGO_CASE(Q2_K)
+            KIGO_CASE(Q3_K)
+            KIGO_CASE(Q4_K)
+            KIGO_CASE(Q5_K)
+            KIGO_CASE(Q6_K)
+            KIGO_CASE(IQ4_NL)
+            KIGO_CASE(IQ4_XS)
+            KIGO_CASE(MXFP4)
+        }
+#undef KIGO_CASE
+    }
+
+    // What a lane multiplies the unit of this number in a row with.
+    __device__ __forceinline__ Activations<Operand::kF16> columns_of(uint32_t unit) const {
+        Activations<Operand::kF16> v;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            *reinterpret_cast<uint4*>(v.high + 4 * h) =
+                *reinterpret_cast<const uint4*>(operands.columns + unit * 128 + h * 64 + threadIdx.x % 4 * 16);
+        }
+        return v;
+    }
+
+    // Adds up the sums of an item, the `number`-th of all stages.
+    __device__ __forceinline__ void add_up(const KigoStage& s, uint32_t item, uint32_t number, float by) const {
+        const uint32_t thread = this_thread();
+        const uint32_t lane = thread % kWarp, at = number % kTurns;
+        Turns& turns = block.turns[thread / kThreads];
+        wait_mbarrier(turns.full + at, number / kTurns % 2);
+        // A half of the lanes for each side; where there is one, nobody looks at the other.
+        const float* sums = turns.sums[at][lane / kTileRows][0] + lane % kTileRows;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, sums[w * kTileRows]);
+        const float value = __fmul_rn(sum, by), up = __shfl_down_sync(~0u, value, kTileRows);
+        __syncwarp();
+        if (lane == 0) arrive_mbarrier(turns.empty + at);
+        if (lane < kTileRows) finish(s, item * kTileRows + lane, value, up);
+    }
+
+    template <class Type>
+    __device__ __forceinline__ void multiply_items(const KigoStage& s) {
+        if constexpr (Type::kGroupK == 0) {
+            if (reader.slot_bytes < 2 * Record<Type>::kBytes) return multiply_items<Type, true>(s);
+        }
+        multiply_items<Type, false>(s);
+    }
+
+    // kSingle: pieces are records.
+    template <class Type, bool kSingle>
+    __device__ __forceinline__ void multiply_items(const KigoStage& s) {
+        const uint32_t thread = this_thread();
+        constexpr int kUnits = Type::kRecordK / kUnitK;
+        constexpr uint32_t kBytes = Record<Type>::kBytes;
+        const uint32_t lane = thread % kWarp, warp = thread / kWarp % kWarps, stride = kGroups * gridDim.x;
+        const uint32_t n_items = s.n_items, per_item = s.per_item, n_records = s.n_records;
+        const Slice slice(n_records, warp);
+        const uint32_t most = reader.slot_bytes / kBytes;
+        uint32_t item = first_item(s, group_worker());
+        if (item >= n_items) return;
+        const uint32_t memory_at = shared_address(memory);
+        Turns& turns = block.turns[thread / kThreads];
+        bool has_value = false, is_due = false;
+        float by = 0;
+        float acc[4] = {0, 0, 0, 0};
+        uint32_t side = 0, due_item = 0, due_turn = 0;
+
+        // The sums of a tile go to whoever adds them up; warps take turns at that.
+        auto close_tile = [&] {
+            const uint32_t at = turn % kTurns;
+            if (side == 0) wait_mbarrier(turns.empty + at, turn / kTurns % 2 ^ 1);
+            if (lane % 4 == 0) {
+                float* sums = turns.sums[at][side][warp] + lane / 4;
+                sums[0] = acc[0];
+                sums[8] = acc[2];
+            }
+            acc[0] = acc[1] = acc[2] = acc[3] = 0;
+            if (++side < per_item) return;
+            side = 0;
+            __syncwarp();
+            if (lane == 0) arrive_mbarrier(turns.full + at);
+            if (warp == turn % kWarps) {
+                is_due = true;
+                due_item = item;
+                due_turn = turn;
+            }
+            turn++;
+            item += stride;
+        };
+        auto add_due = [&] {
+            if (!is_due) return;
+            is_due = false;
+            if (!has_value) by = __fmul_rn(factor.value(s), s.weight_scale);
+            has_value = true;
+            add_up(s, due_item, due_turn, by);
+        };
+        if (slice.first == slice.last) {
+#pragma unroll 1
+            while (item < n_items) {
+                close_tile();
+                add_due();
+            }
+            return;
+        }
+        // The next record, those of its piece that are left, the bytes of the piece before it, and its tile.
+        uint32_t record = slice.first, left = 0, offset = 0, tile = item * per_item, tile_side = 0;
+        uint32_t first_place = kSingle ? 0 : tile % n_records;
+        bool more = true;
+        auto advance = [&] {
+            offset += kBytes;
+            if (kSingle || --left == 0) {
+                reader.give_back(lane == 0);
+                offset = 0;
+            }
+            if (++record < slice.last) return;
+            record = slice.first;
+            if (++tile_side == per_item) {
+                tile_side = 0;
+                tile += (stride - 1) * per_item;
+            }
+            tile++;
+            if (!kSingle) first_place = tile % n_records;
+            more = tile < n_items * per_item;
+        };
+        if constexpr (kSingle) {
+            // A record comes from shared memory while the one before it is multiplied.
+            struct Loaded {
+                typename Type::Planes::Unit unit;
+                Activations<Operand::kF16> v;
+            } one, other;
+            auto load = [&](Loaded& to) {
+                to.unit = load_unit<Type>(memory + (reader.slot - memory_at), 0, lane);
+                to.v = columns_of(record);
+            };
+            uint32_t in_tile = slice.last - slice.first;
+            auto step = [&](const Loaded& now, Loaded& then) {
+                const bool has_next = more;
+                // Products are a chain: what has to be done for the next record fits between them.
+                const auto w = make_fragments<Type>(now.unit, NoScales{}, 0);
+                mma_f16(acc, w.a[0], now.v.high);
+                const bool is_there = !has_next || reader.is_there();
+                mma_f16(acc, w.a[1], now.v.high + 2);
+                if (!is_there) reader.wait();
+                // Where there is none, of what stands there.
+                load(then);
+                mma_f16(acc, w.a[2], now.v.high + 4);
+                if (has_next) advance();
+                mma_f16(acc, w.a[3], now.v.high + 6);
+                if (--in_tile == 0) {
+                    in_tile = slice.last - slice.first;
+                    close_tile();
                 }
+                return has_next;
+            };
+            reader.wait();
+            load(one);
+            advance();
+#pragma unroll 1
+            while (step(one, other) && step(other, one)) add_due();
+        } else {
+#pragma unroll 1
+            while (more) {
+                if (left == 0) {
+                    reader.wait();
+                    left = piece_records(record, slice.last, first_place, n_records, most);
+                }
+                const uint8_t* in = memory + (reader.slot - memory_at) + offset;
                 const auto scales = scales_of<Type>(in + Record<Type>::kScales, lane);
 #pragma unroll
                 for (int unit = 0; unit < kUnits; unit++) {
-                    const uint32_t column = record * kUnits + unit;
-                    Activations<Operand::kF16> v;
-                    for (int h = 0; h < 2; h++) {
-                        *reinterpret_cast<uint4*>(v.high + 4 * h) =
-                            *reinterpret_cast<const uint4*>(x.columns + column * 128 + h * 64 + lane % 4 * 16);
-                    }
-                    multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), v);
+                    multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit),
+                                       columns_of(record * kUnits + unit));
                 }
-            }
-            if (side == 0) wait_mbarrier(turns.empty + at, parity ^ 1);
-            if (lane % 4 == 0) {
-                sums[side][warp][lane / 4] = acc[0];
-                sums[side][warp][lane / 4 + 8] = acc[2];
+                const bool is_last = record + 1 == slice.last;
+                advance();
+                if (is_last) close_tile();
+                add_due();
             }
         }
-        __syncwarp();
-        if (lane == 0) arrive_mbarrier(turns.full + at);
-        // The warps take turns to wait for all and add up.
-        if (warp != turn % kWarps) continue;
-        wait_mbarrier(turns.full + at, parity);
-        auto total = [&](uint32_t side) {
-            float sum = 0;
-            for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, sums[side][w][lane]);
-            return __fmul_rn(sum, factor);
-        };
-        if (lane < kTileRows) {
-            const float value = total(0), up = s.per_item > 1 ? total(1) : 0;
-            finish(s, number, logits, item * kTileRows + lane, value, up);
-        }
-        __syncwarp();
-        if (lane == 0) arrive_mbarrier(turns.empty + at);
+        add_due();
     }
-}
-
-__device__ __forceinline__ void multiply_any(const KigoStage& s, uint32_t number, float* logits, float factor, const Operands& x, Turns& turns,
-                                             uint32_t& turn, PieceReader& reader) {
-#define KIGO_CASE(type)                                              \
-    case KIGO_TYPE_##type:                                           \
-        multiply<type>(s, number, logits, factor, x, turns, turn, reader);     \
-        break;
-    switch (s.quant) {
-        KIGO_CASE(F16)
-#ifndef KIGO_STEP_F16_ONLY
-        KIGO_CASE(Q4_0)
-        KIGO_CASE(Q4_1)
-        KIGO_CASE(Q5_0)
-        KIGO_CASE(Q5_1)
-        KIGO_CASE(Q8_0)
-        KIGO_CASE(Q2_K)
-        KIGO_CASE(Q3_K)
-        KIGO_CASE(Q4_K)
-        KIGO_CASE(Q5_K)
-        KIGO_CASE(Q6_K)
-        KIGO_CASE(IQ4_NL)
-        KIGO_CASE(IQ4_XS)
-        KIGO_CASE(MXFP4)
-#endif
-    }
-#undef KIGO_CASE
-}
+};
 
 // Sleeps up to `most` nanoseconds, in every warp of every block and at every `time` others.
 __device__ __forceinline__ void dawdle(uint32_t most, uint32_t time) {
@@ -331,13 +462,16 @@ __device__ __forceinline__ void dawdle(uint32_t most, uint32_t time) {
     __nanosleep((mixed ^ mixed >> 16) % most);
 }
 
-// Copies a struct with the first threads of the block.
+// A word of a struct for each of the first threads of the block.
 template <class T>
-__device__ __forceinline__ void copy_struct(T* to, const T* from) {
+__device__ __forceinline__ uint64_t load_part(const T* from) {
     static_assert(sizeof(T) % 8 == 0 && sizeof(T) / 8 <= kStepThreads);
-    if (threadIdx.x < sizeof(T) / 8) {
-        reinterpret_cast<uint64_t*>(to)[threadIdx.x] = __ldg(reinterpret_cast<const unsigned long long*>(from) + threadIdx.x);
-    }
+    return threadIdx.x < sizeof(T) / 8 ? __ldg(reinterpret_cast<const unsigned long long*>(from) + threadIdx.x) : 0;
+}
+
+template <class T>
+__device__ __forceinline__ void store_part(T* to, uint64_t part) {
+    if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
 }  // namespace
@@ -346,7 +480,6 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     __shared__ Block block;
     float4* x = reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
     uint8_t* columns = reinterpret_cast<uint8_t*>(x) + p.stride * 4;
-    const Operands operands = {columns};
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * 2 * KIGO_MAX_SLOTS) init_mbarrier(&block.rings[0][0][0] + threadIdx.x, 1);
     if (threadIdx.x < kGroups * kTurns) {
@@ -356,49 +489,67 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
-    if (warp >= kStepWarps) return fetch(p, memory, &block.rings[0][0][0], warp - kStepWarps);
+    // Who fetches leaves its registers to who multiplies.
+    if (warp >= kStepWarps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+#endif
+        return fetch(p, memory, &block.rings[0][0][0], warp - kStepWarps);
+    }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 184;");
+#endif
 
-    PieceReader reader(p, memory, &block.rings[0][0][0], warp);
     const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
     const auto* attentions = reinterpret_cast<const KigoStageAttention*>(p.attentions);
     const auto* row = reinterpret_cast<const KigoRow*>(p.rows);
     const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&row->pages));
     if (threadIdx.x == 0) block.sight.position = __ldcg(&row->position);
     const uint32_t number = __ldcg(reinterpret_cast<const uint32_t*>(p.number));
+    Worker worker = {p, block, x, {columns}, {number, p.set_bytes},
+                     {p, memory, &block.rings[0][0][0], warp}};
     for (uint32_t q = threadIdx.x; q < p.stride / 4; q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
-    copy_struct(&block.stages[0], stages);
+    store_part(&block.stages[0], load_part(stages));
+    if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
+    store_part(&block.attention, load_part(attentions));
     step_sync();
+    bring_near(block.attention, table, block.sight);
 
-    Turns& turns = block.turns[threadIdx.x / kThreads];
-    uint32_t turn = 0;
-    float factor = 1;
+    bool is_near = true;
+#pragma unroll 1
     for (uint32_t i = 0; i < p.n_stages; i++) {
-        const KigoStage& s = block.stages[i % 2];
+        const KigoStage& s = block.stages[i % 3];
         if (p.delay) dawdle(p.delay, number * p.n_stages + i);
-        // The stage before is done with its operands and its description, and this one's is there.
-        step_sync();
-        if (i + 1 < p.n_stages) copy_struct(&block.stages[(i + 1) % 2], stages + i + 1);
+        const uint64_t part = i + 2 < p.n_stages ? load_part(stages + i + 2) : 0;
+        // Every stage has a barrier: behind it all warps are done with the stage before.
+        if (s.take == KIGO_TAKE_SAME) step_sync();
         if (s.kind == KIGO_STAGE_ATTENTION) {
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32>(block.attention, block.sight, number, operands.columns);
+                    attend<32>(block.attention, block.sight, worker.set, columns);
                     break;
                 case 64:
-                    attend<64>(block.attention, block.sight, number, operands.columns);
+                    attend<64>(block.attention, block.sight, worker.set, columns);
                     break;
                 case 96:
-                    attend<96>(block.attention, block.sight, number, operands.columns);
+                    attend<96>(block.attention, block.sight, worker.set, columns);
                     break;
                 default:
-                    attend<128>(block.attention, block.sight, number, operands.columns);
+                    attend<128>(block.attention, block.sight, worker.set, columns);
             }
-            continue;
+        } else {
+            if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s);
+            if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s);
+            worker.multiply(s);
+            // What the next attention needs is looked up while words are on their way.
+            if (!is_near) bring_near(block.attention, table, block.sight);
+            is_near = true;
+            if (s.attention != KIGO_NO_ATTENTION) {
+                store_part(&block.attention, load_part(attentions + s.attention));
+                is_near = false;
+            }
         }
-        if (s.attention != KIGO_NO_ATTENTION) copy_struct(&block.attention, attentions + s.attention);
-        if (s.take == KIGO_TAKE_RESIDUAL) factor = take_residual(s, number, x, operands, block.scratch);
-        if (s.take == KIGO_TAKE_WORDS) factor = take_vector(s, number, operands, block.scratch);
-        if (s.attention != KIGO_NO_ATTENTION) bring_near(block.attention, table, block.sight);
-        multiply_any(s, number, reinterpret_cast<float*>(p.logits), __fmul_rn(factor, s.weight_scale), operands, turns, turn, reader);
+        store_part(&block.stages[(i + 2) % 3], part);
     }
 }
 

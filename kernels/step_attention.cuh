@@ -1,5 +1,5 @@
-// Attention of `step`: a block takes a kv head with up to 8 of its heads; four warps take a page, so that a block has two
-// pages at a time. K and V of earlier tokens are loaded while q is still being computed.
+// Attention of `step`: a block takes a kv head with up to 8 of its heads, and as many pages at a time as registers hold: a team
+// of warps takes one. K and V of earlier tokens are loaded while q is still being computed.
 #pragma once
 
 #include "attention.cuh"
@@ -8,21 +8,26 @@
 
 namespace {
 
-constexpr uint32_t kPagesAtOnce = kStepWarps / 4;
+// Warps that take a page together.
+template <int kDp>
+constexpr uint32_t kTeam = kDp <= 64 ? 2 : 4;
 // Heads that a block attends with at a time: a warp folds one.
 constexpr uint32_t kHeads = kStepWarps;
 
-// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32 [kPagesAtOnce][heads][dp].
+// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
+// [kPagesAtOnce][heads][dp].
 template <int kDp>
 struct AttentionScratch {
+    static constexpr uint32_t kPagesAtOnce = kStepWarps / kTeam<kDp>;
     // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
     __half q[16][kDp + 8];
     __half k[kDp], v[kDp];
-    float page_largest[kPagesAtOnce][4][16];
+    float page_largest[kPagesAtOnce][kTeam<kDp>][16];
     uint4 page_weights[kPagesAtOnce][4][32];
     float2 page_sums[kPagesAtOnce][16];
     float squares[kStepWarps];
 };
+static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
 
 // Where a row is, and the pages that its next attention sees, from `first_page` on.
 struct Sight {
@@ -66,16 +71,17 @@ __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t
 }
 
 template <int kDp>
-__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint32_t number, uint8_t* memory) {
+__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, const WordSet& set, uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
-    // Whether registers hold V beside K.
-    constexpr bool kEarly = kDp <= 64;
+    // Tiles of keys and of dimensions that a warp has of a page.
+    constexpr int kKeys = 8 / kTeam<kDp>, kDims = kDp / 8 / kTeam<kDp>;
+    constexpr uint32_t kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
     float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t side = warp / 4, quarter = warp % 4;
+    const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+    const uint32_t side = warp / kTeam<kDp>, part = warp % kTeam<kDp>;
     const HeadGroups groups(p);
     if (!groups.any()) return;
     const uint32_t group = p.n_head / p.n_head_kv;
@@ -87,32 +93,32 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
         const uint64_t here = page_offset(p, kDp, head_kv);
         // Zeros, lest the compiler keep them for the next time.
-        uint4 k[2][kPieces] = {}, v[kPieces][2] = {};
+        uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
         auto load_k = [&](uint32_t page) {
             if (page >= n_pages) return;
             const uint4* from = at<uint4>(sight.pages[page - first_page] + here);
 #pragma unroll
             for (int j = 0; j < kPieces; j++) {
 #pragma unroll
-                for (int i = 0; i < 2; i++) k[i][j] = __ldcg(from + key_of(2 * quarter + i, g) * (kDp / 8) + j * 4 + t);
+                for (int i = 0; i < kKeys; i++) k[i][j] = __ldcg(from + key_of(kKeys * part + i, g) * (kDp / 8) + j * 4 + t);
             }
         };
         auto load_v = [&](uint32_t page) {
             if (page >= n_pages) return;
             const uint4* from = at<uint4>(sight.pages[page - first_page] + here) + KIGO_PAGE * (kDp / 8);
 #pragma unroll
-            for (int n = 0; n < kPieces; n++) {
+            for (int n = 0; n < kDims; n++) {
 #pragma unroll
-                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + ((quarter * kPieces + n) * 8 + g) * 8 + h * 4 + t);
+                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + ((part * kDims + n) * 8 + g) * 8 + h * 4 + t);
             }
         };
         uint32_t page = first_page + side;
         load_k(page);
-        if (kEarly) load_v(page);
+        load_v(page);
 
         // The unit before is done with this memory.
         if (unit != blockIdx.x / groups.apart) step_sync();
-        for (uint32_t i = threadIdx.x; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
+        for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
         }
         step_sync();
@@ -125,16 +131,20 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             const bool has = team < n_teams && which < heads + 2 && pair < n_pairs;
             const uint32_t of_all = which < heads ? head + which : p.n_head + head_kv + (which == heads ? 0 : p.n_head_kv);
             const uint32_t tile = of_all * per_head + pair / 8;
-            const uint64_t* words = reinterpret_cast<const uint64_t*>(a.input) + tile * 16 + pair % 8;
-            uint64_t low_word = 0, high_word = 0;
-            await([&] {
-                if (!has) return true;
-                low_word = load_exact_word(words);
-                high_word = load_exact_word(words + 8);
-                return is_there(low_word, number) && is_there(high_word, number);
-            });
-            float low = value_of(low_word), high = value_of(high_word);
             const HeadElements e = head_elements(qkv, tile, pair % 8);
+            // Does not depend on what is awaited.
+            const float2 turn = has && has_turn(qkv, e) ? load_turn(qkv, e, 0) : float2{};
+            const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
+            uint32_t low_word = 0, high_word = 0;
+            Patience patience;
+            while (has) {
+                low_word = load_word(words);
+                high_word = load_word(words + 8);
+                if (low_word != kMissing && high_word != kMissing) break;
+                patience.wait();
+            }
+            __syncwarp();
+            float low = __uint_as_float(low_word), high = __uint_as_float(high_word);
             const uint64_t bias = e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
             if (has && bias) add_bias(qkv, e, bias, low, high);
             if (a.heads.norm_weight[0]) {
@@ -152,7 +162,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 }
             }
             if (!has) continue;
-            if (has_turn(qkv, e)) turn_elements(qkv, e, load_turn(qkv, e, 0), low, high);
+            turn_elements(qkv, e, turn, low, high);
             if (e.part == 0) {
                 low = __fmul_rn(low, qkv.q_scale);
                 high = __fmul_rn(high, qkv.q_scale);
@@ -186,8 +196,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 const bool is_last = page == n_pages - 1;
                 if (is_last) {
 #pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const bool is_new = static_cast<int32_t>(key_of(2 * quarter + i, g)) == last_key;
+                    for (int i = 0; i < kKeys; i++) {
+                        const bool is_new = static_cast<int32_t>(key_of(kKeys * part + i, g)) == last_key;
 #pragma unroll
                         for (int j = 0; j < kPieces; j++) {
                             const uint4 added = *reinterpret_cast<const uint4*>(s.k + 32 * j + 8 * t);
@@ -195,38 +205,39 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                         }
                     }
                 }
-                float scored[2][4], m[2], l[2];
-                scores<kDp, 2>(
+                float scored[kKeys][4], m[2], l[2];
+                scores<kDp, kKeys>(
                     scored,
                     [&](int j, int r) {
                         return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
                     },
                     [&](int i, int j) { return k[i][j]; });
-                if (kEarly) {
-                    load_k(page + kPagesAtOnce);
-                } else {
-                    load_v(page);
-                }
+                load_k(page + kPagesAtOnce);
                 cap_scores(p, scored);
                 if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
-                    mask<2>(scored, 2 * quarter, t, last_key, last_key, p.before);
+                    mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
                 }
-                largest<2>(scored, m);
+                largest<kKeys>(scored, m);
                 if (t == 0) {
-                    s.page_largest[side][quarter][g] = m[0];
-                    s.page_largest[side][quarter][g + 8] = m[1];
+                    s.page_largest[side][part][g] = m[0];
+                    s.page_largest[side][part][g + 8] = m[1];
                 }
-                barrier_wait(2 + side, 128);
+                barrier_wait(2 + side, kTeam<kDp> * kWarp);
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
                     const auto& of = s.page_largest[side];
                     const int i = g + 8 * r;
-                    m[r] = fmaxf(fmaxf(of[0][i], of[1][i]), fmaxf(of[2][i], of[3][i]));
+                    m[r] = of[0][i];
+#pragma unroll
+                    for (uint32_t other = 1; other < kTeam<kDp>; other++) m[r] = fmaxf(m[r], of[other][i]);
                 }
                 uint32_t w[4][4];
-                weigh(w[0], scored, m);
-                s.page_weights[side][quarter][lane] = make_uint4(w[0][0], w[0][1], w[0][2], w[0][3]);
-                barrier_wait(2 + side, 128);
+#pragma unroll
+                for (int j = 0; j < kKeys / 2; j++) {
+                    weigh(w[j], scored + 2 * j, m);
+                    s.page_weights[side][part * (kKeys / 2) + j][lane] = make_uint4(w[j][0], w[j][1], w[j][2], w[j][3]);
+                }
+                barrier_wait(2 + side, kTeam<kDp> * kWarp);
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const uint4 x = s.page_weights[side][j][lane];
@@ -236,13 +247,13 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 if (is_last) {
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
-                        const uint32_t of_piece = last_key - (32 * h + 8 * t), half = of_piece % 2 ? 0xffff0000u : 0xffffu;
+                        const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
 #pragma unroll
-                        for (int n = 0; n < kPieces; n++) {
-                            const uint32_t value = __half_as_ushort(s.v[(quarter * kPieces + n) * 8 + g]) * 0x10001u;
+                        for (int n = 0; n < kDims; n++) {
+                            const uint32_t value = __half_as_ushort(s.v[(part * kDims + n) * 8 + g]) * 0x10001u;
                             const uint32_t word = of_piece / 2;
                             auto put = [&](uint32_t& to, uint32_t i) {
-                                const uint32_t mask = word == i ? half : 0;
+                                const uint32_t mask = word == i ? place : 0;
                                 to = (to & ~mask) | (value & mask);
                             };
                             put(v[n][h].x, 0);
@@ -252,23 +263,19 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                         }
                     }
 #pragma unroll
-                    for (int n = 0; n < kPieces; n++) {
+                    for (int n = 0; n < kDims; n++) {
 #pragma unroll
                         for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
                     }
                 }
-                float o[kPieces][4];
-                mix<kPieces>(o, w, [&](int n, int h) { return v[n][h]; });
-                if (kEarly) {
-                    load_v(page + kPagesAtOnce);
-                } else {
-                    load_k(page + kPagesAtOnce);
-                }
+                float o[kDims][4];
+                mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
+                load_v(page + kPagesAtOnce);
                 if (g < heads) {
-                    if (quarter == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
-                    float* to = mixes + (side * heads + g) * kDp + quarter * kPieces * 8 + 2 * t;
+                    if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
+                    float* to = mixes + (side * heads + g) * kDp + part * kDims * 8 + 2 * t;
 #pragma unroll
-                    for (int n = 0; n < kPieces; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
+                    for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
                 }
             }
             page += kPagesAtOnce;
@@ -291,14 +298,14 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                     Oc[i] = -0.0f;
                 }
             }
-            step_sync();
+            if (first + kPagesAtOnce < n_pages) step_sync();
         }
         if (warp >= heads) continue;
         const float factor = last_factor(p, head + warp, M1, L1);
 #pragma unroll
         for (int i = 0; i < kPieces; i++) {
             const uint32_t d = lane + 32 * i;
-            if (d < p.head_dim) store_rounded_word(at<uint32_t>(a.out) + (head + warp) * p.head_dim + d, __fmul_rn(O1[i], factor), number);
+            if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O1[i], factor));
         }
     }
 }

@@ -1,34 +1,15 @@
-// Words: how blocks of `step` hand vectors to each other without a barrier. A word has a value and the number of the step in
-// one piece of memory that is read and written as a whole, so that who reads it knows whether the value is there: no
-// fence, and one trip through L2. Every step writes every word once, and a kernel's words are older than it by one number.
+// Words: how blocks of `step` hand vectors to each other without a barrier. A word is an f32, or kMissing, a NaN that no
+// computation gives, as long as it is not there: no fence, and one trip through L2. There are two sets, which steps use in
+// turn: who writes a word of a step takes away that of the step before, which all blocks have read.
 #pragma once
 
 #include "step_ring.cuh"
 
 namespace {
 
-__device__ __forceinline__ ulonglong2 load_exact_words(const uint64_t* at) {
-    ulonglong2 words;
-    asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(words.x), "=l"(words.y) : "l"(at) : "memory");
-    return words;
-}
+constexpr uint32_t kMissing = ~0u;
 
-__device__ __forceinline__ uint64_t load_exact_word(const uint64_t* at) {
-    uint64_t word;
-    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(at) : "memory");
-    return word;
-}
-
-__device__ __forceinline__ void store_exact_word(uint64_t* at, float value, uint32_t number) {
-    const uint64_t word = uint64_t(number) << 32 | __float_as_uint(value);
-    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(at), "l"(word) : "memory");
-}
-
-__device__ __forceinline__ bool is_there(uint64_t word, uint32_t number) { return uint32_t(word >> 32) == number; }
-
-__device__ __forceinline__ float value_of(uint64_t word) { return __uint_as_float(uint32_t(word)); }
-
-__device__ __forceinline__ uint4 load_rounded_words(const uint32_t* at) {
+__device__ __forceinline__ uint4 load_words(const uint32_t* at) {
     uint4 words;
     asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
@@ -37,28 +18,67 @@ __device__ __forceinline__ uint4 load_rounded_words(const uint32_t* at) {
     return words;
 }
 
-// 16 significant bits, the last of which is set if any beyond it is: rounded again to the 11 of a half this gives what
-// rounding once would (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding
-// to odd", 2008).
-__device__ __forceinline__ void store_rounded_word(uint32_t* at, float value, uint32_t number) {
-    const uint32_t bits = __float_as_uint(value), word = (bits & ~0xffu) | (bits & 0xff ? 0x100 : 0) | (number & 0xff);
-    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(word) : "memory");
+__device__ __forceinline__ uint32_t load_word(const uint32_t* at) {
+    uint32_t word;
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(word) : "l"(at) : "memory");
+    return word;
 }
 
-__device__ __forceinline__ bool are_there(uint4 words, uint32_t number) {
-    return (((words.x ^ number) | (words.y ^ number) | (words.z ^ number) | (words.w ^ number)) & 0xff) == 0;
+__device__ __forceinline__ bool are_there(uint4 words) {
+    return words.x != kMissing && words.y != kMissing && words.z != kMissing && words.w != kMissing;
 }
 
 __device__ __forceinline__ float4 values_of(uint4 words) {
-    return {__uint_as_float(words.x & ~0xffu), __uint_as_float(words.y & ~0xffu), __uint_as_float(words.z & ~0xffu),
-            __uint_as_float(words.w & ~0xffu)};
+    return {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z), __uint_as_float(words.w)};
 }
 
-// Calls `load`, which says whether all it wants is there, until that holds for every lane of the warp.
-template <class Load>
-__device__ __forceinline__ void await(Load load) {
-    Patience patience;
-    while (!__all_sync(~0u, load())) patience.wait();
-}
+// The set of words of a step: bytes from the first set's, and to the other's.
+struct WordSet {
+    uint64_t offset;
+    int64_t to_other;
+
+    __device__ __forceinline__ WordSet(uint32_t number, uint32_t set_bytes)
+        : offset(number % 2 ? set_bytes : 0), to_other(number % 2 ? -int64_t(set_bytes) : int64_t(set_bytes)) {}
+
+    __device__ __forceinline__ const uint32_t* from(uint64_t words) const {
+        return reinterpret_cast<const uint32_t*>(words + offset);
+    }
+
+    // Writes word i of those at `words`.
+    __device__ __forceinline__ void store(uint64_t words, uint32_t i, float value) const {
+        const uint64_t at = words + offset + uint64_t(i) * 4;
+        uint32_t word = __float_as_uint(value);
+        if (word == kMissing) word = 0x7fffffff;
+        asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(word) : "memory");
+        asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at + to_other), "r"(kMissing) : "memory");
+    }
+};
+
+// `kQuads` fours of words, of which thread t of kThreads has numbers t, t + kThreads ...; those from n_quads on are zero.
+template <int kQuads>
+struct Quads {
+    uint4 in[kQuads];
+
+    // Asks for all of them at once, then for those that were not there again and again. All lanes of a warp call it.
+    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads) {
+#pragma unroll
+        for (int i = 0; i < kQuads; i++) {
+            in[i] = {0, 0, 0, 0};
+            if (first + i * kThreads < n_quads) in[i] = load_words(words + 4 * (first + i * kThreads));
+        }
+        Patience patience;
+        while (true) {
+            bool all = true;
+#pragma unroll
+            for (int i = 0; i < kQuads; i++) all &= are_there(in[i]);
+            if (__all_sync(~0u, all)) return;
+            patience.wait();
+#pragma unroll
+            for (int i = 0; i < kQuads; i++) {
+                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * kThreads));
+            }
+        }
+    }
+};
 
 }  // namespace

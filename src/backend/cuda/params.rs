@@ -93,12 +93,13 @@ constants! {
     KIGO_TAKE_SAME = 0,
     KIGO_TAKE_RESIDUAL = 1,
     KIGO_TAKE_WORDS = 2,
-    KIGO_STEP_THREADS = 384,
+    KIGO_STEP_THREADS = 512,
     KIGO_NO_ATTENTION = 0xFFFF_FFFF,
     KIGO_STEP_PAGES = 32,
     KIGO_STEP_MOST_COLUMNS = 16384,
     KIGO_STEP_GROUPS = 1,
-    KIGO_STEP_STATIC = 14336,
+    KIGO_STEP_STATIC = 8192,
+    KIGO_STEP_ATTENTION = 9600,
 }
 
 mirrors! {
@@ -329,11 +330,11 @@ mirrors! {
         stride: u32,
         n_slots: u32,
         slot_bytes: u32,
-        columns_bytes: u32,
         under_way: u32,
         most_ahead: u32,
         pace: u32,
         delay: u32,
+        set_bytes: u32,
         pad: u32,
     }
 

@@ -12,11 +12,11 @@ use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
     KIGO_GELU, KIGO_MAX_SLOTS, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
-    KIGO_STAGE_LOGITS, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_GROUPS, KIGO_STEP_MOST_COLUMNS,
-    KIGO_STEP_PAGES, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_SAME, KIGO_TAKE_WORDS,
-    KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0,
-    KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0,
-    KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_STAGE_LOGITS, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_ATTENTION, KIGO_STEP_GROUPS,
+    KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_SAME,
+    KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K,
+    KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K,
+    KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -34,24 +34,25 @@ const MOST_POSITIONS: usize = 1024;
 const _: () = assert!(MOST_POSITIONS.div_ceil(kv_cache::PAGE) < KIGO_STEP_PAGES as usize);
 /// Widest heads that its registers hold.
 const MOST_HEAD_WIDTH: usize = 128;
-/// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`).
-const UNDER_WAY: u32 = 64 << 10;
+/// Bytes under way to a multiprocessor: with 64 KiB a Llama of 1B takes 0.6 % longer on an H200, with 32 KiB 2 %.
+const UNDER_WAY: u32 = 48 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
 /// Bytes that are copied at a time, at most where a record is not larger: fewer keep those busy who copy, with 4 KiB whole
 /// tokens of f16 took 6 % longer.
 const PIECE: u32 = 3456;
-/// Pieces of a warp that are sent for to L2 while its ring is full, and clocks for each byte between them: half the clocks make
-/// a Llama of 1B 8 % slower on an H100, 5/3 of them 1 %.
+/// Pieces of a warp that are sent for to L2 while its ring is full, and clocks for each byte between them: on an H200 3/4 make
+/// a Llama of 8B 0.4 % slower; on an H100 1/4 made one of 1B 8 % slower than 3/4.
 const MOST_AHEAD: u32 = 16;
-const PACE: (u32, u32) = (3, 4);
+const PACE: (u32, u32) = (1, 2);
 /// Slots that a ring must have.
 const FEWEST_SLOTS: u32 = 3;
-/// Heads that a block attends to at a time, and pages.
+/// Heads that a block attends to at a time.
 const HEADS_OF_BLOCK: usize = 8;
-const PAGES_AT_ONCE: usize = 2;
 /// Stages of a layer at most: q, k and v apart, attention, its output, gate and up, down.
 const STAGES_OF_LAYER: usize = 7;
+/// Sets of words, which steps use in turn: see kernels/step_words.cuh.
+const WORD_SETS: usize = 2;
 /// Bytes of the number of the step, and of the hole behind it.
 const NUMBER_BYTES: usize = 256;
 
@@ -79,17 +80,17 @@ struct Words {
 impl Words {
     fn new(desc: &ModelDesc) -> Words {
         let mut end = 0;
-        let mut next = |n: usize, bytes: usize| {
+        let mut next = |n: usize| {
             let start = end;
-            end += (n * bytes).next_multiple_of(LINE as usize);
+            end += (n * 4).next_multiple_of(LINE as usize);
             start
         };
         let n_heads = desc.n_head + 2 * desc.n_head_kv;
-        let qkv = next(n_heads * desc.head_dim.next_multiple_of(TILE_ROWS), 8);
-        let mix = next(desc.n_embd_q(), 4);
-        let attn = next(desc.n_embd, 8);
-        let ff = next(desc.n_ff, 4);
-        let ffn = next(desc.n_embd, 8);
+        let qkv = next(n_heads * desc.head_dim.next_multiple_of(TILE_ROWS));
+        let mix = next(desc.n_embd_q());
+        let attn = next(desc.n_embd);
+        let ff = next(desc.n_ff);
+        let ffn = next(desc.n_embd);
         Words { qkv, mix, attn, ff, ffn, bytes: end }
     }
 }
@@ -115,7 +116,12 @@ pub fn bytes(desc: &ModelDesc) -> Result<usize> {
     let n_layer = desc.n_layer();
     let stages = (n_layer * STAGES_OF_LAYER + 1) * size_of::<KigoStage>();
     let attentions = n_layer * size_of::<KigoStageAttention>();
-    Ok(NUMBER_BYTES + (stages + attentions).next_multiple_of(LINE as usize) + n_layer * Words::new(desc).bytes)
+    Ok(NUMBER_BYTES + (stages + attentions).next_multiple_of(LINE as usize) + WORD_SETS * set_bytes(desc))
+}
+
+/// Bytes of the words of a step.
+fn set_bytes(desc: &ModelDesc) -> usize {
+    desc.n_layer() * Words::new(desc).bytes
 }
 
 /// Whether a model is one of those that it was measured to be faster with: of f16 and `Q8_0` that are large enough. Types that
@@ -180,7 +186,7 @@ struct Taken {
     input: u64,
     post_norm: Option<u64>,
     norm: Option<NormPlace>,
-    /// The attention that comes next.
+    /// The attention of the next layer.
     attention: u32,
 }
 
@@ -257,18 +263,20 @@ impl Listing<'_> {
             norm: None,
             attention: KIGO_NO_ATTENTION,
         };
-        let mut taken = Taken { attention: layer as u32, ..residual(before.0, before.1, l.attn_norm) };
+        let mut taken = residual(before.0, before.1, l.attn_norm);
         for product in &l.attn_qkv {
-            let out = qkv + (product.first_tile * TILE_ROWS * 8) as u64;
+            let out = qkv + (product.first_tile * TILE_ROWS * 4) as u64;
             self.product(product, taken, Given { kind: KIGO_STAGE_VALUES, out, bias: [None; 2] })?;
-            (taken.take, taken.attention) = (KIGO_TAKE_SAME, KIGO_NO_ATTENTION);
+            taken.take = KIGO_TAKE_SAME;
         }
         let mut attention = *self.stages.last()?;
         (attention.kind, attention.take) = (KIGO_STAGE_ATTENTION, KIGO_TAKE_SAME);
         self.stages.push(attention);
         let given = Given { kind: KIGO_STAGE_VALUES, out: attn, bias: [l.attn_output_bias, None] };
         self.product(&l.attn_output, vector(mix), given)?;
-        let taken = residual(attn, l.attn_post_norm, l.ffn_norm);
+        let next = layer + 1;
+        let attention = if next < b.desc.n_layer() { next as u32 } else { KIGO_NO_ATTENTION };
+        let taken = Taken { attention, ..residual(attn, l.attn_post_norm, l.ffn_norm) };
         match &l.ffn_gate {
             Gate::Joint(product) => {
                 self.product(product, taken, Given { kind: KIGO_STAGE_GATED, out: ff, bias: l.ffn_gate_bias })?;
@@ -308,7 +316,7 @@ impl Step {
         memory.fill_u8(&b.stream, 0)?;
         let Some(listing) = list(b, &memory)? else { return Ok(None) };
         let n_layer = desc.n_layer();
-        let Some((n_slots, columns_bytes, shared_bytes)) = shared(desc, card, &listing, b.kernels.head_width) else {
+        let Some((n_slots, shared_bytes)) = shared(desc, card, &listing, b.kernels.head_width) else {
             return Ok(None);
         };
         let stages_at = memory.address() + NUMBER_BYTES as u64;
@@ -329,6 +337,8 @@ impl Step {
             lists.extend_from_slice(bytes_of(&attention));
         }
         memory.upload(&b.stream, NUMBER_BYTES, &lists)?;
+        // No word is there.
+        memory.fill_part_u8(&b.stream, memory.len() - WORD_SETS * set_bytes(desc)..memory.len(), 0xFF)?;
         let kernel = Module::load(&b.context, embedded("step")?)?.function("step")?;
         kernel.set_max_shared_bytes(card.block_shared.saturating_sub(KIGO_STEP_STATIC))?;
         let params = KigoStep {
@@ -342,11 +352,11 @@ impl Step {
             stride: stride(desc.n_embd) as u32,
             n_slots,
             slot_bytes: listing.slot,
-            columns_bytes,
             under_way: (UNDER_WAY / (WARPS * KIGO_STEP_GROUPS) / listing.slot).max(2),
             most_ahead: MOST_AHEAD,
             pace: listing.slot * PACE.0 / PACE.1,
             delay: 0,
+            set_bytes: set_bytes(desc) as u32,
             pad: 0,
         };
         Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes }))
@@ -382,10 +392,11 @@ impl Step {
     }
 }
 
-/// Where the words of a layer are: of q, k and v, the mix, what attention adds, the gated values, what they add.
+/// Where the words of a layer are in the first set: of q, k and v, the mix, what attention adds, the gated values, what they add.
 fn words_of(b: &CudaBackend, memory: &DeviceBuffer, layer: usize) -> [u64; 5] {
     let words = Words::new(&b.desc);
-    let first = memory.address() + (memory.len() - (b.desc.n_layer() - layer) * words.bytes) as u64;
+    let set = memory.address() + (memory.len() - WORD_SETS * set_bytes(&b.desc)) as u64;
+    let first = set + (layer * words.bytes) as u64;
     [words.qkv, words.mix, words.attn, words.ff, words.ffn].map(|offset| first + offset as u64)
 }
 
@@ -420,16 +431,17 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
     Ok(listing.product(&b.places.output, taken, given).map(|()| listing))
 }
 
-/// Slots of a ring, bytes of operands without sums, and bytes of shared memory; `None` where there is too little.
-fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -> Option<(u32, u32, u32)> {
+/// Slots of a ring, and bytes of shared memory; `None` where there is too little.
+fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -> Option<(u32, u32)> {
     let columns = listing.columns * 128;
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
     // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
-    let attention = 36 * head_width + 10048 + PAGES_AT_ONCE * heads * head_width * 4;
+    let pages = if head_width <= 64 { 4 } else { 2 };
+    let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + pages * heads * head_width * 4;
     let row = stride(desc.n_embd) as u32 * 4;
     let scratch = columns.max(attention as u32).max(row).next_multiple_of(LINE);
     let rings = card.block_shared.checked_sub(KIGO_STEP_STATIC + row + scratch)?;
     let n_slots = (rings / (WARPS * KIGO_STEP_GROUPS * listing.slot)).min(KIGO_MAX_SLOTS);
     let shared_bytes = n_slots * WARPS * KIGO_STEP_GROUPS * listing.slot + row + scratch;
-    (n_slots >= FEWEST_SLOTS).then_some((n_slots, columns, shared_bytes))
+    (n_slots >= FEWEST_SLOTS).then_some((n_slots, shared_bytes))
 }
