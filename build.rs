@@ -4,7 +4,8 @@
 //! nvcc 12.4 or later is looked for in `NVCC`, `CUDA_HOME`, `PATH`, /usr/local/cuda and build/cuda, where the Makefile
 //! installs it. `KIGO_CUDA_ARCHS` says what to compile for, as a list with commas: `80` is machine code for sm_80,
 //! `90a` for sm_90a, `80ptx` is PTX for sm_80 and all that comes after; `all` is every architecture that has one of
-//! its own, with PTX for the rest. Without it the code is for the GPUs of this machine, or for `90a,80ptx`.
+//! its own, with PTX for the rest. Without it the code is for the GPUs of this machine, or for `90a,80ptx`. With
+//! `KIGO_CUDA_LINES` set, profilers and sanitizers see lines of the source.
 //!
 //! A unit is compiled again when its command, its source or a header that it includes has changed. All profiles share
 //! what is compiled, through `kigo-kernels` in the target folder.
@@ -39,9 +40,11 @@ const DEFAULT_ARCHS: &str = "90a,80ptx";
 const OLDEST_NVCC: (u32, u32) = (12, 4);
 const OLDEST_ARCH: u32 = 80;
 
-/// Machine code is compressed too, which nvcc does not do unasked: with lines of the source it is three times smaller.
-const FLAGS: [&str; 7] =
-    ["-O3", "-std=c++17", "-fatbin", "--expt-relaxed-constexpr", "-lineinfo", "-Xptxas=-v", "-Xfatbin=-compress-all"];
+/// Machine code is compressed too, which nvcc does not do unasked.
+const FLAGS: [&str; 6] =
+    ["-O3", "-std=c++17", "-fatbin", "--expt-relaxed-constexpr", "-Xptxas=-v", "-Xfatbin=-compress-all"];
+/// For profilers: the lines of the source make the library half as large again.
+const LINES: &str = "-lineinfo";
 
 /// What is compiled to one fat binary.
 struct Unit {
@@ -57,7 +60,7 @@ struct Nvcc {
 }
 
 fn embed_kernels() -> Result<()> {
-    for name in ["NVCC", "CUDA_HOME", "KIGO_CUDA_ARCHS"] {
+    for name in ["NVCC", "CUDA_HOME", "KIGO_CUDA_ARCHS", "KIGO_CUDA_LINES"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     for path in ["kernels", "src/quant/mod.rs"] {
@@ -244,7 +247,7 @@ fn compile(unit: &Unit, nvcc: &Nvcc, archs: &[String], root: &Path, out: &Path) 
     let mut command = Command::new(&nvcc.path);
     // The fat binary has the name of its source as it is given, and no library is to hold a path of the machine.
     let source = unit.source.strip_prefix(root).unwrap_or(&unit.source);
-    command.current_dir(root).args(FLAGS).arg("-MD");
+    command.current_dir(root).args(FLAGS).args(variable("KIGO_CUDA_LINES").map(|_| LINES)).arg("-MD");
     for arch in archs {
         let (number, code) = match arch.strip_suffix("ptx") {
             Some(number) => (number, "compute"),
