@@ -124,15 +124,15 @@ fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
 
-/// Whether a model is one of those that it was measured to be faster with: of f16 and `Q8_0` that are large enough. Types that
-/// take more arithmetic want more warps than it has.
+/// Whether a model is one of those that it was measured to be faster with: of f16 and large enough. Records of other types are not
+/// loaded ahead of their products (`kernels/step.md`).
 fn gains(b: &CudaBackend) -> bool {
     let layer_bytes = |layer: &LayerPlaces| {
         let products = products(layer)
             .map(|product| product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant));
         products.sum::<u64>()
     };
-    let is_fast = |product: &Product| matches!(product.quant, QuantType::F16 | QuantType::Q8_0);
+    let is_fast = |product: &Product| product.quant == QuantType::F16;
     let layers = &b.places.layers;
     layers.iter().flat_map(products).all(is_fast) && layers.iter().all(|layer| layer_bytes(layer) >= FEWEST_LAYER_BYTES)
 }
