@@ -32,10 +32,15 @@ fn layout() -> &'static Path {
 }
 
 /// A matrix that went through records.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "what the backend says of records is compared only there")
+)]
 struct Unpacked {
     record_k: usize,
     record_bytes: usize,
-    /// What weights are times what stands for them.
+    /// The largest number that scales come from, and what weights are times what stands for them.
+    top: f32,
     scale: f32,
     /// Columns with those that fill the last record.
     stride: usize,
@@ -56,10 +61,10 @@ fn unpack(kind: QuantType, n_rows: usize, n_columns: usize, blocks: Vec<u8>) -> 
     let words: Vec<u32> = output.stdout.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
     let [record_k, record_bytes] = [words[0] as usize, words[1] as usize];
     let stride = n_columns.next_multiple_of(record_k);
-    let scale = f32::from_bits(words[2]);
-    let weights: Vec<f32> = words[3..].iter().map(|&bits| f32::from_bits(bits)).collect();
+    let [top, scale] = [f32::from_bits(words[2]), f32::from_bits(words[3])];
+    let weights: Vec<f32> = words[4..].iter().map(|&bits| f32::from_bits(bits)).collect();
     assert_eq!(weights.len(), n_rows.next_multiple_of(TILE) * stride, "{command:?}");
-    Unpacked { record_k, record_bytes, scale, stride, weights }
+    Unpacked { record_k, record_bytes, top, scale, stride, weights }
 }
 
 /// Where the halves in a block are.
@@ -178,6 +183,23 @@ fn weights_are_rounded_like_halves() {
         let relative = error / expected.iter().map(|&x| square(x)).sum::<f64>();
         assert!(relative <= 5e-7, "{}: squared error {relative:.1e}", kind.name());
     }
+}
+
+/// The host decides by how much scales are shifted; what it knows of the types is what the kernels say.
+#[cfg(feature = "cuda")]
+#[test]
+fn scales_are_shifted_as_far_as_the_host_thinks() {
+    use kigo::backend::cuda::layout::scale_shift;
+    for (&kind, seed) in QuantType::ALL.iter().zip(1..) {
+        let n_blocks = TILE * 256.max(kind.block_len()) / kind.block_len();
+        let blocks = random_blocks(kind, n_blocks, seed);
+        let found = unpack(kind, TILE, 256.max(kind.block_len()), blocks);
+        assert_eq!(scale_shift(kind, found.top).1, found.scale, "{}, largest {:e}", kind.name(), found.top);
+        assert_eq!(scale_shift(kind, 0.0), (0, 1.0), "{}: a matrix of zeros", kind.name());
+    }
+    assert_eq!(scale_shift(QuantType::Q4_0, f32::MIN_POSITIVE).0, 15 + 126 - 1);
+    assert_eq!(scale_shift(QuantType::MXFP4, 2.0_f32.powi(-128)).0, 15 + 128 - 1, "a subnormal");
+    assert_eq!(scale_shift(QuantType::Q8_0, f32::INFINITY).1, 2.0_f32.powi(127), "no more than an f32 has");
 }
 
 #[cfg(feature = "cuda")]

@@ -1,6 +1,6 @@
 // Packs a matrix into records, shifts its scales, and unpacks it again, as one lane after the other: `layout TYPE ROWS COLUMNS`,
-// the blocks on stdin. Writes to stdout, little-endian: u32 columns of a record, u32 bytes of a record, f32 what weights
-// are times what stands for them, then f32 weights, row after row, of
+// the blocks on stdin. Writes to stdout, little-endian: u32 columns of a record, u32 bytes of a record, f32 the largest number
+// that scales come from, f32 what weights are times what stands for them, then f32 weights, row after row, of
 // the matrix with the rows and columns that fill its last tile and records.
 #include <algorithm>
 #include <cmath>
@@ -38,12 +38,15 @@ std::vector<uint8_t> packed(const std::vector<uint8_t>& blocks, int n_rows, int 
     return out;
 }
 
-// Shifts the scales of all records as the kernels scales_top and scales_shift do, and returns what weights are times what
-// stands for them.
+struct Shifted {
+    float top, scale;
+};
+
+// Shifts the scales of all records as the kernels scales_top and scales_shift do.
 template <class Type>
-float shift_scales(std::vector<uint8_t>& records) {
+Shifted shift_scales(std::vector<uint8_t>& records) {
     if constexpr (Type::kGroupK == 0) {
-        return 1;
+        return {0, 1};
     } else {
         float top = 0;
         const auto for_scales = [&](auto use) {
@@ -52,10 +55,10 @@ float shift_scales(std::vector<uint8_t>& records) {
             }
         };
         for_scales([&](uint8_t* scales, int lane) { top = std::max(top, Type::top(scales, lane)); });
-        if (top == 0) return 1;
+        if (top == 0) return {0, 1};
         const int shift = Type::kTop - (std::ilogb(top) + 1);
         for_scales([&](uint8_t* scales, int lane) { Type::shift(scales, lane, shift); });
-        return std::ldexp(1.0f, kPoint<Type> - shift);
+        return {top, std::ldexp(1.0f, kPoint<Type> - shift)};
     }
 }
 
@@ -95,7 +98,7 @@ void run(const std::vector<uint8_t>& blocks, int n_rows, int n_columns) {
     const int n_records = (n_columns + Type::kRecordK - 1) / Type::kRecordK;
     std::vector<uint8_t> records = packed<Type>(blocks, n_rows, n_columns, n_records, 0x5a);
     if (records != packed<Type>(blocks, n_rows, n_columns, n_records, 0xa5)) fail("a byte of a record is not written");
-    const float scale = shift_scales<Type>(records);
+    const auto [top, scale] = shift_scales<Type>(records);
 
     const int stride = n_records * Type::kRecordK;
     const size_t n_tiles = records.size() / Record<Type>::kBytes / n_records;
@@ -106,6 +109,7 @@ void run(const std::vector<uint8_t>& blocks, int n_rows, int n_columns) {
     }
     const uint32_t facts[] = {Type::kRecordK, Record<Type>::kBytes};
     std::fwrite(facts, 4, 2, stdout);
+    std::fwrite(&top, 4, 1, stdout);
     std::fwrite(&scale, 4, 1, stdout);
     std::fwrite(weights.data(), 4, weights.size(), stdout);
 }

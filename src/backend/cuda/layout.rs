@@ -420,8 +420,9 @@ fn shift_limits(quant: QuantType) -> Option<(i32, i32)> {
     }
 }
 
-/// The shift of the scales of a matrix whose largest is `top`, and what its weights are then times what stands for them.
-fn scale_shift(quant: QuantType, top: f32) -> (i32, f32) {
+/// The shift of the scales of a matrix, of whose numbers that scales come from `top` is the largest, and what its weights are
+/// then times what stands for them.
+pub fn scale_shift(quant: QuantType, top: f32) -> (i32, f32) {
     let Some((most, point)) = shift_limits(quant).filter(|_| top > 0.0) else { return (0, 1.0) };
     // Infinities and what is no number count as the power after the largest.
     let bits = top.to_bits();
