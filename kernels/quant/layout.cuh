@@ -17,9 +17,9 @@
 // activations agree.
 //
 // A code becomes a weight by one multiply-add of halves, and is multiplied as a half. A code n is found as the half whose bits
-// are n 2^s: below 2048 the value of a half is its bits times 2^-24. With shifts of 2^-24 in the scale, weights come out times
-// a power of two of their matrix, so that they lie well in the range of a half; it is chosen when all of the
-// matrix is there. What is rounded: scale and minimum of 16 or 32 weights, and the weight.
+// are n 2^s: below 2048 the value of a half is its bits times 2^-24. Scales make up for that, and bring weights into the middle
+// of a half's range by a power of two of their matrix, which is chosen when all of it is there. What is rounded: scale and
+// minimum of 16 or 32 weights, and the weight.
 //
 // A type (one file each) is a struct with
 //   kBlockLen, kBlockBytes        the block of the file
