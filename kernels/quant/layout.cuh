@@ -56,10 +56,6 @@
 constexpr int kTileRows = 16;
 constexpr int kUnitK = 64;
 
-struct Float2 {
-    float x, y;
-};
-
 // What a type's products are made of.
 enum class Operand {
     kF16,   // halves
@@ -81,16 +77,6 @@ KIGO_FN float bits_to_float(uint32_t bits) {
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
-#endif
-}
-
-KIGO_FN uint32_t float_to_bits(float value) {
-#ifdef __CUDA_ARCH__
-    return __float_as_uint(value);
-#else
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, 4);
-    return bits;
 #endif
 }
 
@@ -291,7 +277,6 @@ struct Plane<0, kTo> {
 template <int kLow, int kHigh, int kShiftBits = 0>
 struct PlanesOf {
     static constexpr int kShift = kShiftBits, kOdd = kLow < 8 ? 4 : 0;
-    static constexpr int kLowBits = kLow;
     static_assert(kLow >= 8 || kLow + kHigh + kShift + kOdd <= 11);
     using Low = Plane<kLow, kShift>;
     using High = Plane<kHigh, kShift + kLow % 32>;

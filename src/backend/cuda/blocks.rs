@@ -22,9 +22,6 @@ const FEWEST_SLOTS: u32 = 3;
 /// multiplied as it is, and where its 8 warps would have to unpack what 16 do.
 const LONE_GAIN: (u32, u32) = (5, 100);
 
-/// Whether single blocks are as few as take the same number of turns, and not one for each multiprocessor.
-const LONE_EVEN: bool = false;
-
 /// Shared memory that `matmul_one` has besides: a number for each warp, sums of 8 turns, words of rings.
 const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
 /// The same of `matmul_few8` and `matmul_few32`: words of rings.
@@ -178,8 +175,7 @@ impl Card {
         let gain = if code_bits(job.quant) >= 16 { LONE_GAIN.0 } else { LONE_GAIN.1 };
         let lone = n_items <= self.n_sm || turns(2) * 100 >= turns(1) * (100 + gain);
         let two = if lone { None } else { self.one_with(job, 2, n_items.min(2 * self.n_sm)) };
-        let most = if LONE_EVEN { n_items.div_ceil(turns(1)) } else { self.n_sm };
-        two.or_else(|| self.one_with(job, 1, n_items.min(most)))
+        two.or_else(|| self.one_with(job, 1, n_items.min(self.n_sm)))
     }
 
     /// `matmul_one` with so many blocks on a multiprocessor; one that is alone may have fewer slots than it should.

@@ -547,7 +547,7 @@ impl TypeTable {
     /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
     pub fn shift_scales(&self, stream: &Stream, matrices: &[Records]) -> Result<Vec<f32>> {
         const WHAT: &str = "the scales of the weights";
-        let bytes = size_of_val(matrices) / size_of::<Records>() * 4;
+        let bytes = matrices.len() * size_of::<f32>();
         let tops = DeviceBuffer::new(stream.context(), Purpose::Workspace, bytes.max(4), WHAT)?;
         tops.fill_u8(stream, 0)?;
         let launch = |kernel: fn(&TypeKernels) -> &Function, i: usize, shift: i32| {
