@@ -365,11 +365,11 @@ typedef struct {
     /* Records in a tile, their bytes. */
     uint32_t n_records;
     uint32_t record_bytes;
-    /* Tiles that a group of warps takes together, and how many such items there are. */
+    /* Tiles that a block multiplies at a time, 1 or 2, of gate and up one of each; how many such items there are. */
     uint32_t per_item;
     uint32_t n_items;
-    /* The group of warps that takes the first. */
-    uint32_t first_worker;
+    /* The block that takes the first. */
+    uint32_t first_block;
     uint32_t k;
     uint32_t stride;
     /* KIGO_SILU ... */
@@ -392,10 +392,15 @@ typedef struct {
     uint64_t out;
 } KigoStageAttention;
 
-/* Threads of a block of `step`, groups of warps that take tiles, and most of the shared memory that it has besides. */
-#define KIGO_STEP_THREADS 512
-#define KIGO_STEP_GROUPS 1
+/* Slots of a warp's ring in `step` at most. */
+#define KIGO_STEP_SLOTS 10
+
+/* Threads of a block of `step`, and most of the shared memory that it has besides. */
+#define KIGO_STEP_THREADS 384
 #define KIGO_STEP_STATIC 8192
+/* Elements of a head that a block of `step` mixes, wider heads being spread over blocks, and pages that it takes at a time. */
+#define KIGO_STEP_OWN 32
+#define KIGO_STEP_PAGES_AT_ONCE 4
 /* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
 #define KIGO_STEP_ATTENTION 9600
 

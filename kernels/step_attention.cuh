@@ -1,5 +1,4 @@
-// Attention of `step`: a block takes a kv head with up to 8 of its heads, and as many pages at a time as registers hold: a team
-// of warps takes one. K and V of earlier tokens are loaded while q is still being computed.
+// Attention of `step`: a block takes a kv head with up to 8 of its heads, and some pages at a time: a team of warps takes one. K and V of earlier tokens are loaded while q is still being computed.
 #pragma once
 
 #include "attention.cuh"
@@ -8,21 +7,22 @@
 
 namespace {
 
-// Warps that take a page together.
-template <int kDp>
-constexpr uint32_t kTeam = kDp <= 64 ? 2 : 4;
+// Pages that a block takes at a time, and warps that take one together.
+constexpr uint32_t kPagesAtOnce = KIGO_STEP_PAGES_AT_ONCE, kTeam = kStepWarps / kPagesAtOnce;
 // Heads that a block attends with at a time: a warp folds one.
 constexpr uint32_t kHeads = kStepWarps;
 
+// Elements of the mix that a block computes: those of wider heads are spread over blocks, which all compute the scores.
+constexpr uint32_t kOwn = KIGO_STEP_OWN;
+
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
-// [kPagesAtOnce][heads][dp].
+// [kPagesAtOnce][heads][kOwn].
 template <int kDp>
 struct AttentionScratch {
-    static constexpr uint32_t kPagesAtOnce = kStepWarps / kTeam<kDp>;
     // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
     __half q[16][kDp + 8];
     __half k[kDp], v[kDp];
-    float page_largest[kPagesAtOnce][kTeam<kDp>][16];
+    float page_largest[kPagesAtOnce][kTeam][16];
     uint4 page_weights[kPagesAtOnce][4][32];
     float2 page_sums[kPagesAtOnce][16];
     float squares[kStepWarps];
@@ -35,12 +35,12 @@ struct Sight {
     uint32_t position, first_page, n_pages;
 };
 
-// Which groups of heads are this block's: every `apart`-th block has some.
+// Which parts of groups of heads are this block's: every `apart`-th block has some.
 struct HeadGroups {
     uint32_t of_kv, n, apart;
 
-    __device__ __forceinline__ HeadGroups(const KigoAttention& p) {
-        of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads;
+    __device__ __forceinline__ HeadGroups(const KigoAttention& p, uint32_t dp) {
+        of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * (dp / kOwn);
         n = p.n_head_kv * of_kv;
         apart = max(1u, gridDim.x / n);
     }
@@ -51,7 +51,7 @@ struct HeadGroups {
 // Notes the pages of an attention and brings what it needs of them to L2, some threads one each.
 __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
     const KigoAttention& p = a.attention;
-    const HeadGroups groups(p);
+    const HeadGroups groups(p, a.heads.qkv.dp);
     if (!groups.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
     const uint32_t first = first_page_of(sight.position, p.before), n_pages = sight.position / KIGO_PAGE + 1;
     const uint32_t page = first + threadIdx.x;
@@ -74,22 +74,22 @@ template <int kDp>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, const WordSet& set, uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
     // Tiles of keys and of dimensions that a warp has of a page.
-    constexpr int kKeys = 8 / kTeam<kDp>, kDims = kDp / 8 / kTeam<kDp>;
-    constexpr uint32_t kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
+    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
     float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
     const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
-    const uint32_t side = warp / kTeam<kDp>, part = warp % kTeam<kDp>;
-    const HeadGroups groups(p);
+    const uint32_t side = warp / kTeam, part = warp % kTeam;
+    const HeadGroups groups(p, kDp);
     if (!groups.any()) return;
     const uint32_t group = p.n_head / p.n_head_kv;
     const uint32_t position = sight.position, first_page = sight.first_page, n_pages = sight.n_pages;
 
 #pragma unroll 1
     for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
-        const uint32_t head_kv = unit / groups.of_kv, m_first = unit % groups.of_kv * kHeads;
+        const uint32_t head_kv = unit / groups.of_kv, of_group = unit % groups.of_kv;
+        const uint32_t m_first = of_group / (kDp / kOwn) * kHeads, first_dim = of_group % (kDp / kOwn) * kOwn;
         const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
         const uint64_t here = page_offset(p, kDp, head_kv);
         // Zeros, lest the compiler keep them for the next time.
@@ -109,7 +109,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
 #pragma unroll
             for (int n = 0; n < kDims; n++) {
 #pragma unroll
-                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + ((part * kDims + n) * 8 + g) * 8 + h * 4 + t);
+                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
             }
         };
         uint32_t page = first_page + side;
@@ -171,7 +171,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             __half* to = e.part == 0 ? s.q[which] : e.part == 1 ? s.k : s.v;
             to[e.place] = rounded[0];
             to[e.place + 8] = rounded[1];
-            if (e.part == 0 || m_first != 0) continue;
+            if (e.part == 0 || of_group != 0) continue;
             __half* keys = cached_keys(qkv, {at<__half>(sight.pages[n_pages - 1 - first_page]), 0}, head_kv);
             const uint32_t of_page = position % KIGO_PAGE;
             if (e.part == 1) {
@@ -184,10 +184,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         }
         step_sync();
 
-        // A warp folds the pages' mixes of a head, a lane some cells of it.
-        float M1 = -INFINITY, L1 = -0.0f, O1[kPieces], Mc = -INFINITY, Lc = -0.0f, Oc[kPieces];
-#pragma unroll
-        for (int i = 0; i < kPieces; i++) O1[i] = Oc[i] = -0.0f;
+        // A warp folds the pages' mixes of a head, a lane one cell of it.
+        float M1 = -INFINITY, L1 = -0.0f, O1 = -0.0f, Mc = -INFINITY, Lc = -0.0f, Oc = -0.0f;
 #pragma unroll 1
         for (uint32_t first = first_page; first < n_pages; first += kPagesAtOnce) {
             if (page < n_pages) {
@@ -222,14 +220,14 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                     s.page_largest[side][part][g] = m[0];
                     s.page_largest[side][part][g + 8] = m[1];
                 }
-                barrier_wait(2 + side, kTeam<kDp> * kWarp);
+                barrier_wait(2 + side, kTeam * kWarp);
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
                     const auto& of = s.page_largest[side];
                     const int i = g + 8 * r;
                     m[r] = of[0][i];
 #pragma unroll
-                    for (uint32_t other = 1; other < kTeam<kDp>; other++) m[r] = fmaxf(m[r], of[other][i]);
+                    for (uint32_t other = 1; other < kTeam; other++) m[r] = fmaxf(m[r], of[other][i]);
                 }
                 uint32_t w[4][4];
 #pragma unroll
@@ -237,7 +235,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                     weigh(w[j], scored + 2 * j, m);
                     s.page_weights[side][part * (kKeys / 2) + j][lane] = make_uint4(w[j][0], w[j][1], w[j][2], w[j][3]);
                 }
-                barrier_wait(2 + side, kTeam<kDp> * kWarp);
+                barrier_wait(2 + side, kTeam * kWarp);
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     const uint4 x = s.page_weights[side][j][lane];
@@ -250,7 +248,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                         const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
 #pragma unroll
                         for (int n = 0; n < kDims; n++) {
-                            const uint32_t value = __half_as_ushort(s.v[(part * kDims + n) * 8 + g]) * 0x10001u;
+                            const uint32_t value = __half_as_ushort(s.v[first_dim + (part * kDims + n) * 8 + g]) * 0x10001u;
                             const uint32_t word = of_piece / 2;
                             auto put = [&](uint32_t& to, uint32_t i) {
                                 const uint32_t mask = word == i ? place : 0;
@@ -273,7 +271,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 load_v(page + kPagesAtOnce);
                 if (g < heads) {
                     if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
-                    float* to = mixes + (side * heads + g) * kDp + part * kDims * 8 + 2 * t;
+                    float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
 #pragma unroll
                     for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
                 }
@@ -283,30 +281,22 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
 #pragma unroll 1
             for (uint32_t of = 0; warp < heads && of < min(kPagesAtOnce, n_pages - first); of++) {
                 const float2 ml = s.page_sums[of][warp];
-                const float* mixed = mixes + (of * heads + warp) * kDp + lane;
+                const float mixed = mixes[(of * heads + warp) * kOwn + lane];
                 Factors f = rescale(Mc, ml.x);
                 Lc = fold(Lc, ml.y, f);
-#pragma unroll
-                for (int i = 0; i < kPieces; i++) Oc[i] = fold(Oc[i], mixed[32 * i], f);
+                Oc = fold(Oc, mixed, f);
                 if ((first + of + 1) % kChunk != 0 && first + of + 1 != n_pages) continue;
                 f = rescale(M1, Mc);
                 L1 = fold(L1, Lc, f);
-                Mc = -INFINITY, Lc = -0.0f;
-#pragma unroll
-                for (int i = 0; i < kPieces; i++) {
-                    O1[i] = fold(O1[i], Oc[i], f);
-                    Oc[i] = -0.0f;
-                }
+                O1 = fold(O1, Oc, f);
+                Mc = -INFINITY, Lc = -0.0f, Oc = -0.0f;
             }
             if (first + kPagesAtOnce < n_pages) step_sync();
         }
         if (warp >= heads) continue;
         const float factor = last_factor(p, head + warp, M1, L1);
-#pragma unroll
-        for (int i = 0; i < kPieces; i++) {
-            const uint32_t d = lane + 32 * i;
-            if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O1[i], factor));
-        }
+        const uint32_t d = first_dim + lane;
+        if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O1, factor));
     }
 }
 

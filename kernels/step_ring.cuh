@@ -3,19 +3,20 @@
 // stage waits for its input.
 #pragma once
 
+#include <cstddef>
+
 #include "activations.cuh"
 #include "fragments.cuh"
 
 namespace {
 
-// Warps that multiply a tile together, a slice each: a block has so many groups of them.
-constexpr int kGroups = KIGO_STEP_GROUPS;
-constexpr int kStepThreads = kGroups * kThreads;
-constexpr int kStepWarps = kStepThreads / kWarp;
-// Warps that fetch, each for as many of those.
-constexpr int kFetchWarps = 8;
-constexpr int kRingsOfFetcher = kStepWarps / kFetchWarps;
-static_assert(kStepThreads + kFetchWarps * kWarp == KIGO_STEP_THREADS);
+// Those that multiply, each a slice of a tile.
+constexpr int kStepThreads = kThreads;
+constexpr int kStepWarps = kWarps;
+// Warps that fetch, a lane for each of those.
+constexpr int kFetchWarps = 3;
+// One more finishes.
+static_assert(kStepThreads + (kFetchWarps + 1) * kWarp == KIGO_STEP_THREADS);
 
 __device__ __forceinline__ uint32_t shared_address(const void* at) { return static_cast<uint32_t>(__cvta_generic_to_shared(at)); }
 
@@ -71,26 +72,57 @@ __device__ __forceinline__ void wait_mbarrier(uint64_t* barrier, uint32_t parity
     while (!try_mbarrier_at(shared_address(barrier), parity)) patience.wait();
 }
 
-// A warp's ring in shared memory, and a place in it: a slot, the barrier that its piece completes when it is there, kToEmpty
-// bytes behind that the one that it completes when it has been used, and the parity of the round.
-struct Ring {
+// A piece of a warp's weights as whoever multiplies has to know it: records of one tile. Where an item has two tiles, pieces of the
+// same columns follow each other.
+struct Piece {
+    // The first one's number in the row.
+    uint32_t record;
+    // How many, and what ends with it.
+    uint32_t bits;
+
+    static constexpr uint32_t kEndsItem = 1 << 8, kEndsStage = 1 << 9;
+
+    __device__ __forceinline__ uint32_t n() const { return bits & 0xff; }
+    __device__ __forceinline__ bool has(uint32_t bit) const { return bits & bit; }
+};
+
+// The way of a list of pieces through a stage: what it needs from item to item. It is kept in shared memory, as registers are few.
+struct alignas(16) Route {
+    uint32_t next_stage, items_left;
+    // From one item to the next, and what that changes in the place of the first record.
+    uint32_t jump_bytes, jump_places;
+    uint32_t slice_first;
+};
+
+// What a warp's ring has besides its slots: barriers that a piece completes when it is there, those that it completes when it has
+// been used, what the pieces are, and the ways of who fetches them and of who sends for them ahead.
+struct alignas(16) RingHeads {
+    uint64_t full[KIGO_STEP_SLOTS];
+    uint64_t empty[KIGO_STEP_SLOTS];
+    Piece pieces[KIGO_STEP_SLOTS];
+    Route routes[2];
+};
+
+constexpr uint32_t kToEmpty = offsetof(RingHeads, empty), kToPiece = offsetof(RingHeads, pieces);
+static_assert(sizeof(Piece) == sizeof(uint64_t));
+
+// A warp's ring in shared memory, and a place in it: a slot, its `full` and the parity of the round.
+struct StepRing {
     uint32_t first_barrier, last_barrier, first_slot, slot_bytes;
 
-    __device__ __forceinline__ Ring(const KigoStep& p, uint8_t* memory, uint64_t* barriers, uint32_t warp)
-        : first_barrier(shared_address(barriers + warp * 2 * KIGO_MAX_SLOTS)),
+    __device__ __forceinline__ StepRing(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp)
+        : first_barrier(shared_address(heads[warp].full)),
           last_barrier(first_barrier + (p.n_slots - 1) * sizeof(uint64_t)),
           first_slot(shared_address(memory + size_t(warp) * p.n_slots * p.slot_bytes)),
           slot_bytes(p.slot_bytes) {}
 };
 
-constexpr uint32_t kToEmpty = KIGO_MAX_SLOTS * sizeof(uint64_t);
-
 struct RingPlace {
-    uint32_t barrier, slot, parity = 0;
+    uint32_t barrier, slot, parity;
 
-    __device__ __forceinline__ RingPlace(const Ring& ring) : barrier(ring.first_barrier), slot(ring.first_slot) {}
+    __device__ __forceinline__ static RingPlace first(const StepRing& ring) { return {ring.first_barrier, ring.first_slot, 0}; }
 
-    __device__ __forceinline__ void advance(const Ring& ring) {
+    __device__ __forceinline__ void advance(const StepRing& ring) {
         const bool is_last = barrier == ring.last_barrier;
         barrier = is_last ? ring.first_barrier : barrier + sizeof(uint64_t);
         slot = is_last ? ring.first_slot : slot + ring.slot_bytes;
@@ -98,14 +130,10 @@ struct RingPlace {
     }
 };
 
-// Which items of a stage are this group's: those that are `worker` modulo their number, counted from the stage's first.
-__device__ __forceinline__ uint32_t first_item(const KigoStage& stage, uint32_t worker) {
-    const uint32_t n_workers = kGroups * gridDim.x;
-    return worker >= stage.first_worker ? worker - stage.first_worker : worker + n_workers - stage.first_worker;
+// The first of a stage's items that is this block's; every gridDim.x-th that follows is too.
+__device__ __forceinline__ uint32_t first_item(const KigoStage& stage) {
+    return blockIdx.x >= stage.first_block ? blockIdx.x - stage.first_block : blockIdx.x + gridDim.x - stage.first_block;
 }
-
-// The number of this thread's group among those of all blocks.
-__device__ __forceinline__ uint32_t group_worker() { return threadIdx.x / kThreads * gridDim.x + blockIdx.x; }
 
 // threadIdx.x, read anew, lest the compiler keep in registers what follows from it for all stages.
 __device__ __forceinline__ uint32_t this_thread() {
@@ -118,121 +146,141 @@ __device__ __forceinline__ uint32_t this_thread() {
 __device__ __forceinline__ void step_sync() { barrier_wait(1, kStepThreads); }
 
 // The side of a warp that multiplies.
-struct PieceReader : Ring, RingPlace {
-    __device__ __forceinline__ PieceReader(const KigoStep& p, uint8_t* memory, uint64_t* barriers, uint32_t warp)
-        : Ring(p, memory, barriers, warp), RingPlace(static_cast<const Ring&>(*this)) {}
+struct PieceReader : StepRing, RingPlace {
+    // Goes on from where `place` says.
+    __device__ __forceinline__ PieceReader(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp, RingPlace place)
+        : StepRing(p, memory, heads, warp), RingPlace(place) {}
 
-    // Whether the oldest piece is there; may wait a little for it.
-    __device__ __forceinline__ bool is_there() const { return try_mbarrier_at(barrier, parity); }
+    __device__ __forceinline__ const RingPlace& place() const { return *this; }
 
-    __device__ __forceinline__ void wait() const {
+    // Whether the piece at a place is there; may wait a little for it.
+    __device__ __forceinline__ static bool is_there(const RingPlace& at) { return try_mbarrier_at(at.barrier, at.parity); }
+
+    __device__ __forceinline__ static void wait(const RingPlace& at) {
         Patience patience;
-        while (!is_there()) patience.wait();
+        while (!is_there(at)) patience.wait();
     }
 
-    // Gives back the oldest piece, which all lanes have read.
-    __device__ __forceinline__ void give_back(bool is_first_lane) {
+    // What the piece at a place is, which is there.
+    __device__ __forceinline__ static Piece piece(const RingPlace& at) {
+        Piece out;
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.record), "=r"(out.bits) : "r"(at.barrier + kToPiece) : "memory");
+        return out;
+    }
+
+    // The places of the next kTiles pieces.
+    template <int kTiles>
+    __device__ __forceinline__ void places(RingPlace (&out)[kTiles]) const {
+        out[0] = *this;
+        if constexpr (kTiles == 2) {
+            out[1] = *this;
+            out[1].advance(*this);
+        }
+    }
+
+    // Gives back the pieces at these places, the next ones, which all lanes have read.
+    template <int kTiles>
+    __device__ __forceinline__ void give_back(const RingPlace (&used)[kTiles], bool is_first_lane) {
         __syncwarp();
-        if (is_first_lane) arrive_mbarrier_at(barrier + kToEmpty);
+        if (is_first_lane) {
+#pragma unroll
+            for (int i = 0; i < kTiles; i++) arrive_mbarrier_at(used[i].barrier + kToEmpty);
+        }
+        static_cast<RingPlace&>(*this) = used[kTiles - 1];
         advance(*this);
     }
 };
 
+// Records from so many bytes on come one by one: who multiplies halves counts on it.
+constexpr uint32_t kLargeRecord = 2048;
+
 // A warp's pieces in the order in which it uses them, from stage to stage.
 struct PieceList {
-    // The group of warps, and the warp's slice.
-    uint32_t worker, slice;
-    const KigoStage* next_stage;
-    const KigoStage* end;
-    // The next piece; the bytes from it on that the slice has side by side, and those that it has at the tile's start.
-    const uint8_t* from;
-    uint32_t bytes, run, rest;
-    // The tile: its number in the item, its first record's place. From one item's last tile to the next one's first, and what
-    // that changes in the place.
+    Route* route;
+    // The item's first tile, its first record's place, and the next one's.
     const uint8_t* tile;
-    uint32_t of_item, first_place, items_left;
-    uint64_t tile_bytes, jump_bytes;
-    uint32_t jump_places, per_item, n_records, record_bytes, slice_first, slice_last, piece_bytes, slot_bytes;
-    bool more = true;
+    uint32_t first_place, tile_bytes, per_item;
+    // The next piece: its tile in the item, its first record's number in the row, and how many records; none at the end.
+    uint32_t side, record, n;
+    uint32_t n_records, record_bytes, slice_last, most;
 
-    __device__ __forceinline__ PieceList(const KigoStep& p, uint32_t warp)
-        : worker(warp / kWarps * gridDim.x + blockIdx.x),
-          slice(warp % kWarps),
-          next_stage(reinterpret_cast<const KigoStage*>(p.stages)) {
-        end = next_stage + p.n_stages;
-        slot_bytes = p.slot_bytes;
-        open_stage();
+    __device__ __forceinline__ uint32_t bytes() const { return n * record_bytes; }
+
+    // Where a record of the item's tile stands among those of the tile.
+    __device__ __forceinline__ uint32_t place(uint32_t of_tile) const {
+        uint32_t at = record + first_place + of_tile;
+        if (at >= n_records) at -= n_records;
+        return at >= n_records ? at - n_records : at;
+    }
+
+    __device__ __forceinline__ const uint8_t* from() const { return tile + side * tile_bytes + place(side) * record_bytes; }
+
+    __device__ __forceinline__ Piece piece() const {
+        const bool ends_item = record + n == slice_last;
+        return {record, n | (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0)};
+    }
+
+    // Starts over from where another one is.
+    __device__ __forceinline__ void follow(const PieceList& other) {
+        *route = *other.route;
+        Route* own = route;
+        *this = other;
+        route = own;
     }
 
     // Goes on to the next stage that has records for the warp.
-    __device__ __forceinline__ void open_stage() {
-        for (; next_stage != end; next_stage++) {
-            const KigoStage& s = *next_stage;
+    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp) {
+        const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
+        for (uint32_t i = route->next_stage; i < p.n_stages; i++) {
+            const KigoStage& s = stages[i];
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
-            const Slice part(s.n_records, slice);
-            const uint32_t item = first_item(s, worker), step = kGroups * gridDim.x;
+            const Slice part(s.n_records, warp);
+            const uint32_t item = first_item(s);
             if (part.first == part.last || item >= s.n_items) continue;
             n_records = s.n_records;
             record_bytes = s.record_bytes;
             per_item = s.per_item;
-            slice_first = part.first;
             slice_last = part.last;
-            items_left = (s.n_items - item + step - 1) / step;
-            piece_bytes = slot_bytes / record_bytes * record_bytes;
-            tile_bytes = uint64_t(n_records) * record_bytes;
-            const uint32_t jump = (step - 1) * per_item + 1;
-            jump_bytes = jump * tile_bytes;
-            jump_places = jump % n_records;
-            tile = reinterpret_cast<const uint8_t*>(s.weights) + item * per_item * tile_bytes;
+            most = record_bytes >= kLargeRecord ? 1 : p.slot_bytes / record_bytes;
+            tile_bytes = n_records * record_bytes;
+            tile = reinterpret_cast<const uint8_t*>(s.weights) + uint64_t(item * per_item) * tile_bytes;
             first_place = item * per_item % n_records;
-            of_item = 0;
-            next_stage++;
-            open_tile();
+            const uint32_t jump = gridDim.x * per_item;
+            *route = {i + 1, (s.n_items - item - 1) / gridDim.x + 1, jump * tile_bytes, jump % n_records, part.first};
+            record = part.first;
+            open_piece();
             return;
         }
-        more = false;
+        n = 0;
     }
 
-    __device__ __forceinline__ void open_tile() {
-        uint32_t place = slice_first + first_place;
-        if (place >= n_records) place -= n_records;
-        const uint32_t n = slice_last - slice_first, beside = min(n, n_records - place);
-        from = tile + place * record_bytes;
-        run = beside * record_bytes;
-        rest = (n - beside) * record_bytes;
-        bytes = min(piece_bytes, run);
+    // As many records as stand side by side in all tiles of the item.
+    __device__ __forceinline__ void open_piece() {
+        side = 0;
+        n = min(most, slice_last - record);
+        n = min(n, n_records - place(0));
+        if (per_item == 2) n = min(n, n_records - place(1));
     }
 
     // Goes on to the next piece.
-    __device__ __forceinline__ void advance() {
-        from += bytes;
-        run -= bytes;
-        if (run == 0) {
-            if (rest == 0) return advance_tile();
-            from = tile;
-            run = rest;
-            rest = 0;
+    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp) {
+        if (++side < per_item) return;
+        record += n;
+        if (record == slice_last) {
+            if (--route->items_left == 0) return open_stage(p, warp);
+            tile += route->jump_bytes;
+            first_place += route->jump_places;
+            if (first_place >= n_records) first_place -= n_records;
+            record = route->slice_first;
         }
-        bytes = min(piece_bytes, run);
-    }
-
-    __device__ __forceinline__ void advance_tile() {
-        if (++of_item < per_item) {
-            tile += tile_bytes;
-            first_place++;
-        } else {
-            if (--items_left == 0) return open_stage();
-            of_item = 0;
-            tile += jump_bytes;
-            first_place += jump_places;
-        }
-        if (first_place >= n_records) first_place -= n_records;
-        open_tile();
+        open_piece();
     }
 };
 
 // What fetches a warp's pieces: a lane of a fetching warp.
-struct Fetcher : Ring {
+struct Fetcher : StepRing {
+    const KigoStep& p;
+    uint32_t warp;
     PieceList next, ahead;
     RingPlace to_start, to_arrive;
     // Pieces that are on their way to L2, or there, from `next` to `ahead`; when the latest was sent for.
@@ -240,67 +288,69 @@ struct Fetcher : Ring {
     uint32_t n_under_way = 0;
     uint64_t policy = 0;
 
-    __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, uint64_t* barriers, uint32_t warp)
-        : Ring(p, memory, barriers, warp), next(p, warp), ahead(next), to_start(*this), to_arrive(*this) {
+    __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp)
+        : StepRing(p, memory, heads, warp), p(p), warp(warp), next{heads[warp].routes}, ahead{heads[warp].routes + 1}, to_start(RingPlace::first(*this)), to_arrive(to_start) {
 #if __CUDA_ARCH__ >= 900
         // Weights are read once in a step, and must not drive out what blocks hand to each other.
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
+        next.route->next_stage = 0;
+        next.open_stage(p, warp);
     }
 
-    // Whether the oldest copy under way has arrived, which is then none any more.
-    __device__ __forceinline__ bool note_arrival() {
-        if (!test_mbarrier(to_arrive.barrier, to_arrive.parity)) return false;
+    // Notes the arrival of the oldest copy under way.
+    __device__ __forceinline__ void note_arrival() {
+        if (n_under_way == 0 || !test_mbarrier(to_arrive.barrier, to_arrive.parity)) return;
         to_arrive.advance(*this);
         n_under_way--;
-        return true;
     }
 
     __device__ __forceinline__ bool has_room() const { return test_mbarrier(to_start.barrier + kToEmpty, to_start.parity ^ 1); }
 
     __device__ __forceinline__ void start() {
 #if __CUDA_ARCH__ >= 900
-        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(to_start.barrier), "r"(next.bytes) : "memory");
+        const Piece piece = next.piece();
+        const uint32_t bytes = next.bytes();
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to_start.barrier + kToPiece), "r"(piece.record), "r"(piece.bits) : "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(to_start.barrier), "r"(bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
                          to_start.slot),
-                     "l"(next.from), "r"(next.bytes), "r"(to_start.barrier), "l"(policy)
+                     "l"(next.from()), "r"(bytes), "r"(to_start.barrier), "l"(policy)
                      : "memory");
 #endif
         to_start.advance(*this);
         n_under_way++;
-        next.advance();
+        next.advance(p, warp);
         if (n_ahead > 0) n_ahead--;
     }
 
     // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits.
     __device__ __forceinline__ void send_ahead() {
-        if (n_ahead == 0) ahead = next;
-        if (!ahead.more) return;
+        if (n_ahead == 0) ahead.follow(next);
+        if (ahead.n == 0) return;
 #if __CUDA_ARCH__ >= 900
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from), "r"(ahead.bytes) : "memory");
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from()), "r"(ahead.bytes()) : "memory");
 #endif
-        ahead.advance();
+        ahead.advance(p, warp);
         n_ahead++;
     }
 };
 
 // Fills the rings of some warps, a lane for each, with at most so many pieces of each under way: what blocks wait for would
-// queue behind more.
-__device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, uint64_t* barriers, uint32_t fetch_warp) {
-    const uint32_t lane = threadIdx.x % kWarp;
-    if (lane >= kRingsOfFetcher) return;
-    Fetcher fetcher(p, memory, barriers, lane * kFetchWarps + fetch_warp);
-    while (fetcher.next.more) {
-        if (fetcher.n_under_way >= p.under_way && !fetcher.note_arrival()) {
-            continue;
-        }
-        if (fetcher.has_room()) {
+// queue behind more. The lanes stay together, as each would make the others wait otherwise.
+__device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t fetch_warp) {
+    const uint32_t warp = threadIdx.x % kWarp * kFetchWarps + fetch_warp;
+    const uint32_t lanes = __ballot_sync(~0u, warp < kStepWarps);
+    if (warp >= kStepWarps) return;
+    Fetcher fetcher(p, memory, heads, warp);
+    const uint32_t most_under_way = (p.under_way + warp) / kStepWarps;
+    while (__any_sync(lanes, fetcher.next.n > 0)) {
+        fetcher.note_arrival();
+        if (fetcher.next.n == 0) continue;
+        const bool is_full = !fetcher.has_room();
+        if (!is_full && fetcher.n_under_way < most_under_way) {
             fetcher.start();
-            continue;
-        }
-        if (fetcher.n_under_way > 0) {
-            fetcher.note_arrival();
-        } else if (fetcher.n_ahead < p.most_ahead) {
+        } else if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
             const uint32_t now = clock();
             if (now - fetcher.sent < p.pace) continue;
             fetcher.sent = now;

@@ -11,12 +11,12 @@ use super::layout::{Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, rec
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
-    KIGO_GELU, KIGO_MAX_SLOTS, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
-    KIGO_STAGE_LOGITS, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_ATTENTION, KIGO_STEP_GROUPS,
-    KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_SAME,
-    KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K,
-    KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K,
-    KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
+    KIGO_STAGE_LOGITS, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_ATTENTION, KIGO_STEP_MOST_COLUMNS,
+    KIGO_STEP_OWN, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS,
+    KIGO_TAKE_RESIDUAL, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS,
+    KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0,
+    KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -26,24 +26,28 @@ use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm};
 use crate::quant::QuantType;
 
-/// Bytes of the weights of a layer from which on it is faster where it may choose: 30 MB of a Qwen2 of 0.5B are too few,
-/// 122 MB of a Llama of 1B are enough, on an H100.
-const FEWEST_LAYER_BYTES: u64 = 64 << 20;
+/// Bytes of the weights of a layer from which on it is faster than the kernels of larger batches: with the 10 MB of a Qwen2 of 0.5B
+/// in `Q4_K_M` a token takes 3 % less on an H200, with more it gains more. Smaller layers have not been measured since it gained
+/// that.
+const FEWEST_LAYER_BYTES: u64 = 8 << 20;
 /// Positions up to which it is faster than the kernels of larger batches, which spread the attention of a row over blocks.
 const MOST_POSITIONS: usize = 1024;
 const _: () = assert!(MOST_POSITIONS.div_ceil(kv_cache::PAGE) < KIGO_STEP_PAGES as usize);
 /// Widest heads that its registers hold.
 const MOST_HEAD_WIDTH: usize = 128;
-/// Bytes under way to a multiprocessor: with 64 KiB a Llama of 1B takes 0.6 % longer on an H200, with 32 KiB 2 %.
-const UNDER_WAY: u32 = 48 << 10;
+/// Bytes under way to a multiprocessor: with 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`.
+const UNDER_WAY: u32 = 64 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
 /// Bytes that are copied at a time, at most where a record is not larger: fewer keep those busy who copy, with 4 KiB whole
 /// tokens of f16 took 6 % longer.
-const PIECE: u32 = 3456;
-/// Pieces of a warp that are sent for to L2 while its ring is full, and clocks for each byte between them: on an H200 3/4 make
-/// a Llama of 8B 0.4 % slower; on an H100 1/4 made one of 1B 8 % slower than 3/4.
+const PIECE: u32 = 2432;
+/// Pieces of a warp that are sent for to L2 while its ring is full, from so many bytes of a layer on: a Llama of 8B takes 1 to 2 %
+/// less so on an H200, smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %.
 const MOST_AHEAD: u32 = 16;
+const FEWEST_BYTES_AHEAD: u64 = 64 << 20;
+/// Clocks for each byte between them: on an H200 3/4 make a Llama of 8B in f16 0.4 % slower; on an H100 1/4 made one of 1B 8 %
+/// slower than 3/4.
 const PACE: (u32, u32) = (1, 2);
 /// Slots that a ring must have.
 const FEWEST_SLOTS: u32 = 3;
@@ -124,17 +128,14 @@ fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
 
-/// Whether a model is one of those that it was measured to be faster with: of f16 and large enough. Records of other types are not
-/// loaded ahead of their products (`kernels/step.md`).
-fn gains(b: &CudaBackend) -> bool {
-    let layer_bytes = |layer: &LayerPlaces| {
-        let products = products(layer)
-            .map(|product| product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant));
-        products.sum::<u64>()
+/// Bytes of the weights of the smallest layer.
+fn layer_bytes(b: &CudaBackend) -> u64 {
+    let bytes = |layer: &LayerPlaces| -> u64 {
+        products(layer)
+            .map(|product| product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant))
+            .sum()
     };
-    let is_fast = |product: &Product| product.quant == QuantType::F16;
-    let layers = &b.places.layers;
-    layers.iter().flat_map(products).all(is_fast) && layers.iter().all(|layer| layer_bytes(layer) >= FEWEST_LAYER_BYTES)
+    b.places.layers.iter().map(bytes).min().unwrap_or(0)
 }
 
 /// The matrices of a layer.
@@ -171,9 +172,9 @@ fn type_number(quant: QuantType) -> Option<u32> {
 struct Listing<'a> {
     b: &'a CudaBackend,
     stages: Vec<KigoStage>,
-    n_workers: u32,
+    n_blocks: u32,
     /// Who takes the next stage's first item, so that all get equally much.
-    next_worker: u32,
+    next_block: u32,
     /// Bytes of the widest slot and of the widest activations as operands.
     slot: u32,
     columns: u32,
@@ -204,8 +205,9 @@ impl Listing<'_> {
         let (b, d) = (self.b, &self.b.desc);
         let at = |offset: Option<u64>| offset.map_or(0, |offset| b.weights.address() + offset);
         let record = record_bytes(product.quant) as u32;
-        let per_item = if given.kind == KIGO_STAGE_GATED { 2 } else { 1 };
-        let n_items = product.n_tiles as u32 / per_item;
+        let n_tiles = product.n_tiles as u32;
+        let per_item = if given.kind == KIGO_STAGE_GATED || pays(n_tiles, self.n_blocks) { 2 } else { 1 };
+        let n_items = n_tiles / per_item;
         let n_records = product.n_records as u32;
         self.stages.push(KigoStage {
             weights: b.weights.address() + product.offset,
@@ -223,7 +225,7 @@ impl Listing<'_> {
             record_bytes: record,
             per_item,
             n_items,
-            first_worker: self.next_worker,
+            first_block: self.next_block,
             k: product.k as u32,
             stride: stride(product.k) as u32,
             activation: match d.activation {
@@ -237,7 +239,7 @@ impl Listing<'_> {
             softcap: d.logit_softcap.unwrap_or(0.0),
             attention: taken.attention,
         });
-        self.next_worker = (self.next_worker + n_items) % self.n_workers;
+        self.next_block = (self.next_block + n_items) % self.n_blocks;
         let piece = (PIECE / record).max(1) * record;
         self.slot = self.slot.max(piece.next_multiple_of(LINE));
         self.columns = self.columns.max(n_records * record_units(product.quant));
@@ -292,6 +294,12 @@ impl Listing<'_> {
     }
 }
 
+/// Whether it pays that blocks multiply two tiles at a time: unless some get more of them then.
+fn pays(n_tiles: u32, n_blocks: u32) -> bool {
+    let (alone, pairs) = (n_tiles.div_ceil(n_blocks), (n_tiles / 2).div_ceil(n_blocks));
+    n_tiles.is_multiple_of(2) && 2 * pairs <= alone + alone / 8
+}
+
 /// Units of 64 columns in a record.
 fn record_units(quant: QuantType) -> u32 {
     (super::layout::record_columns(quant) / 64) as u32
@@ -305,7 +313,7 @@ impl Step {
     pub fn new(b: &CudaBackend, path: DecodePath) -> Result<Option<Step>> {
         let (desc, card) = (&b.desc, &b.kernels.card);
         let wanted = match path {
-            DecodePath::Auto => gains(b),
+            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES,
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
@@ -352,8 +360,8 @@ impl Step {
             stride: stride(desc.n_embd) as u32,
             n_slots,
             slot_bytes: listing.slot,
-            under_way: (UNDER_WAY / (WARPS * KIGO_STEP_GROUPS) / listing.slot).max(2),
-            most_ahead: MOST_AHEAD,
+            under_way: (UNDER_WAY / listing.slot).max(WARPS),
+            most_ahead: if layer_bytes(b) >= FEWEST_BYTES_AHEAD { MOST_AHEAD } else { 0 },
             pace: listing.slot * PACE.0 / PACE.1,
             delay: 0,
             set_bytes: set_bytes(desc) as u32,
@@ -406,8 +414,8 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
     let mut listing = Listing {
         b,
         stages: try_vec(desc.n_layer() * STAGES_OF_LAYER + 1, "the stages of a step")?,
-        n_workers: b.kernels.card.n_sm * KIGO_STEP_GROUPS,
-        next_worker: 0,
+        n_blocks: b.kernels.card.n_sm,
+        next_block: 0,
         slot: 0,
         columns: 0,
     };
@@ -436,12 +444,12 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -
     let columns = listing.columns * 128;
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
     // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
-    let pages = if head_width <= 64 { 4 } else { 2 };
-    let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + pages * heads * head_width * 4;
+    let attention =
+        36 * head_width + (KIGO_STEP_ATTENTION + KIGO_STEP_PAGES_AT_ONCE * KIGO_STEP_OWN * 4 * heads as u32) as usize;
     let row = stride(desc.n_embd) as u32 * 4;
     let scratch = columns.max(attention as u32).max(row).next_multiple_of(LINE);
     let rings = card.block_shared.checked_sub(KIGO_STEP_STATIC + row + scratch)?;
-    let n_slots = (rings / (WARPS * KIGO_STEP_GROUPS * listing.slot)).min(KIGO_MAX_SLOTS);
-    let shared_bytes = n_slots * WARPS * KIGO_STEP_GROUPS * listing.slot + row + scratch;
+    let n_slots = (rings / (WARPS * listing.slot)).min(KIGO_STEP_SLOTS);
+    let shared_bytes = n_slots * WARPS * listing.slot + row + scratch;
     (n_slots >= FEWEST_SLOTS).then_some((n_slots, shared_bytes))
 }
