@@ -312,7 +312,9 @@ struct Worker {
 #undef KIGO_CASE
     }
 
-    __device__ __forceinline__ static const uint8_t* slot(const RingPlace& at) { return memory + (at.slot - shared_address(memory)); }
+    __device__ __forceinline__ static const uint8_t* slot(const RingPlace& at) {
+        return memory + (at.slot - shared_address(memory));
+    }
 
     // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other.
     template <class Type, int kTiles>
@@ -391,7 +393,8 @@ struct Worker {
                         Fragments<Type> w[kTiles];
 #pragma unroll
                         for (int tile = 0; tile < kTiles; tile++) {
-                            w[tile] = make_fragments<Type>(load_unit<Type>(slot(at[tile]) + offset, unit, lane), scales[tile], unit);
+                            const auto in = load_unit<Type>(slot(at[tile]) + offset, unit, lane);
+                            w[tile] = make_fragments<Type>(in, scales[tile], unit);
                         }
 #pragma unroll
                         for (int j = 0; j < 4; j++) {

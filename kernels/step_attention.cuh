@@ -1,4 +1,5 @@
-// Attention of `step`: a block takes a kv head with up to 8 of its heads, and some pages at a time: a team of warps takes one. K and V of earlier tokens are loaded while q is still being computed.
+// Attention of `step`: a block takes a kv head with up to 8 of its heads, and some pages at a time: a team of warps takes one.
+// K and V of earlier tokens are loaded while q is still being computed.
 #pragma once
 
 #include "attention.cuh"
@@ -65,7 +66,9 @@ __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t
     [[maybe_unused]] const uint32_t dp = a.heads.qkv.dp;
     for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
 #if __CUDA_ARCH__ >= 900
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address + page_offset(p, dp, unit / groups.of_kv)), "r"(uint32_t(2 * KIGO_PAGE * dp * sizeof(__half))) : "memory");
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address + page_offset(p, dp, unit / groups.of_kv)),
+                     "r"(uint32_t(2 * KIGO_PAGE * dp * sizeof(__half)))
+                     : "memory");
 #endif
     }
 }

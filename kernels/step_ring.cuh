@@ -289,7 +289,13 @@ struct Fetcher : StepRing {
     uint64_t policy = 0;
 
     __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp)
-        : StepRing(p, memory, heads, warp), p(p), warp(warp), next{heads[warp].routes}, ahead{heads[warp].routes + 1}, to_start(RingPlace::first(*this)), to_arrive(to_start) {
+        : StepRing(p, memory, heads, warp),
+          p(p),
+          warp(warp),
+          next{heads[warp].routes},
+          ahead{heads[warp].routes + 1},
+          to_start(RingPlace::first(*this)),
+          to_arrive(to_start) {
 #if __CUDA_ARCH__ >= 900
         // Weights are read once in a step, and must not drive out what blocks hand to each other.
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -311,7 +317,8 @@ struct Fetcher : StepRing {
 #if __CUDA_ARCH__ >= 900
         const Piece piece = next.piece();
         const uint32_t bytes = next.bytes();
-        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to_start.barrier + kToPiece), "r"(piece.record), "r"(piece.bits) : "memory");
+        const uint32_t head = to_start.barrier + kToPiece;
+        asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(head), "r"(piece.record), "r"(piece.bits) : "memory");
         asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(to_start.barrier), "r"(bytes) : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
                          to_start.slot),

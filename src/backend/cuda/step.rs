@@ -453,3 +453,18 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -
     let shared_bytes = n_slots * WARPS * listing.slot + row + scratch;
     (n_slots >= FEWEST_SLOTS).then_some((n_slots, shared_bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_of_tiles_where_no_block_gets_more() {
+        // The attention output and the rows of q, k and v of a Llama of 8B, and the output of one of 1B, on 132 multiprocessors.
+        assert!(pays(256, 132));
+        assert!(!pays(384, 132));
+        assert!(pays(8016, 132));
+        assert!(!pays(128, 132), "half of the blocks would have none");
+        assert!(!pays(257, 132), "one tile would be alone");
+    }
+}
