@@ -197,7 +197,7 @@ constexpr uint32_t kLargeRecord = 2048;
 // A warp's pieces in the order in which it uses them, from stage to stage.
 struct PieceList {
     Route* route;
-    // The item's first tile, its first record's place, and the next one's.
+    // The item's first tile, the place of its first record, and how many tiles follow each other.
     const uint8_t* tile;
     uint32_t first_place, tile_bytes, per_item;
     // The next piece: its tile in the item, its first record's number in the row, and how many records; none at the end.
