@@ -615,7 +615,28 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
 EXPORT int cuMemFreeHost(void *start) {
     CALL(cuMemFreeHost, {
         Object *object = holder(start, 1, PINNED);
-        CHECK(object && object->start == start, 1, "cuMemFreeHost of what is no allocation");
+        CHECK(object && object->start == start && object->block, 1, "cuMemFreeHost of what is no allocation");
+        destroy(object);
+    });
+}
+
+EXPORT int cuMemHostRegister_v2(void *start, size_t bytes, unsigned flags) {
+    CALL(cuMemHostRegister, {
+        CHECK(current(), 201, "cuMemHostRegister without a context");
+        CHECK(bytes > 0 && (uintptr_t)start % 4096 == 0 && flags < 16, 1, "cuMemHostRegister(%p, %zu, %u)", start, bytes, flags);
+        CHECK(!holder(start, 1, PINNED), 712, "cuMemHostRegister of what is pinned");
+        Object *object = make(PINNED);
+        object->start = start;
+        object->bytes = bytes;
+        pinned += bytes;
+        most_pinned = pinned > most_pinned ? pinned : most_pinned;
+    });
+}
+
+EXPORT int cuMemHostUnregister(void *start) {
+    CALL(cuMemHostUnregister, {
+        Object *object = holder(start, 1, PINNED);
+        CHECK(object && object->start == start && !object->block, 713, "cuMemHostUnregister of what is not registered");
         destroy(object);
     });
 }

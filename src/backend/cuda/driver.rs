@@ -131,6 +131,8 @@ functions! {
     cuMemFree = c"cuMemFree_v2" (u64);
     cuMemHostAlloc = c"cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
     cuMemFreeHost = c"cuMemFreeHost" (*mut c_void);
+    cuMemHostRegister = c"cuMemHostRegister_v2" (*mut c_void, usize, c_uint);
+    cuMemHostUnregister = c"cuMemHostUnregister" (*mut c_void);
     cuMemHostGetDevicePointer = c"cuMemHostGetDevicePointer_v2" (*mut u64, *mut c_void, c_uint);
     cuMemcpyHtoDAsync = c"cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, CuStream);
     cuMemcpyDtoHAsync = c"cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, CuStream);
