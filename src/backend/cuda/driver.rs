@@ -184,6 +184,8 @@ pub struct Driver {
     version: c_int,
     /// One per device: set once it is lost, for this process and for ever.
     pub(super) losses: Vec<OnceLock<Loss>>,
+    /// One per device: set once its context stays.
+    pub(super) kept: Vec<OnceLock<()>>,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -239,7 +241,8 @@ impl Driver {
             return Err(no_device("cuda", 0));
         }
         let losses = (0..count).map(|_| OnceLock::new()).collect();
-        Ok(Driver { functions, version, losses })
+        let kept = (0..count).map(|_| OnceLock::new()).collect();
+        Ok(Driver { functions, version, losses, kept })
     }
 
     /// The CUDA version that the driver is for: major, minor.
