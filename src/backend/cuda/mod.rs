@@ -19,7 +19,9 @@ pub mod layout;
 pub mod load;
 pub mod memory;
 pub mod module;
+mod pages;
 pub mod params;
+mod readers;
 mod room;
 pub mod sample;
 mod stages;
@@ -179,7 +181,7 @@ fn fitting_batch(
 impl CudaBackend {
     /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to the
     /// end of `n_batch` rows: fewer where memory is short, but its start at least. Steps of single sequences take the
-    /// `decode_path`. While others read, this thread runs `meanwhile`.
+    /// `decode_path`. While others `open` the GPU and read, this thread runs `meanwhile`.
     ///
     /// # Errors
     /// When the model does not fit into the free memory (nothing is allocated then), the file cannot be read, the load is
@@ -188,19 +190,28 @@ impl CudaBackend {
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<TensorInfo>,
-        context: Arc<Context>,
+        open: impl FnOnce() -> Result<Arc<Context>> + Send,
         (n_ctx, n_batch, decode_path): (usize, RangeInclusive<usize>, DecodePath),
         progress: &Progress,
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<CudaBackend> {
-        let bound = context.bind()?;
         check_desc(desc)?;
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (mut places, pieces, space) = Places::new(plan, desc)?;
-        let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let (n_batch, sizes, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
-        let weights = load.load(gguf, &context, &types, later, progress, meanwhile)?;
+        let mut fitting = None;
+        let open = || {
+            let context = open()?;
+            let bound = context.bind()?;
+            let kernels = TypeTable::load(&context, load.pieces())?;
+            let (n_batch, sizes, later_bytes) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
+            fitting = Some((n_batch, sizes));
+            drop(bound);
+            Ok(load::Opened { context, kernels, later_bytes })
+        };
+        let load::Loaded { context, kernels: types, weights } = load.load(gguf, progress, open, meanwhile)?;
+        let (n_batch, sizes) = fitting.ok_or_else(|| Error::Internal("no batch fits".into()))?;
+        let bound = context.bind()?;
         let loaded = Instant::now();
 
         let stream = Arc::new(Stream::new(&context)?);

@@ -25,6 +25,11 @@ use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 const ATTENTION_THREADS: u32 = 128;
 const HEADS_OF_BLOCK: usize = 16;
 
+/// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
+/// under way at most: `kAtOnce` of `kernels/prep.cu`.
+const PREP_BLOCKS: u32 = 4;
+const PREP_LOADS: u32 = 4;
+
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shape {
@@ -533,8 +538,12 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
     }
     let (records, factors) = (b.work.records.address(), b.work.factors.address());
     let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order };
-    let shared_bytes = if input.norm == KIGO_NORM_NONE { 0 } else { input.stride * 4 };
-    launch(b, &b.kernels.prep, [input.n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
+    let (n_rows, quads, has_norm) = (input.n.next_multiple_of(8), input.stride / 4, input.norm != KIGO_NORM_NONE);
+    // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
+    let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
+    let parts = (PREP_BLOCKS * b.kernels.card.n_sm / n_rows).clamp(most.div_ceil(PREP_LOADS), most);
+    let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
+    launch(b, &b.kernels.prep, [n_rows, parts, 1], THREADS, shared_bytes, &prep)?;
     source.prepared = Some((bf16, order));
     Ok(())
 }
