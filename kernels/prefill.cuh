@@ -33,6 +33,8 @@ constexpr int kSharedBytes = 227 * 1024;
 constexpr uint32_t kManyRows = 512;
 // Parts of results that wait to be finished.
 constexpr int kResultSlots = 2, kResultBytes = kPartColumns * kItemRows * 4;
+// Items whose number of parts the multipliers are told ahead.
+constexpr int kCountSlots = 2;
 // Registers of a thread of each warpgroup: those that multiply need two for each result.
 template <int kParts>
 constexpr int kMultiplierRegisters = kParts > 2 ? 224 : 184;
@@ -43,8 +45,8 @@ constexpr int kCopierRegisters = kParts > 2 ? 24 : 40;
 
 constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
-// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, barriers, and
-// the parts of items. Records of one unit are in the slots of activations.
+// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, of the numbers of
+// parts of items, barriers. Records of one unit are in the slots of activations.
 template <class Type, int kParts>
 struct Plan {
     static constexpr bool kBf16 = Type::kOperand == Operand::kBf16;
@@ -62,8 +64,9 @@ struct Plan {
     static constexpr int kSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kSlotBytes, 8);
     static_assert(kSlots >= 2);
     static constexpr int kWeights = kSlots * kSlotBytes, kResults = kWeights + kWeightSlots * kWeightBytes;
-    static constexpr int kBarriers = kResults + kResultSlots * kResultBytes;
-    static constexpr int kPartsOf = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots), kEnd = kPartsOf + 4 * kSlots;
+    static constexpr int kCounts = kResults + kResultSlots * kResultBytes, kBarriers = kCounts + 8;
+    static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kCountSlots);
+    static_assert(4 * kCountSlots <= kBarriers - kCounts);
     static_assert(kAlign + kEnd <= kSharedBytes);
 };
 
@@ -317,11 +320,13 @@ struct Multiplier {
         if constexpr (kParts > 1) hand_on(products[1], tile, lane);
     }
 
-    // `parts_of` has for the slots of the first units of items how many parts these have, and 0 for no item.
-    __device__ __forceinline__ void run_items(uint32_t n_records, const volatile uint32_t* parts_of, int tile, int lane) {
+    // `counts` has how many parts each item has, and then 0.
+    __device__ __forceinline__ void run_items(uint32_t n_records, Slots<kCountSlots> counts, int tile, int lane) {
         while (true) {
-            inputs.wait_full();
-            const uint32_t parts = parts_of[inputs.slot];
+            counts.wait_full();
+            const uint32_t parts = reinterpret_cast<const volatile uint32_t*>(counts.at)[counts.slot];
+            barrier_arrive(counts.empty());
+            counts.advance();
             if (parts == 0) break;
             if constexpr (kSplits) {
                 if (parts == 2) {
@@ -374,7 +379,7 @@ __device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Typ
 
 // Copies the activations of items, as one thread: for both blocks the half of the columns that is this block's.
 template <class Type, int kMost, bool kSplits>
-__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, volatile uint32_t* parts_of) {
+__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, Slots<kCountSlots> counts) {
     using P = Plan<Type, kMost>;
     constexpr uint32_t kBytes = P::kJoined ? kItemTiles * Record<Type>::kBytes : 0;
     const uint32_t n_groups = (p.n + 7) / 8, mask = (1 << kCluster<false>) - 1;
@@ -383,13 +388,20 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
     // What stands behind the larger parts of all units.
     const uint8_t* rests = halves + size_t(p.input.stride / kUnitK) * n_groups * 1024;
+    // Tells the multipliers that an item comes, or, as one without parts, that none does.
+    auto announce = [&](uint32_t parts) {
+        counts.wait_empty_long(sleeps);
+        reinterpret_cast<volatile uint32_t*>(counts.at)[counts.slot] = parts;
+        barrier_arrive(counts.full());
+        counts.advance();
+    };
     for (Items<kMost, kSplits> items(p); items.any(); items.advance()) {
         const uint32_t group = items.column() / 8, n = min(items.parts() * (kPartColumns / 8), (items.last + 7) / 8 - group);
         const uint32_t half = kSplits ? n : (n + 1) / 2, rank = kSplits ? 0 : rank_in_cluster<kSplits>();
         const uint32_t before = rank * half, bytes = (rank == 0 ? half : n - half) * 1024;
+        announce(items.parts());
         for (uint32_t unit = slice.first * P::kUnits; unit < slice.last * P::kUnits; unit++) {
             inputs.wait_empty_long(sleeps);
-            if (unit == slice.first * P::kUnits) parts_of[inputs.slot] = items.parts();
             uint8_t* to = inputs.at + inputs.slot * P::kSlotBytes + before * 1024;
             const size_t from = (size_t(unit) * n_groups + group + before) * 1024;
             barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : 1024) + kBytes);
@@ -403,9 +415,7 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
             inputs.advance();
         }
     }
-    inputs.wait_empty_long(sleeps);
-    parts_of[inputs.slot] = 0;
-    barrier_arrive(inputs.full());
+    announce(0);
 }
 
 // Finishes what the multipliers hand on, as one warp of four.
@@ -458,7 +468,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     const Slots<P::kSlots> inputs = {shared, barriers};
     const Slots<P::kWeightSlots> weights = {shared + P::kWeights, inputs.barriers + 2 * P::kSlots};
     const Slots<kResultSlots> results = {shared + P::kResults, weights.barriers + 2 * P::kWeightSlots};
-    volatile uint32_t* parts_of = reinterpret_cast<volatile uint32_t*>(shared + P::kPartsOf);
+    const Slots<kCountSlots> counts = {shared + P::kCounts, results.barriers + 2 * kResultSlots};
     if (threadIdx.x == 0) {
         auto init = [](uint64_t* barriers, int n_slots, int n_full, int n_empty) {
             for (int i = 0; i < 2 * n_slots; i++) barrier_init(barriers + i, i < n_slots ? n_full : n_empty);
@@ -467,6 +477,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         init(weights.barriers, P::kWeightSlots, kWeightCopiers, kMultiplierWarps);
         // Every thread arrives: racecheck does not see that a warp's first lane does so for the others.
         init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps * kWarp);
+        init(counts.barriers, kCountSlots, 1, kMultiplierWarps * kWarp);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_wait();
@@ -475,7 +486,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     if (group == 0) {
         give_registers<kCopierRegisters<kMost>>();
         if (warp < kWeightCopiers) copy_weights<Type, kMost, kSplits>(p, inputs, weights, warp, lane);
-        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, parts_of);
+        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, counts);
         __syncwarp();
         if (kSplits) cluster_wait();
     } else if (group == 1) {
@@ -491,7 +502,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         const int tile = warp - 2 * kGroupThreads / kWarp;
         const Slice slice = block_slice<kSplits>(p.n_records);
         Multiplier<Type, kMost, kSplits> multiplier(inputs, weights, results, tile, lane);
-        multiplier.run_items(slice.last - slice.first, parts_of, tile, lane);
+        multiplier.run_items(slice.last - slice.first, counts, tile, lane);
         if (kSplits) cluster_wait();
     }
     // No block ends while another copies to it or reads from it.
