@@ -130,7 +130,7 @@ typedef struct {
  * matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads and clusters of 2 blocks, or of 8 with an item each:
  * out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases
  * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; those of many
- * have one of all experts in z, and rows that stand by expert (KigoGroup). */
+ * have rows that stand by expert (KigoGroup), and matmul_many has a grid of all experts in z. */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -169,11 +169,14 @@ typedef struct {
     uint32_t narrow_parts;
     /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
     uint64_t experts;
-    /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
+    /* matmul_many, matmul_prefill...: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
     uint64_t starts;
     uint32_t share;
     /* Power of two: what a weight is times what stands for it. */
     float weight_scale;
+    /* matmul_prefill...: how many experts there are, 0 for none. */
+    uint32_t n_expert;
+    uint32_t pad;
 } KigoMatmul;
 
 /* heads: bias, norm, rope and cache for q, k and v that a product has stored, a block per row and head of them in y (or, with

@@ -2,8 +2,9 @@
 //
 // A block has a warpgroup that copies, one that finishes results, and two that multiply: each takes 4 tiles (a warp has one)
 // by all columns of the block. Two blocks, a cluster, have the same columns: each copies half of the activations for both.
-// Clusters stay and take one item after the other: 8 tiles for each block by up to 3 parts of 64 columns. Activations come in the
-// order KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a lane's weights.
+// Clusters stay and take one item after the other, of all experts where there are some: 8 tiles for each block by up to 3 parts of
+// 64 columns. Activations come in the order KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a
+// lane's weights.
 //
 // Where there are few items, a cluster of eight blocks has one of 8 tiles, and each block one of its slices of k.
 //
@@ -70,6 +71,11 @@ struct Plan {
     static_assert(kAlign + kEnd <= kSharedBytes);
 };
 
+// A ring of slots of shared memory that some threads of a block fill and others use.
+#pragma once
+
+#include "wgmma.cuh"
+
 // A ring of slots of shared memory, with a barrier for each that it is full and one that it is empty.
 template <int kSlots>
 struct Slots {
@@ -120,27 +126,24 @@ __device__ __forceinline__ Slice block_slice(uint32_t n_records) {
     return out;
 }
 
-// Items of the cluster: 8 tiles for each block by some columns. Rows of activations are cut into `n_wide` pieces of kParts parts,
-// and the rest into pieces of `narrow` parts; the last may have fewer.
+// Items of the cluster: 8 tiles for each block by some columns. Rows of activations, those of each expert on their own, are cut into
+// up to `n_wide` pieces of kParts parts, and the rest into pieces of `narrow` parts; the last may have fewer.
 template <int kParts, bool kSplits>
 struct Items {
-    uint32_t first, last, n_wide, n_narrow, n_wide_items, n_items, expert, item, narrow;
+    const KigoMatmul& p;
+    // Rows first .. last are those of the expert, or all.
+    uint32_t expert = 0, first = 0, last, n_wide, n_narrow, n_wide_items, n_items, item;
 
-    __device__ __forceinline__ Items(const KigoMatmul& p) : expert(blockIdx.z), item(blockIdx.x / kCluster<kSplits>), narrow(p.narrow_parts) {
-        const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts);
-        first = starts ? __ldcg(starts + expert) : 0;
-        last = starts ? __ldcg(starts + expert + 1) : p.n;
-        constexpr uint32_t kTiles = kSharing<kSplits> * kItemTiles;
-        const uint32_t groups = (p.n_tiles + kTiles - 1) / kTiles;
-        const uint32_t parts = (last - first + kPartColumns - 1) / kPartColumns;
-        n_wide = min(p.n_wide, parts / kParts);
-        n_narrow = (parts - n_wide * kParts + narrow - 1) / narrow;
-        n_wide_items = groups * n_wide;
-        n_items = n_wide_items + groups * n_narrow;
+    __device__ __forceinline__ Items(const KigoMatmul& p) : p(p), last(p.n), item(blockIdx.x / kCluster<kSplits>) {
+        cut();
+        find();
     }
 
     __device__ __forceinline__ bool any() const { return item < n_items; }
-    __device__ __forceinline__ void advance() { item += gridDim.x / kCluster<kSplits>; }
+    __device__ __forceinline__ void advance() {
+        item += gridDim.x / kCluster<kSplits>;
+        find();
+    }
     __device__ __forceinline__ bool is_wide() const { return item < n_wide_items; }
     // The first tile of this block. Clusters that run at a time share tiles.
     __device__ __forceinline__ uint32_t tile() const {
@@ -148,11 +151,35 @@ struct Items {
         return (group * kSharing<kSplits> + (kSplits ? 0 : rank_in_cluster<kSplits>())) * kItemTiles;
     }
     __device__ __forceinline__ uint32_t column() const {
-        const uint32_t part = is_wide() ? item % n_wide * kParts : n_wide * kParts + (item - n_wide_items) % n_narrow * narrow;
+        const uint32_t part = is_wide() ? item % n_wide * kParts : n_wide * kParts + (item - n_wide_items) % n_narrow * p.narrow_parts;
         return first + part * kPartColumns;
     }
     __device__ __forceinline__ uint32_t parts() const {
-        return min(is_wide() ? kParts : narrow, (last - column() + kPartColumns - 1) / kPartColumns);
+        return min(is_wide() ? kParts : p.narrow_parts, (last - column() + kPartColumns - 1) / kPartColumns);
+    }
+
+    static constexpr uint32_t kTiles = kSharing<kSplits> * kItemTiles;
+
+    // Looks up the expert's rows and cuts them.
+    __device__ __forceinline__ void cut() {
+        if (p.starts) {
+            const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts) + expert;
+            first = __ldca(starts), last = __ldca(starts + 1);
+        }
+        const uint32_t parts = (last - first + kPartColumns - 1) / kPartColumns, n_groups = (p.n_tiles + kTiles - 1) / kTiles;
+        n_wide = min(p.n_wide, parts / kParts);
+        n_narrow = (parts - n_wide * kParts + p.narrow_parts - 1) / p.narrow_parts;
+        n_wide_items = n_groups * n_wide;
+        n_items = n_wide_items + n_groups * n_narrow;
+    }
+
+    // Goes on to the expert that has the item.
+    __device__ __forceinline__ void find() {
+        while (item >= n_items && expert + 1 < p.n_expert) {
+            item -= n_items;
+            expert++;
+            cut();
+        }
     }
 };
 
@@ -458,7 +485,7 @@ __device__ __forceinline__ void finish_slices(const KigoMatmul& p, const uint8_t
     Finisher<kColumns, true>(p, items.expert, items.tile(), items.column() + column, items.last, lane).finish(sums);
 }
 
-// Grid: blocks whose clusters share the items of an expert, 1, experts.
+// Grid: blocks whose clusters share the items.
 template <class Type, int kMost, bool kSplits>
 __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     using P = Plan<Type, kMost>;

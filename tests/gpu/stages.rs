@@ -159,7 +159,16 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let kernels = gpu.types().of(quant).unwrap();
     let (n, input, bf16) = (params.n as usize, params.input, wants_bf16(quant));
     let (has_norm, gated) = (input.norm != KIGO_NORM_NONE, params.kind == KIGO_GATED);
-    let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated, copies: 1 };
+    let job = Job {
+        quant,
+        n: params.n,
+        k: input.k as usize,
+        has_norm,
+        n_tiles: params.n_tiles,
+        gated,
+        copies: 1,
+        each: params.n,
+    };
     let blocks = card.blocks(&job);
     (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
     (params.n_wide, params.narrow_parts) = blocks.pieces;
@@ -228,6 +237,8 @@ fn no_product() -> KigoMatmul {
         sum_columns: 0,
         n_wide: 0,
         narrow_parts: 1,
+        n_expert: 0,
+        pad: 0,
     }
 }
 

@@ -203,6 +203,8 @@ mirrors! {
         starts: u64,
         share: u32,
         weight_scale: f32,
+        n_expert: u32,
+        pad: u32,
     }
 
     KigoHeads {

@@ -509,20 +509,23 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         starts: 0,
         share: 1,
         weight_scale: product.weight_scale,
+        n_expert: 0,
+        pad: 0,
     }
 }
 
-/// The blocks of a product with `n` rows, of which `copies` are launched together.
-pub fn blocks(b: &CudaBackend, input: &KigoInput, product: &Product, kind: u32, n: u32, copies: u32) -> Blocks {
-    b.kernels.card.blocks(&Job {
+/// What the blocks of a product with `n` rows depend on.
+pub fn job(input: &KigoInput, product: &Product, kind: u32, n: u32) -> Job {
+    Job {
         quant: product.quant,
         n,
         k: product.k,
         has_norm: input.norm != KIGO_NORM_NONE,
         n_tiles: product.n_tiles as u32,
         gated: kind == KIGO_GATED,
-        copies,
-    })
+        copies: 1,
+        each: n,
+    }
 }
 
 /// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
@@ -547,7 +550,7 @@ pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, param
 
 /// Queues a product.
 pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
-    let blocks = blocks(b, &source.input, product, result.kind, source.input.n, 1);
+    let blocks = b.kernels.card.blocks(&job(&source.input, product, result.kind, source.input.n));
     if blocks.kernel != Kernel::One {
         prepare(b, source, product, blocks.kernel)?;
     }
