@@ -5,7 +5,7 @@ use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
 use super::module::has_code_for;
-use super::params::{KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
+use super::params::{KIGO_FLASH_SHARED, KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
@@ -159,6 +159,11 @@ impl Card {
             Kernel::Few8 | Kernel::Few32 => FEW_STATIC,
             _ => 0,
         })
+    }
+
+    /// Whether attention of many rows has a kernel for heads of this width.
+    pub fn flashes(&self, head_width: usize) -> bool {
+        self.sm_90a && KIGO_FLASH_SHARED <= self.block_shared && [64, 96, 128].contains(&head_width)
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.

@@ -100,6 +100,7 @@ constants! {
     KIGO_STEP_GROUPS = 1,
     KIGO_STEP_STATIC = 8192,
     KIGO_STEP_ATTENTION = 9600,
+    KIGO_FLASH_SHARED = 232448,
 }
 
 mirrors! {
@@ -135,7 +136,7 @@ mirrors! {
         softcap_rate: f32,
         splits: u32,
         out_stride: u32,
-        pad: u32,
+        n_tiles: u32,
     }
 
     KigoInput {
