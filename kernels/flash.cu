@@ -10,9 +10,13 @@
 #include "attention.cuh"
 #include "wgmma_widths.cuh"
 
+constexpr int kComputing = 2, kThreads = (kComputing + 1) * kGroupThreads;
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define KIGO_FLASH(dp) flash<dp>(p)
+
 namespace {
 
-constexpr int kComputing = 2, kThreads = (kComputing + 1) * kGroupThreads;
 // Registers of a thread of each warpgroup.
 template <int kDp>
 constexpr int kComputingRegisters = kDp > 96 ? 240 : 232;
@@ -508,8 +512,6 @@ __device__ __forceinline__ void flash(const KigoAttention& p) {
 
 }  // namespace
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define KIGO_FLASH(dp) flash<dp>(p)
 #else
 #define KIGO_FLASH(dp)
 #endif

@@ -258,10 +258,12 @@ struct Multiplier {
     // Hands on a part of the results of tile `tile` of the block.
     __device__ __forceinline__ void hand_on(const float (&values)[32], int tile, int lane) {
         results.wait_empty();
+        // Columns 8 apart and neighbours have rows in the same places.
+        const int row = tile * kTileRows + lane / 4, column = 2 * (lane % 4);
         float* to = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4);
-        const int row = tile * kTileRows + lane / 4;
+        float* const of_row[2] = {to + result_place(row, column), to + result_place(row + 8, column)};
 #pragma unroll
-        for (int i = 0; i < 32; i++) to[result_place(row + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (lane % 4) + i % 2)] = values[i];
+        for (int i = 0; i < 32; i++) of_row[i / 2 % 2][(8 * (i / 4) + i % 2) * kItemRows] = values[i];
         barrier_arrive(results.full());
         results.advance();
     }
