@@ -5,7 +5,7 @@ use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
 use super::module::has_code_for;
-use super::params::{KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
+use super::params::{KIGO_FLASH_SHARED, KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
@@ -101,6 +101,8 @@ pub struct Job {
     pub gated: bool,
     /// How many such products are launched together: of single rows each with the matrix of an expert, or of all experts.
     pub copies: u32,
+    /// Rows that each of them has on average; `n` is the most that one may have.
+    pub each: u32,
 }
 
 /// `pieces` of kernels that cut in another way.
@@ -157,6 +159,11 @@ impl Card {
             Kernel::Few8 | Kernel::Few32 => FEW_STATIC,
             _ => 0,
         })
+    }
+
+    /// Whether attention of many rows has a kernel for heads of this width.
+    pub fn flashes(&self, head_width: usize) -> bool {
+        self.sm_90a && KIGO_FLASH_SHARED <= self.block_shared && [64, 96, 128].contains(&head_width)
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
@@ -233,20 +240,37 @@ impl Card {
         let most = if wants_bf16(job.quant) { NARROW_PARTS } else { WIDE_PARTS };
         let (parts, n_units) = (job.n.div_ceil(PART_ROWS), (stride(job.k) / 64) as u32);
         let blocks = |kernel, n_blocks, pieces| {
-            let grid = [n_blocks, 1, job.copies];
+            let grid = [n_blocks, 1, 1];
             Blocks { kernel, grid, shared_bytes: PREFILL_SHARED, n_slots: 2, sum_columns: 8, pieces }
         };
         let (n_groups, n_clusters) = (job.n_tiles.div_ceil(CLUSTER * ITEM_TILES), (self.n_sm / CLUSTER).max(1));
+        let of_item = |wide: bool, n_parts: u32| {
+            let times: &[(u32, u32)] = if wide { &WIDE_TIMES } else { &NARROW_TIMES };
+            let (of_unit, besides) = times.get((n_parts as usize).wrapping_sub(1)).copied().unwrap_or_default();
+            u64::from(n_units) * u64::from(of_unit) + u64::from(besides)
+        };
+        if job.copies > 1 {
+            // How many rows an expert has is only known when the kernel runs: they differ by about the root of their average.
+            let differ = job.each.isqrt();
+            let time = |wide: bool| -> u64 {
+                let most = if wide { WIDE_PARTS } else { NARROW_PARTS };
+                let of_rows = |rows: u32| {
+                    let parts = rows.div_ceil(PART_ROWS);
+                    u64::from(parts / most) * of_item(wide, most) + of_item(wide, parts % most)
+                };
+                of_rows(job.each - differ) + of_rows(job.each + differ)
+            };
+            let wide = most > NARROW_PARTS && time(true) < time(false);
+            let (kernel, most) = if wide { (Kernel::PrefillWide, WIDE_PARTS) } else { (Kernel::Prefill, NARROW_PARTS) };
+            let n_items = n_groups.saturating_mul(job.copies).saturating_mul(parts);
+            return blocks(kernel, CLUSTER * n_items.clamp(1, n_clusters), (parts / most, most));
+        }
         let n_items =
             |(n_wide, narrow): (u32, u32)| (n_groups * n_wide, n_groups * (parts - n_wide * most).div_ceil(narrow));
         let is_wide = |pieces: (u32, u32)| most > NARROW_PARTS && (pieces.0 > 0 || pieces.1 > NARROW_PARTS);
         // How long the busiest cluster takes, when they take turns.
         let time = |pieces: (u32, u32)| {
-            let times: &[(u32, u32)] = if is_wide(pieces) { &WIDE_TIMES } else { &NARROW_TIMES };
-            let of_item = |n_parts: u32| {
-                let (of_unit, besides) = times.get(n_parts as usize - 1).copied().unwrap_or_default();
-                u64::from(n_units) * u64::from(of_unit) + u64::from(besides)
-            };
+            let of_item = |n_parts| of_item(is_wide(pieces), n_parts);
             let (wide, narrow) = n_items(pieces);
             let of = |n: u32, at: u32| u64::from(n / n_clusters) + u64::from(at < n % n_clusters);
             let of_cluster = |at: u32| {
@@ -256,14 +280,12 @@ impl Card {
             (0..n_clusters).map(of_cluster).max().unwrap_or(0)
         };
         let all = || (0..=parts / most).rev().flat_map(|n_wide| (1..=most).rev().map(move |narrow| (n_wide, narrow)));
-        // How many rows an expert has is only known when the kernel runs.
-        let best = if job.copies > 1 { None } else { all().min_by_key(|pieces| time(*pieces)) };
-        let pieces = best.unwrap_or((parts / most, most));
+        let pieces = all().min_by_key(|pieces| time(*pieces)).unwrap_or((parts / most, most));
         let split = parts.min(NARROW_PARTS);
         let n_split = job.n_tiles.div_ceil(ITEM_TILES) * parts.div_ceil(split);
         let turns = n_split.div_ceil((self.n_sm / SPLIT_CLUSTER).max(1));
         let of_split = n_units.div_ceil(SPLIT_CLUSTER) * SPLIT_TIME.0 + SPLIT_TIME.1;
-        if job.copies == 1 && u64::from(turns) * u64::from(of_split) < time(pieces) {
+        if u64::from(turns) * u64::from(of_split) < time(pieces) {
             return blocks(Kernel::PrefillSplit, SPLIT_CLUSTER * n_split, (0, split));
         }
         let (wide, narrow) = n_items(pieces);
@@ -315,7 +337,7 @@ mod tests {
     const A100: Card = Card { n_sm: 108, block_shared: 163 << 10, sm_shared: 164 << 10, crowds: false, sm_90a: false };
 
     fn job(quant: QuantType, n: u32, k: usize, has_norm: bool, n_tiles: u32) -> Job {
-        Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1 }
+        Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1, each: n }
     }
 
     #[test]
@@ -383,8 +405,12 @@ mod tests {
         assert_eq!(prefill(2048, 4096, 256, false), (Kernel::Prefill, (0, 2), 132));
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
-        let experts = Job { copies: 32, ..job(QuantType::F16, 2048, 2880, true, 180) };
-        assert_eq!(H200.blocks(&experts).kernel, Kernel::PrefillWide, "as wide as their rows let them be");
+        let experts = |each| {
+            let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::F16, 2048, 2880, true, 180) });
+            (blocks.kernel, blocks.grid)
+        };
+        assert_eq!(experts(256), (Kernel::Prefill, [132, 1, 1]), "as wide as their rows let them be");
+        assert_eq!(experts(1024), (Kernel::PrefillWide, [132, 1, 1]));
     }
 
     #[test]

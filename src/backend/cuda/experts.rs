@@ -7,15 +7,14 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::Kernel;
+use super::blocks::{Job, Kernel};
 use super::context::Context;
 use super::layout::Product;
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{KIGO_MAX_EXPERTS_USED, KIGO_STORE, KigoGroup, KigoMatmul, KigoMixExperts, KigoRoute};
 use super::stages::{
-    Outcome, Sizes, Source, add_normed, blocks, gate, launch, launch_product, matmul, multiply, plain, prepare,
-    residual,
+    Outcome, Sizes, Source, add_normed, gate, job, launch, launch_product, matmul, multiply, plain, prepare, residual,
 };
 use crate::model::{Experts, ModelDesc};
 use crate::{Error, Result};
@@ -244,8 +243,10 @@ fn multiply_experts(
     result: Outcome,
     share: usize,
 ) -> Result<()> {
+    let (n, n_expert) = (rows.n as u32, w.experts.n_expert as u32);
+    let job = job(&source.input, product, result.kind, if rows.grouped { n } else { 1 });
     if !rows.grouped {
-        let blocks = blocks(b, &source.input, product, result.kind, 1, rows.n_slots as u32);
+        let blocks = b.kernels.card.blocks(&Job { copies: rows.n_slots as u32, ..job });
         if blocks.kernel != Kernel::One {
             return Err(Error::Internal(format!(
                 "experts of {} columns, which are more than a block holds",
@@ -256,10 +257,11 @@ fn multiply_experts(
         let params = KigoMatmul { experts: w.chosen.address(), share: share as u32, ..params };
         return launch_product(b, product, &blocks, &params);
     }
-    let blocks = blocks(b, &source.input, product, result.kind, rows.n as u32, w.experts.n_expert as u32);
+    let each = (rows.n_slots as u32).div_ceil(n_expert.max(1));
+    let blocks = b.kernels.card.blocks(&Job { copies: n_expert, each, ..job });
     prepare(b, source, product, blocks.kernel)?;
     let params = matmul(b, source.input, product, result, &blocks);
-    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), ..params })
+    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), n_expert, ..params })
 }
 
 fn kernels(b: &CudaBackend) -> Result<&Kernels> {

@@ -336,7 +336,7 @@ impl CudaBackend {
             return Ok(());
         }
         let n = if let Batch::Rows(n) = batch { n } else { 1 };
-        self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
+        self.shape = Shape { n, n_logits: n, n_tiles: 0, n_positions: 0, all_want: true };
         let stream = self.stream.clone();
         let graph = stream.capture(|stream| match (batch, &self.step) {
             (Batch::Step, Some(step)) => {
@@ -683,7 +683,8 @@ impl Backend for CudaBackend {
     fn begin(&mut self, rows: &[Row]) -> Result<()> {
         let n_tiles = if is_decode(rows) { 0 } else { tiles_of(rows).count() };
         let n_logits = rows.iter().filter(|row| row.logits).count();
-        self.shape = Shape { n: rows.len(), n_logits, n_tiles, all_want: n_logits == rows.len() };
+        let n_positions = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        self.shape = Shape { n: rows.len(), n_logits, n_tiles, n_positions, all_want: n_logits == rows.len() };
         Ok(())
     }
 

@@ -102,6 +102,7 @@ constants! {
     KIGO_STEP_OWN = 32,
     KIGO_STEP_PAGES_AT_ONCE = 4,
     KIGO_STEP_ATTENTION = 9600,
+    KIGO_FLASH_SHARED = 232448,
 }
 
 mirrors! {
@@ -137,7 +138,7 @@ mirrors! {
         softcap_rate: f32,
         splits: u32,
         out_stride: u32,
-        pad: u32,
+        n_tiles: u32,
     }
 
     KigoInput {
@@ -205,6 +206,8 @@ mirrors! {
         starts: u64,
         share: u32,
         weight_scale: f32,
+        n_expert: u32,
+        pad: u32,
     }
 
     KigoHeads {

@@ -11,9 +11,9 @@ use super::layout::{Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, act
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput,
-    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_FLASH_SHARED, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS,
+    KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed,
+    KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -23,6 +23,9 @@ use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
+const FLASH_THREADS: u32 = 384;
+/// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
+const FLASH_KEYS: u32 = 512;
 const HEADS_OF_BLOCK: usize = 16;
 
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
@@ -39,6 +42,8 @@ pub struct Shape {
     pub n_logits: usize,
     /// Tiles of rows of one sequence; none where every row is of another.
     pub n_tiles: usize,
+    /// Positions that the cache has of the longest sequence, those of these rows among them.
+    pub n_positions: usize,
     /// Whether all rows want logits.
     pub all_want: bool,
 }
@@ -282,6 +287,8 @@ pub struct Kernels {
     decode: Function,
     prefill: Function,
     prefill_shared: u32,
+    /// Attention of many rows where it has a kernel of its own, on sm_90a.
+    flash: Option<Function>,
     pub head_width: usize,
     pub card: Card,
 }
@@ -299,6 +306,7 @@ impl Kernels {
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
         let card = Card::new(context.info());
+        let flash = if card.flashes(head_width) { Some(flash(context, head_width)?) } else { None };
         let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
         // All but what it has besides: a number for each warp.
         prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
@@ -311,10 +319,18 @@ impl Kernels {
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
             prefill_shared,
+            flash,
             head_width,
             card,
         })
     }
+}
+
+/// Attention of many rows on sm_90a.
+fn flash(context: &Arc<Context>, head_width: usize) -> Result<Function> {
+    let flash = Module::load(context, embedded("flash")?)?.function(&format!("attn_flash_{head_width}"))?;
+    flash.set_max_shared_bytes(KIGO_FLASH_SHARED)?;
+    Ok(flash)
 }
 
 /// Activations that a product takes.
@@ -514,20 +530,23 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         starts: 0,
         share: 1,
         weight_scale: product.weight_scale,
+        n_expert: 0,
+        pad: 0,
     }
 }
 
-/// The blocks of a product with `n` rows, of which `copies` are launched together.
-pub fn blocks(b: &CudaBackend, input: &KigoInput, product: &Product, kind: u32, n: u32, copies: u32) -> Blocks {
-    b.kernels.card.blocks(&Job {
+/// What the blocks of a product with `n` rows depend on.
+pub fn job(input: &KigoInput, product: &Product, kind: u32, n: u32) -> Job {
+    Job {
         quant: product.quant,
         n,
         k: product.k,
         has_norm: input.norm != KIGO_NORM_NONE,
         n_tiles: product.n_tiles as u32,
         gated: kind == KIGO_GATED,
-        copies,
-    })
+        copies: 1,
+        each: n,
+    }
 }
 
 /// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
@@ -556,7 +575,7 @@ pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, param
 
 /// Queues a product.
 pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
-    let blocks = blocks(b, &source.input, product, result.kind, source.input.n, 1);
+    let blocks = b.kernels.card.blocks(&job(&source.input, product, result.kind, source.input.n));
     if blocks.kernel != Kernel::One {
         prepare(b, source, product, blocks.kernel)?;
     }
@@ -649,7 +668,7 @@ pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
         softcap_rate: d.attn_softcap.map_or(0.0, |cap| 2.0 / cap),
         splits,
         out_stride: w.sizes.n_mix as u32,
-        pad: 0,
+        n_tiles: b.shape.n_tiles as u32,
     }
 }
 
@@ -662,6 +681,12 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let params = attention(b, layer, splits);
     if b.shape.n_tiles == 0 {
         return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
+    }
+    // What a window hides is not read, but for the rest of a page.
+    let n_keys = (params.before + 1).min(b.shape.n_positions as u32);
+    if let Some(flash) = b.kernels.flash.as_ref().filter(|_| n_keys >= FLASH_KEYS) {
+        let grid = [b.kernels.card.n_sm, 1, 1];
+        return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
     }
     let grid = [b.shape.n_tiles as u32, d.n_head as u32, 1];
     launch(b, &b.kernels.prefill, grid, ATTENTION_THREADS, b.kernels.prefill_shared, &params)
