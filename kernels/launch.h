@@ -443,7 +443,8 @@ typedef struct {
     uint32_t pad;
 } KigoStep;
 
-/* embed: rows of the token table, and what the step computes from positions alone. */
+/* embed: rows of the token table, and what the step computes from positions alone; grid (n, blocks of a row), one block where
+ * there are x_magnitudes. */
 typedef struct {
     uint64_t rows;
     /* The table: tiles of records. */

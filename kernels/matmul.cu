@@ -483,57 +483,61 @@ __device__ __forceinline__ float widen(uint32_t pair, int half) {
     return half_to_float(half ? pair >> 16 : pair & 0xffff);
 }
 
-// The first kernel of a step, a block per row of the batch.
+// The first kernel of a step. The blocks of a row, in y, share its units; where they are several, the first does the rest.
 extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUANT)(const __grid_constant__ KigoEmbed p) {
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     pdl_wait();
     pdl_launch();
     const KigoRow* row = reinterpret_cast<const KigoRow*>(p.rows) + blockIdx.x;
     const uint32_t token = __ldcg(&row->token), position = __ldcg(&row->position);
 
-    for (uint32_t i = threadIdx.x; i < p.n_magnitudes; i += kThreads) {
-        reinterpret_cast<uint32_t*>(p.magnitudes)[size_t(i) * p.magnitudes_stride + blockIdx.x] = 0;
+    const bool is_shared = gridDim.y > 1;
+    if (blockIdx.y == 0) {
+        for (uint32_t i = threadIdx.x; i < p.n_magnitudes; i += kThreads) {
+            reinterpret_cast<uint32_t*>(p.magnitudes)[size_t(i) * p.magnitudes_stride + blockIdx.x] = 0;
+        }
+        if (p.number && threadIdx.x == 0) ++*reinterpret_cast<uint32_t*>(p.number);
+        float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_turns;
+        for (uint32_t i = threadIdx.x; i < p.n_turns; i += kThreads) {
+            const double2 angle = reinterpret_cast<const double2*>(p.angles)[i];
+            double sine, cosine;
+            sincospi(__dmul_rn(angle.x, double(position)), &sine, &cosine);
+            turns[i] = {float(__dmul_rn(cosine, angle.y)), float(__dmul_rn(sine, angle.y))};
+        }
+        if (is_shared) return;
+        // The magnitudes of x are zero before they are raised.
+        __syncthreads();
     }
-    if (p.number && threadIdx.x == 0) ++*reinterpret_cast<uint32_t*>(p.number);
-    float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_turns;
-    for (uint32_t i = threadIdx.x; i < p.n_turns; i += kThreads) {
-        const double2 angle = reinterpret_cast<const double2*>(p.angles)[i];
-        double sine, cosine;
-        sincospi(__dmul_rn(angle.x, double(position)), &sine, &cosine);
-        turns[i] = {float(__dmul_rn(cosine, angle.y)), float(__dmul_rn(sine, angle.y))};
-    }
-    // The magnitudes of x are zero before they are raised.
-    __syncthreads();
 
+    if (lane / 4 != token % 8) return;
     const uint8_t* tile = reinterpret_cast<const uint8_t*>(p.weights) + size_t(token / kTileRows) * p.n_records * TypeRecord::kBytes;
     float* x = reinterpret_cast<float*>(p.x) + size_t(blockIdx.x) * p.stride;
     const float* positions = reinterpret_cast<const float*>(p.positions) + size_t(position) * p.k;
     const int side = token / 8 % 2;
     float largest = 0;
-    if (lane / 4 != token % 8) return;
-    for (uint32_t record = warp; record < p.n_records; record += kWarps) {
+    const uint32_t n_blocks = is_shared ? gridDim.y - 1 : 1, block = is_shared ? blockIdx.y - 1 : 0;
+    for (uint32_t number = block * kWarps + warp; number < p.n_records * kUnits; number += n_blocks * kWarps) {
+        const uint32_t record = number / kUnits;
+        const int unit = number % kUnits;
         const uint8_t* in = tile + size_t(record_place(token / kTileRows, record, p.n_records)) * TypeRecord::kBytes;
-        const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
-        for (int unit = 0; unit < kUnits; unit++) {
-            const auto words = load_unit<Type>(in, unit, lane);
-            const auto w = make_fragments<Type>(words, scales, unit);
+        const auto words = load_unit<Type>(in, unit, lane);
+        [[maybe_unused]] const auto w = make_fragments<Type>(words, scales_of<Type>(in + TypeRecord::kScales, lane), unit);
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
+        for (int j = 0; j < 4; j++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float value;
-                    if constexpr (Type::kOperand == Operand::kF32) {
-                        value = __uint_as_float(side ? words.low[8 * j + 4 + i] : words.low[8 * j + i]);
-                    } else {
-                        value = widen(side ? w.a[j][(i & 2) + 1] : w.a[j][i & 2], i % 2);
-                    }
-                    const uint32_t k = (record * kUnits + unit) * kUnitK + column_of(j, i & 2, i % 2, lane % 4);
-                    if (k >= p.k) continue;
-                    value = __fmul_rn(value, p.scale);
-                    if (p.positions) value = __fadd_rn(value, __ldg(positions + k));
-                    largest = fmaxf(largest, fabsf(value));
-                    x[k] = value;
+            for (int i = 0; i < 4; i++) {
+                float value;
+                if constexpr (Type::kOperand == Operand::kF32) {
+                    value = __uint_as_float(side ? words.low[8 * j + 4 + i] : words.low[8 * j + i]);
+                } else {
+                    value = widen(side ? w.a[j][(i & 2) + 1] : w.a[j][i & 2], i % 2);
                 }
+                const uint32_t k = number * kUnitK + column_of(j, i & 2, i % 2, lane % 4);
+                if (k >= p.k) continue;
+                value = __fmul_rn(value, p.scale);
+                if (p.positions) value = __fadd_rn(value, __ldg(positions + k));
+                largest = fmaxf(largest, fabsf(value));
+                x[k] = value;
             }
         }
     }

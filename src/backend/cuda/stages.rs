@@ -7,7 +7,9 @@ use super::blocks::{Blocks, Card, Job, Kernel};
 use super::context::Context;
 use super::experts;
 use super::kv_cache::{self, PAGE};
-use super::layout::{Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, activation_bytes, stride, wants_bf16};
+use super::layout::{
+    Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, WARPS, activation_bytes, stride, wants_bf16,
+};
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
@@ -605,7 +607,11 @@ pub fn embed(b: &CudaBackend, number: u64) -> Result<()> {
         scale: b.desc.embd_scale * table.weight_scale,
         pad: 0,
     };
-    launch(b, &b.kernels.types.of(table.quant)?.embed, [b.shape.n as u32, 1, 1], THREADS, 0, &params)
+    // A warp for each unit while rows are few. Magnitudes of x are raised after they are zero, by the same block.
+    let n_units = stride(b.desc.n_embd) as u32 / 64;
+    let (n, most) = (b.shape.n as u32, n_units.div_ceil(WARPS) + 1);
+    let n_blocks = if params.x_magnitudes == 0 { (b.kernels.card.n_sm / n.max(1)).clamp(1, most) } else { 1 };
+    launch(b, &b.kernels.types.of(table.quant)?.embed, [n, n_blocks, 1], THREADS, 0, &params)
 }
 
 /// What becomes of q, k and v of a layer.
