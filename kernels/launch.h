@@ -176,7 +176,9 @@ typedef struct {
     float weight_scale;
     /* matmul_prefill...: how many experts there are, 0 for none. */
     uint32_t n_expert;
-    uint32_t pad;
+    /* matmul_one with experts: 1 where the kernel ahead chooses them, and what is ahead of that gives x; 0 where they were chosen
+     * before the kernel ahead. */
+    uint32_t is_told;
 } KigoMatmul;
 
 /* heads: bias, norm, rope and cache for q, k and v that a product has stored, a block per row and head of them in y (or, with
@@ -236,6 +238,29 @@ typedef struct {
     uint32_t n_used;
     uint32_t n_products;
 } KigoRoute;
+
+/* Experts that route_few can choose from. */
+#define KIGO_ROUTE_MOST_EXPERTS 1024
+
+/* route_few: the product with an f32 matrix and `route` in one, grid (8 n_tiles, n); dynamic shared memory: 4352 bytes for each
+ * record of a slice of a tile, and 4 * stride. A row's slots are rows of the products. */
+typedef struct {
+    KigoInput input;
+    /* The router: tiles of records, of n_expert rows. */
+    uint64_t weights;
+    /* f32 [n_expert], or 0. */
+    uint64_t bias;
+    /* f32 [n][8][16 n_tiles]: what passes from block to block. */
+    uint64_t sums;
+    /* u32 [n], zero before and after. */
+    uint64_t counters;
+    KigoRoute route;
+    uint32_t n_tiles;
+    uint32_t n_records;
+    /* KigoMatmul::weight_scale */
+    float weight_scale;
+    uint32_t pad;
+} KigoRouteFew;
 
 /* group: puts the slots of each expert side by side, from a multiple of 8 on. One block. */
 typedef struct {

@@ -233,6 +233,8 @@ fn no_product() -> KigoMatmul {
         starts: 0,
         share: 1,
         weight_scale: 1.0,
+        is_told: 0,
+        pad: 0,
         n_slots: 0,
         sum_columns: 0,
         n_wide: 0,

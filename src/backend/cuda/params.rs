@@ -65,6 +65,7 @@ constants! {
     KIGO_SILU_CLAMPED = 2,
     KIGO_MAX_EXPERTS_USED = 32,
     KIGO_NO_ROW = 0xFFFF_FFFF,
+    KIGO_ROUTE_MOST_EXPERTS = 1024,
     KIGO_ORDER_FRAGMENTS = 0,
     KIGO_ORDER_SWIZZLED = 1,
     KIGO_ROWS_PLAIN = 0,
@@ -207,7 +208,7 @@ mirrors! {
         share: u32,
         weight_scale: f32,
         n_expert: u32,
-        pad: u32,
+        is_told: u32,
     }
 
     KigoHeads {
@@ -244,6 +245,19 @@ mirrors! {
         n_expert: u32,
         n_used: u32,
         n_products: u32,
+    }
+
+    KigoRouteFew {
+        input: KigoInput,
+        weights: u64,
+        bias: u64,
+        sums: u64,
+        counters: u64,
+        route: KigoRoute,
+        n_tiles: u32,
+        n_records: u32,
+        weight_scale: f32,
+        pad: u32,
     }
 
     KigoGroup {

@@ -317,7 +317,7 @@ impl Kernels {
             prep,
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
-            experts: desc.experts.map(|_| experts::Kernels::new(context)).transpose()?,
+            experts: desc.experts.map(|_| experts::Kernels::new(context, &card)).transpose()?,
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
             prefill_shared,
@@ -533,7 +533,7 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         share: 1,
         weight_scale: product.weight_scale,
         n_expert: 0,
-        pad: 0,
+        is_told: 0,
     }
 }
 
