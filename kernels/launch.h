@@ -598,14 +598,16 @@ typedef struct {
     uint32_t window[KIGO_SAMPLE_CHUNK / 32];
 } KigoSampleChunk;
 
-/* Workspace of a row, followed by its chunks. Zero before the first use; the counters and sums are left zero. */
+/* Workspace of a row, followed by its chunks. Zero before the first use; counters, sums and `complement` are left zero. */
 typedef struct {
     uint64_t best;
     uint32_t worst;
     /* Blocks that are done, of each kernel. */
     uint32_t scanned;
     uint32_t weighed;
-    uint32_t pad[3];
+    uint32_t pad;
+    /* Of the best candidate of a greedy row. */
+    uint64_t complement;
     /* Of the candidates in each bin: their number, their weights for top_p, their weights for the draw. */
     uint64_t sums[3][KIGO_SAMPLE_BINS];
 } KigoSampleWork;

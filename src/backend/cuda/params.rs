@@ -422,7 +422,8 @@ mirrors! {
         worst: u32,
         scanned: u32,
         weighed: u32,
-        pad: [u32; 3],
+        pad: u32,
+        complement: u64,
         sums: [[u64; KIGO_SAMPLE_BINS as usize]; 3],
     }
 
