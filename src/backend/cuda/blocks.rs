@@ -405,12 +405,13 @@ mod tests {
         assert_eq!(prefill(2048, 4096, 256, false), (Kernel::Prefill, (0, 2), 132));
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
-        let experts = |each| {
-            let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::F16, 2048, 2880, true, 180) });
+        // Of gpt-oss, and of one with many rows and columns.
+        let experts = |each, k| {
+            let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::F16, 2048, k, true, 180) });
             (blocks.kernel, blocks.grid)
         };
-        assert_eq!(experts(256), (Kernel::Prefill, [132, 1, 1]), "as wide as their rows let them be");
-        assert_eq!(experts(1024), (Kernel::PrefillWide, [132, 1, 1]));
+        assert_eq!(experts(256, 2880), (Kernel::Prefill, [132, 1, 1]), "as wide as their rows let them be");
+        assert_eq!(experts(1024, 14336), (Kernel::PrefillWide, [132, 1, 1]));
     }
 
     #[test]
