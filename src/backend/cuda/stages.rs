@@ -29,6 +29,10 @@ const FLASH_THREADS: u32 = 384;
 /// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
 const FLASH_KEYS: u32 = 512;
 const HEADS_OF_BLOCK: usize = 16;
+/// Positions that one block attends to at most where there are more of them than `MOST_PAGE_UNITS` pages, as in
+/// `kernels/attention.cu`.
+const CHUNK: usize = 8 * PAGE;
+const MOST_PAGE_UNITS: usize = 40;
 
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kAtOnce` of `kernels/prep.cu`.
@@ -681,9 +685,10 @@ pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
 pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let (d, n) = (&b.desc, b.shape.n as u32);
     let n_blocks = b.work.sizes.counters as u32;
-    // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+    // A block takes a page at a time, or eight of short and of long contexts; more blocks than this gain nothing.
     let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
+    let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64) as u32;
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most);
     let params = attention(b, layer, splits);
     if b.shape.n_tiles == 0 {
         return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
