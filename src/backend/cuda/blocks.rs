@@ -188,8 +188,9 @@ impl Card {
     /// `matmul_one` with so many blocks on a multiprocessor; one that is alone may have fewer slots than it should.
     fn one_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
         let piece = piece_bytes(job.quant);
-        let wanted = slots(piece, per_sm);
-        let fewest = if per_sm == 1 { 2 } else { wanted };
+        let (busy, of_piece) = slices(job);
+        let wanted = slots(of_piece, per_sm * busy);
+        let fewest = if per_sm == 1 { 2 } else { slots(piece, per_sm * WARPS).min(wanted) };
         let columns = stride(job.k) as u32;
         let row = columns * if wants_bf16(job.quant) { 4 } else { 2 };
         let staging = if job.has_norm { columns * 4 } else { 0 };
@@ -217,7 +218,7 @@ impl Card {
         let piece = piece_bytes(job.quant);
         let slot = 2 * piece.next_multiple_of(LINE);
         let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
-        let wanted = slots(2 * piece, per_sm);
+        let wanted = slots(2 * piece, per_sm * WARPS);
         let choices = (2..=wanted).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
         let fits = |(n_slots, columns): &(u32, u32)| {
             let bytes = bytes(*n_slots, *columns);
@@ -320,9 +321,19 @@ fn piece_bytes(quant: QuantType) -> u32 {
     (KIGO_PIECE / record).max(1) * record
 }
 
-/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor.
-fn slots(bytes: u32, per_sm: u32) -> u32 {
-    let under_way = (UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
+/// Warps of a block that have a slice of a tile, and bytes of a piece of theirs on average: narrow matrices have fewer slices, and
+/// a slice may end within a piece.
+fn slices(job: &Job) -> (u32, u32) {
+    let record = record_bytes(job.quant) as u32;
+    let n_records = stride(job.k).div_ceil(record_columns(job.quant)).max(1) as u32;
+    let of_slice = n_records.div_ceil(WARPS);
+    let n_pieces = (of_slice * record).div_ceil(piece_bytes(job.quant));
+    (n_records.div_ceil(of_slice), of_slice * record / n_pieces)
+}
+
+/// Slots of so many bytes that a warp's ring has where so many warps of a multiprocessor read.
+fn slots(bytes: u32, n_warps: u32) -> u32 {
+    let under_way = (UNDER_WAY + n_warps * bytes / 2) / (n_warps * bytes);
     (under_way + 1).clamp(FEWEST_SLOTS, KIGO_MAX_SLOTS)
 }
 
@@ -427,6 +438,14 @@ mod tests {
         assert_eq!(one(QuantType::F16, 8016, false), (264, 3));
         assert_eq!(one(QuantType::Q4_K, 384, false), (264, 3));
         assert_eq!(one(QuantType::Q4_0, 128, false), (128, 5), "fewer blocks than multiprocessors have all the slots");
+    }
+
+    #[test]
+    fn rings_are_longer_where_fewer_warps_read_or_pieces_are_short() {
+        let slots = |quant, k| H200.blocks(&Job { copies: 8, ..job(quant, 1, k, false, 128) }).n_slots;
+        // The experts of a Qwen3 of 30B: eight slices for gate and up, three for down. Those of gpt-oss: pieces of 4 and 2 records.
+        assert_eq!([2048, 768].map(|k| slots(QuantType::Q4_K, k)), [3, 5]);
+        assert_eq!([4096, 2880].map(|k| slots(QuantType::MXFP4, k)), [3, 4]);
     }
 
     #[test]
