@@ -234,13 +234,11 @@ fn no_product() -> KigoMatmul {
         share: 1,
         weight_scale: 1.0,
         is_told: 0,
-        pad: 0,
         n_slots: 0,
         sum_columns: 0,
         n_wide: 0,
         narrow_parts: 1,
         n_expert: 0,
-        pad: 0,
     }
 }
 
