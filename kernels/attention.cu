@@ -6,6 +6,9 @@
 namespace {
 
 constexpr uint32_t kThreads = 128;
+// From how many pages on, and up to how many, each is a unit of its own. Fewer are sooner read by one block than put together,
+// and to put more together takes longer than the pages of a chunk one after the other.
+constexpr uint32_t kFewestPageUnits = 4, kMostPageUnits = 40;
 
 // ---- decode ---------------------------------------------------------------------------------------------------------
 // The four warps of a block share a page: warp w scores tiles 2w and 2w+1, whose weights are the operand of step w of the
@@ -32,34 +35,19 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     const uint32_t position = __ldcg(&source->position);
     const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
     auto area_at = [&](uint32_t page) { return __ldcg(pages + (p.areas - p.table) + page); };
-    // A unit of one page spreads a short context over the blocks; a chunk leaves less to fold at the end. Units are counted
-    // from that of the first page; the first chunk may lack pages.
+    // A unit of one page spreads a context over the blocks; a chunk leaves less to fold at the end. Units are counted from that of
+    // the first page; the first chunk may lack pages.
     const uint32_t first_page = first_page_of(position, p.before), n_pages = position / KIGO_PAGE + 1;
-    const uint32_t span = n_pages - first_page <= 4 * (p.splits - 1) ? 1 : kChunk, first_unit = first_page / span;
+    const uint32_t seen = n_pages - first_page;
+    const bool by_page = seen >= kFewestPageUnits && seen <= min(kMostPageUnits, 4 * (p.splits - 1));
+    const uint32_t span = by_page ? 1 : kChunk, first_unit = first_page / span;
     const uint32_t units = (n_pages - 1) / span + 1 - first_unit, blocks = min(units, p.splits);
     auto page_of = [&](uint32_t unit) { return max((first_unit + unit) * span, first_page); };
     uint32_t page = page_of(split);
     uint64_t address = split < blocks ? __ldcg(pages + page) : 0;
     const uint64_t area_of_unit = area_at(page_of(min(lane, units - 1)));  // for the block that combines
-    pdl_wait();
-    pdl_launch();
-    if (split >= blocks) return;
-
-    const uint4* q = at<uint4>(p.q) + (static_cast<uint64_t>(row) * p.n_head + head) * (kDp / 8);
-    auto q_piece = [&](int j, int r) {
-        return g + 8 * r < heads ? __ldcg(q + (g + 8 * r) * (kDp / 8) + j * 4 + t) : make_uint4(0, 0, 0, 0);
-    };
-    uint4 q_lane[kQShared ? 1 : 2 * kPieces];
-    if constexpr (kQShared) {
-#pragma unroll
-        for (int i = warp * kPieces / 2; i < (warp + 1) * kPieces / 2; i++) q_shared[i][lane] = q_piece(i / 2, i % 2);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 2 * kPieces; i++) q_lane[i] = q_piece(i / 2, i % 2);
-    }
 
     const uint64_t here = page_offset(p, kDp, head_kv);
-
     uint4 k[2][kPieces], v[kPieces][2];
     auto load_k = [&](uint64_t address) {
         const uint4* from = at<uint4>(address + here);
@@ -77,9 +65,37 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
             for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + ((warp * kPieces + n) * 8 + g) * 8 + h * 4 + t);
         }
     };
+    // All pages but the last are as old.
+#if __CUDA_ARCH__ >= 900
+    const bool is_old = page + 1 < n_pages;
+#else
+    const bool is_old = false;  // no kernel starts early
+#endif
+    if (split < blocks && is_old) {
+        load_k(address);
+        load_v(address);
+    }
+    pdl_wait();
+    pdl_launch();
+    if (split >= blocks) return;
 
-    load_k(address);
-    load_v(address);
+    const uint4* q = at<uint4>(p.q) + (static_cast<uint64_t>(row) * p.n_head + head) * (kDp / 8);
+    auto q_piece = [&](int j, int r) {
+        return g + 8 * r < heads ? __ldcg(q + (g + 8 * r) * (kDp / 8) + j * 4 + t) : make_uint4(0, 0, 0, 0);
+    };
+    uint4 q_lane[kQShared ? 1 : 2 * kPieces];
+    if constexpr (kQShared) {
+#pragma unroll
+        for (int i = warp * kPieces / 2; i < (warp + 1) * kPieces / 2; i++) q_shared[i][lane] = q_piece(i / 2, i % 2);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2 * kPieces; i++) q_lane[i] = q_piece(i / 2, i % 2);
+    }
+
+    if (!is_old) {
+        load_k(address);
+        load_v(address);
+    }
     if constexpr (kQShared) __syncthreads();
 
     float M[2] = {-INFINITY, -INFINITY}, L[2] = {-0.0f, -0.0f}, O[kPieces][4];

@@ -130,7 +130,7 @@ typedef struct {
  * matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads and clusters of 2 blocks, or of 8 with an item each:
  * out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases
  * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; those of many
- * have one of all experts in z, and rows that stand by expert (KigoGroup). */
+ * have rows that stand by expert (KigoGroup), and matmul_many has a grid of all experts in z. */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -169,11 +169,16 @@ typedef struct {
     uint32_t narrow_parts;
     /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
     uint64_t experts;
-    /* matmul_many: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
+    /* matmul_many, matmul_prefill...: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
     uint64_t starts;
     uint32_t share;
     /* Power of two: what a weight is times what stands for it. */
     float weight_scale;
+    /* matmul_prefill...: how many experts there are, 0 for none. */
+    uint32_t n_expert;
+    /* matmul_one with experts: 1 where the kernel ahead chooses them, and what is ahead of that gives x; 0 where they were chosen
+     * before the kernel ahead. */
+    uint32_t is_told;
 } KigoMatmul;
 
 /* heads: bias, norm, rope and cache for q, k and v that a product has stored, a block per row and head of them in y (or, with
@@ -234,6 +239,29 @@ typedef struct {
     uint32_t n_products;
 } KigoRoute;
 
+/* Experts that route_few can choose from. */
+#define KIGO_ROUTE_MOST_EXPERTS 1024
+
+/* route_few: the product with an f32 matrix and `route` in one, grid (8 n_tiles, n); dynamic shared memory: 4352 bytes for each
+ * record of a slice of a tile, and 4 * stride. A row's slots are rows of the products. */
+typedef struct {
+    KigoInput input;
+    /* The router: tiles of records, of n_expert rows. */
+    uint64_t weights;
+    /* f32 [n_expert], or 0. */
+    uint64_t bias;
+    /* f32 [n][8][16 n_tiles]: what passes from block to block. */
+    uint64_t sums;
+    /* u32 [n], zero before and after. */
+    uint64_t counters;
+    KigoRoute route;
+    uint32_t n_tiles;
+    uint32_t n_records;
+    /* KigoMatmul::weight_scale */
+    float weight_scale;
+    uint32_t pad;
+} KigoRouteFew;
+
 /* group: puts the slots of each expert side by side, from a multiple of 8 on. One block. */
 typedef struct {
     /* u32 [n_slots] */
@@ -269,7 +297,8 @@ typedef struct {
     uint32_t out_stride;
 } KigoMixExperts;
 
-/* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on. */
+/* Rows of one sequence at consecutive positions, in ascending order: what a block of attn_prefill works on, and one of attn_flash
+ * at a time. */
 typedef struct {
     uint32_t first_row;
     /* 1..64 */
@@ -279,14 +308,18 @@ typedef struct {
 /* Less than 2^31 by so much that it can be taken from a place in any page. */
 #define KIGO_ALL_BEFORE 0x7FFF0000u
 
+/* Dynamic shared memory of attn_flash. */
+#define KIGO_FLASH_SHARED 232448
+
 /* attn_decode_<dp>, attn_prefill_<dp>: attention over the cache. dp is head_dim rounded up to 32, 64, 96, 128, 192 or 256;
  * group = n_head / n_head_kv heads share a kv head, m_tiles = ceil(group / 16). Blocks have 128 threads.
  * attn_decode: rows of distinct sequences; grid (n_head_kv * m_tiles, n, splits).
- * attn_prefill: grid (n_tiles, n_head), dynamic shared memory: dp * 512 bytes up to dp 128, then dp * 384. */
+ * attn_prefill: grid (n_tiles, n_head), dynamic shared memory: dp * 512 bytes up to dp 128, then dp * 384.
+ * attn_flash_<dp>, on sm_90a and for dp 64, 96 and 128: the same as attn_prefill; any number of blocks, which have 384 threads. */
 typedef struct {
     /* KigoRow [n] */
     uint64_t rows;
-    /* attn_prefill: KigoTile [n_tiles] */
+    /* attn_prefill, attn_flash: KigoTile [n_tiles] */
     uint64_t tiles;
     /* halves [n][n_head][dp]: q times the scale of attention and log2(e), zero from head_dim on; aligned to 16 bytes. */
     uint64_t q;
@@ -316,7 +349,8 @@ typedef struct {
     /* attn_decode: over how many blocks the pages of a row are spread, from 1; results do not depend on it. */
     uint32_t splits;
     uint32_t out_stride;
-    uint32_t pad;
+    /* attn_flash */
+    uint32_t n_tiles;
 } KigoAttention;
 
 /* What a stage of `step` does: attention; or a product, whose results are */
@@ -564,14 +598,16 @@ typedef struct {
     uint32_t window[KIGO_SAMPLE_CHUNK / 32];
 } KigoSampleChunk;
 
-/* Workspace of a row, followed by its chunks. Zero before the first use; the counters and sums are left zero. */
+/* Workspace of a row, followed by its chunks. Zero before the first use; counters, sums and `complement` are left zero. */
 typedef struct {
     uint64_t best;
     uint32_t worst;
     /* Blocks that are done, of each kernel. */
     uint32_t scanned;
     uint32_t weighed;
-    uint32_t pad[3];
+    uint32_t pad;
+    /* Of the best candidate of a greedy row. */
+    uint64_t complement;
     /* Of the candidates in each bin: their number, their weights for top_p, their weights for the draw. */
     uint64_t sums[3][KIGO_SAMPLE_BINS];
 } KigoSampleWork;

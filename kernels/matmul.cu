@@ -43,15 +43,20 @@ struct Stream {
     // The next piece to fetch, whose n is 0 after the last.
     Cursor to_fetch;
 
-    __device__ __forceinline__ Stream(const KigoMatmul& p, uint32_t expert, Barriers& barriers, uint32_t tiles_per_item)
+    // Nothing is fetched before `start`.
+    __device__ __forceinline__ Stream(const KigoMatmul& p, Barriers& barriers, uint32_t tiles_per_item)
         : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           slice(p.n_records, threadIdx.x / kWarp),
           n_tiles(p.n_tiles),
-          tiles_before(expert * p.n_tiles),
+          tiles_before(0),
           tiles_per_item(tiles_per_item),
           n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
-          n_records(p.n_records) {
+          n_records(p.n_records) {}
+
+    // Starts to fetch the matrix of an expert.
+    __device__ __forceinline__ void start(uint32_t expert) {
+        tiles_before = expert * n_tiles;
         to_fetch.item = blockIdx.x;
         to_fetch.tile_of_item = 0;
         open(to_fetch);
@@ -136,15 +141,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     uint8_t* rests = columns + n_units * 128;
     float4* staging = reinterpret_cast<float4*>(kBf16 ? rests + n_units * 128 : rests);
 
-    // Which matrix it is has to be known before any of it is fetched.
     const uint32_t column = blockIdx.y;
-    if (p.experts) pdl_wait();
-    const uint32_t expert = p.experts ? __ldcg(reinterpret_cast<const uint32_t*>(p.experts) + column) : 0;
-    Stream<1> stream(p, expert, barriers, per_item);
-
-    prefetch_norm(p.input);
-    if (!p.experts) pdl_wait();
-    pdl_launch();
+    Stream<1> stream(p, barriers, per_item);
+    uint32_t expert = 0;
+    auto start = [&] {
+        if (p.experts) expert = __ldcg(reinterpret_cast<const uint32_t*>(p.experts) + column);
+        stream.start(expert);
+    };
+    // Weights are asked for before the wait, or where the kernel ahead says which they are, activations prepared.
+    const bool is_told = p.experts && p.is_told;
+    if (!is_told) {
+        start();
+        prefetch_norm(p.input);
+        pdl_wait();
+        pdl_launch();
+    }
     // Early: three loads that wait for each other.
     const CachePlace place = p.kind == KIGO_QKV ? cache_place(p.qkv, 0) : CachePlace{};
     const float of_row = activate_row<kBf16>(p.input, column / max(p.share, 1u), staging, scratch, [&](uint32_t quad, Quad value) {
@@ -154,6 +165,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
         if constexpr (kBf16) *reinterpret_cast<uint2*>(rests + at) = value.low;
     });
     const float factor = __fmul_rn(of_row, p.weight_scale);
+    if (is_told) {
+        pdl_wait();
+        pdl_launch();
+        start();
+    }
     __syncthreads();
 
     int turn = 0;
@@ -215,7 +231,8 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const uint32_t n_units = p.input.stride / kUnitK;
     __shared__ Barriers barriers;
 
-    Stream<2> stream(p, 0, barriers, 2);
+    Stream<2> stream(p, barriers, 2);
+    stream.start(0);
     pdl_wait();
     pdl_launch();
 

@@ -2,8 +2,9 @@
 //
 // A block has a warpgroup that copies, one that finishes results, and two that multiply: each takes 4 tiles (a warp has one)
 // by all columns of the block. Two blocks, a cluster, have the same columns: each copies half of the activations for both.
-// Clusters stay and take one item after the other: 8 tiles for each block by up to 3 parts of 64 columns. Activations come in the
-// order KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a lane's weights.
+// Clusters stay and take one item after the other, of all experts where there are some: 8 tiles for each block by up to 3 parts of
+// 64 columns. Activations come in the order KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a
+// lane's weights.
 //
 // Where there are few items, a cluster of eight blocks has one of 8 tiles, and each block one of its slices of k.
 //
@@ -33,6 +34,8 @@ constexpr int kSharedBytes = 227 * 1024;
 constexpr uint32_t kManyRows = 512;
 // Parts of results that wait to be finished.
 constexpr int kResultSlots = 2, kResultBytes = kPartColumns * kItemRows * 4;
+// Items whose number of parts the multipliers are told ahead.
+constexpr int kCountSlots = 2;
 // Registers of a thread of each warpgroup: those that multiply need two for each result.
 template <int kParts>
 constexpr int kMultiplierRegisters = kParts > 2 ? 224 : 184;
@@ -43,8 +46,8 @@ constexpr int kCopierRegisters = kParts > 2 ? 24 : 40;
 
 constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
-// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, barriers, and
-// the parts of items. Records of one unit are in the slots of activations.
+// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, of the numbers of
+// parts of items, barriers. Records of one unit are in the slots of activations.
 template <class Type, int kParts>
 struct Plan {
     static constexpr bool kBf16 = Type::kOperand == Operand::kBf16;
@@ -62,10 +65,16 @@ struct Plan {
     static constexpr int kSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kSlotBytes, 8);
     static_assert(kSlots >= 2);
     static constexpr int kWeights = kSlots * kSlotBytes, kResults = kWeights + kWeightSlots * kWeightBytes;
-    static constexpr int kBarriers = kResults + kResultSlots * kResultBytes;
-    static constexpr int kPartsOf = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots), kEnd = kPartsOf + 4 * kSlots;
+    static constexpr int kCounts = kResults + kResultSlots * kResultBytes, kBarriers = kCounts + 8;
+    static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kCountSlots);
+    static_assert(4 * kCountSlots <= kBarriers - kCounts);
     static_assert(kAlign + kEnd <= kSharedBytes);
 };
+
+// A ring of slots of shared memory that some threads of a block fill and others use.
+#pragma once
+
+#include "wgmma.cuh"
 
 // A ring of slots of shared memory, with a barrier for each that it is full and one that it is empty.
 template <int kSlots>
@@ -117,27 +126,24 @@ __device__ __forceinline__ Slice block_slice(uint32_t n_records) {
     return out;
 }
 
-// Items of the cluster: 8 tiles for each block by some columns. Rows of activations are cut into `n_wide` pieces of kParts parts,
-// and the rest into pieces of `narrow` parts; the last may have fewer.
+// Items of the cluster: 8 tiles for each block by some columns. Rows of activations, those of each expert on their own, are cut into
+// up to `n_wide` pieces of kParts parts, and the rest into pieces of `narrow` parts; the last may have fewer.
 template <int kParts, bool kSplits>
 struct Items {
-    uint32_t first, last, n_wide, n_narrow, n_wide_items, n_items, expert, item, narrow;
+    const KigoMatmul& p;
+    // Rows first .. last are those of the expert, or all.
+    uint32_t expert = 0, first = 0, last, n_wide, n_narrow, n_wide_items, n_items, item;
 
-    __device__ __forceinline__ Items(const KigoMatmul& p) : expert(blockIdx.z), item(blockIdx.x / kCluster<kSplits>), narrow(p.narrow_parts) {
-        const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts);
-        first = starts ? __ldcg(starts + expert) : 0;
-        last = starts ? __ldcg(starts + expert + 1) : p.n;
-        constexpr uint32_t kTiles = kSharing<kSplits> * kItemTiles;
-        const uint32_t groups = (p.n_tiles + kTiles - 1) / kTiles;
-        const uint32_t parts = (last - first + kPartColumns - 1) / kPartColumns;
-        n_wide = min(p.n_wide, parts / kParts);
-        n_narrow = (parts - n_wide * kParts + narrow - 1) / narrow;
-        n_wide_items = groups * n_wide;
-        n_items = n_wide_items + groups * n_narrow;
+    __device__ __forceinline__ Items(const KigoMatmul& p) : p(p), last(p.n), item(blockIdx.x / kCluster<kSplits>) {
+        cut();
+        find();
     }
 
     __device__ __forceinline__ bool any() const { return item < n_items; }
-    __device__ __forceinline__ void advance() { item += gridDim.x / kCluster<kSplits>; }
+    __device__ __forceinline__ void advance() {
+        item += gridDim.x / kCluster<kSplits>;
+        find();
+    }
     __device__ __forceinline__ bool is_wide() const { return item < n_wide_items; }
     // The first tile of this block. Clusters that run at a time share tiles.
     __device__ __forceinline__ uint32_t tile() const {
@@ -145,11 +151,35 @@ struct Items {
         return (group * kSharing<kSplits> + (kSplits ? 0 : rank_in_cluster<kSplits>())) * kItemTiles;
     }
     __device__ __forceinline__ uint32_t column() const {
-        const uint32_t part = is_wide() ? item % n_wide * kParts : n_wide * kParts + (item - n_wide_items) % n_narrow * narrow;
+        const uint32_t part = is_wide() ? item % n_wide * kParts : n_wide * kParts + (item - n_wide_items) % n_narrow * p.narrow_parts;
         return first + part * kPartColumns;
     }
     __device__ __forceinline__ uint32_t parts() const {
-        return min(is_wide() ? kParts : narrow, (last - column() + kPartColumns - 1) / kPartColumns);
+        return min(is_wide() ? kParts : p.narrow_parts, (last - column() + kPartColumns - 1) / kPartColumns);
+    }
+
+    static constexpr uint32_t kTiles = kSharing<kSplits> * kItemTiles;
+
+    // Looks up the expert's rows and cuts them.
+    __device__ __forceinline__ void cut() {
+        if (p.starts) {
+            const uint32_t* starts = reinterpret_cast<const uint32_t*>(p.starts) + expert;
+            first = __ldca(starts), last = __ldca(starts + 1);
+        }
+        const uint32_t parts = (last - first + kPartColumns - 1) / kPartColumns, n_groups = (p.n_tiles + kTiles - 1) / kTiles;
+        n_wide = min(p.n_wide, parts / kParts);
+        n_narrow = (parts - n_wide * kParts + p.narrow_parts - 1) / p.narrow_parts;
+        n_wide_items = n_groups * n_wide;
+        n_items = n_wide_items + n_groups * n_narrow;
+    }
+
+    // Goes on to the expert that has the item.
+    __device__ __forceinline__ void find() {
+        while (item >= n_items && expert + 1 < p.n_expert) {
+            item -= n_items;
+            expert++;
+            cut();
+        }
     }
 };
 
@@ -228,10 +258,12 @@ struct Multiplier {
     // Hands on a part of the results of tile `tile` of the block.
     __device__ __forceinline__ void hand_on(const float (&values)[32], int tile, int lane) {
         results.wait_empty();
+        // Columns 8 apart and neighbours have rows in the same places.
+        const int row = tile * kTileRows + lane / 4, column = 2 * (lane % 4);
         float* to = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4);
-        const int row = tile * kTileRows + lane / 4;
+        float* const of_row[2] = {to + result_place(row, column), to + result_place(row + 8, column)};
 #pragma unroll
-        for (int i = 0; i < 32; i++) to[result_place(row + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (lane % 4) + i % 2)] = values[i];
+        for (int i = 0; i < 32; i++) of_row[i / 2 % 2][(8 * (i / 4) + i % 2) * kItemRows] = values[i];
         barrier_arrive(results.full());
         results.advance();
     }
@@ -317,11 +349,13 @@ struct Multiplier {
         if constexpr (kParts > 1) hand_on(products[1], tile, lane);
     }
 
-    // `parts_of` has for the slots of the first units of items how many parts these have, and 0 for no item.
-    __device__ __forceinline__ void run_items(uint32_t n_records, const volatile uint32_t* parts_of, int tile, int lane) {
+    // `counts` has how many parts each item has, and then 0.
+    __device__ __forceinline__ void run_items(uint32_t n_records, Slots<kCountSlots> counts, int tile, int lane) {
         while (true) {
-            inputs.wait_full();
-            const uint32_t parts = parts_of[inputs.slot];
+            counts.wait_full();
+            const uint32_t parts = reinterpret_cast<const volatile uint32_t*>(counts.at)[counts.slot];
+            barrier_arrive(counts.empty());
+            counts.advance();
             if (parts == 0) break;
             if constexpr (kSplits) {
                 if (parts == 2) {
@@ -374,7 +408,7 @@ __device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Typ
 
 // Copies the activations of items, as one thread: for both blocks the half of the columns that is this block's.
 template <class Type, int kMost, bool kSplits>
-__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, volatile uint32_t* parts_of) {
+__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, Slots<kCountSlots> counts) {
     using P = Plan<Type, kMost>;
     constexpr uint32_t kBytes = P::kJoined ? kItemTiles * Record<Type>::kBytes : 0;
     const uint32_t n_groups = (p.n + 7) / 8, mask = (1 << kCluster<false>) - 1;
@@ -383,13 +417,20 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
     // What stands behind the larger parts of all units.
     const uint8_t* rests = halves + size_t(p.input.stride / kUnitK) * n_groups * 1024;
+    // Tells the multipliers that an item comes, or, as one without parts, that none does.
+    auto announce = [&](uint32_t parts) {
+        counts.wait_empty_long(sleeps);
+        reinterpret_cast<volatile uint32_t*>(counts.at)[counts.slot] = parts;
+        barrier_arrive(counts.full());
+        counts.advance();
+    };
     for (Items<kMost, kSplits> items(p); items.any(); items.advance()) {
         const uint32_t group = items.column() / 8, n = min(items.parts() * (kPartColumns / 8), (items.last + 7) / 8 - group);
         const uint32_t half = kSplits ? n : (n + 1) / 2, rank = kSplits ? 0 : rank_in_cluster<kSplits>();
         const uint32_t before = rank * half, bytes = (rank == 0 ? half : n - half) * 1024;
+        announce(items.parts());
         for (uint32_t unit = slice.first * P::kUnits; unit < slice.last * P::kUnits; unit++) {
             inputs.wait_empty_long(sleeps);
-            if (unit == slice.first * P::kUnits) parts_of[inputs.slot] = items.parts();
             uint8_t* to = inputs.at + inputs.slot * P::kSlotBytes + before * 1024;
             const size_t from = (size_t(unit) * n_groups + group + before) * 1024;
             barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : 1024) + kBytes);
@@ -403,9 +444,7 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
             inputs.advance();
         }
     }
-    inputs.wait_empty_long(sleeps);
-    parts_of[inputs.slot] = 0;
-    barrier_arrive(inputs.full());
+    announce(0);
 }
 
 // Finishes what the multipliers hand on, as one warp of four.
@@ -448,7 +487,7 @@ __device__ __forceinline__ void finish_slices(const KigoMatmul& p, const uint8_t
     Finisher<kColumns, true>(p, items.expert, items.tile(), items.column() + column, items.last, lane).finish(sums);
 }
 
-// Grid: blocks whose clusters share the items of an expert, 1, experts.
+// Grid: blocks whose clusters share the items.
 template <class Type, int kMost, bool kSplits>
 __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     using P = Plan<Type, kMost>;
@@ -458,7 +497,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     const Slots<P::kSlots> inputs = {shared, barriers};
     const Slots<P::kWeightSlots> weights = {shared + P::kWeights, inputs.barriers + 2 * P::kSlots};
     const Slots<kResultSlots> results = {shared + P::kResults, weights.barriers + 2 * P::kWeightSlots};
-    volatile uint32_t* parts_of = reinterpret_cast<volatile uint32_t*>(shared + P::kPartsOf);
+    const Slots<kCountSlots> counts = {shared + P::kCounts, results.barriers + 2 * kResultSlots};
     if (threadIdx.x == 0) {
         auto init = [](uint64_t* barriers, int n_slots, int n_full, int n_empty) {
             for (int i = 0; i < 2 * n_slots; i++) barrier_init(barriers + i, i < n_slots ? n_full : n_empty);
@@ -467,6 +506,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         init(weights.barriers, P::kWeightSlots, kWeightCopiers, kMultiplierWarps);
         // Every thread arrives: racecheck does not see that a warp's first lane does so for the others.
         init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps * kWarp);
+        init(counts.barriers, kCountSlots, 1, kMultiplierWarps * kWarp);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_wait();
@@ -475,7 +515,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     if (group == 0) {
         give_registers<kCopierRegisters<kMost>>();
         if (warp < kWeightCopiers) copy_weights<Type, kMost, kSplits>(p, inputs, weights, warp, lane);
-        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, parts_of);
+        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, counts);
         __syncwarp();
         if (kSplits) cluster_wait();
     } else if (group == 1) {
@@ -491,7 +531,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         const int tile = warp - 2 * kGroupThreads / kWarp;
         const Slice slice = block_slice<kSplits>(p.n_records);
         Multiplier<Type, kMost, kSplits> multiplier(inputs, weights, results, tile, lane);
-        multiplier.run_items(slice.last - slice.first, parts_of, tile, lane);
+        multiplier.run_items(slice.last - slice.first, counts, tile, lane);
         if (kSplits) cluster_wait();
     }
     // No block ends while another copies to it or reads from it.

@@ -68,15 +68,16 @@ __device__ __forceinline__ float divide_usual(float a, float b) {
     return __fmaf_rn(inverse, __fmaf_rn(-b, out, a), out);
 }
 
-// gate = gated(gate, up, KIGO_SILU); where no number is unusual all are computed at a time.
-template <int kFours>
-__device__ __forceinline__ void silu_gated(float4 (&gate)[kFours], const float4 (&up)[kFours]) {
-    float* a = &gate[0].x;
-    const float* b = &up[0].x;
+// gate = gated(gate, up, kKind), of KIGO_SILU or KIGO_SILU_CLAMPED; where no number is unusual all are computed at a time.
+template <uint32_t kKind, int kFours>
+__device__ __forceinline__ void gate_usual(float4 (&gate)[kFours], float4 (&up)[kFours]) {
+    constexpr bool kClamped = kKind == KIGO_SILU_CLAMPED;
+    float *a = &gate[0].x, *b = &up[0].x;
     float under[4 * kFours], most = 0, least = 1, most_under = 1;
 #pragma unroll
     for (int i = 0; i < 4 * kFours; i++) {
-        under[i] = 1 + expf(-a[i]);
+        if (kClamped) a[i] = fminf(a[i], 7.0f), b[i] = fminf(fmaxf(b[i], -7.0f), 7.0f);
+        under[i] = 1 + expf(kClamped ? -1.702f * a[i] : -a[i]);
         most = fmaxf(most, fabsf(a[i]));
         least = fminf(least, fabsf(a[i]));
         most_under = fmaxf(most_under, under[i]);
@@ -88,14 +89,14 @@ __device__ __forceinline__ void silu_gated(float4 (&gate)[kFours], const float4 
 #pragma unroll
     for (int i = 0; i < 4 * kFours; i++) {
         if (usual) {
-            a[i] = __fmul_rn(divide_usual(a[i], under[i]), b[i]);
+            a[i] = __fmul_rn(divide_usual(a[i], under[i]), kClamped ? b[i] + 1 : b[i]);
         }
     }
     if (!usual) {
 #pragma unroll
         for (int i = 0; i < kFours; i++) {
-            gate[i] = {gated(gate[i].x, up[i].x, KIGO_SILU), gated(gate[i].y, up[i].y, KIGO_SILU), gated(gate[i].z, up[i].z, KIGO_SILU),
-                       gated(gate[i].w, up[i].w, KIGO_SILU)};
+            gate[i] = {gated(gate[i].x, up[i].x, kKind), gated(gate[i].y, up[i].y, kKind), gated(gate[i].z, up[i].z, kKind),
+                       gated(gate[i].w, up[i].w, kKind)};
         }
     }
 }
@@ -106,17 +107,20 @@ struct Finisher {
     const KigoMatmul& p;
     uint32_t expert, tile, first, last;
     int lane;
-    // Whether all rows and columns exist and those of a lane may be moved as one.
+    // Columns that exist; whether all rows do, and those of a lane may be moved as one, and columns in eights or all of them.
+    uint32_t n_columns;
     bool whole;
     // Of column lane % kColumns.
     float factor;
     CachePlace place;
 
     __device__ __forceinline__ Finisher(const KigoMatmul& p, uint32_t expert, uint32_t tile, uint32_t first, uint32_t last, int lane)
-        : p(p), expert(expert), tile(tile), first(first), last(last), lane(lane), factor(0), place{} {
-        whole = first + kColumns <= last && (p.kind == KIGO_QKV ? tile + kItemTiles <= p.n_tiles
-                                                               : p.out % 16 == 0 && p.out_stride % 4 == 0 &&
-                                                                     (tile + kItemTiles) * kTileRows <= (p.kind == KIGO_GATED ? 2 * p.n_rows : p.n_rows));
+        : p(p), expert(expert), tile(tile), first(first), last(last), lane(lane), n_columns(first < last ? min(last - first, kColumns) : 0),
+          factor(0), place{} {
+        const bool rows_whole = p.out % 16 == 0 && p.out_stride % 4 == 0 &&
+                                (tile + kItemTiles) * kTileRows <= (p.kind == KIGO_GATED ? 2 * p.n_rows : p.n_rows);
+        whole = p.kind == KIGO_QKV ? n_columns == kColumns && tile + kItemTiles <= p.n_tiles
+                                   : (n_columns == kColumns || n_columns % 8 == 0) && rows_whole;
         const uint32_t column = first + lane % kColumns;
         if (column >= last) return;
         factor = factor_of(p, column);
@@ -147,20 +151,35 @@ struct Finisher {
         if (lane % n_lanes == 0 && first + i < last) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + i, largest);
     }
 
-    // What is usual, apart: without branches between them, so that values are computed at a time.
-    __device__ __forceinline__ void finish_silu(const float* results) const {
+    // Of bias `part`, those of four neighbouring rows.
+    __device__ __forceinline__ float4 biases(int part, uint32_t row) const {
+        const float* at = reinterpret_cast<const float*>(p.bias[part]) + size_t(expert) * p.n_rows + row;
+        return {__ldg(at), __ldg(at + 1), __ldg(at + 2), __ldg(at + 3)};
+    }
+
+    __device__ __forceinline__ static float4 plus(float4 v, float4 b) {
+        return {__fadd_rn(v.x, b.x), __fadd_rn(v.y, b.y), __fadd_rn(v.z, b.z), __fadd_rn(v.w, b.w)};
+    }
+
+    // What is usual, apart: without branches between them, so that values are computed at a time. A lane's rows are the same in
+    // all columns.
+    template <uint32_t kKind, bool kBiased>
+    __device__ __forceinline__ void finish_gated(const float* results) const {
         constexpr int kTogether = kManyRegisters && kColumns > 4 ? 4 : 2;
         const int pair = lane % 16 / 4, of_pair = lane % 4 * 4;
         const uint32_t row = (tile / 2 + pair) * kTileRows + of_pair;
+        float4 bias[2] = {};
+        if (kBiased) bias[0] = biases(0, row), bias[1] = biases(1, row);
 #pragma unroll 1
-        for (int start = 0; start < kColumns; start += 2 * kTogether) {
+        for (int start = 0; start < int(n_columns); start += 2 * kTogether) {
             float4 v[kTogether], up[kTogether];
 #pragma unroll
             for (int j = 0; j < kTogether; j++) {
                 v[j] = four(results, 32 * pair + of_pair, start + 2 * j + lane / 16);
                 up[j] = four(results, 32 * pair + 16 + of_pair, start + 2 * j + lane / 16);
+                if (kBiased) v[j] = plus(v[j], bias[0]), up[j] = plus(up[j], bias[1]);
             }
-            silu_gated(v, up);
+            gate_usual<kKind>(v, up);
 #pragma unroll
             for (int j = 0; j < kTogether; j++) *reinterpret_cast<float4*>(out(row, start + 2 * j + lane / 16)) = v[j];
 #pragma unroll
@@ -170,19 +189,22 @@ struct Finisher {
         }
     }
 
-    template <bool kAdds>
+    template <bool kAdds, bool kBiased>
     __device__ __forceinline__ void finish_whole(const float* results) const {
         constexpr int kTogether = kManyRegisters && kColumns > 4 ? 8 : 4;
         const uint32_t row = tile * kTileRows + 4 * lane;
+        const float4 bias = kBiased ? biases(0, row) : float4{};
 #pragma unroll 1
-        for (int start = 0; start < kColumns; start += kTogether) {
+        for (int start = 0; start < int(n_columns); start += kTogether) {
             float4 before[kTogether] = {};
 #pragma unroll
             for (int i = 0; kAdds && i < kTogether; i++) before[i] = __ldcg(reinterpret_cast<const float4*>(out(row, start + i)));
 #pragma unroll
             for (int i = 0; i < kTogether; i++) {
                 constexpr uint32_t kKind = kAdds ? KIGO_ADD : KIGO_STORE;
-                const float4 v = four(results, 4 * lane, start + i), b = before[i];
+                float4 v = four(results, 4 * lane, start + i);
+                if (kBiased) v = plus(v, bias);
+                const float4 b = before[i];
                 before[i] = {row_value(p, kKind, 0, v.x, b.x), row_value(p, kKind, 0, v.y, b.y), row_value(p, kKind, 0, v.z, b.z),
                              row_value(p, kKind, 0, v.w, b.w)};
                 *reinterpret_cast<float4*>(out(row, start + i)) = before[i];
@@ -243,7 +265,7 @@ struct Finisher {
     }
 
     // Where neighbours are fours of a head: of rows for q and k, two columns at a time.
-    template <bool kOnlyQ>
+    template <bool kOnlyQ, bool kBiased>
     __device__ __forceinline__ void finish_fours(const float* results) const {
         const KigoQkv& qkv = p.qkv;
         const uint32_t of_block = lane / 2 % kItemTiles, row = of_block * kTileRows + lane % 2 * 4, own = first + lane / 16;
@@ -253,6 +275,15 @@ struct Finisher {
         const float4* turn = reinterpret_cast<const float4*>(reinterpret_cast<const float2*>(qkv.turns) + e.pair + size_t(own) * qkv.turns_stride);
         const float scale = kOnlyQ || e.part == 0 ? qkv.q_scale : 1;
         __half* to_q = reinterpret_cast<__half*>(qkv.q) + (size_t(own) * qkv.n_head + e.head) * qkv.dp + e.place;
+        float4 low_bias = {}, high_bias = {};
+        if (kBiased && e.part < 2) {
+            const float* bias = reinterpret_cast<const float*>(kOnlyQ || e.part == 0 ? p.bias[0] : p.bias[1]) + e.head * qkv.head_dim;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const HeadPair dims = head_pair(e.pair + i, qkv.n_rot, qkv.halves);
+                (&low_bias.x)[i] = __ldg(bias + dims.low), (&high_bias.x)[i] = __ldg(bias + dims.high);
+            }
+        }
         float4 now[2] = {}, next[2] = {};
         if (turns) next[0] = __ldcg(turn), next[1] = __ldcg(turn + 1);
 #pragma unroll(kManyRegisters ? 4 : 1)
@@ -262,6 +293,7 @@ struct Finisher {
             turn += qkv.turns_stride;
             if (turns && start + 2 < kColumns) next[0] = __ldcg(turn), next[1] = __ldcg(turn + 1);
             float4 low = four(results, row, i), high = four(results, row + 8, i);
+            if (kBiased) low = plus(low, low_bias), high = plus(high, high_bias);
             __half* to = to_q;
             to_q += 2 * size_t(qkv.n_head) * qkv.dp;
             if (!kOnlyQ) {
@@ -294,6 +326,7 @@ struct Finisher {
     }
 
     // For v columns are neighbours; a lane has one, and four rows at a time.
+    template <bool kBiased>
     __device__ __forceinline__ void finish_values(const float* results) const {
         constexpr uint32_t kStep = kWarp / kColumns * 4;
         const KigoQkv& qkv = p.qkv;
@@ -304,30 +337,44 @@ struct Finisher {
         const HeadElements e = head_elements(qkv, begin + row / kTileRows, row % kTileRows);
         __half* to = cached_keys(qkv, place, e.head) + KIGO_PAGE * qkv.dp + place.position + e.place * KIGO_PAGE;
         uint32_t of_head = e.place;
+        const float* bias = reinterpret_cast<const float*>(p.bias[2]) + e.head * qkv.head_dim + e.place;
 #pragma unroll 2
-        for (; row < kItemRows; row += kStep, of_head += kStep, to += kStep * KIGO_PAGE) {
+        for (; row < kItemRows; row += kStep, of_head += kStep, bias += kStep, to += kStep * KIGO_PAGE) {
             if (of_head >= qkv.head_dim) of_head -= qkv.head_dim, to += 2 * KIGO_PAGE * qkv.dp - qkv.head_dim * KIGO_PAGE;
-            const float4 v = *reinterpret_cast<const float4*>(results + result_place(row, lane % kColumns));
-            to[0] = saturated_half(__fmul_rn(v.x, factor));
-            to[KIGO_PAGE] = saturated_half(__fmul_rn(v.y, factor));
-            to[2 * KIGO_PAGE] = saturated_half(__fmul_rn(v.z, factor));
-            to[3 * KIGO_PAGE] = saturated_half(__fmul_rn(v.w, factor));
+            float4 v = *reinterpret_cast<const float4*>(results + result_place(row, lane % kColumns));
+            v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor), __fmul_rn(v.z, factor), __fmul_rn(v.w, factor)};
+            if (kBiased) v = plus(v, {__ldg(bias), __ldg(bias + 1), __ldg(bias + 2), __ldg(bias + 3)});
+            to[0] = saturated_half(v.x);
+            to[KIGO_PAGE] = saturated_half(v.y);
+            to[2 * KIGO_PAGE] = saturated_half(v.z);
+            to[3 * KIGO_PAGE] = saturated_half(v.w);
         }
+    }
+
+    template <bool kBiased>
+    __device__ __forceinline__ void finish_whole_heads(const float* results) const {
+        if (only_q()) return finish_fours<true, kBiased>(results);
+        finish_fours<false, kBiased>(results);
+        finish_values<kBiased>(results);
     }
 
     __device__ __forceinline__ void finish(const float* results) const {
         const KigoQkv& qkv = p.qkv;
-        if (p.kind == KIGO_QKV && whole && !p.bias[0] && !p.bias[1] && !p.bias[2] && qkv.head_dim % 16 == 0 && qkv.head_dim >= 32 &&
-            qkv.n_rot % 8 == 0 && qkv.turns_stride % 2 == 0 && qkv.turns % 16 == 0) {
-            if (only_q()) return finish_fours<true>(results);
-            finish_fours<false>(results);
-            return finish_values(results);
+        if (p.kind == KIGO_QKV && whole && qkv.head_dim % 16 == 0 && qkv.head_dim >= 32 && qkv.n_rot % 8 == 0 && qkv.turns_stride % 2 == 0 &&
+            qkv.turns % 16 == 0) {
+            if (!p.bias[0] && !p.bias[1] && !p.bias[2]) return finish_whole_heads<false>(results);
+            if (p.bias[0] && p.bias[1] && p.bias[2]) return finish_whole_heads<true>(results);
         }
         if (p.kind == KIGO_QKV) return finish_heads(results);
-        if (whole && !p.bias[0] && !p.bias[1]) {
-            if (p.kind == KIGO_GATED && p.activation == KIGO_SILU) return finish_silu(results);
-            if (p.kind == KIGO_ADD) return finish_whole<true>(results);
-            if (p.kind == KIGO_STORE && p.softcap <= 0) return finish_whole<false>(results);
+        if (n_columns == 0 || (p.kind == KIGO_GATED ? tile / 2 : tile) * kTileRows >= p.n_rows) return;
+        if (whole && p.kind == KIGO_GATED) {
+            const bool biased = p.bias[0] || p.bias[1];
+            if (p.activation == KIGO_SILU && !biased) return finish_gated<KIGO_SILU, false>(results);
+            if (p.activation == KIGO_SILU_CLAMPED && p.bias[0] && p.bias[1]) return finish_gated<KIGO_SILU_CLAMPED, true>(results);
+        } else if (whole) {
+            const bool stores = p.kind == KIGO_STORE && p.softcap <= 0;
+            if (p.kind == KIGO_ADD) return p.bias[0] ? finish_whole<true, true>(results) : finish_whole<true, false>(results);
+            if (stores) return p.bias[0] ? finish_whole<false, true>(results) : finish_whole<false, false>(results);
         }
         finish_rows(results);
     }

@@ -1,7 +1,63 @@
 // prep: the activations of a batch, normed, as operands of the tensor cores.
 #include "activations.cuh"
 
-// One block per row; rows beyond the batch, up to a multiple of 8, and those that take no row become zero.
+// Quads that a thread has under way. One after the other, each would wait for L2 by itself: that took most of the time.
+constexpr int kAtOnce = 4;
+
+// `use(number, x, weight)` for all quads of a thread, in their order, of which it takes every `step`th.
+template <bool kWeighs, class Use>
+__device__ __forceinline__ void each_quad(const KigoInput& in, uint32_t from, uint32_t first, uint32_t step, Use use) {
+    const uint32_t n_quads = in.stride / 4;
+    const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
+    const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
+    for (; first < n_quads; first += kAtOnce * step) {
+        float4 v[kAtOnce] = {}, w[kAtOnce] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            const uint32_t quad = first + i * step;
+            if (quad >= n_quads) continue;
+            v[i] = __ldcg(x + quad);
+            if constexpr (kWeighs) w[i] = __ldg(weight + quad);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            const uint32_t quad = first + i * step;
+            if (quad < n_quads) use(quad, v[i], w[i]);
+        }
+    }
+}
+
+template <bool kBf16>
+__device__ __forceinline__ Quad scaled_quad(float4 v, float scale) {
+    return make_quad<kBf16>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
+}
+
+// What activate_row makes of row `from`, with several loads at a time, and of one without a norm what is this block's part.
+template <bool kBf16, class Emit>
+__device__ float prepare_row(const KigoInput& in, uint32_t from, float4* staging, float2* scratch, Emit emit) {
+    float scale = 1, inverse = 1;
+    if (in.norm == KIGO_NORM_NONE) {
+        if (!kBf16) range_scale(__uint_as_float(__ldcg(reinterpret_cast<const uint32_t*>(in.magnitudes) + from)), scale, inverse);
+        each_quad<false>(in, from, blockIdx.y * kThreads + threadIdx.x, gridDim.y * kThreads,
+                         [&](uint32_t quad, float4 v, float4) { emit(quad, scaled_quad<kBf16>(v, scale)); });
+        return inverse;
+    }
+    float sum = 0, largest = 0;
+    each_quad<true>(in, from, threadIdx.x, kThreads, [&](uint32_t quad, float4 v, float4 w) {
+        sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
+        const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
+        largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
+        staging[quad] = y;
+    });
+    const float2 all = block_sum_max(sum, largest, scratch);
+    if (!kBf16) range_scale(all.y, scale, inverse);
+    // A thread reads what it wrote.
+    for (uint32_t quad = threadIdx.x; quad < in.stride / 4; quad += kThreads) emit(quad, scaled_quad<kBf16>(staging[quad], scale));
+    return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps))));
+}
+
+// One block per row, or several where there is no norm; rows beyond the batch, up to a multiple of 8, and those that take no
+// row become zero.
 template <bool kBf16>
 __device__ void prepare(const KigoPrep& p) {
     extern __shared__ float4 staging[];
@@ -28,16 +84,21 @@ __device__ void prepare(const KigoPrep& p) {
         *reinterpret_cast<uint2*>(to) = value.high;
         if constexpr (kBf16) *reinterpret_cast<uint2*>(to + 1024) = value.low;
     };
+    if (row < 8) prefetch_norm(p.input);
     pdl_wait();
     pdl_launch();
     float factor = 0;
-    const bool exists = row < p.input.n && !(p.input.select && __ldcg(reinterpret_cast<const uint32_t*>(p.input.select) + row) == KIGO_NO_ROW);
-    if (exists) {
+    uint32_t from = row;
+    if (row < p.input.n && p.input.select) from = __ldcg(reinterpret_cast<const uint32_t*>(p.input.select) + row);
+    if (row >= p.input.n || from == KIGO_NO_ROW) {
+        const uint32_t step = gridDim.y * kThreads;
+        for (uint32_t quad = blockIdx.y * kThreads + threadIdx.x; quad < p.input.stride / 4; quad += step) emit(quad, Quad{});
+    } else if (p.input.norm == KIGO_NORM_LAYER) {
         factor = activate_row<kBf16>(p.input, row, staging, scratch, emit);
     } else {
-        for (uint32_t quad = threadIdx.x; quad < p.input.stride / 4; quad += kThreads) emit(quad, Quad{});
+        factor = prepare_row<kBf16>(p.input, from, staging, scratch, emit);
     }
-    if (threadIdx.x == 0) reinterpret_cast<float*>(p.factors)[row] = factor;
+    if (blockIdx.y == 0 && threadIdx.x == 0) reinterpret_cast<float*>(p.factors)[row] = factor;
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constant__ KigoPrep p) {

@@ -30,8 +30,9 @@ extern "C" __global__ void __launch_bounds__(256) heads(const __grid_constant__ 
     const uint32_t n_heads = !p.whole ? 1 : part_or_head == 0 ? qkv.n_head : qkv.n_head_kv;
     const uint32_t n_pairs = n_heads * per_head * 8;
     const float* x = reinterpret_cast<const float*>(p.x) + size_t(row) * p.stride;
-    pdl_wait();
+    // Attention comes next, which reads nothing before its own wait that the product ahead could write.
     pdl_launch();
+    pdl_wait();
     const CachePlace place = cache_place(qkv, row);
 
     const uint32_t part = first < qkv.n_head ? 0 : first < qkv.n_head + qkv.n_head_kv ? 1 : 2;

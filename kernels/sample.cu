@@ -4,8 +4,8 @@
 // keys is that of candidates, and the least key of all is a failure if there is one. Kept is always what comes up to some
 // key. Weights are integers, so the order of sums, and the split into bins below, change nothing of the outcome.
 //
-// sample_scan   notes the best key of every chunk of 128 logits. The last block of a row finishes it if it is greedy, or if
-//               top_k is small: the best k are in chunks whose bests are among the best k of those.
+// sample_scan   finishes a greedy row with the best key of all. Of others it notes the best key of every chunk of 128 logits. The
+//               last block finishes a row if top_k is small: the best k are in chunks whose bests are among the best k of those.
 // sample_weigh  finishes the others: sums the weights over bins of about equal logits; the last block of a row looks up the
 //               bins in which top_p, min_p and the draw end, and sorts only those.
 // Where more candidates are near each other than a block can sort, `finish_by_digits` finds the ends digit by digit.
@@ -143,6 +143,7 @@ struct Shared {
     };
     // Of the block's functions.
     Key warps[kWarps];
+    uint64_t of_warps[2][kWarps];
     uint64_t found_sum;
     uint32_t found;
     uint32_t n_keys;
@@ -343,11 +344,41 @@ __device__ uint32_t first_bin(Step step, const Goal& enough) {
     return found;
 }
 
-// Puts the candidates of bins `from` to `to` into `row.keys`, sorted. Returns how many there are: if more than kSorted, the
-// keys are of no use.
-__device__ __noinline__ uint32_t sort_bins(Bins bins, int from, int to) {
-    if (threadIdx.x == 0) s.n_keys = 0;
-    __syncthreads();
+// Adds the candidates of bins `from` to `to` to `row.keys`, as far as there is room, and counts them in `n_keys`, where no token is
+// penalised: then a logit is a candidate as it is.
+__device__ __forceinline__ void gather_plain(const Bins& bins, int from, int to) {
+    constexpr int kAhead = 4;
+    const uint32_t lane = threadIdx.x % kWarp, n_chunks = s.task.n_chunks, n_vocab = s.task.n_vocab;
+    for (uint32_t first = threadIdx.x - lane; first < n_chunks; first += kThreads) {
+        const uint32_t mine = first + lane;
+        uint32_t todo = __ballot_sync(~0u, mine < n_chunks && bins.of(logit_of(__ldcg(&s.task.chunks[mine].best))) <= to);
+        while (todo) {
+            uint32_t id[kAhead];
+            float logits[kAhead][kParts];
+#pragma unroll
+            for (int a = 0; a < kAhead; a++) {
+                // Past the last one all ids are outside.
+                id[a] = (todo ? first + __ffs(todo) - 1 : n_chunks) * kChunk + lane;
+                todo &= todo - 1;
+#pragma unroll
+                for (int i = 0; i < kParts; i++) logits[a][i] = load_logit(s.task.logits, n_vocab, id[a] + i * kWarp);
+            }
+#pragma unroll
+            for (int a = 0; a < kAhead; a++) {
+#pragma unroll
+                for (int i = 0; i < kParts; i++) {
+                    const int bin = bins.of(logits[a][i]);
+                    if (bin < from || bin > to || id[a] + i * kWarp >= n_vocab) continue;
+                    const uint32_t place = atomicAdd(&s.n_keys, 1);
+                    if (place < kSorted) s.row.keys[place] = static_cast<Key>(rank_of(logits[a][i])) << 32 | (id[a] + i * kWarp);
+                }
+            }
+        }
+    }
+}
+
+// The same where some are.
+__device__ __forceinline__ void gather_penalised(const Bins& bins, int from, int to) {
     const uint32_t lane = threadIdx.x % kWarp;
     const auto wanted = [&](Key best) { return bins.of(logit_of(best)) <= to; };
     visit_chunks(wanted, [&](Key key) {
@@ -359,10 +390,25 @@ __device__ __noinline__ uint32_t sort_bins(Bins bins, int from, int to) {
         at = __shfl_sync(~0u, at, 0) + __popc(takers & ((1u << lane) - 1));
         if ((takers >> lane & 1) && at < kSorted) s.row.keys[at] = key;
     });
+}
+
+// Sorts up to kThreads of `row.keys`, all of them different: the place of a key is how many are smaller. Some threads share one.
+__device__ void sort_few(uint32_t n) {
+    uint32_t share = kWarp;
+    while (share > 1 && n * share > kThreads) share /= 2;
+    const uint32_t number = threadIdx.x / share;
+    const Key key = number < n ? s.row.keys[number] : kOutside;
+    uint32_t place = 0;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x % share; i < n; i += share) place += s.row.keys[i] < key;
+    for (uint32_t step = share / 2; step > 0; step /= 2) place += __shfl_xor_sync(~0u, place, step);
     __syncthreads();
-    const uint32_t n = s.n_keys;
-    if (n > kSorted) return n;
-    // A bitonic network over the next power of two. Pairs at most 32 apart are of one warp.
+    if (number < n && threadIdx.x % share == 0) s.row.keys[place] = key;
+    __syncthreads();
+}
+
+// The same of any number: a bitonic network over the next power of two. Pairs at most 32 apart are of one warp.
+__device__ __noinline__ void sort_many(uint32_t n) {
     uint32_t len = 2;
     while (len < n) len *= 2;
     for (uint32_t i = n + threadIdx.x; i < len; i += kThreads) s.row.keys[i] = kOutside;
@@ -381,6 +427,25 @@ __device__ __noinline__ uint32_t sort_bins(Bins bins, int from, int to) {
         }
     }
     __syncthreads();
+}
+
+// Puts the candidates of bins `from` to `to` into `row.keys`, sorted. Returns how many there are: if more than kSorted, the
+// keys are of no use.
+__device__ __noinline__ uint32_t sort_bins(Bins bins, int from, int to) {
+    if (threadIdx.x == 0) s.n_keys = 0;
+    __syncthreads();
+    if (s.task.n_window == 0) {
+        gather_plain(bins, from, to);
+    } else {
+        gather_penalised(bins, from, to);
+    }
+    __syncthreads();
+    const uint32_t n = s.n_keys;
+    if (n <= kThreads) {
+        sort_few(n);
+    } else if (n <= kSorted) {
+        sort_many(n);
+    }
     return n;
 }
 
@@ -459,6 +524,70 @@ __device__ void accept(uint32_t token) {
 
 __device__ void fail(uint32_t index) {
     if (threadIdx.x == 0) report(KIGO_SAMPLE_FAILED | index, __float_as_uint(__ldcg(s.task.logits + index)));
+}
+
+// The sums of two values over the threads up to this one; `totals` become those of all.
+__device__ __forceinline__ void block_sums(uint64_t (&sums)[2], uint64_t (&totals)[2]) {
+    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    for (uint32_t step = 1; step < kWarp; step *= 2) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint64_t other = __shfl_up_sync(~0u, sums[i], step);
+            if (lane >= step) sums[i] += other;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (lane == kWarp - 1) s.of_warps[i][warp] = sums[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        totals[i] = 0;
+        uint64_t before = 0;
+        for (uint32_t other = 0; other < kWarps; other++) {
+            if (other == warp) before = totals[i];
+            totals[i] += s.of_warps[i][other];
+        }
+        sums[i] += before;
+    }
+}
+
+// Finishes a row of which the first `n` sorted candidates, a thread has one, are kept by top_k.
+__device__ void finish_few(float largest, uint32_t n) {
+    const uint32_t place = threadIdx.x;
+    const Key key = place < n ? s.row.keys[place] : kOutside;
+    const bool cuts = s.task.takes(kTopP), exists = place < n;
+    const uint64_t share = exists && cuts ? weight(kTopP, key, largest) : 0, drawn = exists ? weight(kDraw, key, largest) : 0;
+    uint64_t sums[2] = {share, drawn}, totals[2];
+    block_sums(sums, totals);
+    if (cuts) {
+        const Goal enough(kTopP, totals[0]);
+        if (exists && enough(sums[0]) && !enough(sums[0] - share)) s.found = place;
+        __syncthreads();
+        n = s.found + 1;
+    }
+    n = __syncthreads_count(place < n && rank_of(key) <= last_rank(largest));
+    if (place == n - 1) s.found_sum = sums[1];
+    __syncthreads();
+    const Goal enough(kDraw, s.found_sum);
+    if (place < n && enough(sums[1]) && !enough(sums[1] - drawn)) s.found = place;
+    __syncthreads();
+    accept(id_of(s.row.keys[s.found]));
+}
+
+// Adds a block's best candidate; the last block of the row takes the best of all. One thread calls it.
+__device__ void finish_greedy(Key least) {
+    KigoSampleWork* work = s.task.work;
+    atomicMax(reinterpret_cast<unsigned long long*>(&work->complement), ~least);
+    __threadfence();
+    if (atomicInc(&work->scanned, gridDim.x - 1) != gridDim.x - 1) return;
+    __threadfence();
+    const Key best = ~atomicExch(reinterpret_cast<unsigned long long*>(&work->complement), 0ull);
+    if (rank_of(best) == 0) {
+        fail(id_of(best));
+    } else {
+        accept(id_of(best));
+    }
 }
 
 // The sum over all candidates up to `last`.
@@ -541,6 +670,7 @@ __device__ void finish_top_k(Key best, uint32_t worst_best) {
     uint32_t n = sort_bins(bins, 0, to);
     if (n > kSorted) return finish_by_digits(largest);
     n = min(n, k);
+    if (n <= kThreads) return finish_few(largest, n);
     if (s.task.takes(kTopP)) n = first_sorted(kTopP, largest, n, 0, 0) + 1;
     n = count_up_to(last_rank(largest), n);
     accept(id_of(s.row.keys[first_sorted(kDraw, largest, n, 0, 0)]));
@@ -600,15 +730,16 @@ __device__ void finish_by_bins(float largest, const Bins& bins) {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __grid_constant__ KigoSample p) {
+    // Rows and samplers were complete before the kernel ahead, which computes logits, let this one start.
+    load_task(p);
     pdl_wait();
     pdl_launch();
+    if (!s.task.is_sampled) return;
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const uint32_t chunk = blockIdx.x * kWarps + warp;
     float logits[kParts];
 #pragma unroll
     for (int i = 0; i < kParts; i++) logits[i] = load_logit(row_logits(p), p.n_vocab, chunk * kChunk + i * kWarp + lane);
-    load_task(p);
-    if (!s.task.is_sampled) return;
     const uint32_t n_window = s.task.n_window, n_chunks = s.task.n_chunks;
     uint32_t window[kParts] = {};
     if (n_window) {
@@ -630,6 +761,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __gr
         const Key key = candidate(chunk * kChunk + i * kWarp + lane, logits[i], window[i]);
         least = min(least, key);
         if (key != kOutside) worst = max(worst, rank_of(key));
+    }
+    if (s.task.state.temperature == 0.0f) {
+        least = block_min(least);
+        if (threadIdx.x == 0) finish_greedy(least);
+        return;
     }
     const uint32_t rank = __reduce_min_sync(~0u, rank_of(least));
     const uint32_t id = __reduce_min_sync(~0u, rank_of(least) == rank ? id_of(least) : ~0u);
@@ -654,8 +790,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __gr
     best = block_min(best);
     if (rank_of(best) == 0) {
         fail(id_of(best));
-    } else if (s.task.state.temperature == 0.0f) {
-        accept(id_of(best));
     } else if (!s.task.state.weigh) {
         finish_top_k(best, block_max(worst_best));
     } else {
@@ -666,15 +800,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __gr
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_weigh(const __grid_constant__ KigoSample p) {
+    load_task(p);
     pdl_wait();
     pdl_launch();
+    if (!s.task.is_sampled || !s.task.state.weigh) return;
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const uint32_t chunk = blockIdx.x * kWarps + warp;
     float logits[kParts];
 #pragma unroll
     for (int i = 0; i < kParts; i++) logits[i] = load_logit(row_logits(p), p.n_vocab, chunk * kChunk + i * kWarp + lane);
-    load_task(p);
-    if (!s.task.is_sampled || !s.task.state.weigh) return;
     const Key best = __ldcg(&s.task.work->best);
     if (rank_of(best) == 0) return;
     // No weight reaches further down than e^-28.

@@ -166,44 +166,53 @@ impl Engine {
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
         let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
-        let mut tokenizer = None;
-        let mut make_tokenizer = |told: &mut Told| {
+        let mut texts = None;
+        let mut make_texts = |told: &mut Told| {
             let began = Instant::now();
-            let made = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
-            told.tokenizer(&made, began.elapsed());
-            tokenizer = Some(made);
+            let tokenizer = Tokenizer::choose(path, gguf.metadata(), desc.n_vocab, &options.tokenizer)?;
+            told.tokenizer(&tokenizer, began.elapsed());
+            let templates = tokenizer.chat_templates().iter();
+            let templates = templates.map(|(name, source)| (name.clone(), ChatTemplate::new(source))).collect();
+            let fingerprint = fingerprint(&gguf, &desc, &tokenizer, n_ctx)?;
+            texts = Some((tokenizer, templates, fingerprint, crate::model::info::facts(&gguf)));
             Ok(())
         };
         let (backend, n_batch, prepare): (Box<dyn Backend>, _, _) = match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let began = Instant::now();
-                let context = Context::open(ordinal)?;
-                told.opened(began.elapsed());
+                let opened = OnceLock::new();
+                let open = || {
+                    let began = Instant::now();
+                    let context = Context::open(ordinal)?;
+                    let _ = opened.set((began.elapsed(), Instant::now()));
+                    Ok(context)
+                };
                 let least = options.n_batch.unwrap_or(backend::LEAST_N_BATCH);
                 let sizes = (n_ctx, least..=n_batch, options.decode_path);
-                let mut meanwhile = || make_tokenizer(told);
-                let backend = CudaBackend::load(&gguf, &desc, &plan, context, sizes, progress, &mut meanwhile)?;
+                let mut meanwhile = || make_texts(told);
+                let backend = CudaBackend::load(&gguf, &desc, &plan, open, sizes, progress, &mut meanwhile)?;
+                if let Some((time, at)) = opened.get() {
+                    told.opened(*time, *at);
+                }
                 let (n_batch, prepare) = (backend.n_batch(), backend.prepare_time());
                 (Box::new(backend), n_batch, prepare)
             }
             _ => {
-                make_tokenizer(told)?;
-                told.reading();
+                make_texts(told)?;
+                told.reading(Instant::now());
                 let backend = CpuBackend::load(&gguf, &desc, &plan, (n_ctx, n_threads), progress)?;
                 (Box::new(backend), n_batch, Duration::ZERO)
             }
         };
-        let tokenizer = tokenizer.ok_or_else(|| Error::Internal("no tokenizer was made".into()))?;
         told.weights(backend.device(), backend.weight_bytes(), prepare);
-        let templates = tokenizer.chat_templates().iter();
-        let templates = templates.map(|(name, source)| (name.clone(), ChatTemplate::new(source))).collect();
+        let no_texts = || Error::Internal("no tokenizer was made".into());
+        let (tokenizer, templates, fingerprint, facts) = texts.ok_or_else(no_texts)?;
         Ok(Engine {
             n_ctx,
             n_batch,
             n_threads,
-            facts: crate::model::info::facts(&gguf),
-            fingerprint: fingerprint(&gguf, &desc, &tokenizer, n_ctx)?,
+            facts,
+            fingerprint,
             cache_format: backend.cache_format(),
             metadata: gguf.into_metadata(),
             device: backend.device().to_string(),

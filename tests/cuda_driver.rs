@@ -165,6 +165,7 @@ fn everything_works_and_leaves_nothing() {
     assert!(run.said.iter().all(|said| said.starts_with("OK ")) && run.said.len() == 2, "{run:?}");
     assert_eq!((run.count("launches"), run.count("graph_launches")), (10, 4), "{run:?}");
     assert_eq!(run.count("dependent_launches"), 6, "three times two runs, {run:?}");
+    assert_eq!(run.count("contexts_made"), 1, "the second run has the context of the first, {run:?}");
     run.assert_clean("everything");
     let older = run_on("80");
     assert_eq!(older.count("dependent_launches"), 0, "dependent launches begin with sm_90");

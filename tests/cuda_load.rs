@@ -17,7 +17,7 @@ use std::time::Duration;
 use fake_driver::{Run, run, say};
 use folder::Folder;
 use kigo::backend::cuda::context::Context;
-use kigo::backend::cuda::load::{Piece, Plan, Repack, Space, Target};
+use kigo::backend::cuda::load::{Loaded, Opened, Piece, Plan, Repack, Space, Target};
 use kigo::backend::cuda::stream::Stream;
 use kigo::backend::{Memory, Progress, Purpose};
 use kigo::gguf::{DirectIo, Gguf, Source, TensorInfo, Writer};
@@ -146,11 +146,12 @@ fn plan(gguf: &Gguf, n_readers: usize) -> Result<Plan<CopyRows>> {
 }
 
 /// Loads `gguf` and compares what is in device memory with the file.
-fn load(gguf: &Gguf, n_readers: usize, kernels: &CopyRows, progress: &Progress) -> Result<()> {
+fn load(gguf: &Gguf, n_readers: usize, kernels: CopyRows, progress: &Progress) -> Result<()> {
     let context = Context::open(0)?;
     let load = || {
         let plan = plan(gguf, n_readers)?;
-        let weights = plan.load(gguf, &context, kernels, 1 << 20, progress, &mut || Ok(()))?;
+        let opened = Opened { context: context.clone(), kernels, later_bytes: 1 << 20 };
+        let Loaded { weights, kernels, .. } = plan.load(gguf, progress, || Ok(opened), &mut || Ok(()))?;
         assert_eq!(weights.len() as u64, plan.weight_bytes());
         assert_eq!(context.bytes(Purpose::Weights), plan.weight_bytes());
         assert_eq!((context.bytes(Purpose::Workspace), context.ledger().pinned_bytes()), (0, 0), "slots are freed");
@@ -198,7 +199,7 @@ fn child_load() {
     let gguf = Gguf::from_source(Box::new(std::io::Cursor::new(file().to_bytes()))).unwrap();
     let n_readers = variable("READERS").unwrap_or(2);
     for _ in 0..2 {
-        say(told(load(&gguf, n_readers, &CopyRows::new(), &Progress::default())));
+        say(told(load(&gguf, n_readers, CopyRows::new(), &Progress::default())));
     }
 }
 
@@ -214,7 +215,7 @@ fn child_direct() {
         rustix::fs::fadvise(&written, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let mut gguf = Gguf::open(&path).unwrap();
         gguf.set_direct(DirectIo::On);
-        say(told(load(&gguf, n_readers, &CopyRows::new(), &Progress::default())));
+        say(told(load(&gguf, n_readers, CopyRows::new(), &Progress::default())));
     }
 }
 
@@ -237,7 +238,7 @@ fn child_watched() {
             };
             let source = Watched { bytes: bytes.clone(), reads: AtomicUsize::new(0), at, what };
             let gguf = Gguf::from_source(Box::new(source)).unwrap();
-            let outcome = load(&gguf, n_readers, &CopyRows::new(), &progress);
+            let outcome = load(&gguf, n_readers, CopyRows::new(), &progress);
             let (done, total) = progress.bytes();
             assert!(done <= total && total > 0);
             // That read was one of the comparison.
@@ -262,7 +263,7 @@ fn child_kernels() {
     let gguf = Gguf::from_source(Box::new(std::io::Cursor::new(file().to_bytes()))).unwrap();
     for fault in [(|| panic!("no such tile")) as fn() -> Result<()>, || Err(Error::Internal("no such kernel".into()))] {
         let kernels = CopyRows { fault: Some(fault), ..CopyRows::new() };
-        say(told(load(&gguf, 3, &kernels, &Progress::default())));
+        say(told(load(&gguf, 3, kernels, &Progress::default())));
     }
 }
 
@@ -275,7 +276,8 @@ fn child_meanwhile() {
     for mut meanwhile in others {
         let context = Context::open(0).unwrap();
         let plan = plan(&gguf, 3).unwrap();
-        let outcome = plan.load(&gguf, &context, &CopyRows::new(), 0, &Progress::default(), &mut meanwhile);
+        let opened = Opened { context: context.clone(), kernels: CopyRows::new(), later_bytes: 0 };
+        let outcome = plan.load(&gguf, &Progress::default(), || Ok(opened), &mut meanwhile);
         say(told(outcome.map(drop)));
         assert_eq!((context.ledger().device_bytes(), context.ledger().pinned_bytes()), (0, 0));
     }
@@ -313,7 +315,7 @@ fn a_model_that_does_not_fit_is_refused_before_anything_is_allocated_r09() {
 
 #[test]
 fn no_allocation_that_fails_leaves_anything_r07() {
-    for function in ["cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate"] {
+    for function in ["cuMemAlloc", "cuStreamCreate", "cuEventCreate"] {
         for at in 1.. {
             let variables = [
                 ("FAKE_CUDA_FAIL_IN", function),
@@ -332,6 +334,15 @@ fn no_allocation_that_fails_leaves_anything_r07() {
             assert!(said[0].starts_with("OUT_OF_MEMORY ") && said[1] == "OK", "{function} {at}: {said:?}");
         }
     }
+}
+
+#[test]
+fn where_memory_cannot_be_registered_other_memory_is_pinned() {
+    let variables =
+        [("FAKE_CUDA_FAIL_IN", "cuMemHostRegister"), ("FAKE_CUDA_FAIL_AT", "1"), ("FAKE_CUDA_FAIL_CODE", "801")];
+    let run = run("child_load", &variables);
+    assert_eq!(said(&run), ["OK", "OK"]);
+    run.assert_clean("not registered");
 }
 
 #[test]
@@ -364,9 +375,9 @@ fn no_call_that_fails_leaves_anything_or_hangs_r11() {
 fn child_calls() {
     let gguf = Gguf::from_source(Box::new(std::io::Cursor::new(file().to_bytes()))).unwrap();
     for _ in 0..2 {
-        let outcome = Context::open(0).and_then(|context| {
-            plan(&gguf, 2)?.load(&gguf, &context, &CopyRows::new(), 0, &Progress::default(), &mut || Ok(())).map(drop)
-        });
+        let open = || Ok(Opened { context: Context::open(0)?, kernels: CopyRows::new(), later_bytes: 0 });
+        let load = |plan: Plan<CopyRows>| plan.load(&gguf, &Progress::default(), open, &mut || Ok(())).map(drop);
+        let outcome = plan(&gguf, 2).and_then(load);
         say(outcome.map_or_else(|error| error.status().name(), |()| "OK"));
     }
 }

@@ -777,7 +777,8 @@ fn child_architectures() {
         let plan = Weights::plan(&gguf, &desc).unwrap();
         let (context, sizes) = (Context::open(0).unwrap(), (512, 80..=80, DecodePath::Auto));
         let mut backend =
-            CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default(), &mut || Ok(())).unwrap();
+            CudaBackend::load(&gguf, &desc, &plan, || Ok(context), sizes, &Progress::default(), &mut || Ok(()))
+                .unwrap();
         let row = |sequence, position: usize| Row { token: 1, position: position as u32, sequence, logits: true };
         let mut run = |rows: &[Row]| {
             rows.iter().for_each(|row| backend.sequence_reserve(row.sequence, row.position as usize + 1).unwrap());
@@ -810,7 +811,8 @@ fn child_rings() {
         let plan = Weights::plan(&gguf, &desc).unwrap();
         let (context, sizes) = (Context::open(0).unwrap(), (1024, 30..=30, DecodePath::Auto));
         let mut backend =
-            CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default(), &mut || Ok(())).unwrap();
+            CudaBackend::load(&gguf, &desc, &plan, || Ok(context), sizes, &Progress::default(), &mut || Ok(()))
+                .unwrap();
         for end in (450..900).step_by(7) {
             backend.sequence_reserve(1, end).unwrap();
             let held: Vec<bool> = (0..end).map(|n| backend.sequence_holds(1, n)).collect();

@@ -19,7 +19,7 @@ pub struct LoadTimes {
     pub total: Duration,
     /// Reading the header and its metadata.
     pub header: Duration,
-    /// Making the tokenizer, on a GPU while the weights are read.
+    /// Making the tokenizer, on a GPU beside what follows.
     pub tokenizer: Duration,
     /// Making the device ready.
     pub device: Duration,
@@ -94,16 +94,16 @@ impl<'a> Told<'a> {
         self.tell(Level::Info, || format!("made the tokenizer in {ms:.1} ms: {} tokens", tokenizer.n_vocab()));
     }
 
-    /// The device is ready.
+    /// The device was ready after this time, at that moment.
     #[cfg(feature = "cuda")]
-    pub(super) fn opened(&mut self, time: Duration) {
+    pub(super) fn opened(&mut self, time: Duration, at: Instant) {
         self.times.device = time;
-        self.reading();
+        self.reading(at);
     }
 
-    /// The weights are read from now on.
-    pub(super) fn reading(&mut self) {
-        self.read = Instant::now();
+    /// The weights are brought to their device from then on.
+    pub(super) fn reading(&mut self, at: Instant) {
+        self.read = at;
     }
 
     /// The weights are where they belong, and what follows took `prepare`.

@@ -88,7 +88,7 @@ static Object *objects;
 static int initialised;
 /* The error that all calls for a device return once it is lost; the last is that of the driver as a whole. */
 static int lost[MAX_DEVICES + 1];
-static long calls, counted, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
+static long calls, counted, contexts_made, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
 static long fail_at, trap_at;
 static int fail_code;
 static char fail_in[64];
@@ -154,16 +154,16 @@ typedef struct {
     long value;
 } Count;
 
-enum { MAX_COUNTS = 11 + KINDS };
+enum { MAX_COUNTS = 12 + KINDS };
 
-/* All that is counted; returns how many there are. */
+/* All that is counted; returns how many there are. One hold on the context of each device is to stay, and not counted. */
 static int count(Count counts[MAX_COUNTS]) {
     long live[KINDS] = {0}, contexts_held = 0, bytes = 0;
     for (Object *object = objects; object; object = object->next) {
         live[object->kind]++;
     }
     for (int i = 0; i < n_devices; i++) {
-        contexts_held += retained[i];
+        contexts_held += retained[i] > 1 ? retained[i] - 1 : 0;
         bytes += (long)used[i];
     }
     const Count all[] = {{"calls", calls},
@@ -175,6 +175,7 @@ static int count(Count counts[MAX_COUNTS]) {
                          {"misuse", misuse},
                          {"unpopped", pushes - pops},
                          {"contexts", contexts_held},
+                         {"contexts_made", contexts_made},
                          {"bytes", bytes},
                          {"most_pinned", (long)most_pinned}};
     int n = sizeof all / sizeof *all;
@@ -512,7 +513,7 @@ EXPORT int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
 EXPORT int cuDevicePrimaryCtxRetain(Context **context, int device) {
     CALL(cuDevicePrimaryCtxRetain, {
         CHECK(known_device(device), 101, "cuDevicePrimaryCtxRetain(%d)", device);
-        retained[device]++;
+        contexts_made += retained[device]++ == 0;
         *context = &contexts[device];
     });
 }
@@ -615,7 +616,28 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
 EXPORT int cuMemFreeHost(void *start) {
     CALL(cuMemFreeHost, {
         Object *object = holder(start, 1, PINNED);
-        CHECK(object && object->start == start, 1, "cuMemFreeHost of what is no allocation");
+        CHECK(object && object->start == start && object->block, 1, "cuMemFreeHost of what is no allocation");
+        destroy(object);
+    });
+}
+
+EXPORT int cuMemHostRegister_v2(void *start, size_t bytes, unsigned flags) {
+    CALL(cuMemHostRegister, {
+        CHECK(current(), 201, "cuMemHostRegister without a context");
+        CHECK(bytes > 0 && (uintptr_t)start % 4096 == 0 && flags < 16, 1, "cuMemHostRegister(%p, %zu, %u)", start, bytes, flags);
+        CHECK(!holder(start, 1, PINNED), 712, "cuMemHostRegister of what is pinned");
+        Object *object = make(PINNED);
+        object->start = start;
+        object->bytes = bytes;
+        pinned += bytes;
+        most_pinned = pinned > most_pinned ? pinned : most_pinned;
+    });
+}
+
+EXPORT int cuMemHostUnregister(void *start) {
+    CALL(cuMemHostUnregister, {
+        Object *object = holder(start, 1, PINNED);
+        CHECK(object && object->start == start && !object->block, 713, "cuMemHostUnregister of what is not registered");
         destroy(object);
     });
 }

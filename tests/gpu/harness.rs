@@ -66,7 +66,15 @@ pub fn backend_for(
         }
         Some(Device::Cuda(ordinal)) => {
             let (context, sizes) = (Context::open(ordinal)?, (n_ctx, n_batch..=n_batch, decode_path));
-            Ok(Box::new(CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default(), &mut || Ok(()))?))
+            Ok(Box::new(CudaBackend::load(
+                &gguf,
+                &desc,
+                &plan,
+                || Ok(context),
+                sizes,
+                &Progress::default(),
+                &mut || Ok(()),
+            )?))
         }
         _ => Err(Error::NoBackend { device: device.into(), backend: "CUDA", known: Device::BUILT }),
     }
@@ -79,7 +87,7 @@ pub fn step_backend(path: &Path) -> CudaBackend {
     let desc = arch::describe(gguf.metadata()).unwrap();
     let plan = Weights::plan(&gguf, &desc).unwrap();
     let (context, sizes) = (Context::open(ordinal).unwrap(), (MAX_POSITIONS, MAX_ROWS..=MAX_ROWS, DecodePath::Step));
-    let loaded = CudaBackend::load(&gguf, &desc, &plan, context, sizes, &Progress::default(), &mut || Ok(()));
+    let loaded = CudaBackend::load(&gguf, &desc, &plan, || Ok(context), sizes, &Progress::default(), &mut || Ok(()));
     loaded.unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -23,6 +23,7 @@ mod launches;
 mod logits;
 mod memory;
 mod random_models;
+mod sampling;
 mod sanitize;
 mod stages;
 mod turns;
@@ -36,6 +37,7 @@ fn the_documentation_lists_these_tests() {
         ("logits", include_str!("logits.rs")),
         ("memory", include_str!("memory.rs")),
         ("random_models", include_str!("random_models.rs")),
+        ("sampling", include_str!("sampling.rs")),
         ("sanitize", include_str!("sanitize.rs")),
         ("stages", include_str!("stages.rs")),
         ("turns", include_str!("turns.rs")),

@@ -159,7 +159,16 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let kernels = gpu.types().of(quant).unwrap();
     let (n, input, bf16) = (params.n as usize, params.input, wants_bf16(quant));
     let (has_norm, gated) = (input.norm != KIGO_NORM_NONE, params.kind == KIGO_GATED);
-    let job = Job { quant, n: params.n, k: input.k as usize, has_norm, n_tiles: params.n_tiles, gated, copies: 1 };
+    let job = Job {
+        quant,
+        n: params.n,
+        k: input.k as usize,
+        has_norm,
+        n_tiles: params.n_tiles,
+        gated,
+        copies: 1,
+        each: params.n,
+    };
     let blocks = card.blocks(&job);
     (params.n_slots, params.sum_columns) = (blocks.n_slots, blocks.sum_columns);
     (params.n_wide, params.narrow_parts) = blocks.pieces;
@@ -224,10 +233,12 @@ fn no_product() -> KigoMatmul {
         starts: 0,
         share: 1,
         weight_scale: 1.0,
+        is_told: 0,
         n_slots: 0,
         sum_columns: 0,
         n_wide: 0,
         narrow_parts: 1,
+        n_expert: 0,
     }
 }
 
@@ -844,6 +855,14 @@ struct Scores {
     sinks: bool,
 }
 
+/// Which kernel attends: `attn_decode` with so many splits, or one for many rows.
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Decode(u32),
+    Prefill,
+    Flash,
+}
+
 /// Decode and prefill at several positions: the same bits, and their largest error.
 fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, random: &mut Random) -> f64 {
     // Entries of the tables of another group of layers.
@@ -881,6 +900,12 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
     let (decode, prefill) = (kernel("decode"), kernel("prefill"));
     let prefill_shared = dp as u32 * if dp <= 128 { 512 } else { 384 };
     prefill.set_max_shared_bytes(prefill_shared).unwrap();
+
+    let flashes = Card::new(gpu.context().info()).flashes(dp);
+    let flash = flashes.then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
+    if let Some(flash) = &flash {
+        flash.set_max_shared_bytes(KIGO_FLASH_SHARED).unwrap();
+    }
 
     let Scores { window, softcap, sinks } = scores;
     let first_key = |position: usize| if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
@@ -923,7 +948,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         let counters = gpu.filled(n_blocks * 4, 0);
         let width = stride(n_head * head_dim) + 64;
 
-        let run = |first_row: usize, n: usize, splits: Option<u32>| -> Vec<Vec<f32>> {
+        let run = |first_row: usize, n: usize, how: How| -> Vec<Vec<f32>> {
             let out = gpu.floats(&poisoned((n + 1) * width));
             let mut magnitudes = vec![0; n];
             magnitudes.push(POISON);
@@ -945,13 +970,15 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 before: if window == 0 { KIGO_ALL_BEFORE } else { window as u32 - 1 },
                 softcap: softcap * log2_e,
                 softcap_rate: if softcap > 0.0 { 2.0 / softcap } else { 0.0 },
-                splits: splits.unwrap_or(1),
+                splits: if let How::Decode(splits) = how { splits } else { 1 },
                 out_stride: width as u32,
-                pad: 0,
+                n_tiles: 1,
             };
-            match splits {
-                Some(splits) => gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, 0, &params),
-                None => gpu.launch(&prefill, [1, n_head as u32, 1], 128, prefill_shared, &params),
+            match (how, &flash) {
+                (How::Decode(splits), _) => gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, 0, &params),
+                // Fewer blocks than pairs of heads, so that a block has several.
+                (How::Flash, Some(flash)) => gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params),
+                _ => gpu.launch(&prefill, [1, n_head as u32, 1], 128, prefill_shared, &params),
             }
             let (out, magnitudes) = (gpu.read_floats(&out), gpu.read_words(&magnitudes));
             assert_eq!(magnitudes[n], POISON, "{name}: a magnitude beyond the last row");
@@ -967,12 +994,19 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
             }
             found
         };
-        let together = run(0, n, None);
+        let together = run(0, n, How::Prefill);
+        if flashes {
+            let same = run(0, n, How::Flash)
+                .iter()
+                .map(|row| super::harness::bits(row))
+                .eq(together.iter().map(|row| super::harness::bits(row)));
+            assert!(same, "{name}: other bits in attn_flash than in attn_prefill");
+        }
         let mut checked = vec![0, n / 2, n - 1];
         checked.dedup();
         for row in checked {
             for splits in [1, 3, 64] {
-                let alone = run(row, 1, Some(splits)).remove(0);
+                let alone = run(row, 1, How::Decode(splits)).remove(0);
                 let same = super::harness::bits(&alone) == super::harness::bits(&together[row]);
                 assert!(same, "{name}: other bits of row {row} in decode with {splits} splits than in prefill");
             }

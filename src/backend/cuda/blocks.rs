@@ -5,7 +5,7 @@ use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
 use super::module::has_code_for;
-use super::params::{KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
+use super::params::{KIGO_FLASH_SHARED, KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
@@ -101,6 +101,8 @@ pub struct Job {
     pub gated: bool,
     /// How many such products are launched together: of single rows each with the matrix of an expert, or of all experts.
     pub copies: u32,
+    /// Rows that each of them has on average; `n` is the most that one may have.
+    pub each: u32,
 }
 
 /// `pieces` of kernels that cut in another way.
@@ -159,6 +161,11 @@ impl Card {
         })
     }
 
+    /// Whether attention of many rows has a kernel for heads of this width.
+    pub fn flashes(&self, head_width: usize) -> bool {
+        self.sm_90a && KIGO_FLASH_SHARED <= self.block_shared && [64, 96, 128].contains(&head_width)
+    }
+
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
     pub fn blocks(&self, job: &Job) -> Blocks {
         let one = if job.n == 1 { self.one(job) } else { None };
@@ -181,8 +188,9 @@ impl Card {
     /// `matmul_one` with so many blocks on a multiprocessor; one that is alone may have fewer slots than it should.
     fn one_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
         let piece = piece_bytes(job.quant);
-        let wanted = slots(piece, per_sm);
-        let fewest = if per_sm == 1 { 2 } else { wanted };
+        let (busy, of_piece) = slices(job);
+        let wanted = slots(of_piece, per_sm * busy);
+        let fewest = if per_sm == 1 { 2 } else { slots(piece, per_sm * WARPS).min(wanted) };
         let columns = stride(job.k) as u32;
         let row = columns * if wants_bf16(job.quant) { 4 } else { 2 };
         let staging = if job.has_norm { columns * 4 } else { 0 };
@@ -210,7 +218,7 @@ impl Card {
         let piece = piece_bytes(job.quant);
         let slot = 2 * piece.next_multiple_of(LINE);
         let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
-        let wanted = slots(2 * piece, per_sm);
+        let wanted = slots(2 * piece, per_sm * WARPS);
         let choices = (2..=wanted).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
         let fits = |(n_slots, columns): &(u32, u32)| {
             let bytes = bytes(*n_slots, *columns);
@@ -233,20 +241,37 @@ impl Card {
         let most = if wants_bf16(job.quant) { NARROW_PARTS } else { WIDE_PARTS };
         let (parts, n_units) = (job.n.div_ceil(PART_ROWS), (stride(job.k) / 64) as u32);
         let blocks = |kernel, n_blocks, pieces| {
-            let grid = [n_blocks, 1, job.copies];
+            let grid = [n_blocks, 1, 1];
             Blocks { kernel, grid, shared_bytes: PREFILL_SHARED, n_slots: 2, sum_columns: 8, pieces }
         };
         let (n_groups, n_clusters) = (job.n_tiles.div_ceil(CLUSTER * ITEM_TILES), (self.n_sm / CLUSTER).max(1));
+        let of_item = |wide: bool, n_parts: u32| {
+            let times: &[(u32, u32)] = if wide { &WIDE_TIMES } else { &NARROW_TIMES };
+            let (of_unit, besides) = times.get((n_parts as usize).wrapping_sub(1)).copied().unwrap_or_default();
+            u64::from(n_units) * u64::from(of_unit) + u64::from(besides)
+        };
+        if job.copies > 1 {
+            // How many rows an expert has is only known when the kernel runs: they differ by about the root of their average.
+            let differ = job.each.isqrt();
+            let time = |wide: bool| -> u64 {
+                let most = if wide { WIDE_PARTS } else { NARROW_PARTS };
+                let of_rows = |rows: u32| {
+                    let parts = rows.div_ceil(PART_ROWS);
+                    u64::from(parts / most) * of_item(wide, most) + of_item(wide, parts % most)
+                };
+                of_rows(job.each - differ) + of_rows(job.each + differ)
+            };
+            let wide = most > NARROW_PARTS && time(true) < time(false);
+            let (kernel, most) = if wide { (Kernel::PrefillWide, WIDE_PARTS) } else { (Kernel::Prefill, NARROW_PARTS) };
+            let n_items = n_groups.saturating_mul(job.copies).saturating_mul(parts);
+            return blocks(kernel, CLUSTER * n_items.clamp(1, n_clusters), (parts / most, most));
+        }
         let n_items =
             |(n_wide, narrow): (u32, u32)| (n_groups * n_wide, n_groups * (parts - n_wide * most).div_ceil(narrow));
         let is_wide = |pieces: (u32, u32)| most > NARROW_PARTS && (pieces.0 > 0 || pieces.1 > NARROW_PARTS);
         // How long the busiest cluster takes, when they take turns.
         let time = |pieces: (u32, u32)| {
-            let times: &[(u32, u32)] = if is_wide(pieces) { &WIDE_TIMES } else { &NARROW_TIMES };
-            let of_item = |n_parts: u32| {
-                let (of_unit, besides) = times.get(n_parts as usize - 1).copied().unwrap_or_default();
-                u64::from(n_units) * u64::from(of_unit) + u64::from(besides)
-            };
+            let of_item = |n_parts| of_item(is_wide(pieces), n_parts);
             let (wide, narrow) = n_items(pieces);
             let of = |n: u32, at: u32| u64::from(n / n_clusters) + u64::from(at < n % n_clusters);
             let of_cluster = |at: u32| {
@@ -256,14 +281,12 @@ impl Card {
             (0..n_clusters).map(of_cluster).max().unwrap_or(0)
         };
         let all = || (0..=parts / most).rev().flat_map(|n_wide| (1..=most).rev().map(move |narrow| (n_wide, narrow)));
-        // How many rows an expert has is only known when the kernel runs.
-        let best = if job.copies > 1 { None } else { all().min_by_key(|pieces| time(*pieces)) };
-        let pieces = best.unwrap_or((parts / most, most));
+        let pieces = all().min_by_key(|pieces| time(*pieces)).unwrap_or((parts / most, most));
         let split = parts.min(NARROW_PARTS);
         let n_split = job.n_tiles.div_ceil(ITEM_TILES) * parts.div_ceil(split);
         let turns = n_split.div_ceil((self.n_sm / SPLIT_CLUSTER).max(1));
         let of_split = n_units.div_ceil(SPLIT_CLUSTER) * SPLIT_TIME.0 + SPLIT_TIME.1;
-        if job.copies == 1 && u64::from(turns) * u64::from(of_split) < time(pieces) {
+        if u64::from(turns) * u64::from(of_split) < time(pieces) {
             return blocks(Kernel::PrefillSplit, SPLIT_CLUSTER * n_split, (0, split));
         }
         let (wide, narrow) = n_items(pieces);
@@ -298,9 +321,19 @@ fn piece_bytes(quant: QuantType) -> u32 {
     (KIGO_PIECE / record).max(1) * record
 }
 
-/// Slots of so many bytes that a warp's ring has where so many blocks share a multiprocessor.
-fn slots(bytes: u32, per_sm: u32) -> u32 {
-    let under_way = (UNDER_WAY + per_sm * WARPS * bytes / 2) / (per_sm * WARPS * bytes);
+/// Warps of a block that have a slice of a tile, and bytes of a piece of theirs on average: narrow matrices have fewer slices, and
+/// a slice may end within a piece.
+fn slices(job: &Job) -> (u32, u32) {
+    let record = record_bytes(job.quant) as u32;
+    let n_records = stride(job.k).div_ceil(record_columns(job.quant)).max(1) as u32;
+    let of_slice = n_records.div_ceil(WARPS);
+    let n_pieces = (of_slice * record).div_ceil(piece_bytes(job.quant));
+    (n_records.div_ceil(of_slice), of_slice * record / n_pieces)
+}
+
+/// Slots of so many bytes that a warp's ring has where so many warps of a multiprocessor read.
+fn slots(bytes: u32, n_warps: u32) -> u32 {
+    let under_way = (UNDER_WAY + n_warps * bytes / 2) / (n_warps * bytes);
     (under_way + 1).clamp(FEWEST_SLOTS, KIGO_MAX_SLOTS)
 }
 
@@ -315,7 +348,7 @@ mod tests {
     const A100: Card = Card { n_sm: 108, block_shared: 163 << 10, sm_shared: 164 << 10, crowds: false, sm_90a: false };
 
     fn job(quant: QuantType, n: u32, k: usize, has_norm: bool, n_tiles: u32) -> Job {
-        Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1 }
+        Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1, each: n }
     }
 
     #[test]
@@ -383,8 +416,13 @@ mod tests {
         assert_eq!(prefill(2048, 4096, 256, false), (Kernel::Prefill, (0, 2), 132));
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
-        let experts = Job { copies: 32, ..job(QuantType::F16, 2048, 2880, true, 180) };
-        assert_eq!(H200.blocks(&experts).kernel, Kernel::PrefillWide, "as wide as their rows let them be");
+        // Of gpt-oss, and of one with many rows and columns.
+        let experts = |each, k| {
+            let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::F16, 2048, k, true, 180) });
+            (blocks.kernel, blocks.grid)
+        };
+        assert_eq!(experts(256, 2880), (Kernel::Prefill, [132, 1, 1]), "as wide as their rows let them be");
+        assert_eq!(experts(1024, 14336), (Kernel::PrefillWide, [132, 1, 1]));
     }
 
     #[test]
@@ -400,6 +438,14 @@ mod tests {
         assert_eq!(one(QuantType::F16, 8016, false), (264, 3));
         assert_eq!(one(QuantType::Q4_K, 384, false), (264, 3));
         assert_eq!(one(QuantType::Q4_0, 128, false), (128, 5), "fewer blocks than multiprocessors have all the slots");
+    }
+
+    #[test]
+    fn rings_are_longer_where_fewer_warps_read_or_pieces_are_short() {
+        let slots = |quant, k| H200.blocks(&Job { copies: 8, ..job(quant, 1, k, false, 128) }).n_slots;
+        // The experts of a Qwen3 of 30B: eight slices for gate and up, three for down. Those of gpt-oss: pieces of 4 and 2 records.
+        assert_eq!([2048, 768].map(|k| slots(QuantType::Q4_K, k)), [3, 5]);
+        assert_eq!([4096, 2880].map(|k| slots(QuantType::MXFP4, k)), [3, 4]);
     }
 
     #[test]

@@ -63,7 +63,8 @@ impl Context {
         check_usable(driver, ordinal).map(|_| ())
     }
 
-    /// Makes a device ready. Contexts of one device share what the driver has for it, but each has its own ledger.
+    /// Makes a device ready. Contexts of one device share what the driver has for it, but each has its own ledger. The
+    /// driver keeps that until the process ends, as it does for programs with CUDA's runtime: it takes 100 ms to make it.
     ///
     /// # Errors
     /// Those of [`Driver::get`]; `NoDevice`, `UnsupportedGpu`, `DeviceLost` when an earlier context of the device was
@@ -75,6 +76,13 @@ impl Context {
         // SAFETY: `handle` is a device of the driver; it writes one pointer.
         let code = unsafe { (driver.functions.cuDevicePrimaryCtxRetain)(&raw mut raw, handle) };
         check(driver, ordinal, "cuDevicePrimaryCtxRetain", code)?;
+        if driver.kept.get(ordinal as usize).is_some_and(|kept| kept.set(()).is_ok()) {
+            let mut again = CuContext::NULL;
+            // SAFETY: as above.
+            let code = unsafe { (driver.functions.cuDevicePrimaryCtxRetain)(&raw mut again, handle) };
+            // If it is refused, the next context is made anew; a lost device is noticed.
+            let _ = check(driver, ordinal, "cuDevicePrimaryCtxRetain", code);
+        }
         Ok(Arc::new(Context { driver, info, handle, raw, ledger: Ledger::default() }))
     }
 

@@ -131,6 +131,8 @@ functions! {
     cuMemFree = c"cuMemFree_v2" (u64);
     cuMemHostAlloc = c"cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
     cuMemFreeHost = c"cuMemFreeHost" (*mut c_void);
+    cuMemHostRegister = c"cuMemHostRegister_v2" (*mut c_void, usize, c_uint);
+    cuMemHostUnregister = c"cuMemHostUnregister" (*mut c_void);
     cuMemHostGetDevicePointer = c"cuMemHostGetDevicePointer_v2" (*mut u64, *mut c_void, c_uint);
     cuMemcpyHtoDAsync = c"cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, CuStream);
     cuMemcpyDtoHAsync = c"cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, CuStream);
@@ -182,6 +184,8 @@ pub struct Driver {
     version: c_int,
     /// One per device: set once it is lost, for this process and for ever.
     pub(super) losses: Vec<OnceLock<Loss>>,
+    /// One per device: set once its context stays.
+    pub(super) kept: Vec<OnceLock<()>>,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
@@ -237,7 +241,8 @@ impl Driver {
             return Err(no_device("cuda", 0));
         }
         let losses = (0..count).map(|_| OnceLock::new()).collect();
-        Ok(Driver { functions, version, losses })
+        let kept = (0..count).map(|_| OnceLock::new()).collect();
+        Ok(Driver { functions, version, losses, kept })
     }
 
     /// The CUDA version that the driver is for: major, minor.

@@ -7,17 +7,20 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::Kernel;
+use super::blocks::{Card, Job, Kernel};
 use super::context::Context;
-use super::layout::Product;
+use super::layout::{Product, TILE_ROWS};
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
-use super::params::{KIGO_MAX_EXPERTS_USED, KIGO_STORE, KigoGroup, KigoMatmul, KigoMixExperts, KigoRoute};
+use super::params::{
+    KIGO_GATE, KIGO_MAX_EXPERTS_USED, KIGO_ROUTE_MOST_EXPERTS, KIGO_STORE, KigoGroup, KigoMatmul, KigoMixExperts,
+    KigoRoute, KigoRouteFew,
+};
 use super::stages::{
-    Outcome, Sizes, Source, add_normed, blocks, gate, launch, launch_product, matmul, multiply, plain, prepare,
-    residual,
+    Outcome, Sizes, Source, add_normed, gate, job, launch, launch_product, matmul, multiply, plain, prepare, residual,
 };
 use crate::model::{Experts, ModelDesc};
+use crate::quant::QuantType;
 use crate::{Error, Result};
 
 /// Most slots that are multiplied singly. More are likely to share experts, whose weights are then read once.
@@ -26,6 +29,12 @@ const MAX_SINGLE_SLOTS: usize = 64;
 const THREADS: u32 = 256;
 const WARPS: usize = 8;
 const GROUP_THREADS: u32 = 1024;
+/// Pieces of a tile along k: `kSlices` of `kernels/fragments.cuh`.
+const SLICES: usize = WARPS;
+/// Shared memory that `route_few` has for a record of a slice.
+const ROUTE_UNIT: u32 = 4352;
+/// Most shared memory that `route_few` has besides what it is given.
+const ROUTE_STATIC: u32 = 13 << 10;
 
 /// Rows of the products for `n` rows of a batch: their slots, those of each expert rounded up to 8.
 pub fn n_products(experts: Experts, n: usize) -> usize {
@@ -34,8 +43,9 @@ pub fn n_products(experts: Experts, n: usize) -> usize {
 }
 
 /// Bytes of each buffer, in the order of [`Workspace`], for batches of up to `n` rows.
-pub fn bytes(experts: Experts, n: usize, n_embd: usize) -> [usize; 8] {
+pub fn bytes(experts: Experts, n: usize, n_embd: usize) -> [usize; 10] {
     let (n_slots, n_products) = (n * experts.n_expert_used, n_products(experts, n));
+    let n_single = n.min(MAX_SINGLE_SLOTS / experts.n_expert_used.max(1));
     [
         n * experts.n_expert * 4,
         n_slots * 4,
@@ -45,6 +55,8 @@ pub fn bytes(experts: Experts, n: usize, n_embd: usize) -> [usize; 8] {
         (experts.n_expert + 1) * 4,
         n_products * 4,
         n_products * super::layout::stride(n_embd) * 4,
+        n_single * SLICES * experts.n_expert.next_multiple_of(TILE_ROWS) * 4,
+        n_single * 4,
     ]
 }
 
@@ -67,13 +79,16 @@ pub struct Workspace {
     magnitudes: DeviceBuffer,
     /// f32 `[n_products, n_embd]`: what the experts give.
     products: DeviceBuffer,
+    /// f32 `[rows of few, slices, n_expert]`: the sums of the router, and u32 `[rows of few]`.
+    sums: DeviceBuffer,
+    counters: DeviceBuffer,
 }
 
 impl Workspace {
     /// # Errors
     /// Those of `buffer`.
     pub fn new(experts: Experts, sizes: &Sizes, buffer: impl Fn(usize) -> Result<DeviceBuffer>) -> Result<Workspace> {
-        let [logits, chosen, weights, places, rows, starts, magnitudes, products] =
+        let [logits, chosen, weights, places, rows, starts, magnitudes, products, sums, counters] =
             bytes(experts, sizes.n_rows, sizes.n_embd);
         Ok(Workspace {
             experts,
@@ -85,6 +100,8 @@ impl Workspace {
             starts: buffer(starts)?,
             magnitudes: buffer(magnitudes)?,
             products: buffer(products)?,
+            sums: buffer(sums)?,
+            counters: buffer(counters)?,
         })
     }
 }
@@ -92,6 +109,7 @@ impl Workspace {
 /// The kernels of `experts.cu`.
 pub struct Kernels {
     route: Function,
+    route_few: Function,
     group: Function,
     mix: Function,
 }
@@ -99,10 +117,13 @@ pub struct Kernels {
 impl Kernels {
     /// # Errors
     /// Those of loading kernels.
-    pub fn new(context: &Arc<Context>) -> Result<Kernels> {
+    pub fn new(context: &Arc<Context>, card: &Card) -> Result<Kernels> {
         let module = Module::load(context, embedded("experts")?)?;
+        let route_few = module.function("route_few")?;
+        route_few.set_max_shared_bytes(card.block_shared.saturating_sub(ROUTE_STATIC))?;
         Ok(Kernels {
             route: module.function("route")?,
+            route_few,
             group: module.function("group")?,
             mix: module.function("mix_experts")?,
         })
@@ -150,11 +171,12 @@ pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w:
     let (router, bias) = router;
     let mut source = residual(b, layer, true, rows.n);
     let bias = [bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
-    let n_expert = w.experts.n_expert;
-    let result =
-        Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride: n_expert, bias, ..Outcome::default() };
-    multiply(b, &mut source, router, result)?;
-    route(b, w, rows)?;
+    if !route_few(b, w, rows, &source, router, bias[0])? {
+        let out_stride = w.experts.n_expert;
+        let result = Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride, bias, ..Outcome::default() };
+        multiply(b, &mut source, router, result)?;
+        route(b, w, rows)?;
+    }
 
     // Slots by row take their row themselves; those by expert are told which.
     let mut source = residual(b, layer, true, rows.n_products);
@@ -163,7 +185,8 @@ pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w:
     }
     let share = w.experts.n_expert_used;
     gate(b, layer, w.magnitudes.address(), &mut source, |source, product, result| {
-        multiply_experts(b, w, rows, source, product, result, share)
+        // The first of two follows the router.
+        multiply_experts(b, w, rows, source, product, result, (share, result.kind != KIGO_GATE))
     })
 }
 
@@ -183,7 +206,7 @@ pub fn ffn_down(
     let n_embd = b.work.sizes.n_embd;
     let result =
         Outcome { kind: KIGO_STORE, out: w.products.address(), out_stride: n_embd, bias, ..Outcome::default() };
-    multiply_experts(b, w, rows, &mut source, product, result, 1)?;
+    multiply_experts(b, w, rows, &mut source, product, result, (1, false))?;
     let params = KigoMixExperts {
         products: w.products.address(),
         weights: w.weights.address(),
@@ -203,20 +226,51 @@ pub fn ffn_down(
     }
 }
 
-/// Which experts rows use, and, of many rows, which rows experts have.
-fn route(b: &CudaBackend, w: &Workspace, rows: Rows) -> Result<()> {
-    let (n_expert, n_used) = (w.experts.n_expert as u32, w.experts.n_expert_used as u32);
-    let params = KigoRoute {
+/// What the router is told of the experts.
+fn route_params(w: &Workspace, rows: Rows) -> KigoRoute {
+    KigoRoute {
         logits: w.logits.address(),
         experts: w.chosen.address(),
         weights: w.weights.address(),
         places: w.places.address(),
         magnitudes: w.magnitudes.address(),
         n: rows.n as u32,
-        n_expert,
-        n_used,
+        n_expert: w.experts.n_expert as u32,
+        n_used: w.experts.n_expert_used as u32,
         n_products: rows.n_products as u32,
+    }
+}
+
+/// The product of the router and the choice of experts in one, of few rows. False where the kernel cannot.
+fn route_few(b: &CudaBackend, w: &Workspace, rows: Rows, source: &Source, router: &Product, bias: u64) -> Result<bool> {
+    let n_units = router.n_records.div_ceil(SLICES) as u32;
+    let shared_bytes = n_units * ROUTE_UNIT + source.input.stride * 4;
+    let fits = shared_bytes + ROUTE_STATIC <= b.kernels.card.block_shared
+        && w.experts.n_expert <= KIGO_ROUTE_MOST_EXPERTS as usize;
+    if rows.grouped || router.quant != QuantType::F32 || !fits {
+        return Ok(false);
+    }
+    let params = KigoRouteFew {
+        input: source.input,
+        weights: b.weights.address() + router.offset,
+        bias,
+        sums: w.sums.address(),
+        counters: w.counters.address(),
+        route: route_params(w, rows),
+        n_tiles: router.n_tiles as u32,
+        n_records: router.n_records as u32,
+        weight_scale: router.weight_scale,
+        pad: 0,
     };
+    let grid = [(router.n_tiles * SLICES) as u32, rows.n as u32, 1];
+    launch(b, &kernels(b)?.route_few, grid, THREADS, shared_bytes, &params)?;
+    Ok(true)
+}
+
+/// Which experts rows use, and, of many rows, which rows experts have.
+fn route(b: &CudaBackend, w: &Workspace, rows: Rows) -> Result<()> {
+    let params = route_params(w, rows);
+    let (n_expert, n_used) = (params.n_expert, params.n_used);
     launch(b, &kernels(b)?.route, [rows.n.div_ceil(WARPS) as u32, 1, 1], THREADS, 0, &params)?;
     if !rows.grouped {
         return Ok(());
@@ -234,7 +288,8 @@ fn route(b: &CudaBackend, w: &Workspace, rows: Rows) -> Result<()> {
     launch(b, &kernels(b)?.group, [1, 1, 1], GROUP_THREADS, n_expert * 4, &params)
 }
 
-/// Products with the matrices of experts; `share` slots take the same row of the source where they stand by row.
+/// Products with the matrices of experts; `share` slots take the same row of the source where they stand by row. `is_told` says
+/// that the kernel ahead chooses the experts.
 fn multiply_experts(
     b: &CudaBackend,
     w: &Workspace,
@@ -242,10 +297,12 @@ fn multiply_experts(
     source: &mut Source,
     product: &Product,
     result: Outcome,
-    share: usize,
+    (share, is_told): (usize, bool),
 ) -> Result<()> {
+    let (n, n_expert) = (rows.n as u32, w.experts.n_expert as u32);
+    let job = job(&source.input, product, result.kind, if rows.grouped { n } else { 1 });
     if !rows.grouped {
-        let blocks = blocks(b, &source.input, product, result.kind, 1, rows.n_slots as u32);
+        let blocks = b.kernels.card.blocks(&Job { copies: rows.n_slots as u32, ..job });
         if blocks.kernel != Kernel::One {
             return Err(Error::Internal(format!(
                 "experts of {} columns, which are more than a block holds",
@@ -253,13 +310,15 @@ fn multiply_experts(
             )));
         }
         let params = matmul(b, source.input, product, result, &blocks);
-        let params = KigoMatmul { experts: w.chosen.address(), share: share as u32, ..params };
+        let params =
+            KigoMatmul { experts: w.chosen.address(), share: share as u32, is_told: u32::from(is_told), ..params };
         return launch_product(b, product, &blocks, &params);
     }
-    let blocks = blocks(b, &source.input, product, result.kind, rows.n as u32, w.experts.n_expert as u32);
+    let each = (rows.n_slots as u32).div_ceil(n_expert.max(1));
+    let blocks = b.kernels.card.blocks(&Job { copies: n_expert, each, ..job });
     prepare(b, source, product, blocks.kernel)?;
     let params = matmul(b, source.input, product, result, &blocks);
-    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), ..params })
+    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), n_expert, ..params })
 }
 
 fn kernels(b: &CudaBackend) -> Result<&Kernels> {

@@ -1,24 +1,26 @@
 //! From files to device memory: plan everything, refuse what does not fit, then read with several threads.
 //!
 //! A reader reads some rows of a tensor into pinned memory, queues their copy to the device and there a kernel that
-//! brings them into the layout of the products, and reads the next rows into its other slot meanwhile. No file is
-//! mapped, and host memory is bounded by the slots: see [`Plan::host_bytes`].
+//! brings them into the layout of the products, and reads the next rows into its other slot meanwhile. Its first rows
+//! it reads while the device is made ready. No file is mapped, and host memory is bounded by the slots: see
+//! [`Plan::host_bytes`]. To register the pages of a mapped file with the driver, and copy from there, was slower on an H200
+//! than reading them: 13 to 23 GB/s, by the system's pages, against 50.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::context::Context;
-use super::memory::{DeviceBuffer, PinnedBuffer};
-use super::room;
-use super::stream::{Event, Stream};
-use crate::backend::{Progress, Purpose};
+use super::memory::DeviceBuffer;
+use super::pages::PAGE;
+use super::readers::Job;
+use super::stream::Stream;
+use crate::backend::Progress;
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::{Error, Result, panics};
+use crate::{Error, Result};
 
 /// The kernels that bring matrices into the layout of the products.
-pub trait Repack: Sync {
+pub trait Repack: Send + Sync {
     /// Where a matrix goes: whatever [`Self::repack`] needs to know of it.
     type Matrix: Sync;
 
@@ -103,13 +105,13 @@ const GRANULE: u64 = 2 << 20;
 const MAX_READERS: usize = 12;
 
 /// Slots of a reader: one is filled while the other is on its way.
-const SLOTS: usize = 2;
+pub(super) const SLOTS: usize = 2;
 
-/// Most bytes of a slot. The link takes 40 us for so many and a reader 250, beside which the calls of the driver, 10 us,
-/// hardly count. All slots together are 48 MiB at most.
-const SLOT_BYTES: u64 = 2 << 20;
+/// Most bytes of a slot. A copy takes 4 us besides the 19 us for each MiB: an H200 took 45 GB/s in copies of 1 MiB, 50 in
+/// those of 2, 52.4 in those of 4, 54.7 in those of 16, whatever the number of streams. All slots are 96 MiB at most.
+const SLOT_BYTES: u64 = 4 << 20;
 
-/// Least bytes of a slot. Pinning is slow (1.7 GB/s where it was measured), so that a small model loads faster with small ones.
+/// Least bytes of a slot: a small model has something for every reader.
 const LEAST_SLOT_BYTES: u64 = 1 << 20;
 
 /// How often a reader fills each of its slots, where they need not be larger or smaller.
@@ -120,18 +122,18 @@ const MAX_ELEMENTS: u64 = 1 << 16;
 
 /// How a model is loaded; nothing is allocated yet.
 pub struct Plan<R: Repack> {
-    pieces: Vec<Piece<R::Matrix>>,
+    pub(super) pieces: Vec<Piece<R::Matrix>>,
     /// Bytes of the weights in device memory.
-    n_bytes: u64,
-    chunks: Vec<Chunk>,
+    pub(super) n_bytes: u64,
+    pub(super) chunks: Vec<Chunk>,
     slot_bytes: u64,
-    n_readers: usize,
+    pub(super) n_readers: usize,
 }
 
 /// What is read at once: rows of a matrix, or elements of a vector.
-struct Chunk {
-    piece: usize,
-    part: Range<u64>,
+pub(super) struct Chunk {
+    pub piece: usize,
+    pub part: Range<u64>,
 }
 
 impl<R: Repack> Plan<R> {
@@ -160,21 +162,43 @@ impl<R: Repack> Plan<R> {
         Ok(Plan { pieces, n_bytes: space.n_bytes, chunks, slot_bytes, n_readers })
     }
 
+    /// What is read.
+    pub fn pieces(&self) -> &[Piece<R::Matrix>] {
+        &self.pieces
+    }
+
     /// Bytes of the weights in device memory.
     pub fn weight_bytes(&self) -> u64 {
         self.n_bytes
     }
 
     /// Bytes of host memory that loading takes at most: the slots, and what each reader needs to make f32 of a vector.
-    /// With 12 readers these are 54 MiB, or 32 rows of the widest matrix and 4 MiB if that is more.
+    /// With 12 readers these are 102 MiB, or 32 rows of the widest matrix and 6 MiB if that is more.
     pub fn host_bytes(&self) -> u64 {
-        let values = MAX_ELEMENTS * 2 * size_of::<f32>() as u64 + (SLOTS * crate::gguf::room(0)) as u64;
-        self.staging_bytes().saturating_add(self.n_readers as u64 * values)
+        let values = MAX_ELEMENTS * 2 * size_of::<f32>() as u64;
+        let slots = (SLOTS as u64).saturating_mul(self.host_stride());
+        (self.n_readers as u64).saturating_mul(slots.saturating_add(values))
+    }
+
+    /// From one slot of a reader to the next in host memory: direct reads want them to begin with a block.
+    pub(super) fn host_stride(&self) -> u64 {
+        let room = crate::gguf::room(usize::try_from(self.slot_bytes).unwrap_or(usize::MAX)) as u64;
+        room.checked_next_multiple_of(PAGE as u64).unwrap_or(u64::MAX)
+    }
+
+    /// The same in device memory.
+    pub(super) fn device_stride(&self) -> u64 {
+        self.slot_bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX)
+    }
+
+    /// Whether slots are no larger than for all usual matrices.
+    pub(super) fn has_usual_slots(&self) -> bool {
+        self.slot_bytes <= SLOT_BYTES
     }
 
     /// Bytes of device memory that only loading takes: the slots once more.
     pub fn staging_bytes(&self) -> u64 {
-        self.slot_bytes.saturating_mul((self.n_readers * SLOTS) as u64)
+        self.device_stride().saturating_mul((self.n_readers * SLOTS) as u64)
     }
 
     /// Free device memory that is needed, when what is allocated after loading takes `later_bytes`.
@@ -196,48 +220,43 @@ impl<R: Repack> Plan<R> {
         Err(Error::OutOfDeviceMemory { device: context.device(), what, needed, free })
     }
 
-    /// Checks, allocates, and reads everything into the allocation it returns; this thread does something else meanwhile.
-    /// Whoever drops the allocation sees to it that no kernel uses it.
+    /// Reads everything into memory of the device that `open` makes ready on a thread of its own, when that fits; this thread
+    /// runs `meanwhile`. Whoever drops the weights sees to it that no kernel uses them.
     ///
     /// # Errors
-    /// Those of [`Self::check`] before anything is allocated; those of reading and of `meanwhile`; `OutOfMemory`,
-    /// `DeviceLost`, `DeviceError`, `LoadCancelled`. Of several, the first that happened; nothing stays allocated.
+    /// Those of reading, of `open` and `meanwhile`, and of [`Self::check`], before anything is allocated there;
+    /// `OutOfMemory`, `DeviceLost`, `DeviceError`, `LoadCancelled`. Of several, the first that happened; nothing stays
+    /// allocated.
     pub fn load(
         &self,
         gguf: &Gguf,
-        context: &Arc<Context>,
-        kernels: &R,
-        later_bytes: u64,
         progress: &Progress,
+        open: impl FnOnce() -> Result<Opened<R>> + Send,
         meanwhile: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<DeviceBuffer> {
+    ) -> Result<Loaded<R>> {
         progress.expect(self.pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum)));
-        self.check(context, later_bytes)?;
-        let bytes = usize::try_from(self.n_bytes).unwrap_or(usize::MAX);
-        let weights = DeviceBuffer::new(context, Purpose::Weights, bytes, "the weights")?;
-        // What pads rows and columns counts as zero.
-        let stream = Stream::new(context)?;
-        weights.fill_u8(&stream, 0)?;
-        stream.synchronize()?;
-        let job = Job {
-            gguf,
-            context,
-            kernels,
-            progress,
-            plan: self,
-            weights: &weights,
-            next: AtomicUsize::new(0),
-            stopped: AtomicBool::new(false),
-            failure: Mutex::new(None),
-            gate: Gate::default(),
-        };
-        job.run(meanwhile)?;
-        Ok(weights)
+        Job::new(gguf, progress, self).run(open, meanwhile)
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A device that is ready, and what is to be known of it.
+pub struct Opened<R> {
+    /// The device.
+    pub context: Arc<Context>,
+    /// Its kernels.
+    pub kernels: R,
+    /// Bytes of what is allocated there after loading.
+    pub later_bytes: u64,
+}
+
+/// What [`Plan::load`] leaves.
+pub struct Loaded<R> {
+    /// The device.
+    pub context: Arc<Context>,
+    /// Its kernels.
+    pub kernels: R,
+    /// The weights.
+    pub weights: DeviceBuffer,
 }
 
 fn rows(matrix: &TensorInfo) -> u64 {
@@ -245,7 +264,7 @@ fn rows(matrix: &TensorInfo) -> u64 {
 }
 
 /// Rows are whole blocks, so this is no rounding.
-fn row_bytes(matrix: &TensorInfo) -> u64 {
+pub(super) fn row_bytes(matrix: &TensorInfo) -> u64 {
     matrix.n_bytes / rows(matrix)
 }
 
@@ -281,218 +300,4 @@ fn chunks<M>(pieces: &[Piece<M>], group: fn(&M) -> u64, slot_bytes: u64) -> Resu
         }
     }
     Ok(chunks)
-}
-
-/// What all readers share.
-struct Job<'a, R: Repack> {
-    gguf: &'a Gguf,
-    context: &'a Arc<Context>,
-    kernels: &'a R,
-    progress: &'a Progress,
-    plan: &'a Plan<R>,
-    weights: &'a DeviceBuffer,
-    /// The chunk that is read next.
-    next: AtomicUsize,
-    stopped: AtomicBool,
-    /// The first that happened.
-    failure: Mutex<Option<Error>>,
-    gate: Gate,
-}
-
-/// Holds readers back until all have started: they start one by one, and nothing else takes the room for that.
-#[derive(Default)]
-struct Gate {
-    /// How many have arrived, and whether they may go on.
-    state: Mutex<(usize, bool)>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn arrive(&self) {
-        let mut state = lock(&self.state);
-        state.0 += 1;
-        self.changed.notify_all();
-        drop(self.changed.wait_while(state, |(_, is_open)| !*is_open));
-    }
-
-    fn wait_for(&self, n: usize) {
-        drop(self.changed.wait_while(lock(&self.state), |(arrived, _)| *arrived < n));
-    }
-
-    fn open(&self) {
-        lock(&self.state).1 = true;
-        self.changed.notify_all();
-    }
-}
-
-impl<R: Repack> Job<'_, R> {
-    /// Reads all chunks.
-    fn run(self, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        std::thread::scope(|scope| {
-            for i in 0..self.plan.n_readers {
-                let thread = std::thread::Builder::new().name(format!("kigo-read-{i}"));
-                let reader = || {
-                    panics::own_thread();
-                    self.gate.arrive();
-                    let outcome = panics::caught(|| {
-                        let _bound = self.context.bind()?;
-                        Reader::new(&self)?.run()
-                    });
-                    if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
-                        self.fail(error);
-                    }
-                };
-                if !room::for_a_thread() || thread.spawn_scoped(scope, reader).is_err() {
-                    let what = "a thread that reads".into();
-                    self.fail(Error::OutOfMemory { what, bytes: room::THREAD_BYTES as u64 });
-                    break;
-                }
-                self.gate.wait_for(i + 1);
-            }
-            self.gate.open();
-            let outcome = panics::caught(meanwhile);
-            if let Err(error) = outcome.unwrap_or_else(|text| Err(Error::Internal(text))) {
-                self.fail(error);
-            }
-        });
-        let failure = self.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failure.map_or(Ok(()), Err)
-    }
-
-    fn fail(&self, error: Error) {
-        self.stopped.store(true, Ordering::Relaxed);
-        lock(&self.failure).get_or_insert(error);
-    }
-
-    /// The next chunk; `None` when there is none, or another reader has failed.
-    fn take(&self) -> Result<Option<&Chunk>> {
-        self.progress.check()?;
-        if self.stopped.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        Ok(self.plan.chunks.get(self.next.fetch_add(1, Ordering::Relaxed)))
-    }
-}
-
-/// What a thread reads with.
-struct Reader<'a, R: Repack> {
-    job: &'a Job<'a, R>,
-    stream: Stream,
-    slots: Vec<Slot>,
-    /// A part of a vector as it stands in the file.
-    quantised: Vec<u8>,
-    /// The same as numbers.
-    values: Vec<f32>,
-}
-
-struct Slot {
-    host: PinnedBuffer,
-    device: DeviceBuffer,
-    /// What was queued last is done with the slot.
-    free: Event,
-    /// Bytes of the file that are on their way.
-    n_bytes: u64,
-}
-
-impl<'a, R: Repack> Reader<'a, R> {
-    fn new(job: &'a Job<'a, R>) -> Result<Self> {
-        let (stream, slots) = (Stream::new(job.context)?, try_vec(SLOTS, "the slots of a reader")?);
-        Ok(Reader { job, stream, slots, quantised: Vec::new(), values: Vec::new() })
-    }
-
-    /// Makes one more slot, so that the first is on its way while the next is pinned.
-    fn add_slot(&mut self) -> Result<()> {
-        let (context, what) = (self.job.context, "a slot for loading");
-        let bytes = usize::try_from(self.job.plan.slot_bytes).unwrap_or(usize::MAX);
-        self.slots.push(Slot {
-            host: PinnedBuffer::new(context, crate::gguf::room(bytes), what)?,
-            device: DeviceBuffer::new(context, Purpose::Workspace, bytes, what)?,
-            free: Event::new(context)?,
-            n_bytes: 0,
-        });
-        Ok(())
-    }
-
-    fn run(&mut self) -> Result<()> {
-        for turn in 0.. {
-            let Some(chunk) = self.job.take()? else { break };
-            let at = turn % SLOTS;
-            if at == self.slots.len() {
-                self.add_slot()?;
-            }
-            self.arrived(at)?;
-            let Piece { info, target } = &self.job.plan.pieces[chunk.piece];
-            let n_bytes = match target {
-                Target::Matrix(matrix) => self.read_rows(at, info, matrix, &chunk.part)?,
-                Target::Vector(offset) => self.read_elements(at, info, *offset, &chunk.part)?,
-            };
-            let slot = &mut self.slots[at];
-            slot.free.record(&self.stream)?;
-            slot.n_bytes = n_bytes;
-        }
-        (0..self.slots.len()).try_for_each(|at| self.arrived(at))
-    }
-
-    /// Waits until slot `at` is free.
-    fn arrived(&mut self, at: usize) -> Result<()> {
-        let slot = &mut self.slots[at];
-        if slot.n_bytes > 0 {
-            slot.free.synchronize()?;
-            self.job.progress.advance(std::mem::take(&mut slot.n_bytes));
-        }
-        Ok(())
-    }
-
-    fn read_rows(&mut self, at: usize, info: &TensorInfo, matrix: &R::Matrix, rows: &Range<u64>) -> Result<u64> {
-        let (job, slot) = (self.job, &mut self.slots[at]);
-        let start = rows.start * row_bytes(info);
-        let n_bytes = (rows.end * row_bytes(info) - start) as usize;
-        let at = job.gguf.read_tensor_placed(info, start, n_bytes, slot.host.as_mut_slice())?;
-        slot.device.upload_async(&self.stream, 0, &slot.host, at..at + n_bytes)?;
-        let (source, weights) = (slot.device.address(), job.weights.address());
-        job.kernels.repack(&self.stream, source, rows.clone(), info, matrix, weights)?;
-        Ok(n_bytes as u64)
-    }
-
-    fn read_elements(&mut self, at: usize, info: &TensorInfo, offset: u64, elements: &Range<u64>) -> Result<u64> {
-        let (job, slot, quant) = (self.job, &mut self.slots[at], info.quant_type);
-        let bytes_to = |element: u64| element / quant.block_len() as u64 * quant.block_bytes() as u64;
-        let start = bytes_to(elements.start);
-        let (n_bytes, n) = ((bytes_to(elements.end) - start) as usize, (elements.end - elements.start) as usize);
-        resize(&mut self.quantised, n_bytes, &info.name)?;
-        resize(&mut self.values, n, &info.name)?;
-        job.gguf.read_tensor_part(info, start, &mut self.quantised)?;
-        quant.dequantize(&self.quantised, &mut self.values);
-        for (to, value) in slot.bytes(n * 4)?.chunks_exact_mut(4).zip(&self.values) {
-            to.copy_from_slice(&value.to_le_bytes());
-        }
-        let offset = offset + elements.start * 4;
-        job.weights.upload_async(&self.stream, offset as usize, &slot.host, 0..n * 4)?;
-        Ok(n_bytes as u64)
-    }
-}
-
-impl Slot {
-    fn bytes(&mut self, n: usize) -> Result<&mut [u8]> {
-        let too_long = || Error::Internal(format!("{n} bytes do not fit into a slot for loading"));
-        self.host.as_mut_slice().get_mut(..n).ok_or_else(too_long)
-    }
-}
-
-impl<R: Repack> Drop for Reader<'_, R> {
-    fn drop(&mut self) {
-        // What is queued uses the slots. A call that fails once is tried again; a lost device uses nothing.
-        if self.stream.synchronize().is_err() {
-            let _ = self.stream.synchronize();
-        }
-    }
-}
-
-/// Makes `buffer` exactly `len` long; what it holds is unspecified.
-fn resize<T: Clone + Default>(buffer: &mut Vec<T>, len: usize, what: &str) -> Result<()> {
-    if len > buffer.capacity() {
-        *buffer = try_vec(len, what)?;
-    }
-    buffer.resize(len, T::default());
-    Ok(())
 }

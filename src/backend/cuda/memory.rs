@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::context::Context;
+use super::pages::Pages;
 use super::stream::Stream;
 pub use crate::backend::Purpose;
 use crate::backend::{Memory, Residency};
@@ -272,6 +273,8 @@ pub struct PinnedBuffer {
     start: *mut u8,
     device_address: u64,
     len: usize,
+    /// The memory, where it is not the driver's.
+    pages: Option<Pages>,
 }
 
 // SAFETY: it owns its memory as a boxed slice would; nothing of it is bound to a thread.
@@ -296,13 +299,32 @@ impl PinnedBuffer {
         })?;
         context.ledger().lock().pinned_bytes += len as u64;
         // From here on dropping frees it.
-        let mut buffer = PinnedBuffer { context: context.clone(), start: start.cast(), device_address: 0, len };
+        let mut buffer =
+            PinnedBuffer { context: context.clone(), start: start.cast(), device_address: 0, len, pages: None };
         // SAFETY: the driver allocated `len` bytes there.
         unsafe { buffer.start.write_bytes(0, len) };
-        let address = &raw mut buffer.device_address;
-        // SAFETY: `start` is host memory that the driver mapped; it writes one address.
-        context.call("cuMemHostGetDevicePointer", |f| unsafe { (f.cuMemHostGetDevicePointer)(address, start, 0) })?;
+        buffer.find()?;
         Ok(buffer)
+    }
+
+    /// What `pages` hold, which were registered with the driver.
+    ///
+    /// # Errors
+    /// `DeviceLost`, `DeviceError`.
+    pub(super) fn registered(context: &Arc<Context>, pages: Pages) -> Result<PinnedBuffer> {
+        let (start, len) = (pages.start(), pages.len());
+        context.ledger().lock().pinned_bytes += len as u64;
+        // From here on dropping unregisters it.
+        let mut buffer = PinnedBuffer { context: context.clone(), start, device_address: 0, len, pages: Some(pages) };
+        buffer.find()?;
+        Ok(buffer)
+    }
+
+    /// Asks where the device sees it.
+    fn find(&mut self) -> Result<()> {
+        let (address, start) = (&raw mut self.device_address, self.start.cast());
+        // SAFETY: `start` is host memory that the driver mapped; it writes one address.
+        self.context.call("cuMemHostGetDevicePointer", |f| unsafe { (f.cuMemHostGetDevicePointer)(address, start, 0) })
     }
 
     /// Its length in bytes.
@@ -383,8 +405,14 @@ impl PinnedBuffer {
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         self.context.ledger().lock().pinned_bytes -= self.len as u64;
-        // SAFETY: the memory is that of this value, which nobody uses any more.
-        self.context.release("cuMemFreeHost", |f| unsafe { (f.cuMemFreeHost)(self.start.cast()) });
+        let start = self.start.cast();
+        if self.pages.is_some() {
+            // SAFETY: the memory was registered and is that of this value, which nobody uses any more; it is unmapped afterwards.
+            self.context.release("cuMemHostUnregister", |f| unsafe { (f.cuMemHostUnregister)(start) });
+        } else {
+            // SAFETY: the memory is that of this value, which nobody uses any more.
+            self.context.release("cuMemFreeHost", |f| unsafe { (f.cuMemFreeHost)(start) });
+        }
     }
 }
 

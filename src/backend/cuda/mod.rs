@@ -19,7 +19,9 @@ pub mod layout;
 pub mod load;
 pub mod memory;
 pub mod module;
+mod pages;
 pub mod params;
+mod readers;
 mod room;
 pub mod sample;
 mod stages;
@@ -64,7 +66,7 @@ const STEPS_AHEAD: usize = 2;
 /// A model in device memory, with its KV cache.
 pub struct CudaBackend {
     // Graphs go before what they use.
-    graphs: HashMap<Batch, Graph>,
+    graphs: HashMap<Recording, Graph>,
     /// The kernel that runs a step of one sequence, where it can.
     step: Option<Step>,
     device: String,
@@ -99,6 +101,9 @@ enum Batch {
     Rows(usize),
     Step,
 }
+
+/// A batch, and whether its tokens are drawn at the end: `None` not, else whether some sampler needs a second kernel.
+type Recording = (Batch, Option<bool>);
 
 /// Which sampler is whose.
 struct Slots {
@@ -179,7 +184,7 @@ fn fitting_batch(
 impl CudaBackend {
     /// Loads the planned tensors into the memory of a GPU, for sequences of up to `n_ctx` tokens and batches of up to the
     /// end of `n_batch` rows: fewer where memory is short, but its start at least. Steps of single sequences take the
-    /// `decode_path`. While others read, this thread runs `meanwhile`.
+    /// `decode_path`. While others `open` the GPU and read, this thread runs `meanwhile`.
     ///
     /// # Errors
     /// When the model does not fit into the free memory (nothing is allocated then), the file cannot be read, the load is
@@ -188,19 +193,28 @@ impl CudaBackend {
         gguf: &Gguf,
         desc: &ModelDesc,
         plan: &Weights<TensorInfo>,
-        context: Arc<Context>,
+        open: impl FnOnce() -> Result<Arc<Context>> + Send,
         (n_ctx, n_batch, decode_path): (usize, RangeInclusive<usize>, DecodePath),
         progress: &Progress,
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<CudaBackend> {
-        let bound = context.bind()?;
         check_desc(desc)?;
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (mut places, pieces, space) = Places::new(plan, desc)?;
-        let types = TypeTable::load(&context, &pieces)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let (n_batch, sizes, later) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
-        let weights = load.load(gguf, &context, &types, later, progress, meanwhile)?;
+        let mut fitting = None;
+        let open = || {
+            let context = open()?;
+            let bound = context.bind()?;
+            let kernels = TypeTable::load(&context, load.pieces())?;
+            let (n_batch, sizes, later_bytes) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
+            fitting = Some((n_batch, sizes));
+            drop(bound);
+            Ok(load::Opened { context, kernels, later_bytes })
+        };
+        let load::Loaded { context, kernels: types, weights } = load.load(gguf, progress, open, meanwhile)?;
+        let (n_batch, sizes) = fitting.ok_or_else(|| Error::Internal("no batch fits".into()))?;
+        let bound = context.bind()?;
         let loaded = Instant::now();
 
         let stream = Arc::new(Stream::new(&context)?);
@@ -236,8 +250,8 @@ impl CudaBackend {
         };
         backend.step = Step::new(&backend, decode_path)?;
         // Whoever waits for a second token would wait for these.
-        backend.capture(backend.single(0))?;
-        backend.capture(Batch::Rows(1))?;
+        backend.capture((backend.single(0), None))?;
+        backend.capture((Batch::Rows(1), None))?;
         backend.stream.synchronize()?;
         backend.prepare_time = loaded.elapsed();
         drop(bound);
@@ -257,7 +271,7 @@ impl CudaBackend {
     /// Lets all warps of the kernel that runs a step of one sequence sleep up to so many nanoseconds in every stage, which
     /// must change nothing. False where there is no such kernel. For tests.
     pub fn delay_steps(&mut self, nanoseconds: u32) -> bool {
-        self.graphs.remove(&Batch::Step);
+        self.graphs.retain(|(batch, _), _| *batch != Batch::Step);
         self.step.as_mut().is_some_and(|step| {
             step.set_delay(nanoseconds);
             true
@@ -311,7 +325,7 @@ impl CudaBackend {
             [row] => self.single(row.position),
             _ => Batch::Rows(n),
         };
-        self.launch_graph(batch)
+        self.launch_graph((batch, None))
     }
 
     /// How one row at this position is run.
@@ -320,36 +334,40 @@ impl CudaBackend {
     }
 
     /// Captures a graph, unless it is there.
-    fn capture(&mut self, batch: Batch) -> Result<()> {
-        if self.graphs.contains_key(&batch) {
+    fn capture(&mut self, recording: Recording) -> Result<()> {
+        if self.graphs.contains_key(&recording) {
             return Ok(());
         }
+        let (batch, weigh) = recording;
         let n = if let Batch::Rows(n) = batch { n } else { 1 };
-        self.shape = Shape { n, n_logits: n, n_tiles: 0, all_want: true };
+        self.shape = Shape { n, n_logits: n, n_tiles: 0, n_positions: 0, all_want: true };
         let stream = self.stream.clone();
-        let graph = stream.capture(|stream| match (batch, &self.step) {
-            (Batch::Step, Some(step)) => {
-                stages::embed(self, step.number())?;
-                step.launch(stream, self.work.logits.address())
+        let graph = stream.capture(|stream| {
+            match (batch, &self.step) {
+                (Batch::Step, Some(step)) => {
+                    stages::embed(self, step.number())?;
+                    step.launch(stream, self.work.logits.address())?;
+                }
+                _ => crate::model::stages(self)?,
             }
-            _ => crate::model::stages(self),
+            weigh.map_or(Ok(()), |weigh| self.launch_sampling(n, weigh))
         })?;
         self.graphs.try_reserve(1).map_err(|_| no_memory("a graph"))?;
-        self.graphs.insert(batch, graph);
+        self.graphs.insert(recording, graph);
         Ok(())
     }
 
     /// Queues a graph, which is captured when it is first wanted.
-    fn launch_graph(&mut self, batch: Batch) -> Result<()> {
-        self.capture(batch)?;
-        match self.graphs.get(&batch) {
+    fn launch_graph(&mut self, recording: Recording) -> Result<()> {
+        self.capture(recording)?;
+        match self.graphs.get(&recording) {
             Some(graph) => graph.launch(&self.stream),
-            None => Err(Error::Internal(format!("no graph of {batch:?}"))),
+            None => Err(Error::Internal(format!("no graph of {recording:?}"))),
         }
     }
 
     /// Queues the drawing of tokens by the device's samplers, from the first `n` rows of logits.
-    fn launch_sampling(&mut self, n: usize, weigh: bool) -> Result<()> {
+    fn launch_sampling(&self, n: usize, weigh: bool) -> Result<()> {
         let (logits, rows, select) = (self.work.logits.address(), self.work.rows.address(), self.work.select.address());
         self.samplers.launch(&self.stream, logits, rows, select, n as u32, weigh)
     }
@@ -389,13 +407,19 @@ impl CudaBackend {
                 }
                 break;
             }
-            // A graph that is not there yet is made when somebody waits for it anyway.
+            // A graph that is not there yet is made when somebody waits for it anyway. One that differs by the sampling at its
+            // end is made here, while the device is busy.
             let batch = self.single(n_positions as u32 - 1);
-            if !self.graphs.contains_key(&batch) {
+            if !self.graphs.contains_key(&(batch, None)) {
                 break;
             }
-            self.launch_graph(batch)?;
-            self.launch_sampling(1, weigh)?;
+            if let Err(error) = self.capture((batch, Some(weigh))) {
+                if self.context.is_lost() {
+                    return Err(error);
+                }
+                break;
+            }
+            self.launch_graph((batch, Some(weigh)))?;
             self.ahead.n_steps += 1;
             self.ahead.sequence = Some(sequence);
         }
@@ -672,7 +696,8 @@ impl Backend for CudaBackend {
     fn begin(&mut self, rows: &[Row]) -> Result<()> {
         let n_tiles = if is_decode(rows) { 0 } else { tiles_of(rows).count() };
         let n_logits = rows.iter().filter(|row| row.logits).count();
-        self.shape = Shape { n: rows.len(), n_logits, n_tiles, all_want: n_logits == rows.len() };
+        let n_positions = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
+        self.shape = Shape { n: rows.len(), n_logits, n_tiles, n_positions, all_want: n_logits == rows.len() };
         Ok(())
     }
 

@@ -65,6 +65,7 @@ constants! {
     KIGO_SILU_CLAMPED = 2,
     KIGO_MAX_EXPERTS_USED = 32,
     KIGO_NO_ROW = 0xFFFF_FFFF,
+    KIGO_ROUTE_MOST_EXPERTS = 1024,
     KIGO_ORDER_FRAGMENTS = 0,
     KIGO_ORDER_SWIZZLED = 1,
     KIGO_ROWS_PLAIN = 0,
@@ -102,6 +103,7 @@ constants! {
     KIGO_STEP_OWN = 32,
     KIGO_STEP_PAGES_AT_ONCE = 4,
     KIGO_STEP_ATTENTION = 9600,
+    KIGO_FLASH_SHARED = 232448,
 }
 
 mirrors! {
@@ -137,7 +139,7 @@ mirrors! {
         softcap_rate: f32,
         splits: u32,
         out_stride: u32,
-        pad: u32,
+        n_tiles: u32,
     }
 
     KigoInput {
@@ -205,6 +207,8 @@ mirrors! {
         starts: u64,
         share: u32,
         weight_scale: f32,
+        n_expert: u32,
+        is_told: u32,
     }
 
     KigoHeads {
@@ -241,6 +245,19 @@ mirrors! {
         n_expert: u32,
         n_used: u32,
         n_products: u32,
+    }
+
+    KigoRouteFew {
+        input: KigoInput,
+        weights: u64,
+        bias: u64,
+        sums: u64,
+        counters: u64,
+        route: KigoRoute,
+        n_tiles: u32,
+        n_records: u32,
+        weight_scale: f32,
+        pad: u32,
     }
 
     KigoGroup {
@@ -405,7 +422,8 @@ mirrors! {
         worst: u32,
         scanned: u32,
         weighed: u32,
-        pad: [u32; 3],
+        pad: u32,
+        complement: u64,
         sums: [[u64; KIGO_SAMPLE_BINS as usize]; 3],
     }
 

@@ -16,6 +16,9 @@ use crate::error::try_vec;
 use crate::sampler::{MAX_VOCAB, SamplingParams};
 use crate::{Error, Result};
 
+/// States are copied word by word.
+const _: () = assert!(size_of::<KigoSampler>().is_multiple_of(4));
+
 /// Threads of a block of either kernel.
 const THREADS: u32 = 512;
 /// Largest `top_k` that `sample_scan` serves, if there are twice as many chunks.
@@ -32,6 +35,8 @@ pub struct Samplers {
     weigh: Function,
     /// [`KigoSampler`] of every slot.
     states: DeviceBuffer,
+    /// What they are copied from.
+    staging: PinnedBuffer,
     /// [`KigoSampled`] of every slot, `KIGO_SAMPLE_OUTCOMES` each.
     outcomes: PinnedBuffer,
     work: DeviceBuffer,
@@ -50,6 +55,8 @@ struct Slot {
     /// Number of the latest outcome that was read.
     serial: u32,
     weigh: bool,
+    /// Whether its state may still be on its way to the device.
+    staged: bool,
 }
 
 /// Bytes with which one row is sampled.
@@ -89,6 +96,7 @@ impl Samplers {
             scan: module.function("sample_scan")?,
             weigh: module.function("sample_weigh")?,
             states: DeviceBuffer::new(context, Purpose::Workspace, states, what)?,
+            staging: PinnedBuffer::new(context, states, what)?,
             outcomes: PinnedBuffer::new(context, outcomes, what)?,
             work: DeviceBuffer::new(context, Purpose::Workspace, product(n_rows, work_bytes)?, what)?,
             work_bytes,
@@ -102,8 +110,8 @@ impl Samplers {
         Ok(samplers)
     }
 
-    /// Gives `slot` to a sequence that has `tokens` and has drawn `drawn` times. Waits for the work of `stream`, which
-    /// must be all that concerns the slot; outcomes of it that were not read are forgotten.
+    /// Gives `slot` to a sequence that has `tokens` and has drawn `drawn` times, after the work of `stream`, which must be all
+    /// that concerns the slot; outcomes of it that were not read are forgotten. It waits where the slot has a window.
     ///
     /// # Errors
     /// Those of [`SamplingParams::validate`]; `OutOfMemory`, `DeviceLost`, `DeviceError`.
@@ -117,10 +125,12 @@ impl Samplers {
     ) -> Result<()> {
         params.validate()?;
         let mut state = state(params, self.n_vocab, self.n_ctx, drawn, tokens.len());
-        stream.synchronize()?;
         let what = "the window of the repetition penalty";
         let bytes = state.window_len as usize * size_of::<u32>();
         let entry = self.slots.get_mut(slot as usize).ok_or_else(|| no_slot(slot))?;
+        if entry.staged || entry.window.is_some() || bytes > 0 {
+            stream.synchronize()?;
+        }
         if entry.window.as_ref().map_or(0, DeviceBuffer::len) != bytes {
             entry.window = None;
             if bytes > 0 {
@@ -134,8 +144,13 @@ impl Samplers {
         // Beyond whatever the device may have numbered, so that no old outcome is taken for one that is waited for.
         entry.serial = entry.serial.wrapping_add(KIGO_SAMPLE_OUTCOMES);
         entry.weigh = state.weigh == 1;
+        entry.staged = true;
         state.serial = entry.serial;
-        self.states.upload(stream, slot as usize * size_of::<KigoSampler>(), bytes_of(&state))
+        let start = slot as usize * size_of::<KigoSampler>();
+        for (i, word) in bytes_of(&state).as_chunks::<4>().0.iter().enumerate() {
+            self.staging.write_u32(start + 4 * i, u32::from_ne_bytes(*word))?;
+        }
+        self.states.upload_async(stream, start, &self.staging, start..start + size_of::<KigoSampler>())
     }
 
     /// Frees what `slot` holds. No work that concerns it may be under way.
@@ -217,7 +232,7 @@ impl Samplers {
             Err(Error::Numeric { what: "logit of token", index, found: f32::from_bits(found) })
         };
         if let Some(slot) = self.slots.get_mut(slot as usize) {
-            slot.serial = serial;
+            (slot.serial, slot.staged) = (serial, false);
         }
         Ok(Some(outcome))
     }

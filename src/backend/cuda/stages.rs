@@ -13,9 +13,9 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed, KigoHeads, KigoInput,
-    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_FLASH_SHARED, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS,
+    KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed,
+    KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -25,7 +25,19 @@ use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
 /// Threads of a block of the attention kernels, and heads that one decode block takes.
 const ATTENTION_THREADS: u32 = 128;
+const FLASH_THREADS: u32 = 384;
+/// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
+const FLASH_KEYS: u32 = 512;
 const HEADS_OF_BLOCK: usize = 16;
+/// Positions that one block attends to at most where there are more of them than `MOST_PAGE_UNITS` pages, as in
+/// `kernels/attention.cu`.
+const CHUNK: usize = 8 * PAGE;
+const MOST_PAGE_UNITS: usize = 40;
+
+/// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
+/// under way at most: `kAtOnce` of `kernels/prep.cu`.
+const PREP_BLOCKS: u32 = 4;
+const PREP_LOADS: u32 = 4;
 
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +48,8 @@ pub struct Shape {
     pub n_logits: usize,
     /// Tiles of rows of one sequence; none where every row is of another.
     pub n_tiles: usize,
+    /// Positions that the cache has of the longest sequence, those of these rows among them.
+    pub n_positions: usize,
     /// Whether all rows want logits.
     pub all_want: bool,
 }
@@ -279,6 +293,8 @@ pub struct Kernels {
     decode: Function,
     prefill: Function,
     prefill_shared: u32,
+    /// Attention of many rows where it has a kernel of its own, on sm_90a.
+    flash: Option<Function>,
     pub head_width: usize,
     pub card: Card,
 }
@@ -296,6 +312,7 @@ impl Kernels {
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
         let card = Card::new(context.info());
+        let flash = if card.flashes(head_width) { Some(flash(context, head_width)?) } else { None };
         let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
         // All but what it has besides: a number for each warp.
         prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
@@ -304,14 +321,22 @@ impl Kernels {
             prep,
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
-            experts: desc.experts.map(|_| experts::Kernels::new(context)).transpose()?,
+            experts: desc.experts.map(|_| experts::Kernels::new(context, &card)).transpose()?,
             decode: attention.function(&format!("attn_decode_{head_width}"))?,
             prefill,
             prefill_shared,
+            flash,
             head_width,
             card,
         })
     }
+}
+
+/// Attention of many rows on sm_90a.
+fn flash(context: &Arc<Context>, head_width: usize) -> Result<Function> {
+    let flash = Module::load(context, embedded("flash")?)?.function(&format!("attn_flash_{head_width}"))?;
+    flash.set_max_shared_bytes(KIGO_FLASH_SHARED)?;
+    Ok(flash)
 }
 
 /// Activations that a product takes.
@@ -511,20 +536,23 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         starts: 0,
         share: 1,
         weight_scale: product.weight_scale,
+        n_expert: 0,
+        is_told: 0,
     }
 }
 
-/// The blocks of a product with `n` rows, of which `copies` are launched together.
-pub fn blocks(b: &CudaBackend, input: &KigoInput, product: &Product, kind: u32, n: u32, copies: u32) -> Blocks {
-    b.kernels.card.blocks(&Job {
+/// What the blocks of a product with `n` rows depend on.
+pub fn job(input: &KigoInput, product: &Product, kind: u32, n: u32) -> Job {
+    Job {
         quant: product.quant,
         n,
         k: product.k,
         has_norm: input.norm != KIGO_NORM_NONE,
         n_tiles: product.n_tiles as u32,
         gated: kind == KIGO_GATED,
-        copies,
-    })
+        copies: 1,
+        each: n,
+    }
 }
 
 /// Queues what brings the rows of a source into the form that a product of many takes, unless that was done.
@@ -535,8 +563,12 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
     }
     let (records, factors) = (b.work.records.address(), b.work.factors.address());
     let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order };
-    let shared_bytes = if input.norm == KIGO_NORM_NONE { 0 } else { input.stride * 4 };
-    launch(b, &b.kernels.prep, [input.n.next_multiple_of(8), 1, 1], THREADS, shared_bytes, &prep)?;
+    let (n_rows, quads, has_norm) = (input.n.next_multiple_of(8), input.stride / 4, input.norm != KIGO_NORM_NONE);
+    // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
+    let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
+    let parts = (PREP_BLOCKS * b.kernels.card.n_sm / n_rows).clamp(most.div_ceil(PREP_LOADS), most);
+    let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
+    launch(b, &b.kernels.prep, [n_rows, parts, 1], THREADS, shared_bytes, &prep)?;
     source.prepared = Some((bf16, order));
     Ok(())
 }
@@ -549,7 +581,7 @@ pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, param
 
 /// Queues a product.
 pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result: Outcome) -> Result<()> {
-    let blocks = blocks(b, &source.input, product, result.kind, source.input.n, 1);
+    let blocks = b.kernels.card.blocks(&job(&source.input, product, result.kind, source.input.n));
     if blocks.kernel != Kernel::One {
         prepare(b, source, product, blocks.kernel)?;
     }
@@ -646,19 +678,26 @@ pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
         softcap_rate: d.attn_softcap.map_or(0.0, |cap| 2.0 / cap),
         splits,
         out_stride: w.sizes.n_mix as u32,
-        pad: 0,
+        n_tiles: b.shape.n_tiles as u32,
     }
 }
 
 pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     let (d, n) = (&b.desc, b.shape.n as u32);
     let n_blocks = b.work.sizes.counters as u32;
-    // A block takes a page at a time, or eight of long contexts; more blocks than this gain nothing.
+    // A block takes a page at a time, or eight of short and of long contexts; more blocks than this gain nothing.
     let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, 64);
+    let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64) as u32;
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most);
     let params = attention(b, layer, splits);
     if b.shape.n_tiles == 0 {
         return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
+    }
+    // What a window hides is not read, but for the rest of a page.
+    let n_keys = (params.before + 1).min(b.shape.n_positions as u32);
+    if let Some(flash) = b.kernels.flash.as_ref().filter(|_| n_keys >= FLASH_KEYS) {
+        let grid = [b.kernels.card.n_sm, 1, 1];
+        return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
     }
     let grid = [b.shape.n_tiles as u32, d.n_head as u32, 1];
     launch(b, &b.kernels.prefill, grid, ATTENTION_THREADS, b.kernels.prefill_shared, &params)
