@@ -1,7 +1,8 @@
 // Activations as operands of the tensor cores.
 //
-// A row is multiplied with a power of two, so that its largest magnitude lies in [2^14, 2^15), and rounded to halves; its
-// products are multiplied with the inverse. RMSNorm's factor is applied there too, since it is the same for the whole row.
+// A row is rounded to halves; where its largest magnitude is not in [2^-8, 2^15), it is multiplied before with a power of two that
+// brings it into [2^14, 2^15), and its products with the inverse. RMSNorm's factor is applied there too, since it is the same for
+// the whole row.
 // Types whose operands are bfloat16 take the sum of two bfloat16 instead, which needs no scale.
 //
 // For batches, `prep` writes records: 8 rows (columns of the product) by 64 columns, in the order of fragments. With
@@ -15,6 +16,8 @@
 // KIGO_ORDER_SWIZZLED has the same in other places, for the tensor cores to read from shared memory: for every unit of 64
 // columns and every 8 rows the 1024 bytes of halves, or of the larger parts, then for all units those of the rests. The pair is at
 // 128 g + 16 ((4 a + i) ^ g) + 4 t.
+// Kernels whose results are rows of the next product write halves of them in this order too, and of `prep` is left what is to be
+// multiplied.
 #pragma once
 
 #include "common.cuh"
@@ -46,6 +49,14 @@ struct QuadPlace {
 
     // In a unit's 128 bytes of a row: those of lane t, a after a.
     __device__ __forceinline__ uint32_t in_row() const { return a * 64 + t * 16 + i * 4; }
+};
+
+// The words of pairs i and i + 1 (i even) of lane t in the 128 bytes of row g, in KIGO_ORDER_SWIZZLED.
+struct SwizzledPlace {
+    uint32_t first, second;
+
+    __device__ __forceinline__ SwizzledPlace(const QuadPlace& at, uint32_t g)
+        : first((16 * (4 * at.a + at.i) ^ 16 * g) + 4 * at.t), second(first ^ 16) {}
 };
 
 // Pairs i and i + 1 of a place.
@@ -91,12 +102,18 @@ __device__ __forceinline__ Quad make_quad(float4 v) {
     }
 }
 
-// The power of two that brings `magnitude` into [2^14, 2^15), and its inverse; 1 where there is none.
+// Whether a row with this largest magnitude is multiplied with something: one that is well within halves is not, so that who computes
+// the row can round it. Neither is one of zeros, or with a number that is none.
+__device__ __forceinline__ bool has_range_scale(float magnitude) {
+    const int exponent = __float_as_uint(magnitude) >> 23 & 255;
+    return (exponent > 0 && exponent < 127 - 8) || (exponent > 127 + 14 && exponent < 255);
+}
+
+// The power of two that a row is multiplied with, and its inverse.
 __device__ __forceinline__ void range_scale(float magnitude, float& scale, float& inverse) {
     const int exponent = __float_as_uint(magnitude) >> 23 & 255;
-    const bool usual = exponent > 0 && exponent < 255;
     // Both stay normal numbers.
-    const int field = usual ? min(max(127 + 14 - (exponent - 127), 1), 253) : 127;
+    const int field = has_range_scale(magnitude) ? min(max(127 + 14 - (exponent - 127), 1), 253) : 127;
     scale = __uint_as_float(field << 23);
     inverse = __uint_as_float((254 - field) << 23);
 }

@@ -355,7 +355,9 @@ struct Computer {
         }
         const float4 now = make_float4(M1[0], M1[1], L1[0], L1[1]);
 #pragma unroll
-        for (int i = 0; i < kTiles; i++) {
+        for (int n = 0; n < kTiles; n++) {
+            // Those 32 elements apart, which are one operand, after each other.
+            const int i = kTiles % 8 == 0 ? n / 8 * 8 + n % 2 * 4 + n % 8 / 2 : n;
             float4 x = begins ? make_float4(-0.0f, -0.0f, -0.0f, -0.0f) : before[i * kGroupThreads];
             if (seen[0]) x.x = fold(x.x, O[i][0], f[0]), x.y = fold(x.y, O[i][1], f[0]);
             if (seen[1]) x.z = fold(x.z, O[i][2], f[1]), x.w = fold(x.w, O[i][3], f[1]);
@@ -370,11 +372,21 @@ struct Computer {
         before[kTiles * kGroupThreads] = fold_chunk(page, last_key, begins, [&](int i, float4 x, float4) { before[i * kGroupThreads] = x; });
     }
 
+    // Writes element `i` of 32 (i and t as in activations.cuh) of unit `unit` of row `of`, and the one 32 further, as operands.
+    __device__ __forceinline__ void put_operands(uint32_t unit, uint32_t of, uint32_t element, float low, float high) const {
+        const uint32_t a = element / 16, t = element / 4 % 4, i = element % 4;
+        uint8_t* to = at<uint8_t>(p.operands) + static_cast<uint64_t>(unit) * ((p.n + 7) / 8) * 1024 + of * 128;
+        const __half2 pair = __floats2half2_rn(low, high);
+        *reinterpret_cast<__half2*>(to + ((4 * a + i) ^ of % 8) * 16 + 4 * t) = pair;
+    }
+
     // With the last chunk the result is complete.
     __device__ __forceinline__ void finish(const Told& work, uint32_t head, uint32_t page, int32_t last_key, bool begins) {
         uint32_t top[2] = {0, 0};
         const uint32_t column = 2 * lane_column();
         float* out = at<float>(p.out) + static_cast<uint64_t>(work.first_row + row()) * p.out_stride + head * p.head_dim + column;
+        // Elements 32 before.
+        float2 lower[2];
         float factor[2];
         fold_chunk(page, last_key, begins, [&](int i, float4 x, float4 now) {
             if (i == 0) factor[0] = last_factor(p, head, now.x, now.z), factor[1] = last_factor(p, head, now.y, now.w);
@@ -385,6 +397,16 @@ struct Computer {
                 if (row() + 8 * r >= work.n_rows) continue;
                 top[r] = max(top[r], max(magnitude(y[r].x), magnitude(y[r].y)));
                 *reinterpret_cast<float2*>(out + static_cast<uint64_t>(8 * r) * p.out_stride + i * 8) = y[r];
+                if constexpr (kDp % 64 == 0) {
+                    if (!p.operands) continue;
+                    if (i % 8 < 4) {
+                        lower[r] = y[r];
+                        continue;
+                    }
+                    const uint32_t unit = head * (kDp / 64) + i / 8, of = work.first_row + row() + 8 * r, element = i % 4 * 8 + column;
+                    put_operands(unit, of, element, lower[r].x, y[r].x);
+                    put_operands(unit, of, element + 1, lower[r].y, y[r].y);
+                }
             }
         });
 #pragma unroll

@@ -66,6 +66,9 @@ typedef struct {
 #define KIGO_NORM_RMS 1
 #define KIGO_NORM_LAYER 2
 
+/* Numbers that a block of matmul_prefill_wide has in memory for a while. */
+#define KIGO_LATE 8192
+
 /* In which order prep writes: */
 #define KIGO_ORDER_FRAGMENTS 0
 #define KIGO_ORDER_SWIZZLED 1
@@ -81,6 +84,10 @@ typedef struct {
     uint32_t bf16;
     /* KIGO_ORDER_... */
     uint32_t order;
+    /* Whether the records are those of rows as they are, in KIGO_ORDER_SWIZZLED, so that only those are written that are multiplied
+     * with something. There is no norm then, and a block has 8 rows. */
+    uint32_t is_rest;
+    uint32_t pad;
 } KigoPrep;
 
 /* Heads of q, k and v, and where they go. */
@@ -145,6 +152,11 @@ typedef struct {
     uint64_t bias[3];
     /* u32 [n]: raised to the largest magnitude of out; 0: not wanted. */
     uint64_t magnitudes;
+    /* matmul_prefill...: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED, of n_rows that are a multiple of 64; 0: not
+     * wanted. */
+    uint64_t operands;
+    /* matmul_prefill_wide: room for f32 [blocks][KIGO_LATE]. */
+    uint64_t late;
     uint32_t n;
     uint32_t n_rows;
     uint32_t n_tiles;
@@ -331,6 +343,9 @@ typedef struct {
     uint64_t counters;
     /* f32 [n_head]: a score of each head that stands for no key; 0: none. */
     uint64_t sinks;
+    /* attn_flash_64, attn_flash_128 with heads of that width: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED; 0: not
+     * wanted. */
+    uint64_t operands;
     uint32_t n_head;
     uint32_t n_head_kv;
     /* Even. */
@@ -351,6 +366,9 @@ typedef struct {
     uint32_t out_stride;
     /* attn_flash */
     uint32_t n_tiles;
+    /* Rows. */
+    uint32_t n;
+    uint32_t pad;
 } KigoAttention;
 
 /* What a stage of `step` does: attention; or a product, whose results are */

@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
                         *reinterpret_cast<uint4*>(x.high + 4 * h) = *reinterpret_cast<const uint4*>(columns + from + h * 64);
                         if constexpr (kBf16) *reinterpret_cast<uint4*>(x.low + 4 * h) = *reinterpret_cast<const uint4*>(rests + from + h * 64);
                     }
-                    multiply_add<Type>(acc, make_fragments<Type>(load_unit<Type>(in, unit, lane), scales, unit), x);
+                    multiply_add<Type>(acc, make_fragments<Type>(load_unit_shared<Type>(in, unit, lane), scales, unit), x);
                 }
             });
             if (lane % 4 == 0) {
@@ -258,7 +258,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
                     const uint8_t* from = in + side * Stream<2>::TypeRing::kStep;
-                    const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane),
+                    const auto w = make_fragments<Type>(load_unit_shared<Type>(from, unit, lane),
                                                         scales_of<Type>(from + TypeRecord::kScales, lane), unit);
 #pragma unroll
                     for (int tile = 0; tile < kColumnTiles; tile++) multiply_add<Type>(acc[side][tile], w, now[tile]);
@@ -398,7 +398,7 @@ __device__ __forceinline__ void matmul_many(const KigoMatmul& p) {
 #pragma unroll
         for (int side = 0; side < 2; side++) {
             const uint8_t* from = in + (2 * tile_pair + side) * UnitRecord::kBytes;
-            w[side] = make_fragments<Type>(load_unit<Type, 1>(from, 0, lane), scales_of<Type>(from + UnitRecord::kScales, lane),
+            w[side] = make_fragments<Type>(load_unit_shared<Type, 1>(from, 0, lane), scales_of<Type>(from + UnitRecord::kScales, lane),
                                            unit % kUnits);
         }
 #pragma unroll
@@ -473,21 +473,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_
 #define KIGO_CLUSTER(n_blocks)
 #endif
 
-extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads, 1)
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads<2, false>, 1)
     KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, false>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
-extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads, 1)
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads<3, false>, 1)
     KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (Type::kOperand == Operand::kF16) prefill::multiply<Type, 3, false>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
-extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<true>) __launch_bounds__(prefill::kThreads, 1)
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<true>) __launch_bounds__(prefill::kThreads<2, true>, 1)
     KIGO_NAME(matmul_prefill_split, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, true>(p, reinterpret_cast<uint8_t*>(shared));

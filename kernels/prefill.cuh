@@ -1,7 +1,9 @@
-// The product with very many rows on sm_90a: the tensor cores take weights from registers, activations from shared memory.
+// The product with very many rows on sm_90a: the tensor cores take activations from shared memory, and weights too where these are
+// halves or bfloat16; others come from registers.
 //
-// A block has a warpgroup that copies, one that finishes results, and two that multiply: each takes 4 tiles (a warp has one)
-// by all columns of the block. Two blocks, a cluster, have the same columns: each copies half of the activations for both.
+// A block has a warpgroup that copies, one or two that finish results, and two that multiply: each takes 4 tiles (a warp has one)
+// by all columns of the block. Results of an item are handed on when the next has begun; when none does, those who multiply help to
+// finish them. Two blocks, a cluster, have the same columns: each copies half of the activations for both.
 // Clusters stay and take one item after the other, of all experts where there are some: 8 tiles for each block by up to 3 parts of
 // 64 columns. Activations come in the order KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a
 // lane's weights.
@@ -24,30 +26,47 @@ constexpr int kCluster = kSplits ? kSlices : 2;
 template <bool kSplits>
 constexpr int kSharing = kSplits ? 1 : kCluster<kSplits>;
 constexpr int kMultipliers = 2, kMultiplierWarps = kMultipliers * kGroupThreads / kWarp;
-constexpr int kFinisherWarps = kGroupThreads / kWarp;
-constexpr int kThreads = (kMultipliers + 2) * kGroupThreads;
+// Warpgroups that finish results: two where there are registers for them.
+template <int kParts, bool kSplits>
+constexpr int kFinishers = kParts < 3 && !kSplits ? 2 : 1;
+template <int kParts, bool kSplits>
+constexpr int kFinisherWarps = kFinishers<kParts, kSplits> * kGroupThreads / kWarp;
+template <int kParts, bool kSplits>
+constexpr int kThreads = (1 + kFinishers<kParts, kSplits> + kMultipliers) * kGroupThreads;
 // Warps that copy weights.
 constexpr int kWeightCopiers = 2;
 // Dynamic shared memory of a block.
 constexpr int kSharedBytes = 227 * 1024;
-// From so many rows on the tensor cores have more to do than memory.
-constexpr uint32_t kManyRows = 512;
 // Parts of results that wait to be finished.
 constexpr int kResultSlots = 2, kResultBytes = kPartColumns * kItemRows * 4;
-// Items whose number of parts the multipliers are told ahead.
-constexpr int kCountSlots = 2;
+// Items that the multipliers are told ahead.
+constexpr int kToldSlots = 2;
+
+// What they are told: how many parts an item has, or 0 that none follows, and which it is. The last two stay.
+struct Told {
+    uint32_t parts, expert, tile, column, last;
+};
+
+// Whether a type's records are taken by the tensor cores as they are.
+template <class Type>
+constexpr bool kOnlyCodes = Type::kScaleBytes == 0 && Type::Planes::Low::kWords == 16;
 // Registers of a thread of each warpgroup: those that multiply need two for each result.
-template <int kParts>
-constexpr int kMultiplierRegisters = kParts > 2 ? 224 : 184;
-template <int kParts>
-constexpr int kFinisherRegisters = kParts > 2 ? 40 : 104;
-template <int kParts>
-constexpr int kCopierRegisters = kParts > 2 ? 24 : 40;
+template <class Type, int kParts, bool kSplits>
+constexpr int kMultiplierRegisters = kParts > 2 ? (kOnlyCodes<Type> ? 208 : 224) : kSplits ? 184 : kOnlyCodes<Type> ? 152 : 168;
+template <int kParts, bool kSplits>
+constexpr int kCopierRegisters = kParts > 2 ? 24 : kSplits ? 40 : 32;
+// All together have what a block is launched with.
+template <int kParts, bool kSplits>
+constexpr int kLaunchRegisters = 65536 / kThreads<kParts, kSplits> / 8 * 8;
+template <class Type, int kParts, bool kSplits>
+constexpr int kFinisherRegisters = (kThreads<kParts, kSplits> / kGroupThreads * kLaunchRegisters<kParts, kSplits> -
+                                    2 * kMultiplierRegisters<Type, kParts, kSplits> - kCopierRegisters<kParts, kSplits>) /
+                                   kFinishers<kParts, kSplits> / 8 * 8;
 
 constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
-// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, of the numbers of
-// parts of items, barriers. Records of one unit are in the slots of activations.
+// The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, of what is told,
+// barriers. Records of one unit are in the slots of activations.
 template <class Type, int kParts>
 struct Plan {
     static constexpr bool kBf16 = Type::kOperand == Operand::kBf16;
@@ -60,23 +79,19 @@ struct Plan {
     static constexpr int kRecordStep = (Record<Type>::kBytes + kLine - 1) / kLine * kLine;
     static constexpr int kWeightBytes = kItemTiles * kRecordStep;
     static constexpr int kSlotBytes = kInputBytes + (kJoined ? (kWeightBytes + kAlign - 1) / kAlign * kAlign : 0);
-    static constexpr int kRest = kSharedBytes - kAlign - kResultSlots * kResultBytes - 256;
+    static constexpr int kRest = kSharedBytes - kAlign - kResultSlots * kResultBytes - 384;
     static constexpr int kWeightSlots = kJoined ? 0 : 2;
     static constexpr int kSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kSlotBytes, 8);
     static_assert(kSlots >= 2);
     static constexpr int kWeights = kSlots * kSlotBytes, kResults = kWeights + kWeightSlots * kWeightBytes;
-    static constexpr int kCounts = kResults + kResultSlots * kResultBytes, kBarriers = kCounts + 8;
-    static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kCountSlots);
-    static_assert(4 * kCountSlots <= kBarriers - kCounts);
+    static constexpr int kTold = kResults + kResultSlots * kResultBytes, kBarriers = kTold + 64;
+    static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kToldSlots) + 8 * (1 + kFinisherWarps<3, false>);
+    static_assert(sizeof(Told) * kToldSlots <= kBarriers - kTold);
     static_assert(kAlign + kEnd <= kSharedBytes);
 };
 
-// A ring of slots of shared memory that some threads of a block fill and others use.
-#pragma once
-
-#include "wgmma.cuh"
-
-// A ring of slots of shared memory, with a barrier for each that it is full and one that it is empty.
+// A ring of slots of shared memory that some threads of a block fill and others use, with a barrier for each that it is full and
+// one that it is empty.
 template <int kSlots>
 struct Slots {
     uint8_t* at;
@@ -97,13 +112,13 @@ struct Slots {
     // Waits until the next slot is free, and for the first round not at all.
     __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(), phase ^ 1); }
     __device__ __forceinline__ void wait_full() const { barrier_wait(full(), phase); }
-    // The same where it takes long: asking all the time costs power, which limits the tensor cores.
-    __device__ __forceinline__ void wait_empty_long(bool sleeps) const {
-        if (!sleeps) return wait_empty();
-        while (!barrier_passed(empty(), phase ^ 1)) __nanosleep(200);
-    }
-    __device__ __forceinline__ void wait_full_long() const {
-        while (!barrier_passed(full(), phase)) __nanosleep(300);
+
+    // That before.
+    __device__ __forceinline__ Slots back() const {
+        Slots out = *this;
+        out.slot = slot == 0 ? kSlots - 1 : slot - 1;
+        if (slot == 0) out.phase ^= 1;
+        return out;
     }
 
     // Of all lanes of a warp, when none uses the slot any more.
@@ -113,6 +128,15 @@ struct Slots {
         __syncwarp();
         if (threadIdx.x % kWarp == 0) barrier_arrive(barrier);
     }
+};
+
+// The third part of an item, for which there is no slot of results: multipliers write it to memory, and finishers fetch it to the
+// slot of the first when that is finished.
+struct Late {
+    // Of this block.
+    float* at;
+    // That it is there; for each warp of finishers that its columns have been fetched.
+    uint64_t *full, *fetched;
 };
 
 template <bool kSplits>
@@ -158,6 +182,12 @@ struct Items {
         return min(is_wide() ? kParts : p.narrow_parts, (last - column() + kPartColumns - 1) / kPartColumns);
     }
 
+    __device__ __forceinline__ bool is_last() const {
+        Items next(*this);
+        next.advance();
+        return !next.any();
+    }
+
     static constexpr uint32_t kTiles = kSharing<kSplits> * kItemTiles;
 
     // Looks up the expert's rows and cuts them.
@@ -188,35 +218,34 @@ struct Multiplier {
     using P = Plan<Type, kMost>;
     // Steps of a record, each 16 columns of k. Operands of four are in registers: two that are multiplied, two that come next.
     static constexpr int kPerUnit = 4, kAhead = 2, kSteps = P::kUnits * kPerUnit;
-    // Whether a lane's part of a record is 16 bytes in each 512, so that where it begins says which lane it is.
-    static constexpr bool kOnlyCodes = Type::kScaleBytes == 0 && Type::Planes::Low::kWords == 16;
+    static constexpr bool kOnlyCodes = prefill::kOnlyCodes<Type>;
 
     Slots<P::kSlots> inputs;
     Slots<P::kWeightSlots> weights;
     Slots<kResultSlots> results;
-    // Where the records of the warp's tile, or of the lane alone, are in the first slot; which lane they are looked at as.
+    Late late;
+    uint32_t late_phase = 0;
+    // Parts of the item before that are still to be handed on.
+    uint32_t before_parts = 0;
+    // Where the records of the warp's tile are in the first slot, or what describes those of all tiles of the warpgroup.
     uint32_t from;
-    int lane_of_codes;
     // Of one thread for each block of the cluster: the barrier there that the first slot is empty; 0 for others.
     uint32_t to_release;
-    // Whether a part of an item is still to be handed on.
-    bool has_late = false;
     // Of one item: sums over slices, sums of the slice under way.
     float total[kMost][32];
     float products[kMost][32];
 
     // `tile` is the warp's in the block.
     __device__ __forceinline__ Multiplier(const Slots<P::kSlots>& inputs, const Slots<P::kWeightSlots>& weights,
-                                          const Slots<kResultSlots>& results, int tile, int lane)
-        : inputs(inputs), weights(weights), results(results) {
-        from = shared_address(P::kJoined ? inputs.at + P::kInputBytes : weights.at) + tile * P::kRecordStep + (kOnlyCodes ? 16 * lane : 0);
-        lane_of_codes = kOnlyCodes ? 0 : lane;
+                                          const Slots<kResultSlots>& results, const Late& late, int tile)
+        : inputs(inputs), weights(weights), results(results), late(late) {
+        from = shared_address(P::kJoined ? inputs.at + P::kInputBytes : weights.at) + (kOnlyCodes ? tile / 4 * 4 : tile) * P::kRecordStep;
+        if (kOnlyCodes) from = wgmma_rows_word(from);
         const int thread = threadIdx.x % kGroupThreads, per_block = kGroupThreads / kSharing<kSplits>;
         const uint32_t rank = kSplits ? rank_in_cluster<kSplits>() : thread / per_block;
         to_release = thread % per_block == 0 ? cluster_address(inputs.barriers + P::kSlots, rank) : 0;
         // In registers from here on, and not computed again in loops.
         asm volatile("" : "+r"(from), "+r"(to_release));
-        if (!kOnlyCodes) asm volatile("" : "+r"(lane_of_codes));
     }
 
     // When the products with a slot are complete: as seen by one warp they are so for all four of the warpgroup.
@@ -231,11 +260,11 @@ struct Multiplier {
     };
 
     // The weights of step `index` of a record in `slot`, as operands.
-    __device__ __forceinline__ void make_step(uint32_t (&out)[4], Next& next, int index, int slot) const {
+    __device__ __forceinline__ void make_step(uint32_t (&out)[4], Next& next, int index, int slot, int lane) const {
         constexpr bool kKeepsCodes = Type::Planes::Low::kWords <= 4;
         constexpr int kPerPart = kPerUnit / kAffineParts<Type>;
         const uint8_t* record = static_cast<const uint8_t*>(__cvta_shared_to_generic(from + slot * (P::kJoined ? P::kSlotBytes : P::kWeightBytes)));
-        const int unit = index / kPerUnit, j = index % kPerUnit, lane = kOnlyCodes ? 0 : lane_of_codes;
+        const int unit = index / kPerUnit, j = index % kPerUnit;
         if (!kKeepsCodes || j == 0) next.codes = load_unit<Type>(record, unit, lane);
         if constexpr (Type::kGroupK > 0) {
             if (j % kPerPart == 0) next.affine = Type::affine(scales_of<Type>(record + Record<Type>::kScales, lane), unit, j / kPerPart);
@@ -255,30 +284,74 @@ struct Multiplier {
         wgmma_commit();
     }
 
-    // Hands on a part of the results of tile `tile` of the block.
-    __device__ __forceinline__ void hand_on(const float (&values)[32], int tile, int lane) {
-        results.wait_empty();
+    // Writes a part of the results of tile `tile` of the block.
+    __device__ __forceinline__ static void put(float* to, const float (&values)[32], int tile, int lane) {
         // Columns 8 apart and neighbours have rows in the same places.
         const int row = tile * kTileRows + lane / 4, column = 2 * (lane % 4);
-        float* to = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4);
         float* const of_row[2] = {to + result_place(row, column), to + result_place(row + 8, column)};
 #pragma unroll
         for (int i = 0; i < 32; i++) of_row[i / 2 % 2][(8 * (i / 4) + i % 2) * kItemRows] = values[i];
+    }
+
+    // Hands it on.
+    __device__ __forceinline__ void hand_on(const float (&values)[32], int tile, int lane) {
+        results.wait_empty();
+        put(reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4), values, tile, lane);
         barrier_arrive(results.full());
         results.advance();
     }
 
-    // The third part is handed on only when the next item has begun.
-    __device__ __forceinline__ void hand_on_late(int tile, int lane) {
-        if constexpr (kMost > 2) {
-            if (has_late) hand_on(total[2], tile, lane);
-            has_late = false;
+    // The slots that the others wait for were free when this had been fetched the last time.
+    __device__ __forceinline__ void hand_on_late(const float (&values)[32], int tile, int lane) {
+        put(late.at, values, tile, lane);
+        fence_copies();
+        barrier_arrive(late.full);
+        late_phase ^= 1;
+    }
+
+    // Starts the products of a unit, whose weights are taken from shared memory.
+    template <int kParts>
+    __device__ __forceinline__ void start_shared(int keep) {
+        inputs.wait_full();
+        const uint32_t rows = from + inputs.slot * (P::kSlotBytes / 16);
+        const uint64_t columns = wgmma_columns(inputs.at + inputs.slot * P::kSlotBytes);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < kPerUnit; i++) {
+            const uint64_t step = wgmma_rows(rows + 256 / 16 * i);
+            wgmma_shared<P::kBf16, kParts>(products, step, columns + 2 * i, i > 0 ? 1 : keep);
+            if constexpr (P::kBf16) wgmma_shared<true, kParts>(products, step, columns + 2 * i + P::kHalvesBytes / 16, 1);
         }
+        wgmma_commit();
+    }
+
+    // Computes `products` of so many records of the warpgroup's tiles; `meanwhile` is done while the first are multiplied.
+    template <int kParts, class Meanwhile>
+    __device__ __forceinline__ void multiply_shared(uint32_t n, Meanwhile meanwhile) {
+        start_shared<kParts>(0);
+        int before = inputs.slot;
+        inputs.advance();
+        uint32_t left = n - 1;
+        if (left > 0) start_shared<kParts>(1);
+        meanwhile();
+#pragma unroll 1
+        while (left > 0) {
+            wgmma_wait<1>();
+            release_inputs(before);
+            before = inputs.slot;
+            inputs.advance();
+            if (--left > 0) start_shared<kParts>(1);
+        }
+        wgmma_wait<0>();
+        release_inputs(before);
+#pragma unroll
+        for (int part = 0; part < kParts; part++) wgmma_pin(products[part]);
     }
 
     // Computes `products` of so many records of the warp's tile, which come in the rings.
-    template <int kParts>
-    __device__ __forceinline__ void multiply_records(uint32_t n) {
+    template <int kParts, class Meanwhile>
+    __device__ __forceinline__ void multiply_records(uint32_t n, int lane, Meanwhile meanwhile) {
+        if constexpr (kOnlyCodes) return multiply_shared<kParts>(n, meanwhile);
         uint32_t a[kPerUnit][4];
         Next next_unit;
         int keep = 0, before = 0;
@@ -286,7 +359,7 @@ struct Multiplier {
         auto ahead = [&] { if constexpr (P::kJoined) { return inputs; } else { return weights; } }();
         ahead.wait_full();
 #pragma unroll
-        for (int i = 0; i < kAhead; i++) make_step(a[i], next_unit, i, ahead.slot);
+        for (int i = 0; i < kAhead; i++) make_step(a[i], next_unit, i, ahead.slot, lane);
 #pragma unroll 1
         for (uint32_t left = n; left > 0; left--) {
 #pragma unroll
@@ -299,10 +372,11 @@ struct Multiplier {
                     ahead.advance();
                     if (left > 1) ahead.wait_full();
                 }
-                if (next == index + kAhead || left > 1) make_step(a[next % kPerUnit], next_unit, next, ahead.slot);
+                if (next == index + kAhead || left > 1) make_step(a[next % kPerUnit], next_unit, next, ahead.slot, lane);
                 wgmma_wait<1>();
                 // The slot before becomes free with this unit's first step.
                 if (index % kPerUnit == 0 && (index > 0 || left < n)) release_inputs(before);
+                if (index == kPerUnit - 1 && left == n) meanwhile();
                 if (index % kPerUnit == kPerUnit - 1) {
                     before = inputs.slot;
                     inputs.advance();
@@ -319,44 +393,66 @@ struct Multiplier {
         for (int part = 0; part < kParts; part++) wgmma_pin(products[part]);
     }
 
-    // Computes `total` of the warp's tile.
+    // Hands on what is known of the item before.
+    __device__ __forceinline__ void hand_on_before(int tile, int lane) {
+        if (before_parts > 0) hand_on(total[0], tile, lane);
+        if (before_parts > 1) hand_on(total[1], tile, lane);
+        if constexpr (kMost > 2) {
+            if (before_parts > 2) hand_on_late(total[2], tile, lane);
+        }
+        before_parts = 0;
+    }
+
+    // Computes `total` of the warp's tile, and only then hands it on: when the next item has begun.
     template <int kParts>
     __device__ __forceinline__ void run(uint32_t n_records, int tile, int lane) {
         const uint32_t each = Slice(n_records, 0).last;
-        multiply_records<kParts>(each);
-        // From registers that still have results of the item before.
-        hand_on_late(tile, lane);
+        multiply_records<kParts>(each, lane, [&] { hand_on_before(tile, lane); });
 #pragma unroll
         for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = __fadd_rn(0, products[i / 32][i % 32]);
 #pragma unroll 1
         for (uint32_t first = each; first < n_records; first += each) {
             uint32_t n = min(each, n_records - first);
             asm volatile("" : "+r"(n));
-            multiply_records<kParts>(n);
+            multiply_records<kParts>(n, lane, [] {});
 #pragma unroll
             for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = __fadd_rn(total[i / 32][i % 32], products[i / 32][i % 32]);
         }
-        hand_on(total[0], tile, lane);
-        if constexpr (kParts > 1) hand_on(total[1], tile, lane);
-        has_late = kParts > 2;
+        before_parts = kParts;
     }
 
     // Computes the sums of a slice.
     template <int kParts>
     __device__ __forceinline__ void run_slice(uint32_t n_records, int tile, int lane) {
-        multiply_records<kParts>(n_records);
+        multiply_records<kParts>(n_records, lane, [] {});
         hand_on(products[0], tile, lane);
         if constexpr (kParts > 1) hand_on(products[1], tile, lane);
     }
 
-    // `counts` has how many parts each item has, and then 0.
-    __device__ __forceinline__ void run_items(uint32_t n_records, Slots<kCountSlots> counts, int tile, int lane) {
+    // Finishes the other parts of the last item, while the finishers do the first.
+    __device__ __forceinline__ void finish_last(const KigoMatmul& p, const Told& told, int tile, int lane) const {
+        constexpr int kColumns = 8;
+        if (told.parts < 2) return;
+        const int part = told.parts > 2 ? 1 + tile / 4 : 1, n = told.parts > 2 ? 2 : 1, first = (told.parts > 2 ? tile % 4 : tile) * n * kColumns;
+        const Slots<kResultSlots> before = results.back();
+        const float* from = reinterpret_cast<const float*>(before.at) + before.slot * (kResultBytes / 4);
+        if (part == 1) before.wait_full();
+        if (part == 2) barrier_wait(late.full, late_phase ^ 1), from = late.at;
+#pragma unroll 1
+        for (int column = first; column < first + n * kColumns; column += kColumns) {
+            Finisher<kColumns, true>(p, told.expert, told.tile, told.column + part * kPartColumns + column, told.last, lane).finish(from + column * kItemRows);
+        }
+    }
+
+    __device__ __forceinline__ void run_items(const KigoMatmul& p, uint32_t n_records, Slots<kToldSlots> told, int tile, int lane) {
+        bool any = false;
         while (true) {
-            counts.wait_full();
-            const uint32_t parts = reinterpret_cast<const volatile uint32_t*>(counts.at)[counts.slot];
-            barrier_arrive(counts.empty());
-            counts.advance();
+            told.wait_full();
+            const uint32_t parts = reinterpret_cast<const volatile Told*>(told.at)[told.slot].parts;
+            barrier_arrive(told.empty());
             if (parts == 0) break;
+            told.advance();
+            any = true;
             if constexpr (kSplits) {
                 if (parts == 2) {
                     run_slice<2>(n_records, tile, lane);
@@ -371,7 +467,8 @@ struct Multiplier {
                 run<1>(n_records, tile, lane);
             }
         }
-        if (!kSplits) hand_on_late(tile, lane);
+        if (!kSplits) hand_on_before(tile, lane);
+        if (!kSplits && any) finish_last(p, reinterpret_cast<const Told*>(told.at)[told.back().slot], tile, lane);
     }
 };
 
@@ -383,21 +480,26 @@ __device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Typ
     constexpr int kTiles = kItemTiles / kWeightCopiers, kBytes = Record<Type>::kBytes;
     const int of_item = half * kTiles + lane % kTiles;
     const Slice slice = block_slice<kSplits>(p.n_records);
-    const bool sleeps = !kSplits && p.n >= kManyRows;
+    // What is copied first depends on no kernel before, unless these say which rows are of which expert.
+    uint32_t n_early = p.starts ? 0 : P::kJoined ? P::kSlots : P::kWeightSlots;
+    if (n_early == 0) pdl_wait();
     auto copy_items = [&](auto& slots, uint8_t* to, int slot_bytes) {
         for (Items<kMost, kSplits> items(p); items.any(); items.advance()) {
             const uint32_t tile = items.expert * p.n_tiles + min(items.tile() + of_item, p.n_tiles - 1);
             const uint8_t* records = reinterpret_cast<const uint8_t*>(p.weights) + size_t(tile) * p.n_records * kBytes;
             uint32_t place = record_place(tile, slice.first, p.n_records);
+#pragma unroll 1
             for (uint32_t record = slice.first; record < slice.last; record++) {
-                slots.wait_empty_long(sleeps);
+                slots.wait_empty();
                 if (!P::kJoined && lane == 0) barrier_expect(slots.full(), kTiles * kBytes);
                 __syncwarp();
                 if (lane < kTiles) copy_bulk(to + slots.slot * slot_bytes + of_item * P::kRecordStep, records + size_t(place) * kBytes, kBytes, slots.full());
                 slots.advance();
                 place = place + 1 == p.n_records ? 0 : place + 1;
+                if (n_early > 0 && --n_early == 0) pdl_wait();
             }
         }
+        if (n_early > 0) pdl_wait();
     };
     if constexpr (P::kJoined) {
         copy_items(inputs, inputs.at + P::kInputBytes, P::kSlotBytes);
@@ -408,29 +510,29 @@ __device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Typ
 
 // Copies the activations of items, as one thread: for both blocks the half of the columns that is this block's.
 template <class Type, int kMost, bool kSplits>
-__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, Slots<kCountSlots> counts) {
+__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, Slots<kToldSlots> told) {
     using P = Plan<Type, kMost>;
     constexpr uint32_t kBytes = P::kJoined ? kItemTiles * Record<Type>::kBytes : 0;
     const uint32_t n_groups = (p.n + 7) / 8, mask = (1 << kCluster<false>) - 1;
-    const bool sleeps = !kSplits && p.n >= kManyRows;
     const Slice slice = block_slice<kSplits>(p.n_records);
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
     // What stands behind the larger parts of all units.
     const uint8_t* rests = halves + size_t(p.input.stride / kUnitK) * n_groups * 1024;
     // Tells the multipliers that an item comes, or, as one without parts, that none does.
-    auto announce = [&](uint32_t parts) {
-        counts.wait_empty_long(sleeps);
-        reinterpret_cast<volatile uint32_t*>(counts.at)[counts.slot] = parts;
-        barrier_arrive(counts.full());
-        counts.advance();
+    auto announce = [&](const Told& item) {
+        told.wait_empty();
+        reinterpret_cast<Told*>(told.at)[told.slot] = item;
+        barrier_arrive(told.full());
+        told.advance();
     };
     for (Items<kMost, kSplits> items(p); items.any(); items.advance()) {
         const uint32_t group = items.column() / 8, n = min(items.parts() * (kPartColumns / 8), (items.last + 7) / 8 - group);
         const uint32_t half = kSplits ? n : (n + 1) / 2, rank = kSplits ? 0 : rank_in_cluster<kSplits>();
         const uint32_t before = rank * half, bytes = (rank == 0 ? half : n - half) * 1024;
-        announce(items.parts());
+        announce({items.parts(), items.expert, items.tile(), items.column(), items.last});
+#pragma unroll 1
         for (uint32_t unit = slice.first * P::kUnits; unit < slice.last * P::kUnits; unit++) {
-            inputs.wait_empty_long(sleeps);
+            inputs.wait_empty();
             uint8_t* to = inputs.at + inputs.slot * P::kSlotBytes + before * 1024;
             const size_t from = (size_t(unit) * n_groups + group + before) * 1024;
             barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : 1024) + kBytes);
@@ -444,22 +546,41 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
             inputs.advance();
         }
     }
-    announce(0);
+    announce({});
 }
 
-// Finishes what the multipliers hand on, as one warp of four.
-template <int kParts>
-__device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultSlots> results, int warp, int lane) {
-    constexpr int kColumns = kPartColumns / kFinisherWarps;
+// Finishes what the multipliers hand on, as one warp of those that do.
+template <int kParts, bool kManyRegisters>
+__device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultSlots> results, const Late& late, int warp, int lane) {
+    constexpr int kColumns = kPartColumns / kFinisherWarps<kParts, false>, kFloats = kColumns * kItemRows;
+    uint32_t late_phase = 0;
     for (Items<kParts, false> items(p); items.any(); items.advance()) {
+        // The multipliers do the rest of the last item.
+        const uint32_t parts = items.is_last() ? 1 : items.parts();
 #pragma unroll 1
-        for (uint32_t part = 0; part < items.parts(); part++) {
+        for (uint32_t part = 0; part < parts; part++) {
             const int column = warp * kColumns;
-            const Finisher<kColumns, (kParts < 3)> finisher(p, items.expert, items.tile(), items.column() + part * kPartColumns + column, items.last, lane);
-            results.wait_full_long();
-            finisher.finish(reinterpret_cast<const float*>(results.at) + results.slot * (kResultBytes / 4) + column * kItemRows);
-            barrier_arrive(results.empty());
-            results.advance();
+            const Finisher<kColumns, kManyRegisters> finisher(p, items.expert, items.tile(), items.column() + part * kPartColumns + column, items.last, lane);
+            float* at = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4) + warp * kFloats;
+            if (part < 2) {
+                results.wait_full();
+            } else {
+                barrier_wait(late.fetched + warp, late_phase);
+                late_phase ^= 1;
+            }
+            finisher.finish(at);
+            if (part == 0 && parts > 2) {
+                barrier_wait(late.full, late_phase);
+                fence_copies();
+                __syncwarp();
+                if (lane == 0) {
+                    barrier_expect(late.fetched + warp, kFloats * 4);
+                    copy_bulk(at, late.at + warp * kFloats, kFloats * 4, late.fetched + warp);
+                }
+            } else {
+                barrier_arrive(results.empty());
+            }
+            if (part < 2) results.advance();
         }
     }
 }
@@ -467,9 +588,9 @@ __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultS
 // Adds the slices that the blocks of the cluster have handed on, and finishes, as one warp of four: each has four columns.
 template <int kParts>
 __device__ __forceinline__ void finish_slices(const KigoMatmul& p, const uint8_t* results, uint8_t* scratch, int warp, int lane) {
-    constexpr int kColumns = kResultSlots * kPartColumns / kSlices / kFinisherWarps;
+    constexpr int kWarps = kFinisherWarps<kParts, true>, kColumns = kResultSlots * kPartColumns / kSlices / kWarps;
     const Items<kParts, true> items(p);
-    const int column = (rank_in_cluster<true>() * kFinisherWarps + warp) * kColumns;
+    const int column = (rank_in_cluster<true>() * kWarps + warp) * kColumns;
     if (!items.any() || column >= int(items.parts()) * kPartColumns) return;
     const uint32_t each = Slice(p.n_records, 0).last, n_slices = (p.n_records + each - 1) / each;
     float* sums = reinterpret_cast<float*>(scratch) + warp * kColumns * kItemRows;
@@ -497,7 +618,9 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     const Slots<P::kSlots> inputs = {shared, barriers};
     const Slots<P::kWeightSlots> weights = {shared + P::kWeights, inputs.barriers + 2 * P::kSlots};
     const Slots<kResultSlots> results = {shared + P::kResults, weights.barriers + 2 * P::kWeightSlots};
-    const Slots<kCountSlots> counts = {shared + P::kCounts, results.barriers + 2 * kResultSlots};
+    const Slots<kToldSlots> told = {shared + P::kTold, results.barriers + 2 * kResultSlots};
+    uint64_t* late_full = told.barriers + 2 * kToldSlots;
+    const Late late = {reinterpret_cast<float*>(p.late) + blockIdx.x * (kResultBytes / 4), late_full, late_full + 1};
     if (threadIdx.x == 0) {
         auto init = [](uint64_t* barriers, int n_slots, int n_full, int n_empty) {
             for (int i = 0; i < 2 * n_slots; i++) barrier_init(barriers + i, i < n_slots ? n_full : n_empty);
@@ -505,33 +628,37 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         init(inputs.barriers, P::kSlots, 1, kSharing<kSplits> * kMultipliers);
         init(weights.barriers, P::kWeightSlots, kWeightCopiers, kMultiplierWarps);
         // Every thread arrives: racecheck does not see that a warp's first lane does so for the others.
-        init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps * kWarp);
-        init(counts.barriers, kCountSlots, 1, kMultiplierWarps * kWarp);
+        init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps<kMost, kSplits> * kWarp);
+        init(told.barriers, kToldSlots, 1, kMultiplierWarps * kWarp);
+        barrier_init(late.full, kMultiplierWarps * kWarp);
+        for (int i = 0; i < kFinisherWarps<3, false>; i++) barrier_init(late.fetched + i, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_wait();
-    pdl_wait();
+    if (warp >= kWeightCopiers) pdl_wait();
     pdl_launch();
     if (group == 0) {
-        give_registers<kCopierRegisters<kMost>>();
+        give_registers<kCopierRegisters<kMost, kSplits>>();
         if (warp < kWeightCopiers) copy_weights<Type, kMost, kSplits>(p, inputs, weights, warp, lane);
-        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, counts);
+        if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, told);
         __syncwarp();
         if (kSplits) cluster_wait();
-    } else if (group == 1) {
-        give_registers<kFinisherRegisters<kMost>>();
+    } else if (group <= kFinishers<kMost, kSplits>) {
+        constexpr int kRegisters = kFinisherRegisters<Type, kMost, kSplits>;
+        give_registers<kRegisters>();
+        const int own = warp - kGroupThreads / kWarp;
         if constexpr (kSplits) {
             cluster_wait();
-            finish_slices<kMost>(p, results.at, shared, warp % kFinisherWarps, lane);
+            finish_slices<kMost>(p, results.at, shared, own, lane);
         } else {
-            finish_items<kMost>(p, results, warp % kFinisherWarps, lane);
+            finish_items<kMost, (kRegisters > 64)>(p, results, late, own, lane);
         }
     } else {
-        take_registers<kMultiplierRegisters<kMost>>();
-        const int tile = warp - 2 * kGroupThreads / kWarp;
+        take_registers<kMultiplierRegisters<Type, kMost, kSplits>>();
+        const int tile = warp - (1 + kFinishers<kMost, kSplits>) * kGroupThreads / kWarp;
         const Slice slice = block_slice<kSplits>(p.n_records);
-        Multiplier<Type, kMost, kSplits> multiplier(inputs, weights, results, tile, lane);
-        multiplier.run_items(slice.last - slice.first, counts, tile, lane);
+        Multiplier<Type, kMost, kSplits> multiplier(inputs, weights, results, late, tile);
+        multiplier.run_items(p, slice.last - slice.first, told, tile, lane);
         if (kSplits) cluster_wait();
     }
     // No block ends while another copies to it or reads from it.

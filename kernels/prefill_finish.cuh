@@ -4,6 +4,7 @@
 // its own, without branches and with four rows for a lane.
 #pragma once
 
+#include "activations.cuh"
 #include "epilogue.cuh"
 
 namespace prefill {
@@ -151,6 +152,18 @@ struct Finisher {
         if (lane % n_lanes == 0 && first + i < last) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + i, largest);
     }
 
+    // Writes rows `row` to `row` + 3 of column i as operands, by 16 lanes that have the fours of 64 rows.
+    __device__ __forceinline__ void put_operands(uint32_t row, int i, float4 v) const {
+        const uint32_t column = first + i;
+        const Quad quad = make_quad<false>(v);
+        if (column >= last) return;
+        const QuadPlace at(row / 4);
+        const SwizzledPlace place(at, column % 8);
+        uint8_t* to = reinterpret_cast<uint8_t*>(p.operands) + size_t(at.unit) * ((p.n + 7) / 8) * 1024 + column * 128;
+        *reinterpret_cast<uint32_t*>(to + place.first) = quad.high.x;
+        *reinterpret_cast<uint32_t*>(to + place.second) = quad.high.y;
+    }
+
     // Of bias `part`, those of four neighbouring rows.
     __device__ __forceinline__ float4 biases(int part, uint32_t row) const {
         const float* at = reinterpret_cast<const float*>(p.bias[part]) + size_t(expert) * p.n_rows + row;
@@ -186,6 +199,9 @@ struct Finisher {
             for (int j = 0; j < kTogether; j++) {
                 if (p.magnitudes) raise(largest_of(v[j]), start + 2 * j + lane / 16, 16);
             }
+            if (!p.operands) continue;
+#pragma unroll
+            for (int j = 0; j < kTogether; j++) put_operands(row, start + 2 * j + lane / 16, v[j]);
         }
     }
 
@@ -237,6 +253,8 @@ struct Finisher {
                                   value_of(v.z, up.z, before.z, row + 2), value_of(v.w, up.w, before.w, row + 3)};
             rows.store(value);
             if (p.magnitudes) raise(rows.largest(value), i, is_gated ? 16 : kWarp);
+            // Rows are a multiple of 64: all lanes of a unit have some that exist, or none.
+            if (p.operands && row < p.n_rows) put_operands(row, i, value);
         }
     }
 

@@ -70,13 +70,13 @@ __device__ void prepare(const KigoPrep& p) {
         const uint32_t g = row % 8;
         if (p.order == KIGO_ORDER_SWIZZLED) {
             const size_t group = size_t(at.unit) * (gridDim.x / 8) + row / 8, n_groups = size_t(n_units) * (gridDim.x / 8);
-            uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + group * 1024 + g * 128 + 4 * at.t;
-            const uint32_t first = 16 * ((4 * at.a + at.i) ^ g), second = 16 * ((4 * at.a + at.i + 1) ^ g);
-            *reinterpret_cast<uint32_t*>(to + first) = value.high.x;
-            *reinterpret_cast<uint32_t*>(to + second) = value.high.y;
+            uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + group * 1024 + g * 128;
+            const SwizzledPlace place(at, g);
+            *reinterpret_cast<uint32_t*>(to + place.first) = value.high.x;
+            *reinterpret_cast<uint32_t*>(to + place.second) = value.high.y;
             if constexpr (kBf16) {
-                *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + first) = value.low.x;
-                *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + second) = value.low.y;
+                *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + place.first) = value.low.x;
+                *reinterpret_cast<uint32_t*>(to + n_groups * 1024 + place.second) = value.low.y;
             }
             return;
         }
@@ -101,8 +101,32 @@ __device__ void prepare(const KigoPrep& p) {
     if (blockIdx.y == 0 && threadIdx.x == 0) reinterpret_cast<float*>(p.factors)[row] = factor;
 }
 
+// Of rows whose halves are there as they are, those that are multiplied with something; a block has eight rows.
+__device__ void prepare_rest(const KigoPrep& p) {
+    pdl_wait();
+    pdl_launch();
+    const uint32_t own = blockIdx.x * 8 + threadIdx.x % 8;
+    const float magnitude = own < p.input.n ? __uint_as_float(__ldcg(reinterpret_cast<const uint32_t*>(p.input.magnitudes) + own)) : 0;
+    float scale, inverse;
+    range_scale(magnitude, scale, inverse);
+    if (threadIdx.x < 8) reinterpret_cast<float*>(p.factors)[own] = own < p.input.n ? inverse : 0;
+    // The same in all warps.
+    for (uint32_t left = __ballot_sync(~0u, has_range_scale(magnitude)) & 255; left != 0; left &= left - 1) {
+        const uint32_t g = __ffs(left) - 1;
+        prepare_row<false>(p.input, blockIdx.x * 8 + g, nullptr, nullptr, [&](uint32_t quad, Quad value) {
+            const QuadPlace at(quad);
+            const SwizzledPlace place(at, g);
+            uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + (size_t(at.unit) * gridDim.x + blockIdx.x) * 1024 + g * 128;
+            *reinterpret_cast<uint32_t*>(to + place.first) = value.high.x;
+            *reinterpret_cast<uint32_t*>(to + place.second) = value.high.y;
+        });
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constant__ KigoPrep p) {
-    if (p.bf16) {
+    if (p.is_rest) {
+        prepare_rest(p);
+    } else if (p.bf16) {
         prepare<true>(p);
     } else {
         prepare<false>(p);

@@ -338,7 +338,7 @@ struct Worker {
                 const Piece piece = is_there ? reader.piece(at[0]) : Piece{0, 0};
                 to.bits = piece.bits;
 #pragma unroll
-                for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit<Type>(slot(at[tile]), 0, lane);
+                for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit_shared<Type>(slot(at[tile]), 0, lane);
                 to.v = columns_at(all_columns + piece.record * 128);
             };
             auto products = [&](const Loaded& of, int j) {
@@ -393,7 +393,7 @@ struct Worker {
                         Fragments<Type> w[kTiles];
 #pragma unroll
                         for (int tile = 0; tile < kTiles; tile++) {
-                            const auto in = load_unit<Type>(slot(at[tile]) + offset, unit, lane);
+                            const auto in = load_unit_shared<Type>(slot(at[tile]) + offset, unit, lane);
                             w[tile] = make_fragments<Type>(in, scales[tile], unit);
                         }
 #pragma unroll

@@ -23,6 +23,13 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// What was written before is seen by bulk copies.
+__device__ __forceinline__ void fence_copies() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+
 // Keeps the compiler from moving uses of registers that products are writing.
 template <int kRegisters>
 __device__ __forceinline__ void wgmma_pin(float (&registers)[kRegisters]) {
@@ -32,44 +39,53 @@ __device__ __forceinline__ void wgmma_pin(float (&registers)[kRegisters]) {
 
 #define KIGO_WGMMA_8(d, i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define KIGO_WGMMA_32(d) KIGO_WGMMA_8(d, 0), KIGO_WGMMA_8(d, 8), KIGO_WGMMA_8(d, 16), KIGO_WGMMA_8(d, 24)
 
-#define KIGO_WGMMA_64(type)                                                                                               \
-    asm volatile(                                                                                                         \
-        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %37, 0;\n"                                                                \
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                                                   \
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "           \
-        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                                                             \
-        "{%32, %33, %34, %35}, %36, keep, 1, 1, 0;\n}"                                                                    \
-        : KIGO_WGMMA_8(d[0], 0), KIGO_WGMMA_8(d[0], 8), KIGO_WGMMA_8(d[0], 16), KIGO_WGMMA_8(d[0], 24)                    \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+// Names of 32, 64 and 96 results.
+#define KIGO_RESULTS_32                                                                                                        \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                                  \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define KIGO_RESULTS_64                                                                                                        \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                                  \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                                         \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                         \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define KIGO_RESULTS_96                                                                                                        \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                                  \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                                         \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                         \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                                         \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                                         \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}"
 
-#define KIGO_WGMMA_128(type)                                                                                              \
-    asm volatile(                                                                                                         \
-        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %69, 0;\n"                                                                \
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " "                                                  \
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "           \
-        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "            \
-        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "            \
-        "%62, %63}, "                                                                                                     \
-        "{%64, %65, %66, %67}, %68, keep, 1, 1, 0;\n}"                                                                    \
-        : KIGO_WGMMA_8(d[0], 0), KIGO_WGMMA_8(d[0], 8), KIGO_WGMMA_8(d[0], 16), KIGO_WGMMA_8(d[0], 24),                   \
-          KIGO_WGMMA_8(d[1], 0), KIGO_WGMMA_8(d[1], 8), KIGO_WGMMA_8(d[1], 16), KIGO_WGMMA_8(d[1], 24)                    \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+// `keep` is the name of an operand, `right` what follows it: whether operands are transposed.
+#define KIGO_WGMMA(columns, type, results, a, b, keep, right)                                                                  \
+    "{\n.reg .pred keep;\nsetp.ne.b32 keep, " keep ", 0;\nwgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " " \
+    results ", " a ", " b ", keep, 1, 1, " right ";\n}"
 
-#define KIGO_WGMMA_192(type)                                                                                              \
-    asm volatile(                                                                                                         \
-        "{\n.reg .pred keep;\nsetp.ne.b32 keep, %101, 0;\n"                                                               \
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32." type "." type " "                                                  \
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "           \
-        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "            \
-        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "            \
-        "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "            \
-        "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "                                         \
-        "{%96, %97, %98, %99}, %100, keep, 1, 1, 0;\n}"                                                                   \
-        : KIGO_WGMMA_8(d[0], 0), KIGO_WGMMA_8(d[0], 8), KIGO_WGMMA_8(d[0], 16), KIGO_WGMMA_8(d[0], 24),                   \
-          KIGO_WGMMA_8(d[1], 0), KIGO_WGMMA_8(d[1], 8), KIGO_WGMMA_8(d[1], 16), KIGO_WGMMA_8(d[1], 24),                   \
-          KIGO_WGMMA_8(d[2], 0), KIGO_WGMMA_8(d[2], 8), KIGO_WGMMA_8(d[2], 16), KIGO_WGMMA_8(d[2], 24)                    \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+// Weights from registers, and from shared memory.
+#define KIGO_WGMMA_64(type)                                                                                                    \
+    asm volatile(KIGO_WGMMA("64", type, KIGO_RESULTS_32, "{%32, %33, %34, %35}", "%36", "%37", "0")                             \
+                 : KIGO_WGMMA_32(d[0])                                                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+#define KIGO_WGMMA_128(type)                                                                                                   \
+    asm volatile(KIGO_WGMMA("128", type, KIGO_RESULTS_64, "{%64, %65, %66, %67}", "%68", "%69", "0")                            \
+                 : KIGO_WGMMA_32(d[0]), KIGO_WGMMA_32(d[1])                                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+#define KIGO_WGMMA_192(type)                                                                                                   \
+    asm volatile(KIGO_WGMMA("192", type, KIGO_RESULTS_96, "{%96, %97, %98, %99}", "%100", "%101", "0")                          \
+                 : KIGO_WGMMA_32(d[0]), KIGO_WGMMA_32(d[1]), KIGO_WGMMA_32(d[2])                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep))
+#define KIGO_WGMMA_SHARED_64(type)                                                                                             \
+    asm volatile(KIGO_WGMMA("64", type, KIGO_RESULTS_32, "%32", "%33", "%34", "0, 0") : KIGO_WGMMA_32(d[0]) : "l"(a), "l"(b), "r"(keep))
+#define KIGO_WGMMA_SHARED_128(type)                                                                                            \
+    asm volatile(KIGO_WGMMA("128", type, KIGO_RESULTS_64, "%64", "%65", "%66", "0, 0")                                          \
+                 : KIGO_WGMMA_32(d[0]), KIGO_WGMMA_32(d[1])                                                                     \
+                 : "l"(a), "l"(b), "r"(keep))
+#define KIGO_WGMMA_SHARED_192(type)                                                                                            \
+    asm volatile(KIGO_WGMMA("192", type, KIGO_RESULTS_96, "%96", "%97", "%98", "0, 0")                                          \
+                 : KIGO_WGMMA_32(d[0]), KIGO_WGMMA_32(d[1]), KIGO_WGMMA_32(d[2])                                                \
+                 : "l"(a), "l"(b), "r"(keep))
 
 // Starts d = a b, or with `keep` d += a b, of 64 rows (16 for each warp, as mma_f16 takes them) by 64 * kParts columns by 16 of k.
 // d[p][4 j + i] is element i of what mma_f16 gives of columns 64 p + 8 j to 64 p + 8 j + 7.
@@ -89,6 +105,23 @@ __device__ __forceinline__ void wgmma(float (*d)[32], const uint32_t* a, uint64_
 #endif
 }
 
+// The same with weights that `a` describes.
+template <bool kBf16, int kParts>
+__device__ __forceinline__ void wgmma_shared(float (*d)[32], uint64_t a, uint64_t b, int keep) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    static_assert(kParts >= 1 && kParts <= 3);
+    if constexpr (kBf16) {
+        if constexpr (kParts == 1) KIGO_WGMMA_SHARED_64("bf16");
+        if constexpr (kParts == 2) KIGO_WGMMA_SHARED_128("bf16");
+        if constexpr (kParts == 3) KIGO_WGMMA_SHARED_192("bf16");
+    } else {
+        if constexpr (kParts == 1) KIGO_WGMMA_SHARED_64("f16");
+        if constexpr (kParts == 2) KIGO_WGMMA_SHARED_128("f16");
+        if constexpr (kParts == 3) KIGO_WGMMA_SHARED_192("f16");
+    }
+#endif
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* at) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
@@ -98,6 +131,16 @@ __device__ __forceinline__ uint32_t shared_address(const void* at) {
 __device__ __forceinline__ uint64_t wgmma_columns(const void* at) {
     constexpr uint64_t kSwizzle128 = uint64_t(1) << 62, kGroupStep = uint64_t(1024 / 16) << 32;
     return shared_address(at) / 16 | kGroupStep | kSwizzle128;
+}
+
+// Describes records of 64 columns of k of four tiles, one after the other, as operand a (pair_offset of quant/layout.cuh): matrices
+// of 128 bytes follow each other along k, and are 1024 bytes apart along rows. The first word depends on the place, of which it has
+// sixteenths, without the block's number in the cluster.
+__device__ __forceinline__ uint32_t wgmma_rows_word(uint32_t at) { return at % (1 << 18) / 16 | 128 / 16 << 16; }
+__device__ __forceinline__ uint64_t wgmma_rows(uint32_t word) {
+    uint64_t out;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(out) : "r"(word), "n"(1024 / 16));
+    return out;
 }
 
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int n_arrivals) {
@@ -113,22 +156,14 @@ __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
 }
 
+// Those who wait sleep for so many nanoseconds at most before they look again: asking costs power, which limits the tensor cores.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t phase) {
+    constexpr uint32_t kSleep = 10'000'000;
     asm volatile(
-        "{\n.reg .pred done;\nAGAIN_%=:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@!done bra AGAIN_%=;\n}" ::"r"(
+        "{\n.reg .pred done;\nAGAIN_%=:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1, %2;\n@!done bra AGAIN_%=;\n}" ::"r"(
             shared_address(barrier)),
-        "r"(phase)
+        "r"(phase), "r"(kSleep)
         : "memory");
-}
-
-// Whether it need not be waited for.
-__device__ __forceinline__ bool barrier_passed(uint64_t* barrier, uint32_t phase) {
-    uint32_t out;
-    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
-                 : "=r"(out)
-                 : "r"(shared_address(barrier)), "r"(phase)
-                 : "memory");
-    return out != 0;
 }
 
 // Where the same place of block `rank` of the cluster is.

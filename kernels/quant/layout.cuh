@@ -395,6 +395,11 @@ KIGO_FN void store_words(uint8_t* to, const uint32_t* words) {
 #endif
 }
 
+// Where register r of product j of a lane stands in the plane of a unit that has a word for each: as the tensor cores take
+// matrices from shared memory. These are 8 rows by 8 columns of k, 128 bytes, one after the other along k; those of rows 8 to
+// 15 follow all of rows 0 to 7.
+KIGO_FN constexpr int pair_offset(int j, int r, int lane) { return 1024 * (r & 1) + 256 * j + 128 * (r >> 1) + 4 * lane; }
+
 // Words that one access moves, and where those from word `first` of a lane stand in the plane of a unit. A lane with more
 // than 16 bytes has them in parts, so that a warp moves 512 neighbouring bytes at a time.
 template <int kWords>
@@ -413,7 +418,12 @@ KIGO_FN typename Type::Planes::Unit load_unit(const uint8_t* record, int unit, i
     const uint8_t* low = record + unit * R::kLowBytes;
     KIGO_UNROLL
     for (int i = 0; i < kLow; i += kPartWords<kLow>) {
-        load_words<kPartWords<kLow>>(out.low + i, low + part_offset<kLow>(i, lane));
+        if constexpr (kLow == 16) {
+            KIGO_UNROLL
+            for (int r = 0; r < 4; r++) load_words<1>(out.low + i + r, low + pair_offset(i / 4, r, lane));
+        } else {
+            load_words<kPartWords<kLow>>(out.low + i, low + part_offset<kLow>(i, lane));
+        }
     }
     if constexpr (kHigh > 0) {
         static_assert(kHigh <= 4);
@@ -422,6 +432,30 @@ KIGO_FN typename Type::Planes::Unit load_unit(const uint8_t* record, int unit, i
     return out;
 }
 
+#ifdef __CUDACC__
+// The same of a record in shared memory, by all lanes of a warp.
+template <class Type, int kUnits = Type::kRecordK / kUnitK>
+__device__ __forceinline__ typename Type::Planes::Unit load_unit_shared(const uint8_t* record, int unit, int lane) {
+    if constexpr (Type::Planes::Low::kWords == 16) {
+        typename Type::Planes::Unit out = {};
+        // Lane i has the address of row i % 8 of the matrix of register i / 8.
+        const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(record)) + unit * Record<Type, kUnits>::kLowBytes +
+                            pair_offset(0, lane / 8, 4 * (lane % 8));
+        KIGO_UNROLL
+        for (int j = 0; j < 4; j++) {
+            uint32_t* low = out.low + 4 * j;
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(low[0]), "=r"(low[1]), "=r"(low[2]), "=r"(low[3])
+                         : "r"(at + pair_offset(j, 0, 0))
+                         : "memory");
+        }
+        return out;
+    } else {
+        return load_unit<Type, kUnits>(record, unit, lane);
+    }
+}
+#endif
+
 template <class Type, int kUnits = Type::kRecordK / kUnitK>
 KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type::Planes::Unit& in) {
     using R = Record<Type, kUnits>;
@@ -429,7 +463,12 @@ KIGO_FN void store_unit(uint8_t* record, int unit, int lane, const typename Type
     uint8_t* low = record + unit * R::kLowBytes;
     KIGO_UNROLL
     for (int i = 0; i < kLow; i += kPartWords<kLow>) {
-        store_words<kPartWords<kLow>>(low + part_offset<kLow>(i, lane), in.low + i);
+        if constexpr (kLow == 16) {
+            KIGO_UNROLL
+            for (int r = 0; r < 4; r++) store_words<1>(low + pair_offset(i / 4, r, lane), in.low + i + r);
+        } else {
+            store_words<kPartWords<kLow>>(low + part_offset<kLow>(i, lane), in.low + i);
+        }
     }
     if constexpr (kHigh > 0) {
         store_words<kHigh>(record + R::kHigh + unit * R::kHighBytes + 4 * kHigh * lane, in.high);

@@ -187,9 +187,18 @@ fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let records = gpu.filled(n_groups * input.stride as usize / 64 * activation_bytes(true), 0xff);
     let order = blocks.kernel.order();
     let factors = gpu.filled(n_groups * 8 * 4, 0xff);
-    (params.records, params.factors) = (records.address(), factors.address());
+    let late = gpu.filled(grid[0] as usize * KIGO_LATE as usize * 4, 0xff);
+    (params.records, params.factors, params.late) = (records.address(), factors.address(), late.address());
     let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
-    let prepared = KigoPrep { input, records: params.records, factors: params.factors, bf16: u32::from(bf16), order };
+    let prepared = KigoPrep {
+        input,
+        records: params.records,
+        factors: params.factors,
+        bf16: u32::from(bf16),
+        order,
+        is_rest: 0,
+        pad: 0,
+    };
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
     gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(), blocks.shared_bytes, &params);
     gpu.synchronize();
@@ -218,6 +227,8 @@ fn no_product() -> KigoMatmul {
         out: 0,
         bias: [0; 3],
         magnitudes: 0,
+        operands: 0,
+        late: 0,
         n: 0,
         n_rows: 0,
         n_tiles: 0,
@@ -443,6 +454,86 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
         }
     }
     worst
+}
+
+/// What `prep` writes of rows `x` `[n, k]` in the order of sm_90a, a word for two halves, and the factors: of all of them, or in what
+/// `operands` has only of those that are multiplied with something.
+fn prepared(gpu: &Gpu, input: KigoInput, operands: Option<&DeviceBuffer>) -> (Vec<u32>, Vec<u32>) {
+    let n = input.n as usize;
+    let (n_rows, units) = (n.next_multiple_of(8), input.stride as usize / 64);
+    let own = gpu.filled(n_rows * units * 128, 0xff);
+    let (records, factors) = (operands.unwrap_or(&own), gpu.filled(n_rows * 4, 0xff));
+    let params = KigoPrep {
+        input,
+        records: records.address(),
+        factors: factors.address(),
+        bf16: 0,
+        order: KIGO_ORDER_SWIZZLED,
+        is_rest: u32::from(operands.is_some()),
+        pad: 0,
+    };
+    gpu.launch_rows(gpu.prep(), if operands.is_some() { n_rows / 8 } else { n_rows }, 0, &params);
+    let is_row = |i: usize| i / 256 % (n_rows / 8) * 8 + i % 256 / 32 < n;
+    let words = gpu.read_words(records).into_iter().enumerate().filter(|(i, _)| is_row(*i)).map(|(_, word)| word);
+    (words.collect(), gpu.read_words(&factors))
+}
+
+/// What a product hands on to the next, with what `prep` adds for rows that are multiplied, is what `prep` makes of its results.
+#[test]
+#[ignore = "needs a GPU"]
+fn operands_are_those_that_prep_makes() {
+    let (gpu, random) = (Gpu::open(), &mut fresh("operands"));
+    if !Card::new(gpu.context().info()).sm_90a {
+        println!("skipped: only products for sm_90a hand on operands");
+        return;
+    }
+    for quant_type in [QuantType::F16, QuantType::Q4_K] {
+        for (n_ff, n, activation) in
+            [(64, 33, KIGO_SILU), (192, 130, KIGO_SILU), (192, 300, KIGO_GELU), (320, 150, KIGO_SILU_CLAMPED)]
+        {
+            let k = 512;
+            let [gate, up] = [(); 2].map(|()| Matrix::random(quant_type, n_ff, k, random));
+            let both = gpu.repack(&[(&gate, gate.place(2, 0)), (&up, up.place(2, 1))], 2 * gate.n_tiles());
+            // Rows of all magnitudes.
+            let scale = |i: usize| 10f32.powi((i / k) as i32 % 9 - 4);
+            let x: Vec<f32> = activations(n * k, random).into_iter().enumerate().map(|(i, x)| x * scale(i)).collect();
+            let of_x = gpu.words(&x.chunks_exact(k).map(magnitude).collect::<Vec<_>>());
+            let (x, out, magnitudes) = (gpu.floats(&x), gpu.floats(&poisoned(n * n_ff)), gpu.words(&vec![0; n]));
+            let operands = gpu.filled(n.next_multiple_of(8) * n_ff * 2, 0xff);
+            let input = |x: u64, magnitudes: u64, k: usize| KigoInput {
+                x,
+                magnitudes,
+                n: n as u32,
+                k: k as u32,
+                stride: k as u32,
+                ..no_product().input
+            };
+            let params = KigoMatmul {
+                input: input(x.address(), of_x.address(), k),
+                weights: both.0.address(),
+                weight_scale: both.1,
+                out: out.address(),
+                magnitudes: magnitudes.address(),
+                operands: operands.address(),
+                n: n as u32,
+                n_rows: n_ff as u32,
+                n_tiles: 2 * gate.n_tiles() as u32,
+                n_records: gate.n_records() as u32,
+                out_stride: n_ff as u32,
+                kind: KIGO_GATED,
+                activation,
+                ..no_product()
+            };
+            for card in &cards(&gpu)[..2] {
+                multiply(&gpu, card, quant_type, params);
+                let of_out = input(out.address(), magnitudes.address(), n_ff);
+                let (found, expected) = (prepared(&gpu, of_out, Some(&operands)), prepared(&gpu, of_out, None));
+                let n_scaled = expected.1.iter().take(n).filter(|factor| f32::from_bits(**factor) != 1.0).count();
+                assert!(n_scaled > 0 && n_scaled < n, "{n_scaled} of {n} rows are multiplied");
+                assert!(found == expected, "{} [{n_ff}, {k}], {n} rows, activation {activation}", quant_type.name());
+            }
+        }
+    }
 }
 
 #[test]
@@ -949,6 +1040,8 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         let width = stride(n_head * head_dim) + 64;
 
         let run = |first_row: usize, n: usize, how: How| -> Vec<Vec<f32>> {
+            let hands_on = matches!((how, &flash), (How::Flash, Some(_))) && head_dim == dp && dp.is_multiple_of(64);
+            let operands = gpu.filled(n.next_multiple_of(8) * width * 2, 0xff);
             let out = gpu.floats(&poisoned((n + 1) * width));
             let mut magnitudes = vec![0; n];
             magnitudes.push(POISON);
@@ -961,6 +1054,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 magnitudes: magnitudes.address(),
                 counters: counters.address(),
                 sinks: if sinks { sink_buffer.address() } else { 0 },
+                operands: if hands_on { operands.address() } else { 0 },
                 n_head: n_head as u32,
                 n_head_kv: N_HEAD_KV as u32,
                 head_dim: head_dim as u32,
@@ -973,12 +1067,28 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 splits: if let How::Decode(splits) = how { splits } else { 1 },
                 out_stride: width as u32,
                 n_tiles: 1,
+                n: n as u32,
+                pad: 0,
             };
             match (how, &flash) {
                 (How::Decode(splits), _) => gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, 0, &params),
                 // Fewer blocks than pairs of heads, so that a block has several.
                 (How::Flash, Some(flash)) => gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params),
                 _ => gpu.launch(&prefill, [1, n_head as u32, 1], 128, prefill_shared, &params),
+            }
+            if hands_on {
+                let input = KigoInput {
+                    x: out.address(),
+                    magnitudes: magnitudes.address(),
+                    n: n as u32,
+                    k: width as u32,
+                    stride: width as u32,
+                    ..no_product().input
+                };
+                let [found, expected] = [Some(&operands), None].map(|operands| prepared(gpu, input, operands));
+                // Units from there on are of the gap between rows.
+                let own = n_head * head_dim / 64 * n * 32;
+                assert!(found.0[..own] == expected.0[..own] && found.1 == expected.1, "{name}: operands");
             }
             let (out, magnitudes) = (gpu.read_floats(&out), gpu.read_words(&magnitudes));
             assert_eq!(magnitudes[n], POISON, "{name}: a magnitude beyond the last row");

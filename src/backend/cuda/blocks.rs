@@ -55,7 +55,12 @@ pub enum Kernel {
 impl Kernel {
     /// Threads of a block.
     pub fn threads(self) -> u32 {
-        if self.prefills() { 4 * 128 } else { THREADS }
+        match self {
+            // Warpgroups that copy, finish and multiply.
+            Kernel::Prefill => (1 + 2 + 2) * 128,
+            Kernel::PrefillWide | Kernel::PrefillSplit => (1 + 1 + 2) * 128,
+            _ => THREADS,
+        }
     }
 
     /// In which order it takes activations, `KIGO_ORDER_...`.
@@ -68,8 +73,11 @@ impl Kernel {
     }
 }
 
-/// Blocks of a cluster of `matmul_prefill`, and of `matmul_prefill_split`.
-const CLUSTER: u32 = 2;
+/// Blocks of a cluster of `matmul_prefill`.
+pub const CLUSTER: u32 = 2;
+/// Clusters of it at most.
+pub const MOST_CLUSTERS: u32 = 72;
+/// Blocks of a cluster of `matmul_prefill_split`.
 const SPLIT_CLUSTER: u32 = 8;
 /// Tiles of an item of a block, rows of a part of an item.
 const ITEM_TILES: u32 = 8;
@@ -80,9 +88,12 @@ const NARROW_PARTS: u32 = 2;
 
 /// Cycles that 64 columns of k take with items of 1, 2 and 3 parts, and what an item takes besides: of `matmul_prefill`, of
 /// `matmul_prefill_wide`, and whatever its parts of `matmul_prefill_split`. As measured (`kernels/notes.md`).
-const NARROW_TIMES: [(u32, u32); NARROW_PARTS as usize] = [(555, 2000), (640, 4500)];
-const WIDE_TIMES: [(u32, u32); WIDE_PARTS as usize] = [(560, 12_000), (660, 12_000), (865, 12_000)];
+const NARROW_TIMES: [(u32, u32); NARROW_PARTS as usize] = [(555, 2000), (640, 3500)];
+const WIDE_TIMES: [(u32, u32); WIDE_PARTS as usize] = [(560, 5000), (660, 5000), (865, 5000)];
 const SPLIT_TIME: (u32, u32) = (1400, 17_000);
+/// Cycles that finishing a part takes, which is done while the next item is multiplied: of gate and up, and of others.
+const NARROW_FINISH: (u32, u32) = (8500, 4000);
+const WIDE_FINISH: (u32, u32) = (16_000, 6000);
 
 /// A product, as far as its blocks depend on it.
 #[derive(Debug, Clone, Copy)]
@@ -166,6 +177,15 @@ impl Card {
         self.sm_90a && KIGO_FLASH_SHARED <= self.block_shared && [64, 96, 128].contains(&head_width)
     }
 
+    /// Whether products of so many rows with this type take activations in the order of sm_90a.
+    pub fn swizzles(&self, quant: QuantType, n: usize) -> bool {
+        n > 32 && self.prefills(quant)
+    }
+
+    fn prefills(&self, quant: QuantType) -> bool {
+        self.sm_90a && quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill)
+    }
+
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
     pub fn blocks(&self, job: &Job) -> Blocks {
         let one = if job.n == 1 { self.one(job) } else { None };
@@ -244,11 +264,14 @@ impl Card {
             let grid = [n_blocks, 1, 1];
             Blocks { kernel, grid, shared_bytes: PREFILL_SHARED, n_slots: 2, sum_columns: 8, pieces }
         };
-        let (n_groups, n_clusters) = (job.n_tiles.div_ceil(CLUSTER * ITEM_TILES), (self.n_sm / CLUSTER).max(1));
+        let (n_groups, n_clusters) =
+            (job.n_tiles.div_ceil(CLUSTER * ITEM_TILES), (self.n_sm / CLUSTER).clamp(1, MOST_CLUSTERS));
         let of_item = |wide: bool, n_parts: u32| {
-            let times: &[(u32, u32)] = if wide { &WIDE_TIMES } else { &NARROW_TIMES };
+            let (times, finish): (&[(u32, u32)], _) =
+                if wide { (&WIDE_TIMES, WIDE_FINISH) } else { (&NARROW_TIMES, NARROW_FINISH) };
             let (of_unit, besides) = times.get((n_parts as usize).wrapping_sub(1)).copied().unwrap_or_default();
-            u64::from(n_units) * u64::from(of_unit) + u64::from(besides)
+            let finish = n_parts * if job.gated { finish.0 } else { finish.1 };
+            (u64::from(n_units) * u64::from(of_unit) + u64::from(besides)).max(u64::from(finish))
         };
         if job.copies > 1 {
             // How many rows an expert has is only known when the kernel runs: they differ by about the root of their average.
@@ -295,7 +318,7 @@ impl Card {
     }
 
     fn many(&self, job: &Job) -> Blocks {
-        if self.sm_90a && job.quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill) {
+        if self.prefills(job.quant) {
             return self.prefill(job);
         }
         let blocks = |kernel, column_tiles: u32, most: u32| {
@@ -378,6 +401,8 @@ mod tests {
                                 }
                             };
                             assert!(enough, "{name}");
+                            let swizzled = blocks.kernel.order() == KIGO_ORDER_SWIZZLED;
+                            assert!(swizzled || !card.swizzles(quant, n as usize), "{name}");
                         }
                     }
                 }
@@ -413,7 +438,8 @@ mod tests {
         // Gate and up, down and the output of a Llama of 8B; down of one of 1B.
         assert_eq!(prefill(2048, 4096, 1792, true), (Kernel::PrefillWide, (10, 2), 132));
         assert_eq!(prefill(2048, 14336, 256, false), (Kernel::PrefillWide, (8, 2), 132));
-        assert_eq!(prefill(2048, 4096, 256, false), (Kernel::Prefill, (0, 2), 132));
+        assert_eq!(prefill(2048, 4096, 256, false), (Kernel::PrefillWide, (8, 2), 132));
+        assert_eq!(prefill(2048, 2048, 1024, true), (Kernel::Prefill, (0, 2), 132), "finishing would take longer");
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
         // Of gpt-oss, and of one with many rows and columns.

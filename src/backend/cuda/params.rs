@@ -104,6 +104,7 @@ constants! {
     KIGO_STEP_PAGES_AT_ONCE = 4,
     KIGO_STEP_ATTENTION = 9600,
     KIGO_FLASH_SHARED = 232448,
+    KIGO_LATE = 8192,
 }
 
 mirrors! {
@@ -128,6 +129,7 @@ mirrors! {
         magnitudes: u64,
         counters: u64,
         sinks: u64,
+        operands: u64,
         n_head: u32,
         n_head_kv: u32,
         head_dim: u32,
@@ -140,6 +142,8 @@ mirrors! {
         splits: u32,
         out_stride: u32,
         n_tiles: u32,
+        n: u32,
+        pad: u32,
     }
 
     KigoInput {
@@ -162,6 +166,8 @@ mirrors! {
         factors: u64,
         bf16: u32,
         order: u32,
+        is_rest: u32,
+        pad: u32,
     }
 
     KigoQkv {
@@ -188,6 +194,8 @@ mirrors! {
         out: u64,
         bias: [u64; 3],
         magnitudes: u64,
+        operands: u64,
+        late: u64,
         n: u32,
         n_rows: u32,
         n_tiles: u32,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::{Blocks, Card, Job, Kernel};
+use super::blocks::{self, Blocks, Card, Job, Kernel};
 use super::context::Context;
 use super::experts;
 use super::kv_cache::{self, PAGE};
@@ -13,9 +13,9 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_FLASH_SHARED, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS,
-    KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention, KigoEmbed,
-    KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_FLASH_SHARED, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_LATE, KIGO_NORM_LAYER, KIGO_NORM_NONE,
+    KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention,
+    KigoEmbed, KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -120,7 +120,7 @@ impl Sizes {
     }
 
     /// Bytes of each buffer but the logits, in the order of [`Workspace`].
-    fn buffers(&self) -> [usize; 14] {
+    fn buffers(&self) -> [usize; 15] {
         let n = self.n_rows;
         [
             n * self.n_embd * 4,
@@ -134,6 +134,7 @@ impl Sizes {
             self.n_magnitudes * n * 4,
             n.max(self.n_products) / 8 * self.widest() / 64 * activation_bytes(true),
             n.max(self.n_products) * 4,
+            blocks::MOST_CLUSTERS as usize * blocks::CLUSTER as usize * KIGO_LATE as usize * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
             n * 4 + n * self.counters * 4,
@@ -171,6 +172,8 @@ pub struct Workspace {
     records: DeviceBuffer,
     /// f32 `[n]`
     factors: DeviceBuffer,
+    /// f32 `[blocks of a product, KIGO_LATE]`
+    late: DeviceBuffer,
     /// `KigoRow [n]`
     pub rows: DeviceBuffer,
     /// `KigoTile [n]`
@@ -199,7 +202,7 @@ impl Workspace {
         ropes: &[RopeTable],
     ) -> Result<Workspace> {
         let context = stream.context();
-        let [x, q, heads, delta, mix, ff, turns, angles, magnitudes, records, factors, rows, tiles, _] =
+        let [x, q, heads, delta, mix, ff, turns, angles, magnitudes, records, factors, late, rows, tiles, _] =
             sizes.buffers();
         let buffer = |bytes: usize| -> Result<DeviceBuffer> {
             let buffer = DeviceBuffer::new(context, Purpose::Workspace, bytes, "the workspace")?;
@@ -218,6 +221,7 @@ impl Workspace {
             magnitudes: buffer(magnitudes)?,
             records: buffer(records)?,
             factors: buffer(factors)?,
+            late: buffer(late)?,
             rows: buffer(rows)?,
             tiles: buffer(tiles)?,
             select: buffer(sizes.n_rows * 4)?,
@@ -344,6 +348,8 @@ pub struct Source {
     pub input: KigoInput,
     /// Which records `prep` has written: whether of bfloat16, in which order.
     prepared: Option<(bool, u32)>,
+    /// Where the kernel before has written them, but for rows that are multiplied with something; 0: it has not.
+    operands: u64,
 }
 
 /// What becomes of a product.
@@ -357,6 +363,7 @@ pub struct Outcome {
     pub scale: f32,
     pub softcap: f32,
     pub layer: usize,
+    pub operands: u64,
 }
 
 impl Default for Outcome {
@@ -370,6 +377,7 @@ impl Default for Outcome {
             scale: 1.0,
             softcap: 0.0,
             layer: 0,
+            operands: 0,
         }
     }
 }
@@ -408,7 +416,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
         eps: b.desc.norm_eps,
         pad: 0,
     };
-    Source { input, prepared: None }
+    Source { input, prepared: None, operands: 0 }
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
@@ -426,7 +434,7 @@ pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
         eps: 0.0,
         pad: 0,
     };
-    Source { input, prepared: None }
+    Source { input, prepared: None, operands: 0 }
 }
 
 /// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
@@ -513,6 +521,8 @@ pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outc
         out: result.out,
         bias: result.bias,
         magnitudes: result.magnitudes,
+        operands: result.operands,
+        late: w.late.address(),
         n: input.n,
         n_rows: product.n_rows as u32,
         n_tiles: product.n_tiles as u32,
@@ -562,15 +572,18 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
         return Ok(());
     }
     let (records, factors) = (b.work.records.address(), b.work.factors.address());
-    let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order };
+    let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order, is_rest: 0, pad: 0 };
+    source.prepared = Some((bf16, order));
+    if source.operands != 0 {
+        let rest = KigoPrep { records: source.operands, is_rest: 1, ..prep };
+        return launch(b, &b.kernels.prep, [input.n.div_ceil(8), 1, 1], THREADS, 0, &rest);
+    }
     let (n_rows, quads, has_norm) = (input.n.next_multiple_of(8), input.stride / 4, input.norm != KIGO_NORM_NONE);
     // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
     let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
     let parts = (PREP_BLOCKS * b.kernels.card.n_sm / n_rows).clamp(most.div_ceil(PREP_LOADS), most);
     let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
-    launch(b, &b.kernels.prep, [n_rows, parts, 1], THREADS, shared_bytes, &prep)?;
-    source.prepared = Some((bf16, order));
-    Ok(())
+    launch(b, &b.kernels.prep, [n_rows, parts, 1], THREADS, shared_bytes, &prep)
 }
 
 /// Queues a product whose rows stand as its kernel takes them.
@@ -585,7 +598,34 @@ pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result:
     if blocks.kernel != Kernel::One {
         prepare(b, source, product, blocks.kernel)?;
     }
-    launch_product(b, product, &blocks, &matmul(b, source.input, product, result, &blocks))
+    let mut params = matmul(b, source.input, product, result, &blocks);
+    if source.operands != 0 {
+        params.records = source.operands;
+    }
+    launch_product(b, product, &blocks, &params)
+}
+
+/// Whether kernels before can write what the product of the batch takes: halves of whole units in the order of sm_90a.
+fn takes_operands(b: &CudaBackend, product: &Product) -> bool {
+    b.kernels.card.swizzles(product.quant, b.shape.n) && !wants_bf16(product.quant) && product.k.is_multiple_of(64)
+}
+
+/// Where attention writes what the output takes, or 0: where the product before it had its own.
+fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
+    let (d, output) = (&b.desc, &b.places.layers[layer].attn_output);
+    let whole = d.head_dim == b.kernels.head_width && d.head_dim.is_multiple_of(64);
+    if whole && flash_of(b, layer).is_some() && takes_operands(b, output) { b.work.records.address() } else { 0 }
+}
+
+/// Where gate and up write what down takes, or 0: behind their own, in the room that bfloat16 would take.
+fn ff_operands(b: &CudaBackend, layer: usize) -> u64 {
+    let (l, sizes) = (&b.places.layers[layer], &b.work.sizes);
+    match &l.ffn_gate {
+        Gate::Joint(both) if takes_operands(b, both) && takes_operands(b, &l.ffn_down) => {
+            b.work.records.address() + (sizes.n_rows * sizes.n_embd * 2) as u64
+        }
+        _ => 0,
+    }
 }
 
 /// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero. The `number` of the
@@ -667,6 +707,7 @@ pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
         magnitudes: w.magnitudes(layer, false),
         counters: w.counters.address(),
         sinks: l.attn_sinks.map_or(0, |offset| b.weights.address() + offset),
+        operands: 0,
         n_head: d.n_head as u32,
         n_head_kv: d.n_head_kv as u32,
         head_dim: d.head_dim as u32,
@@ -679,7 +720,16 @@ pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
         splits,
         out_stride: w.sizes.n_mix as u32,
         n_tiles: b.shape.n_tiles as u32,
+        n: b.shape.n as u32,
+        pad: 0,
     }
+}
+
+/// Attention of many rows of a layer, where they are attended to on the asynchronous tensor cores.
+fn flash_of(b: &CudaBackend, layer: usize) -> Option<&Function> {
+    // What a window hides is not read, but for the rest of a page.
+    let n_keys = (b.cache.sizes().layers[layer].before + 1).min(b.shape.n_positions as u32);
+    b.kernels.flash.as_ref().filter(|_| b.shape.n_tiles > 0 && n_keys >= FLASH_KEYS)
 }
 
 pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
@@ -693,10 +743,9 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     if b.shape.n_tiles == 0 {
         return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
     }
-    // What a window hides is not read, but for the rest of a page.
-    let n_keys = (params.before + 1).min(b.shape.n_positions as u32);
-    if let Some(flash) = b.kernels.flash.as_ref().filter(|_| n_keys >= FLASH_KEYS) {
-        let grid = [b.kernels.card.n_sm, 1, 1];
+    if let Some(flash) = flash_of(b, layer) {
+        let (grid, params) =
+            ([b.kernels.card.n_sm, 1, 1], KigoAttention { operands: mix_operands(b, layer), ..params });
         return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
     }
     let grid = [b.shape.n_tiles as u32, d.n_head as u32, 1];
@@ -706,6 +755,7 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
 pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
     let mut source = plain(w.mix.address(), b.shape.n, b.desc.n_embd_q(), w.magnitudes(layer, false));
+    source.operands = mix_operands(b, layer);
     let bias = [l.attn_output_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
     add(b, &mut source, &l.attn_output, bias, (l.attn_post_norm, w.x_magnitudes(layer, true)))
 }
@@ -716,8 +766,9 @@ pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
         return experts::ffn_up(b, layer, router, experts);
     }
     let mut source = residual(b, layer, true, b.shape.n);
+    let operands = ff_operands(b, layer);
     gate(b, layer, w.magnitudes(layer, true), &mut source, |source, product, result| {
-        multiply(b, source, product, result)
+        multiply(b, source, product, Outcome { operands, ..result })
     })
 }
 
@@ -754,6 +805,7 @@ pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
         return experts::ffn_down(b, &l.ffn_down, bias, after, experts);
     }
     let mut source = plain(w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
+    source.operands = ff_operands(b, layer);
     add(b, &mut source, &l.ffn_down, bias, after)
 }
 
