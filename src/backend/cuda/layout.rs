@@ -460,6 +460,7 @@ pub fn activation_bytes(bf16: bool) -> usize {
 pub struct TypeKernels {
     one: Function,
     few8: Function,
+    few16: Function,
     few32: Function,
     many: Function,
     many_narrow: Function,
@@ -478,6 +479,7 @@ impl TypeKernels {
         match kernel {
             Kernel::One => &self.one,
             Kernel::Few8 => &self.few8,
+            Kernel::Few16 => &self.few16,
             Kernel::Few32 => &self.few32,
             Kernel::Many => &self.many,
             Kernel::ManyNarrow => &self.many_narrow,
@@ -534,6 +536,7 @@ impl TypeTable {
             let kernels = TypeKernels {
                 one: product("matmul_one", Kernel::One)?,
                 few8: product("matmul_few8", Kernel::Few8)?,
+                few16: product("matmul_few16", Kernel::Few16)?,
                 few32: product("matmul_few32", Kernel::Few32)?,
                 many: product("matmul_many", Kernel::Many)?,
                 many_narrow: product("matmul_many_narrow", Kernel::ManyNarrow)?,
