@@ -203,15 +203,18 @@ struct Worker {
         for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) {
             operands.put(thread, i, weigh_at(thread + i * kThreads), scale);
         }
-        if (thread == 0) block.sums.factor = weight ? __fmul_rn(inverse, norm_factor(all.x, s.k, s.eps)) : inverse;
+        if (thread == 0) {
+            block.sums.inverse = inverse;
+            block.sums.squares = all.x;
+        }
         step_sync();
     }
 
-    // A vector of words as operands.
+    // A vector of words as operands, of which a thread has kHeld quads at most: all of it is held, as its scale has to be known before
+    // any is rounded.
+    template <int kHeld>
     __device__ __forceinline__ void take_vector(const KigoStage& s) const {
         const uint32_t thread = this_thread();
-        // All of it: its scale has to be known before any is rounded.
-        constexpr int kHeld = KIGO_STEP_MOST_COLUMNS / 4 / kThreads;
         const uint32_t n_quads = s.stride / 4;
         Quads<kHeld> given;
         given.await(set().from(s.input), thread, s.k / 4);
@@ -229,8 +232,17 @@ struct Worker {
             if (i * kThreads >= n_quads) break;
             if (thread + i * kThreads < n_quads) operands.put(thread, i, values_of(given.in[i]), scale);
         }
-        if (thread == 0) block.sums.factor = inverse;
+        if (thread == 0) block.sums.inverse = inverse;
         step_sync();
+    }
+
+    __device__ __forceinline__ void take_vector(const KigoStage& s) const {
+        constexpr int kFew = 4;
+        if (s.stride / 4 <= kFew * kThreads) {
+            take_vector<kFew>(s);
+        } else {
+            take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s);
+        }
     }
 
     // What a lane multiplies a unit with; `at` are its first columns.
@@ -268,30 +280,51 @@ struct Worker {
         }
     };
 
+    // Where a warp starts in a stage, and the first piece that it has there; n() is 0 where it has none.
+    struct Opening {
+        WarpState state;
+        Piece piece;
+    };
+
+    // Waits for a warp's first pieces of a stage: most of the time they are there before what they are multiplied with.
+    __device__ __forceinline__ Opening open(const KigoStage& s) const {
+        const uint32_t warp = this_thread() / kWarp;
+        __syncwarp();
+        Opening opening = {block.warps[warp], {0, 0}};
+        if (first_item(s) >= s.n_items || Slice(s.n_records, warp).first >= s.n_records) return opening;
+        RingPlace at = opening.state.place;
+        PieceReader::wait(at);
+        opening.piece = PieceReader::piece(at);
+        if (s.per_item == 2) {
+            at.advance(StepRing(p, memory, block.rings, warp));
+            PieceReader::wait(at);
+        }
+        return opening;
+    }
+
     // This block's items of a stage, from shared memory to sums.
-    __device__ __forceinline__ void multiply(const KigoStage& s) const {
+    __device__ __forceinline__ void multiply(const KigoStage& s, const Opening& opening) const {
         const uint32_t item = first_item(s), warp = this_thread() / kWarp;
         if (item >= s.n_items) return;
-        WarpState& state = block.warps[warp];
-        Closing closing = {block.sums, state.turn};
-        PieceReader reader(p, memory, block.rings, warp, state.place);
-        if (Slice(s.n_records, warp).first >= s.n_records) {
+        Closing closing = {block.sums, opening.state.turn};
+        PieceReader reader(p, memory, block.rings, warp, opening.state.place);
+        if (opening.piece.n() == 0) {
 #pragma unroll 1
             for (uint32_t i = item; i < s.n_items; i += gridDim.x) closing.close_item<kMostTiles>();
         } else {
-            multiply_pieces(s, reader, closing);
+            multiply_pieces(s, opening.piece, reader, closing);
         }
-        if (this_thread() % kWarp == 0) state = {reader.place(), closing.turn};
+        if (this_thread() % kWarp == 0) block.warps[warp] = {reader.place(), closing.turn};
     }
 
-    __device__ __forceinline__ void multiply_pieces(const KigoStage& s, PieceReader& reader, Closing& closing) const {
-#define KIGO_CASE(type)                                \
-    case KIGO_TYPE_##type:                             \
-        if (s.per_item == 1) {                         \
-            multiply_pieces<type, 1>(reader, closing); \
-        } else {                                       \
-            multiply_pieces<type, 2>(reader, closing); \
-        }                                              \
+    __device__ __forceinline__ void multiply_pieces(const KigoStage& s, Piece first, PieceReader& reader, Closing& closing) const {
+#define KIGO_CASE(type)                                       \
+    case KIGO_TYPE_##type:                                    \
+        if (s.per_item == 1) {                                \
+            multiply_pieces<type, 1>(first, reader, closing); \
+        } else {                                              \
+            multiply_pieces<type, 2>(first, reader, closing); \
+        }                                                     \
         break;
         switch (s.quant) {
             KIGO_CASE(F16)
@@ -316,9 +349,10 @@ struct Worker {
         return memory + (at.slot - shared_address(memory));
     }
 
-    // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other.
+    // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other. The first pieces
+    // are there.
     template <class Type, int kTiles>
-    __device__ __forceinline__ void multiply_pieces(PieceReader& reader, Closing& closing) const {
+    __device__ __forceinline__ void multiply_pieces(Piece first, PieceReader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
         const uint8_t* all_columns = operands().columns + lane % 4 * 16;
         RingPlace at[kTiles];
@@ -365,7 +399,6 @@ struct Worker {
                 return has_next;
             };
             reader.places(at);
-            wait();
             load(one, true);
             reader.give_back(at, lane == 0);
 #pragma unroll 1
@@ -373,11 +406,9 @@ struct Worker {
             }
         } else {
             constexpr int kUnits = Type::kRecordK / kUnitK;
-            Piece piece;
-            do {
-                reader.places(at);
-                wait();
-                piece = reader.piece(at[0]);
+            Piece piece = first;
+            reader.places(at);
+            while (true) {
                 const uint8_t* columns = all_columns + piece.record * (kUnits * 128);
                 uint32_t offset = 0;
 #pragma unroll 1
@@ -387,7 +418,8 @@ struct Worker {
                     for (int tile = 0; tile < kTiles; tile++) {
                         scales[tile] = scales_of<Type>(slot(at[tile]) + offset + Record<Type>::kScales, lane);
                     }
-#pragma unroll
+                    // Not all units: code has to be fetched too, by the time each stage comes to it.
+#pragma unroll 2
                     for (int unit = 0; unit < kUnits; unit++) {
                         const auto v = columns_at(columns + unit * 128);
                         Fragments<Type> w[kTiles];
@@ -407,7 +439,11 @@ struct Worker {
                 }
                 reader.give_back(at, lane == 0);
                 if (piece.has(Piece::kEndsItem)) closing.close_item<kTiles>();
-            } while (!piece.has(Piece::kEndsStage));
+                if (piece.has(Piece::kEndsStage)) return;
+                reader.places(at);
+                wait();
+                piece = reader.piece(at[0]);
+            }
         }
     }
 };
@@ -499,9 +535,10 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
                     attend<128>(block.attention, block.sight, worker.set(), worker.operands().columns);
             }
         } else {
+            const Worker::Opening opening = worker.open(s);
             if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s);
             if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s);
-            worker.multiply(s);
+            worker.multiply(s, opening);
             // What the next attention needs is looked up while words are on their way.
             if (!is_near) bring_near(block.attention, table, block.sight);
             is_near = true;

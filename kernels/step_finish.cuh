@@ -18,13 +18,20 @@ struct Sums {
     float turns[kTurns][kMostTiles][kSlices][kTileRows];
     // All warps have written their sums; they have been added up.
     uint64_t full[kTurns], empty[kTurns];
-    // What products of the operands at hand are multiplied with.
-    float factor;
+    // What products of the operands at hand are multiplied with: `inverse`, and where there is a norm what follows from the sum of
+    // squares.
+    float inverse, squares;
     // The stage that who finishes is at.
     KigoStage stage;
 };
 
 struct Finisher {
+    // Of the operands at hand.
+    struct Factor {
+        float value;
+        bool is_known;
+    };
+
     const KigoStep& p;
     Sums& sums;
     WordSet set;
@@ -59,17 +66,24 @@ struct Finisher {
         set.store(s.out, row, value);
     }
 
+    // What products of the operands at hand are multiplied with. Computed here, while the first of them are: it takes a root and a
+    // division.
+    __device__ __forceinline__ float factor(const KigoStage& s) const {
+        return s.norm_weight ? __fmul_rn(sums.inverse, norm_factor(sums.squares, s.k, s.eps)) : sums.inverse;
+    }
+
     // Finishes an item, the `turn`-th of all stages.
-    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn) const {
+    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn, Factor& factor) const {
         const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
         Patience patience;
-        while (!test_mbarrier(shared_address(sums.full + place), turn / kTurns % 2)) patience.wait();
+        while (!try_mbarrier_at(shared_address(sums.full + place), turn / kTurns % 2)) patience.wait();
+        if (!factor.is_known) factor = {this->factor(s), true};
         // Of an item of one tile nobody looks at the other half.
         const float* slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, slices[w * kTileRows]);
-        const float value = __fmul_rn(sum, __fmul_rn(sums.factor, s.weight_scale));
+        const float value = __fmul_rn(sum, __fmul_rn(factor.value, s.weight_scale));
         const float up = __shfl_down_sync(~0u, value, kTileRows);
         if (lane == 0) arrive_mbarrier(sums.empty + place);
         const uint32_t n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
@@ -78,13 +92,16 @@ struct Finisher {
 
     __device__ __forceinline__ void run() const {
         uint32_t turn = 0;
+        Factor factor = {};
 #pragma unroll 1
         for (uint32_t i = 0; i < p.n_stages; i++) {
             open_stage(i);
             const KigoStage& s = sums.stage;
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
+            // Once the sums of an item are there, so are those of its operands.
+            if (s.take != KIGO_TAKE_SAME) factor.is_known = false;
 #pragma unroll 1
-            for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++);
+            for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++, factor);
         }
     }
 };

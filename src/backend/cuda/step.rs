@@ -128,15 +128,6 @@ fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
 
-/// Whether the kernel's results for all types of a model have been compared with those of the CPU on a GPU, in the form that it has
-/// (`docs/gpu-validation.md`): the others have to be asked for.
-fn is_compared(b: &CudaBackend) -> bool {
-    let of_layers = b.places.layers.iter().flat_map(products);
-    of_layers
-        .chain([&b.places.output])
-        .all(|product| matches!(product.quant, QuantType::F16 | QuantType::Q4_0 | QuantType::Q4_1 | QuantType::Q5_0))
-}
-
 /// Bytes of the weights of the smallest layer.
 fn layer_bytes(b: &CudaBackend) -> u64 {
     let bytes = |layer: &LayerPlaces| -> u64 {
@@ -322,7 +313,7 @@ impl Step {
     pub fn new(b: &CudaBackend, path: DecodePath) -> Result<Option<Step>> {
         let (desc, card) = (&b.desc, &b.kernels.card);
         let wanted = match path {
-            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES && is_compared(b),
+            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES,
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
