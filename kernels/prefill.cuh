@@ -26,13 +26,18 @@ constexpr int kCluster = kSplits ? kSlices : 2;
 template <bool kSplits>
 constexpr int kSharing = kSplits ? 1 : kCluster<kSplits>;
 constexpr int kMultipliers = 2, kMultiplierWarps = kMultipliers * kGroupThreads / kWarp;
+// Whether a type's records are taken by the tensor cores as they are.
+template <class Type>
+constexpr bool kOnlyCodes = Type::kScaleBytes == 0 && Type::Planes::Low::kWords == 16;
 // Warpgroups that finish results: two where there are registers for them.
-template <int kParts, bool kSplits>
-constexpr int kFinishers = kParts < 3 && !kSplits ? 2 : 1;
-template <int kParts, bool kSplits>
-constexpr int kFinisherWarps = kFinishers<kParts, kSplits> * kGroupThreads / kWarp;
-template <int kParts, bool kSplits>
-constexpr int kThreads = (1 + kFinishers<kParts, kSplits> + kMultipliers) * kGroupThreads;
+template <class Type, int kParts, bool kSplits>
+constexpr int kFinishers = kOnlyCodes<Type> && kParts < 3 && !kSplits ? 2 : 1;
+template <class Type, int kParts, bool kSplits>
+constexpr int kFinisherWarps = kFinishers<Type, kParts, kSplits> * kGroupThreads / kWarp;
+template <class Type, int kParts, bool kSplits>
+constexpr int kThreads = (1 + kFinishers<Type, kParts, kSplits> + kMultipliers) * kGroupThreads;
+// Warps that finish the third part of an item.
+constexpr int kMostFinisherWarps = kGroupThreads / kWarp;
 // Warps that copy weights.
 constexpr int kWeightCopiers = 2;
 // Dynamic shared memory of a block.
@@ -47,21 +52,18 @@ struct Told {
     uint32_t parts, expert, tile, column, last;
 };
 
-// Whether a type's records are taken by the tensor cores as they are.
-template <class Type>
-constexpr bool kOnlyCodes = Type::kScaleBytes == 0 && Type::Planes::Low::kWords == 16;
 // Registers of a thread of each warpgroup: those that multiply need two for each result.
 template <class Type, int kParts, bool kSplits>
-constexpr int kMultiplierRegisters = kParts > 2 ? (kOnlyCodes<Type> ? 208 : 224) : kSplits ? 184 : kOnlyCodes<Type> ? 152 : 168;
-template <int kParts, bool kSplits>
-constexpr int kCopierRegisters = kParts > 2 ? 24 : kSplits ? 40 : 32;
-// All together have what a block is launched with.
-template <int kParts, bool kSplits>
-constexpr int kLaunchRegisters = 65536 / kThreads<kParts, kSplits> / 8 * 8;
+constexpr int kMultiplierRegisters = kParts > 2 ? (kOnlyCodes<Type> ? 208 : 224) : kSplits ? 184 : kOnlyCodes<Type> ? 152 : 184;
 template <class Type, int kParts, bool kSplits>
-constexpr int kFinisherRegisters = (kThreads<kParts, kSplits> / kGroupThreads * kLaunchRegisters<kParts, kSplits> -
-                                    2 * kMultiplierRegisters<Type, kParts, kSplits> - kCopierRegisters<kParts, kSplits>) /
-                                   kFinishers<kParts, kSplits> / 8 * 8;
+constexpr int kCopierRegisters = kParts > 2 ? 24 : kSplits || !kOnlyCodes<Type> ? 40 : 32;
+// All together have what a block is launched with.
+template <class Type, int kParts, bool kSplits>
+constexpr int kLaunchRegisters = 65536 / kThreads<Type, kParts, kSplits> / 8 * 8;
+template <class Type, int kParts, bool kSplits>
+constexpr int kFinisherRegisters = (kThreads<Type, kParts, kSplits> / kGroupThreads * kLaunchRegisters<Type, kParts, kSplits> -
+                                    2 * kMultiplierRegisters<Type, kParts, kSplits> - kCopierRegisters<Type, kParts, kSplits>) /
+                                   kFinishers<Type, kParts, kSplits> / 8 * 8;
 
 constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
@@ -85,7 +87,7 @@ struct Plan {
     static_assert(kSlots >= 2);
     static constexpr int kWeights = kSlots * kSlotBytes, kResults = kWeights + kWeightSlots * kWeightBytes;
     static constexpr int kTold = kResults + kResultSlots * kResultBytes, kBarriers = kTold + 64;
-    static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kToldSlots) + 8 * (1 + kFinisherWarps<3, false>);
+    static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kToldSlots) + 8 * (1 + kMostFinisherWarps);
     static_assert(sizeof(Told) * kToldSlots <= kBarriers - kTold);
     static_assert(kAlign + kEnd <= kSharedBytes);
 };
@@ -454,6 +456,8 @@ struct Multiplier {
             told.advance();
             any = true;
             if constexpr (kSplits) {
+                // Its slice may be empty.
+                if (n_records == 0) continue;
                 if (parts == 2) {
                     run_slice<2>(n_records, tile, lane);
                 } else {
@@ -550,9 +554,9 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
 }
 
 // Finishes what the multipliers hand on, as one warp of those that do.
-template <int kParts, bool kManyRegisters>
+template <class Type, int kParts, bool kManyRegisters>
 __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultSlots> results, const Late& late, int warp, int lane) {
-    constexpr int kColumns = kPartColumns / kFinisherWarps<kParts, false>, kFloats = kColumns * kItemRows;
+    constexpr int kColumns = kPartColumns / kFinisherWarps<Type, kParts, false>, kFloats = kColumns * kItemRows;
     uint32_t late_phase = 0;
     for (Items<kParts, false> items(p); items.any(); items.advance()) {
         // The multipliers do the rest of the last item.
@@ -586,9 +590,9 @@ __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultS
 }
 
 // Adds the slices that the blocks of the cluster have handed on, and finishes, as one warp of four: each has four columns.
-template <int kParts>
+template <class Type, int kParts>
 __device__ __forceinline__ void finish_slices(const KigoMatmul& p, const uint8_t* results, uint8_t* scratch, int warp, int lane) {
-    constexpr int kWarps = kFinisherWarps<kParts, true>, kColumns = kResultSlots * kPartColumns / kSlices / kWarps;
+    constexpr int kWarps = kFinisherWarps<Type, kParts, true>, kColumns = kResultSlots * kPartColumns / kSlices / kWarps;
     const Items<kParts, true> items(p);
     const int column = (rank_in_cluster<true>() * kWarps + warp) * kColumns;
     if (!items.any() || column >= int(items.parts()) * kPartColumns) return;
@@ -628,34 +632,34 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         init(inputs.barriers, P::kSlots, 1, kSharing<kSplits> * kMultipliers);
         init(weights.barriers, P::kWeightSlots, kWeightCopiers, kMultiplierWarps);
         // Every thread arrives: racecheck does not see that a warp's first lane does so for the others.
-        init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps<kMost, kSplits> * kWarp);
+        init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps<Type, kMost, kSplits> * kWarp);
         init(told.barriers, kToldSlots, 1, kMultiplierWarps * kWarp);
         barrier_init(late.full, kMultiplierWarps * kWarp);
-        for (int i = 0; i < kFinisherWarps<3, false>; i++) barrier_init(late.fetched + i, 1);
+        for (int i = 0; i < kMostFinisherWarps; i++) barrier_init(late.fetched + i, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_wait();
     if (warp >= kWeightCopiers) pdl_wait();
     pdl_launch();
     if (group == 0) {
-        give_registers<kCopierRegisters<kMost, kSplits>>();
+        give_registers<kCopierRegisters<Type, kMost, kSplits>>();
         if (warp < kWeightCopiers) copy_weights<Type, kMost, kSplits>(p, inputs, weights, warp, lane);
         if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, told);
         __syncwarp();
         if (kSplits) cluster_wait();
-    } else if (group <= kFinishers<kMost, kSplits>) {
+    } else if (group <= kFinishers<Type, kMost, kSplits>) {
         constexpr int kRegisters = kFinisherRegisters<Type, kMost, kSplits>;
         give_registers<kRegisters>();
         const int own = warp - kGroupThreads / kWarp;
         if constexpr (kSplits) {
             cluster_wait();
-            finish_slices<kMost>(p, results.at, shared, own, lane);
+            finish_slices<Type, kMost>(p, results.at, shared, own, lane);
         } else {
-            finish_items<kMost, (kRegisters > 64)>(p, results, late, own, lane);
+            finish_items<Type, kMost, (kRegisters > 64)>(p, results, late, own, lane);
         }
     } else {
         take_registers<kMultiplierRegisters<Type, kMost, kSplits>>();
-        const int tile = warp - (1 + kFinishers<kMost, kSplits>) * kGroupThreads / kWarp;
+        const int tile = warp - (1 + kFinishers<Type, kMost, kSplits>) * kGroupThreads / kWarp;
         const Slice slice = block_slice<kSplits>(p.n_records);
         Multiplier<Type, kMost, kSplits> multiplier(inputs, weights, results, late, tile);
         multiplier.run_items(p, slice.last - slice.first, told, tile, lane);

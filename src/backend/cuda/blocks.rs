@@ -55,12 +55,12 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    /// Threads of a block.
-    pub fn threads(self) -> u32 {
+    /// Threads of a block, for a type.
+    pub fn threads(self, quant: QuantType) -> u32 {
         match self {
             // Warpgroups that copy, finish and multiply.
-            Kernel::Prefill => (1 + 2 + 2) * 128,
-            Kernel::PrefillWide | Kernel::PrefillSplit => (1 + 1 + 2) * 128,
+            Kernel::Prefill if is_plain(quant) => (1 + 2 + 2) * 128,
+            Kernel::Prefill | Kernel::PrefillWide | Kernel::PrefillSplit => (1 + 1 + 2) * 128,
             _ => THREADS,
         }
     }
@@ -88,14 +88,54 @@ const PART_ROWS: u32 = 64;
 const WIDE_PARTS: u32 = 3;
 const NARROW_PARTS: u32 = 2;
 
-/// Cycles that 64 columns of k take with items of 1, 2 and 3 parts, and what an item takes besides: of `matmul_prefill`, of
-/// `matmul_prefill_wide`, and whatever its parts of `matmul_prefill_split`. As measured (`kernels/notes.md`).
-const NARROW_TIMES: [(u32, u32); NARROW_PARTS as usize] = [(555, 2000), (640, 3500)];
-const WIDE_TIMES: [(u32, u32); WIDE_PARTS as usize] = [(560, 5000), (660, 5000), (865, 5000)];
-const SPLIT_TIME: (u32, u32) = (1400, 17_000);
-/// Cycles that finishing a part takes, which is done while the next item is multiplied: of gate and up, and of others.
-const NARROW_FINISH: (u32, u32) = (8500, 4000);
-const WIDE_FINISH: (u32, u32) = (16_000, 6000);
+/// How long items of the kernels for sm_90a take, as measured (`kernels/notes.md`): cycles for 64 columns of k, and what an item
+/// takes besides.
+struct Times {
+    /// Of `matmul_prefill`, with 1 and 2 parts; what an item of gate and up takes besides.
+    narrow: ([(u32, u32); NARROW_PARTS as usize], u32),
+    /// Of `matmul_prefill_wide`, with 1, 2 and 3 parts; the same.
+    wide: ([(u32, u32); WIDE_PARTS as usize], u32),
+    /// Of `matmul_prefill_split`, whatever its parts.
+    split: (u32, u32),
+    /// Cycles that finishing a part of gate and up takes, while the next item is multiplied: of the first, and of the second.
+    finish: (u32, u32),
+}
+
+/// Of types whose records are multiplied as they are, and of others.
+const PLAIN_TIMES: Times = Times {
+    narrow: ([(555, 9500), (591, 10_350)], 8500),
+    wide: ([(560, 14_600), (860, 14_600), (918, 14_600)], 7500),
+    split: (1400, 22_000),
+    finish: (8500, 16_000),
+};
+const CODED_TIMES: Times = Times {
+    narrow: ([(555, 500), (640, 500)], 500),
+    wide: ([(560, 14_800), (760, 14_800), (816, 14_800)], 14_800),
+    split: (1400, 17_000),
+    finish: (15_500, 18_000),
+};
+
+/// Whether the tensor cores take records of the type as they are.
+fn is_plain(quant: QuantType) -> bool {
+    code_bits(quant) == 16
+}
+
+impl Times {
+    fn of(quant: QuantType) -> &'static Times {
+        if is_plain(quant) { &PLAIN_TIMES } else { &CODED_TIMES }
+    }
+
+    /// Cycles of an item of so many units and parts, of which there may be none.
+    fn item(&self, wide: bool, gated: bool, n_units: u32, n_parts: u32) -> u64 {
+        let (parts, of_gated): (&[(u32, u32)], _) =
+            if wide { (&self.wide.0, self.wide.1) } else { (&self.narrow.0, self.narrow.1) };
+        let Some((of_unit, besides)) = parts.get((n_parts as usize).wrapping_sub(1)) else { return 0 };
+        let besides = if gated { of_gated } else { *besides };
+        let of_part = if wide { self.finish.1 } else { self.finish.0 };
+        let finish = if gated { n_parts * of_part } else { 0 };
+        (u64::from(n_units) * u64::from(*of_unit) + u64::from(besides)).max(u64::from(finish))
+    }
+}
 
 /// A product, as far as its blocks depend on it.
 #[derive(Debug, Clone, Copy)]
@@ -271,13 +311,8 @@ impl Card {
         };
         let (n_groups, n_clusters) =
             (job.n_tiles.div_ceil(CLUSTER * ITEM_TILES), (self.n_sm / CLUSTER).clamp(1, MOST_CLUSTERS));
-        let of_item = |wide: bool, n_parts: u32| {
-            let (times, finish): (&[(u32, u32)], _) =
-                if wide { (&WIDE_TIMES, WIDE_FINISH) } else { (&NARROW_TIMES, NARROW_FINISH) };
-            let (of_unit, besides) = times.get((n_parts as usize).wrapping_sub(1)).copied().unwrap_or_default();
-            let finish = n_parts * if job.gated { finish.0 } else { finish.1 };
-            (u64::from(n_units) * u64::from(of_unit) + u64::from(besides)).max(u64::from(finish))
-        };
+        let times = Times::of(job.quant);
+        let of_item = |wide: bool, n_parts: u32| times.item(wide, job.gated, n_units, n_parts);
         if job.copies > 1 {
             // How many rows an expert has is only known when the kernel runs: they differ by about the root of their average.
             let differ = job.each.isqrt();
@@ -313,7 +348,7 @@ impl Card {
         let split = parts.min(NARROW_PARTS);
         let n_split = job.n_tiles.div_ceil(ITEM_TILES) * parts.div_ceil(split);
         let turns = n_split.div_ceil((self.n_sm / SPLIT_CLUSTER).max(1));
-        let of_split = n_units.div_ceil(SPLIT_CLUSTER) * SPLIT_TIME.0 + SPLIT_TIME.1;
+        let of_split = n_units.div_ceil(SPLIT_CLUSTER) * times.split.0 + times.split.1;
         if u64::from(turns) * u64::from(of_split) < time(pieces) {
             return blocks(Kernel::PrefillSplit, SPLIT_CLUSTER * n_split, (0, split));
         }
@@ -444,14 +479,14 @@ mod tests {
         };
         // Gate and up, down and the output of a Llama of 8B; down of one of 1B.
         assert_eq!(prefill(2048, 4096, 1792, true), (Kernel::PrefillWide, (10, 2), 132));
-        assert_eq!(prefill(2048, 14336, 256, false), (Kernel::PrefillWide, (8, 2), 132));
-        assert_eq!(prefill(2048, 4096, 256, false), (Kernel::PrefillWide, (8, 2), 132));
+        assert_eq!(prefill(2048, 14336, 256, false), (Kernel::Prefill, (0, 2), 132));
+        assert_eq!(prefill(2048, 4096, 256, false), (Kernel::Prefill, (0, 2), 132));
         assert_eq!(prefill(2048, 2048, 1024, true), (Kernel::Prefill, (0, 2), 132), "finishing would take longer");
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
         // Of gpt-oss, and of one with many rows and columns.
         let experts = |each, k| {
-            let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::F16, 2048, k, true, 180) });
+            let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::Q4_K, 2048, k, true, 180) });
             (blocks.kernel, blocks.grid)
         };
         assert_eq!(experts(256, 2880), (Kernel::Prefill, [132, 1, 1]), "as wide as their rows let them be");

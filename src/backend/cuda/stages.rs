@@ -590,7 +590,7 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
 /// Queues a product whose rows stand as its kernel takes them.
 pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, params: &KigoMatmul) -> Result<()> {
     let kernel = b.kernels.types.of(product.quant)?.of(blocks.kernel);
-    launch(b, kernel, blocks.grid, blocks.kernel.threads(), blocks.shared_bytes, params)
+    launch(b, kernel, blocks.grid, blocks.kernel.threads(product.quant), blocks.shared_bytes, params)
 }
 
 /// Queues a product.

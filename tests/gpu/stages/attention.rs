@@ -1,6 +1,7 @@
 //! Attention of heads of all widths, with windows, soft caps and sinks.
 
 use super::heads::{HALF_POISON, PAGE, head_width, widened};
+use super::products::{no_product, prepared};
 use super::*;
 
 /// A number from -1 up to 1 as a half, rounded towards zero.

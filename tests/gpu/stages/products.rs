@@ -55,7 +55,7 @@ pub(super) fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: Kig
         pad: 0,
     };
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
-    gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(), blocks.shared_bytes, &params);
+    gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(quant), blocks.shared_bytes, &params);
     gpu.synchronize();
 }
 
