@@ -27,6 +27,7 @@ pub mod sample;
 mod stages;
 mod step;
 pub mod stream;
+mod windows;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
