@@ -74,17 +74,17 @@ struct Words {
     }
 };
 
-// `kQuads` fours of words, of which thread t of kThreads has numbers t, t + kThreads ...; those from n_quads on are zero.
-template <int kQuads>
+// `kQuads` fours of words, kApart apart; those from `last` on are zero.
+template <int kQuads, int kApart>
 struct Quads {
     uint4 in[kQuads];
 
     // Asks for all of them at once, then for those that were not there again and again. All lanes of a warp call it.
-    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads) {
+    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t last) {
 #pragma unroll
         for (int i = 0; i < kQuads; i++) {
             in[i] = {0, 0, 0, 0};
-            if (first + i * kThreads < n_quads) in[i] = load_words(words + 4 * (first + i * kThreads));
+            if (first + i * kApart < last) in[i] = load_words(words + 4 * (first + i * kApart));
         }
         Patience patience;
         while (true) {
@@ -95,7 +95,7 @@ struct Quads {
             patience.wait();
 #pragma unroll
             for (int i = 0; i < kQuads; i++) {
-                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * kThreads));
+                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * kApart));
             }
         }
     }
