@@ -484,6 +484,8 @@ mod tests {
         assert_eq!(prefill(2048, 2048, 1024, true), (Kernel::Prefill, (0, 2), 132), "finishing would take longer");
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
+        // Down of qwen2-0.5b, whose eighth slice is empty.
+        assert_eq!(H200.blocks(&job(QuantType::Q4_K, 128, 4864, false, 56)).kernel, Kernel::PrefillSplit);
         // Of gpt-oss, and of one with many rows and columns.
         let experts = |each, k| {
             let blocks = H200.blocks(&Job { copies: 32, each, ..job(QuantType::Q4_K, 2048, k, true, 180) });

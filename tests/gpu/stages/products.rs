@@ -311,6 +311,33 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
     worst
 }
 
+/// 19 records are seven slices, one fewer than there are blocks in the cluster that shares them on sm_90a.
+#[test]
+#[ignore = "needs a GPU"]
+fn slices_of_products_may_be_empty() {
+    let (gpu, random) = (Gpu::open(), &mut fresh("slices"));
+    let (n, n_rows, k) = (128, 896, 19 * 256);
+    let matrix = Matrix::random(QuantType::Q4_K, n_rows, k, random);
+    let weights = gpu.repack(&[(&matrix, matrix.place(1, 0))], matrix.n_tiles());
+    let rows = Rows::random(&gpu, n, k, random);
+    let out = gpu.floats(&poisoned(n * n_rows));
+    let params = KigoMatmul {
+        input: rows.input(0, n, KIGO_NORM_NONE),
+        weights: weights.0.address(),
+        weight_scale: weights.1,
+        out: out.address(),
+        n: n as u32,
+        n_rows: n_rows as u32,
+        n_tiles: matrix.n_tiles() as u32,
+        n_records: matrix.n_records() as u32,
+        out_stride: n_rows as u32,
+        ..no_product()
+    };
+    multiply(&gpu, &cards(&gpu)[0], QuantType::Q4_K, params);
+    let error = nmse(&gpu.read_floats(&out), &matrix.product_f64(&rows.normed(KIGO_NORM_NONE)));
+    assert!(error <= MAX_QUANTISED, "squared error {error:e}");
+}
+
 /// What `prep` writes of rows `x` `[n, k]` in the order of sm_90a, a word for two halves, and the factors: of all of them, or in what
 /// `operands` has only of those that are multiplied with something.
 pub(super) fn prepared(gpu: &Gpu, input: KigoInput, operands: Option<&DeviceBuffer>) -> (Vec<u32>, Vec<u32>) {
