@@ -10,6 +10,7 @@
 // All blocks must run at the same time: the launch is a cooperative one. Before sm_90 there is no such kernel.
 #include "quant/types.cuh"
 #include "step_attention.cuh"
+#include "step_experts.cuh"
 #include "step_finish.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -31,6 +32,7 @@ struct Block {
     RingHeads rings[kStepWarps];
     WarpState warps[kStepWarps];
     float4 scratch[2][kWarps / 2];
+    Mixture mixture;
     // Of the step.
     uint32_t number;
     // The stage at hand, the next, and the one after it.
@@ -45,17 +47,19 @@ struct Operands {
     uint8_t* columns;
 
     // Puts quad thread + i kThreads of the row; called by aligned groups of 16 lanes for as many quads.
-    __device__ __forceinline__ void put(uint32_t thread, uint32_t i, float4 v, float scale) const {
+    __device__ __forceinline__ void put(uint32_t thread, uint32_t i, float4 v, float scale) const { put_at(thread, i * kThreads, v, scale); }
+
+    // Puts quad first + more, where `more` is a multiple of 16.
+    __device__ __forceinline__ void put_at(uint32_t first, uint32_t more, float4 v, float scale) const {
         const Quad value =
             make_quad<false>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
-        const QuadPlace place(thread);
-        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + i * (kThreads * 8)) = value.high;
+        const QuadPlace place(first);
+        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
     }
-};
 
-__device__ __forceinline__ float largest_of(float4 v) {
-    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-}
+    // Those of the i-th of some vectors.
+    __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2}; }
+};
 
 // What the warps of a block do together, stage by stage.
 struct Worker {
@@ -68,6 +72,10 @@ struct Worker {
     }
 
     __device__ __forceinline__ Operands operands() const { return {reinterpret_cast<uint8_t*>(x()) + p.stride * 4}; }
+
+    __device__ __forceinline__ RouterMemory& router() const {
+        return *reinterpret_cast<RouterMemory*>(operands().columns + p.router_at);
+    }
 
     __device__ __forceinline__ WordSet set() const { return {block.number, p.set_bytes}; }
 
@@ -194,16 +202,23 @@ struct Worker {
         const float2 all = sum_max(sum, largest, block.scratch[0]);
         float scale, inverse;
         range_scale(all.y, scale, inverse);
+        const bool routes = s.kind == KIGO_STAGE_ROUTER;
+        auto put = [&](uint32_t i, float4 y) {
+            operands.put(thread, i, y, scale);
+            if (routes) put_for_router(s, router(), thread + i * kThreads, y);
+        };
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
             if (thread + i * kThreads >= n_quads) break;
-            operands.put(thread, i, v[i], scale);
+            put(i, v[i]);
         }
 #pragma unroll 1
-        for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) {
-            operands.put(thread, i, weigh_at(thread + i * kThreads), scale);
+        for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) put(i, weigh_at(thread + i * kThreads));
+        if (thread == 0) {
+            const float norm = weight ? norm_factor(all.x, s.k, s.eps) : 1;
+            block.sums.factor = __fmul_rn(inverse, norm);
+            if (routes) block.mixture.router_factor = __fmul_rn(norm, s.weight_scale);
         }
-        if (thread == 0) block.sums.factor = weight ? __fmul_rn(inverse, norm_factor(all.x, s.k, s.eps)) : inverse;
         step_sync();
     }
 
@@ -245,18 +260,20 @@ struct Worker {
     struct Closing {
         Sums& sums;
         uint32_t turn;
+        // Where they go: a slice, and of the second tile kSlices of them further.
+        uint32_t place;
         float acc[kMostTiles][4] = {};
 
         // Hands them on.
         template <int kTiles>
         __device__ __forceinline__ void close_item() {
-            const uint32_t at = turn % kTurns, thread = this_thread(), lane = thread % kWarp, warp = thread / kWarp;
+            const uint32_t at = turn % kTurns, lane = this_thread() % kWarp;
             wait_mbarrier(sums.empty + at, turn / kTurns % 2 ^ 1);
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) {
                 float (&of_tile)[4] = acc[tile];
                 if (lane % 4 == 0) {
-                    float* to = sums.turns[at][tile][warp] + lane / 4;
+                    float* to = sums.turns[at][tile][0] + place * kTileRows + lane / 4;
                     to[0] = of_tile[0];
                     to[8] = of_tile[2];
                 }
@@ -273,11 +290,13 @@ struct Worker {
         const uint32_t item = first_item(s), warp = this_thread() / kWarp;
         if (item >= s.n_items) return;
         WarpState& state = block.warps[warp];
-        Closing closing = {block.sums, state.turn};
+        const StagePart part(s, warp);
+        Closing closing = {block.sums, state.turn, part.any() ? part.group * kSlices + warp % s.n_slices : warp};
         PieceReader reader(p, memory, block.rings, warp, state.place);
-        if (Slice(s.n_records, warp).first >= s.n_records) {
+        if (!part.any()) {
+            const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * s.n_turns;
 #pragma unroll 1
-            for (uint32_t i = item; i < s.n_items; i += gridDim.x) closing.close_item<kMostTiles>();
+            for (uint32_t i = 0; i < n_turns; i++) closing.close_item<kMostTiles>();
         } else {
             multiply_pieces(s, reader, closing);
         }
@@ -442,6 +461,8 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
         init_mbarrier(heads.full + threadIdx.x % KIGO_STEP_SLOTS, 1);
         init_mbarrier(heads.empty + threadIdx.x % KIGO_STEP_SLOTS, 1);
     }
+    if (threadIdx.x == 0) init_mbarrier(&block.mixture.router_full, 1);
+    if (threadIdx.x < KIGO_MAX_EXPERTS_USED) block.mixture.experts[threadIdx.x] = 0;
     if (threadIdx.x < kTurns) {
         init_mbarrier(block.sums.full + threadIdx.x, kStepWarps);
         init_mbarrier(block.sums.empty + threadIdx.x, 1);
@@ -453,8 +474,8 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
-        if (warp < kStepWarps + kFetchWarps) return fetch(p, memory, block.rings, warp - kStepWarps);
-        return Finisher{p, block.sums, {__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes}}.run();
+        if (warp < kStepWarps + kFetchWarps) return fetch(p, memory, block.rings, block.mixture, warp - kStepWarps);
+        return Finisher{p, block.sums, block.mixture, {__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes}}.run();
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
@@ -499,9 +520,22 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
                     attend<128>(block.attention, block.sight, worker.set(), worker.operands().columns);
             }
         } else {
+            const bool routes = s.kind == KIGO_STAGE_ROUTER;
+            if (routes) make_router(s, worker.router(), block.mixture);
             if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s);
             if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s);
-            worker.multiply(s);
+            if (s.take == KIGO_TAKE_ROUTE) take_route(s, worker.router(), block.mixture, worker.set());
+            if (s.take == KIGO_TAKE_EXPERTS) take_experts(s, worker.operands(), block.scratch, block.mixture, worker.set());
+            // The router's weights come while the stage before it is at work.
+            const KigoStage& next = block.stages[(i + 1) % 3];
+            if (i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {
+                start_router(next, worker.router(), block.mixture);
+            }
+            if (!routes) {
+                worker.multiply(s);
+            } else if (warp == 0) {
+                multiply_router(s, worker.router(), worker.set());
+            }
             // What the next attention needs is looked up while words are on their way.
             if (!is_near) bring_near(block.attention, table, block.sight);
             is_near = true;

@@ -32,6 +32,10 @@ __device__ __forceinline__ float4 values_of(uint4 words) {
     return {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z), __uint_as_float(words.w)};
 }
 
+__device__ __forceinline__ float largest_of(float4 v) {
+    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+
 // The set of words of a step: bytes from the first set's, and to the other's.
 struct WordSet {
     uint64_t offset;
@@ -54,17 +58,17 @@ struct WordSet {
     }
 };
 
-// `kQuads` fours of words, of which thread t of kThreads has numbers t, t + kThreads ...; those from n_quads on are zero.
+// `kQuads` fours of words, of which thread t of `n_threads` has numbers t, t + n_threads ...; those from n_quads on are zero.
 template <int kQuads>
 struct Quads {
     uint4 in[kQuads];
 
     // Asks for all of them at once, then for those that were not there again and again. All lanes of a warp call it.
-    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads) {
+    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads, uint32_t n_threads = kThreads) {
 #pragma unroll
         for (int i = 0; i < kQuads; i++) {
             in[i] = {0, 0, 0, 0};
-            if (first + i * kThreads < n_quads) in[i] = load_words(words + 4 * (first + i * kThreads));
+            if (first + i * n_threads < n_quads) in[i] = load_words(words + 4 * (first + i * n_threads));
         }
         Patience patience;
         while (true) {
@@ -75,7 +79,7 @@ struct Quads {
             patience.wait();
 #pragma unroll
             for (int i = 0; i < kQuads; i++) {
-                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * kThreads));
+                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * n_threads));
             }
         }
     }

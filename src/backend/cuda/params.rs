@@ -91,15 +91,20 @@ constants! {
     KIGO_STAGE_GATED = 2,
     KIGO_STAGE_UNGATED = 3,
     KIGO_STAGE_LOGITS = 4,
+    KIGO_STAGE_ROUTER = 5,
+    KIGO_STAGE_MIXED = 6,
     KIGO_TAKE_SAME = 0,
     KIGO_TAKE_RESIDUAL = 1,
     KIGO_TAKE_WORDS = 2,
+    KIGO_TAKE_ROUTE = 3,
+    KIGO_TAKE_EXPERTS = 4,
     KIGO_STEP_THREADS = 384,
     KIGO_STEP_SLOTS = 10,
     KIGO_NO_ATTENTION = 0xFFFF_FFFF,
     KIGO_STEP_PAGES = 32,
     KIGO_STEP_MOST_COLUMNS = 16384,
-    KIGO_STEP_STATIC = 8192,
+    KIGO_STEP_EXPERTS = 256,
+    KIGO_STEP_STATIC = 9216,
     KIGO_STEP_OWN = 32,
     KIGO_STEP_PAGES_AT_ONCE = 4,
     KIGO_STEP_ATTENTION = 9600,
@@ -311,6 +316,7 @@ mirrors! {
         norm_weight: u64,
         out: u64,
         bias: [u64; 2],
+        route_bias: u64,
         kind: u32,
         take: u32,
         quant: u32,
@@ -329,6 +335,14 @@ mirrors! {
         scale: f32,
         softcap: f32,
         attention: u32,
+        mixture: u32,
+        n_expert: u32,
+        n_used: u32,
+        n_tiles: u32,
+        per_expert: u32,
+        n_slices: u32,
+        n_turns: u32,
+        out_stride: u32,
     }
 
     KigoStageAttention {
@@ -354,7 +368,7 @@ mirrors! {
         pace: u32,
         delay: u32,
         set_bytes: u32,
-        pad: u32,
+        router_at: u32,
     }
 
     KigoRepack {
