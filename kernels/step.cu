@@ -399,7 +399,8 @@ struct Worker {
                 piece = reader.piece(at[0]);
                 const uint8_t* columns = all_columns + piece.record * (kUnits * 128);
                 uint32_t offset = 0;
-#pragma unroll 1
+                // Short records are unpacked while those before them are multiplied.
+#pragma unroll(kUnits == 1 ? 2 : 1)
                 for (uint32_t i = 0; i < piece.n(); i++) {
                     decltype(scales_of<Type>(columns, lane)) scales[kTiles];
 #pragma unroll
@@ -533,7 +534,7 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
             }
             if (!routes) {
                 worker.multiply(s);
-            } else if (warp == 0) {
+            } else {
                 multiply_router(s, worker.router(), worker.set());
             }
             // What the next attention needs is looked up while words are on their way.

@@ -1,8 +1,8 @@
 // What the warps that multiply do for a mixture of experts in `step`: the router's product, the choice of experts, which every block
 // makes for itself, and the vectors that the chosen ones give.
 //
-// The router is a matrix of f32. A slice of one of its tiles is a block's, comes to shared memory while the stage before is at work,
-// and is multiplied by one warp: the sums of slices are words, which all blocks add up.
+// The router is a matrix of f32. A slice of one of its tiles is a block's, and comes to shared memory while the stage before is at
+// work. The sums of slices are words, which all blocks add up.
 #pragma once
 
 #include "quant/f32.cuh"
@@ -17,13 +17,17 @@ static_assert(KIGO_STEP_EXPERTS <= kStepThreads, "a thread has a logit");
 struct RouterMemory {
     uint64_t ranks[KIGO_STEP_EXPERTS];
     float logits[KIGO_STEP_EXPERTS];
-    uint8_t weights[];
 
     static constexpr uint32_t kWeightBytes = Record<F32>::kBytes, kPairBytes = 2 * kUnitK * 2;
     static_assert(Record<F32>::kBytes == kUnitK * kTileRows * 4, "a record is a unit");
 
-    // Pairs of bfloat16 of the row's units of a slice: the larger parts, then the rests.
-    __device__ __forceinline__ uint8_t* pairs(uint32_t n_records) { return weights + (n_records + kSlices - 1) / kSlices * kWeightBytes; }
+    // The weights of a unit of the slice.
+    __device__ __forceinline__ uint8_t* weights(uint32_t unit) { return reinterpret_cast<uint8_t*>(this + 1) + unit * kWeightBytes; }
+
+    // Pairs of bfloat16 of the same columns: the larger parts, then the rests.
+    __device__ __forceinline__ uint8_t* pairs(uint32_t n_records, uint32_t unit) {
+        return weights((n_records + kSlices - 1) / kSlices) + unit * kPairBytes;
+    }
 };
 
 // The part of the router that is this block's: units of a tile, or none.
@@ -58,7 +62,7 @@ __device__ __forceinline__ void start_router(const KigoStage& s, RouterMemory& t
         const uint32_t n = piece_records(unit, part.last, part.tile % s.n_records, s.n_records, n_units);
         asm volatile(
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                shared_address(to.weights + (unit - part.first) * RouterMemory::kWeightBytes)),
+                shared_address(to.weights(unit - part.first))),
             "l"(tile + size_t(record_place(part.tile, unit, s.n_records)) * RouterMemory::kWeightBytes),
             "r"(n * RouterMemory::kWeightBytes), "r"(barrier)
             : "memory");
@@ -74,7 +78,7 @@ __device__ __forceinline__ void make_router(const KigoStage& s, RouterMemory& me
     wait_mbarrier(&mixture.router_full, (s.mixture - 1) % 2);
     const uint32_t thread = this_thread(), lane = thread % kWarp;
     for (uint32_t unit = thread / kWarp; unit < part.last - part.first; unit += kStepWarps) {
-        uint8_t* at = memory.weights + unit * RouterMemory::kWeightBytes;
+        uint8_t* at = memory.weights(unit);
         const auto operands = make_fragments<F32>(load_unit<F32>(at, 0, lane), NoScales{}, 0);
         const uint4* from = reinterpret_cast<const uint4*>(&operands);
 #pragma unroll
@@ -88,39 +92,44 @@ __device__ __forceinline__ void put_for_router(const KigoStage& s, RouterMemory&
     const QuadPlace place(quad);
     if (place.unit < part.first || place.unit >= part.last) return;
     const Quad value = make_quad<true>(v);
-    uint8_t* to = memory.pairs(s.n_records) + (place.unit - part.first) * RouterMemory::kPairBytes + place.in_row();
+    uint8_t* to = memory.pairs(s.n_records, place.unit - part.first) + place.in_row();
     *reinterpret_cast<uint2*>(to) = value.high;
     *reinterpret_cast<uint2*>(to + kUnitK * 2) = value.low;
 }
 
-// The part's product, as one warp.
+// The part's product: a warp takes a unit, whose sums take the place of its weights, and threads add them up.
 __device__ __forceinline__ void multiply_router(const KigoStage& s, RouterMemory& memory, const WordSet& set) {
     const RouterPart part(s);
     if (!part.is_ours) return;
-    const uint32_t lane = this_thread() % kWarp;
-    const uint4* weights = reinterpret_cast<const uint4*>(memory.weights) + lane;
-    const uint8_t* columns = memory.pairs(s.n_records) + lane % 4 * 16;
-    float acc[4] = {0, 0, 0, 0};
-#pragma unroll 2
-    for (uint32_t unit = part.first; unit < part.last; unit++) {
+    const uint32_t thread = this_thread(), lane = thread % kWarp, n_units = part.last - part.first;
+#pragma unroll 1
+    for (uint32_t unit = thread / kWarp; unit < n_units; unit += kStepWarps) {
+        uint4* weights = reinterpret_cast<uint4*>(memory.weights(unit));
+        const uint8_t* columns = memory.pairs(s.n_records, unit) + lane % 4 * 16;
         Fragments<F32> w;
         uint4* to = reinterpret_cast<uint4*>(&w);
 #pragma unroll
-        for (int i = 0; i < sizeof(w) / sizeof(uint4); i++) to[i] = weights[i * kWarp];
+        for (int i = 0; i < sizeof(w) / sizeof(uint4); i++) to[i] = weights[i * kWarp + lane];
         Activations<Operand::kF32> x;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             *reinterpret_cast<uint4*>(x.high + 4 * h) = *reinterpret_cast<const uint4*>(columns + h * 64);
             *reinterpret_cast<uint4*>(x.low + 4 * h) = *reinterpret_cast<const uint4*>(columns + kUnitK * 2 + h * 64);
         }
+        float acc[4] = {0, 0, 0, 0};
         multiply_add<F32>(acc, w, x);
-        weights += RouterMemory::kWeightBytes / sizeof(uint4);
-        columns += RouterMemory::kPairBytes;
+        __syncwarp();
+        if (lane % 4 == 0) {
+            float* sums = reinterpret_cast<float*>(weights) + lane / 4;
+            sums[0] = acc[0];
+            sums[8] = acc[2];
+        }
     }
-    if (lane % 4 != 0) return;
-    const uint32_t row = part.tile * kTileRows + lane / 4;
-    set.store(s.out, row * kSlices + part.slice, acc[0]);
-    set.store(s.out, (row + 8) * kSlices + part.slice, acc[2]);
+    step_sync();
+    if (thread >= kTileRows) return;
+    float sum = 0;
+    for (uint32_t unit = 0; unit < n_units; unit++) sum = __fadd_rn(sum, reinterpret_cast<const float*>(memory.weights(unit))[thread]);
+    set.store(s.out, (part.tile * kTileRows + thread) * kSlices + part.slice, sum);
 }
 
 // Takes the router's sums and chooses the experts.

@@ -15,9 +15,9 @@ use super::params::{
     KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_ATTENTION,
     KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_OWN, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
     KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE,
-    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS,
-    KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0,
-    KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
+    KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1,
+    KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -114,7 +114,8 @@ impl Words {
         let qkv = next(n_heads * desc.head_dim.next_multiple_of(TILE_ROWS));
         let mix = next(desc.n_embd_q());
         let attn = next(desc.n_embd);
-        let router = next(desc.experts.map_or(0, |experts| experts.n_expert.next_multiple_of(TILE_ROWS)) * SLICES as usize);
+        let router =
+            next(desc.experts.map_or(0, |experts| experts.n_expert.next_multiple_of(TILE_ROWS)) * SLICES as usize);
         let ff = next(desc.experts.map_or(desc.n_ff, |experts| experts.n_expert_used * stride(desc.n_ff)));
         let ffn = next(desc.n_embd);
         Words { qkv, mix, attn, router, ff, ffn, bytes: end }
@@ -249,14 +250,7 @@ struct Taken {
 impl Taken {
     /// A vector as it is.
     fn words(input: u64) -> Taken {
-        Taken {
-            take: KIGO_TAKE_WORDS,
-            input,
-            post_norm: None,
-            scale: 1.0,
-            norm: None,
-            attention: KIGO_NO_ATTENTION,
-        }
+        Taken { take: KIGO_TAKE_WORDS, input, post_norm: None, scale: 1.0, norm: None, attention: KIGO_NO_ATTENTION }
     }
 }
 
@@ -444,7 +438,8 @@ impl Listing<'_> {
     /// Adds the router, whose slices of tiles are one block's each; `None` where the kernel cannot compute it.
     fn router(&mut self, router: &Product, taken: Taken, out: u64, mixture: u32) -> Option<()> {
         let given = Given { kind: KIGO_STAGE_ROUTER, out, bias: [None; 2] };
-        let stage = KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given, 0) };
+        let stage =
+            KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given, 0) };
         if router.quant != QuantType::F32 || stage.n_items > self.n_blocks {
             return None;
         }
