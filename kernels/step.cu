@@ -62,6 +62,7 @@ struct Operands {
 };
 
 // What the warps of a block do together, stage by stage.
+template <bool kMixes>
 struct Worker {
     const KigoStep& p;
     Block& block;
@@ -202,7 +203,7 @@ struct Worker {
         const float2 all = sum_max(sum, largest, block.scratch[0]);
         float scale, inverse;
         range_scale(all.y, scale, inverse);
-        const bool routes = s.kind == KIGO_STAGE_ROUTER;
+        const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
         auto put = [&](uint32_t i, float4 y) {
             operands.put(thread, i, y, scale);
             if (routes) put_for_router(s, router(), thread + i * kThreads, y);
@@ -290,13 +291,13 @@ struct Worker {
         const uint32_t item = first_item(s), warp = this_thread() / kWarp;
         if (item >= s.n_items) return;
         WarpState& state = block.warps[warp];
-        const StagePart part(s, warp);
-        Closing closing = {block.sums, state.turn, part.any() ? part.group * kSlices + warp % s.n_slices : warp};
+        const auto part = StagePart::of<kMixes>(s, warp);
+        Closing closing = {block.sums, state.turn, part.any() ? part.group * kSlices + part.slice : warp};
         PieceReader reader(p, memory, block.rings, warp, state.place);
         if (!part.any()) {
-            const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * s.n_turns;
+            const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
 #pragma unroll 1
-            for (uint32_t i = 0; i < n_turns; i++) closing.close_item<kMostTiles>();
+            for (uint32_t i = 0; i < n_turns; i++) closing.template close_item<kMostTiles>();
         } else {
             multiply_pieces(s, reader, closing);
         }
@@ -380,7 +381,7 @@ struct Worker {
                 products(now, 2);
                 if (has_next) reader.give_back(at, lane == 0);
                 products(now, 3);
-                if (now.bits & Piece::kEndsItem) closing.close_item<kTiles>();
+                if (now.bits & Piece::kEndsItem) closing.template close_item<kTiles>();
                 return has_next;
             };
             reader.places(at);
@@ -399,8 +400,7 @@ struct Worker {
                 piece = reader.piece(at[0]);
                 const uint8_t* columns = all_columns + piece.record * (kUnits * 128);
                 uint32_t offset = 0;
-                // Short records are unpacked while those before them are multiplied.
-#pragma unroll(kUnits == 1 ? 2 : 1)
+#pragma unroll 1
                 for (uint32_t i = 0; i < piece.n(); i++) {
                     decltype(scales_of<Type>(columns, lane)) scales[kTiles];
 #pragma unroll
@@ -426,7 +426,7 @@ struct Worker {
                     columns += kUnits * 128;
                 }
                 reader.give_back(at, lane == 0);
-                if (piece.has(Piece::kEndsItem)) closing.close_item<kTiles>();
+                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
             } while (!piece.has(Piece::kEndsStage));
         }
     }
@@ -452,9 +452,9 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) {
+// The kernel, for models with mixtures of experts or without.
+template <bool kMixes>
+__device__ __forceinline__ void run_step(const KigoStep& p) {
     __shared__ Block block;
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * KIGO_STEP_SLOTS) {
@@ -475,8 +475,8 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
-        if (warp < kStepWarps + kFetchWarps) return fetch(p, memory, block.rings, block.mixture, warp - kStepWarps);
-        return Finisher{p, block.sums, block.mixture, {__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes}}.run();
+        if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
+        return Finisher<kMixes>{p, block.sums, block.mixture, {__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes}}.run();
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
@@ -489,7 +489,7 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     if (threadIdx.x == 0) block.sight.position = __ldcg(&row->position);
     if (threadIdx.x == 0) block.number = __ldcg(reinterpret_cast<const uint32_t*>(p.number));
     if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace::first(StepRing(p, memory, block.rings, warp)), 0};
-    const Worker worker = {p, block};
+    const Worker<kMixes> worker = {p, block};
     float4* x = worker.x();
     for (uint32_t q = threadIdx.x; q < p.stride / 4; q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));
@@ -521,15 +521,15 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
                     attend<128>(block.attention, block.sight, worker.set(), worker.operands().columns);
             }
         } else {
-            const bool routes = s.kind == KIGO_STAGE_ROUTER;
+            const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
             if (routes) make_router(s, worker.router(), block.mixture);
             if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s);
             if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s);
-            if (s.take == KIGO_TAKE_ROUTE) take_route(s, worker.router(), block.mixture, worker.set());
-            if (s.take == KIGO_TAKE_EXPERTS) take_experts(s, worker.operands(), block.scratch, block.mixture, worker.set());
+            if (kMixes && s.take == KIGO_TAKE_ROUTE) take_route(s, worker.router(), block.mixture, worker.set());
+            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, worker.operands(), block.scratch, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
-            if (i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {
+            if (kMixes && i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {
                 start_router(next, worker.router(), block.mixture);
             }
             if (!routes) {
@@ -548,5 +548,11 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
         store_part(&block.stages[(i + 2) % 3], part);
     }
 }
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true>(p); }
 
 #endif

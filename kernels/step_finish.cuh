@@ -25,6 +25,7 @@ struct Sums {
     KigoStage stage;
 };
 
+template <bool kMixes>
 struct Finisher {
     const KigoStep& p;
     Sums& sums;
@@ -105,7 +106,7 @@ struct Finisher {
     __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn) const {
         const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
         uint32_t row = item * n_rows + lane, of_biases = row, to = row;
-        if (s.mixture) {
+        if (kMixes && s.mixture) {
             const uint32_t i = item / s.per_expert, expert = await_expert(s, i);
             row = item % s.per_expert * n_rows + lane;
             of_biases = expert * s.n_rows + row;
@@ -166,8 +167,8 @@ struct Finisher {
         for (uint32_t i = 0; i < p.n_stages; i++) {
             open_stage(i);
             const KigoStage& s = sums.stage;
-            if (s.kind == KIGO_STAGE_ATTENTION || s.kind == KIGO_STAGE_ROUTER) continue;
-            if (s.kind == KIGO_STAGE_MIXED) {
+            if (s.kind == KIGO_STAGE_ATTENTION || (kMixes && s.kind == KIGO_STAGE_ROUTER)) continue;
+            if (kMixes && s.kind == KIGO_STAGE_MIXED) {
                 // Who has no items may come too late to see what was chosen.
                 if (first_item(s) >= s.n_items) continue;
                 const float weight = weight_of(s.n_used, logit_of_lane(s));

@@ -144,11 +144,15 @@ constexpr uint32_t kMostGroups = 2;
 
 // What a warp has of each tile of a stage, and of which of the tiles that are taken at the same time.
 struct StagePart : Slice {
-    uint32_t group;
+    uint32_t slice, group;
 
-    __device__ __forceinline__ StagePart(const KigoStage& s, uint32_t warp)
-        : Slice(s.n_records, warp % s.n_slices), group(warp / s.n_slices) {
-        if (group >= kMostGroups) first = last;
+    // Without mixtures each warp has a slice of its own.
+    template <bool kMixes>
+    __device__ __forceinline__ static StagePart of(const KigoStage& s, uint32_t warp) {
+        const uint32_t n_slices = kMixes ? s.n_slices : kSlices;
+        StagePart part = {Slice(s.n_records, kMixes ? warp % n_slices : warp), kMixes ? warp % n_slices : warp, kMixes ? warp / n_slices : 0};
+        if (part.group >= kMostGroups) part.first = part.last;
+        return part;
     }
 
     __device__ __forceinline__ bool any() const { return first < last; }
@@ -214,6 +218,7 @@ struct PieceReader : StepRing, RingPlace {
 constexpr uint32_t kLargeRecord = 2048;
 
 // A warp's pieces in the order in which it uses them, from stage to stage.
+template <bool kMixes>
 struct PieceList {
     Route* route;
     // The item's first tile, the place of its first record, and how many tiles follow each other.
@@ -238,7 +243,7 @@ struct PieceList {
 
     __device__ __forceinline__ Piece piece() const {
         const bool ends_item = record + n == slice_last;
-        return {record + route->more, n | (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0)};
+        return {record + (kMixes ? route->more : 0), n | (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0)};
     }
 
     // Starts over from where another one is.
@@ -256,8 +261,9 @@ struct PieceList {
         waits = false;
         for (uint32_t i = route->next_stage; i < p.n_stages; i++) {
             const KigoStage& s = stages[i];
-            if (s.kind == KIGO_STAGE_ATTENTION || s.kind == KIGO_STAGE_ROUTER || (!kExperts && s.mixture)) continue;
-            const StagePart part(s, warp);
+            if (s.kind == KIGO_STAGE_ATTENTION) continue;
+            if (kMixes && (s.kind == KIGO_STAGE_ROUTER || (!kExperts && s.mixture))) continue;
+            const auto part = StagePart::of<kMixes>(s, warp);
             const uint32_t item = first_item(s);
             if (!part.any() || item >= s.n_items) continue;
             n_records = s.n_records;
@@ -268,7 +274,7 @@ struct PieceList {
             tile_bytes = n_records * record_bytes;
             record = part.first;
             const uint32_t n_items = (s.n_items - item - 1) / gridDim.x + 1;
-            if (kExperts && s.mixture) {
+            if (kMixes && kExperts && s.mixture) {
                 *route = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
                 experts.open_stage(s, item, part.group);
                 return open_expert(experts);
@@ -312,7 +318,7 @@ struct PieceList {
         if (record == slice_last) {
             if (--route->items_left == 0) return open_stage<kExperts>(p, warp, experts);
             record = route->slice_first;
-            if (kExperts && route->mixture) {
+            if (kMixes && kExperts && route->mixture) {
                 experts.advance();
                 return open_expert(experts);
             }
@@ -325,11 +331,12 @@ struct PieceList {
 };
 
 // What fetches a warp's pieces: a lane of a fetching warp.
+template <bool kMixes>
 struct Fetcher : StepRing {
     const KigoStep& p;
     uint32_t warp;
     ExpertPath experts;
-    PieceList next, ahead;
+    PieceList<kMixes> next, ahead;
     RingPlace to_start, to_arrive;
     // Pieces that are on their way to L2, or there, from `next` to `ahead`; when the latest was sent for.
     uint32_t n_ahead = 0, sent = 0;
@@ -350,7 +357,7 @@ struct Fetcher : StepRing {
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
         next.route->next_stage = 0;
-        next.open_stage<true>(p, warp, experts);
+        next.template open_stage<true>(p, warp, experts);
     }
 
     // Notes the arrival of the oldest copy under way.
@@ -376,8 +383,8 @@ struct Fetcher : StepRing {
 #endif
         to_start.advance(*this);
         n_under_way++;
-        if (n_ahead > 0 && !next.route->mixture) n_ahead--;
-        next.advance<true>(p, warp, experts);
+        if (n_ahead > 0 && !(kMixes && next.route->mixture)) n_ahead--;
+        next.template advance<true>(p, warp, experts);
     }
 
     // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits. Those of
@@ -385,31 +392,33 @@ struct Fetcher : StepRing {
     __device__ __forceinline__ void send_ahead() {
         if (n_ahead == 0) {
             ahead.follow(next);
-            if (ahead.route->mixture) ahead.open_stage<false>(p, warp, experts);
+            if (kMixes && ahead.route->mixture) ahead.template open_stage<false>(p, warp, experts);
         }
         if (ahead.n == 0) return;
 #if __CUDA_ARCH__ >= 900
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from()), "r"(ahead.bytes()) : "memory");
 #endif
-        ahead.advance<false>(p, warp, experts);
+        ahead.template advance<false>(p, warp, experts);
         n_ahead++;
     }
 };
 
 // Fills the rings of some warps, a lane for each, with at most so many pieces of each under way: what blocks wait for would
 // queue behind more. The lanes stay together, as each would make the others wait otherwise.
+template <bool kMixes>
 __device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture,
                                       uint32_t fetch_warp) {
     const uint32_t warp = threadIdx.x % kWarp * kFetchWarps + fetch_warp;
     const uint32_t lanes = __ballot_sync(~0u, warp < kStepWarps);
     if (warp >= kStepWarps) return;
-    Fetcher fetcher(p, memory, heads, mixture, warp);
+    Fetcher<kMixes> fetcher(p, memory, heads, mixture, warp);
     const uint32_t most_under_way = (p.under_way + warp) / kStepWarps;
-    while (__any_sync(lanes, fetcher.next.n > 0 || fetcher.next.waits)) {
+    while (__any_sync(lanes, fetcher.next.n > 0 || (kMixes && fetcher.next.waits))) {
         fetcher.note_arrival();
-        if (fetcher.next.waits) fetcher.next.open_expert(fetcher.experts);
-        if (fetcher.next.n == 0 && !fetcher.next.waits) continue;
-        const bool is_full = fetcher.next.waits || !fetcher.has_room();
+        if (kMixes && fetcher.next.waits) fetcher.next.open_expert(fetcher.experts);
+        const bool waits = kMixes && fetcher.next.waits;
+        if (fetcher.next.n == 0 && !waits) continue;
+        const bool is_full = waits || !fetcher.has_room();
         if (!is_full && fetcher.n_under_way < most_under_way) {
             fetcher.start();
         } else if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {

@@ -502,7 +502,8 @@ impl Step {
         memory.upload(&b.stream, NUMBER_BYTES, &lists)?;
         // No word is there.
         memory.fill_part_u8(&b.stream, memory.len() - WORD_SETS * set_bytes(desc)..memory.len(), 0xFF)?;
-        let kernel = Module::load(&b.context, embedded("step")?)?.function("step")?;
+        let name = if desc.experts.is_some() { "step_experts" } else { "step" };
+        let kernel = Module::load(&b.context, embedded("step")?)?.function(name)?;
         kernel.set_max_shared_bytes(card.block_shared.saturating_sub(KIGO_STEP_STATIC))?;
         let params = KigoStep {
             stages: stages_at,
