@@ -379,7 +379,7 @@
  *   "n_threads": an integer from 1 to 1024; kigo_options_set_i64(); default: one per core
  *       Threads that compute on the CPU.
  *
- *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 50 ms and fits,
+ *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 60 ms and fits,
  *   128 to 2048; 128 on the CPU
  *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait,
  *       a prompt brings a quarter of that.

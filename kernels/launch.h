@@ -126,8 +126,8 @@ typedef struct {
 #define KIGO_GELU 1
 #define KIGO_SILU_CLAMPED 2
 
-/* matmul_one, matmul_few8, matmul_few32, matmul_many, matmul_many_narrow, and on sm_90a matmul_prefill, matmul_prefill_wide and
- * matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads and clusters of 2 blocks, or of 8 with an item each:
+/* matmul_one, matmul_few8, matmul_few16, matmul_few32, matmul_many, matmul_many_narrow, and on sm_90a matmul_prefill,
+ * matmul_prefill_wide and matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads and clusters of 2 blocks, or of 8 with an item each:
  * out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. With experts, each row of the product has the matrix of one of them; tiles (n_tiles each) and biases
  * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; those of many
  * have rows that stand by expert (KigoGroup), and matmul_many has a grid of all experts in z. */
@@ -162,7 +162,7 @@ typedef struct {
     float softcap;
     /* matmul_one, matmul_few: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
     uint32_t n_slots;
-    /* matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
+    /* matmul_few16, matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
     uint32_t sum_columns;
     /* matmul_prefill...: pieces with the most columns, parts of 64 columns of other pieces, from 1; see prefill.cuh. */
     uint32_t n_wide;

@@ -319,6 +319,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few8,
     matmul_few<1>(p);
 }
 
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few16, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_few<2>(p);
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(matmul_few32, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     matmul_few<4>(p);
 }

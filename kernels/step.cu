@@ -216,18 +216,18 @@ struct Worker {
 #pragma unroll 1
         for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) put(i, weigh_at(thread + i * kThreads));
         if (thread == 0) {
-            const float norm = weight ? norm_factor(all.x, s.k, s.eps) : 1;
-            block.sums.factor = __fmul_rn(inverse, norm);
-            if (routes) block.mixture.router_factor = __fmul_rn(norm, s.weight_scale);
+            block.sums.inverse = inverse;
+            block.sums.squares = all.x;
+            if (routes) block.mixture.router_scale = s.weight_scale;
         }
         step_sync();
     }
 
-    // A vector of words as operands.
+    // A vector of words as operands, of which a thread has kHeld quads at most: all of it is held, as its scale has to be known before
+    // any is rounded.
+    template <int kHeld>
     __device__ __forceinline__ void take_vector(const KigoStage& s) const {
         const uint32_t thread = this_thread();
-        // All of it: its scale has to be known before any is rounded.
-        constexpr int kHeld = KIGO_STEP_MOST_COLUMNS / 4 / kThreads;
         const uint32_t n_quads = s.stride / 4;
         Quads<kHeld> given;
         given.await(set().from(s.input), thread, s.k / 4);
@@ -245,8 +245,17 @@ struct Worker {
             if (i * kThreads >= n_quads) break;
             if (thread + i * kThreads < n_quads) operands.put(thread, i, values_of(given.in[i]), scale);
         }
-        if (thread == 0) block.sums.factor = inverse;
+        if (thread == 0) block.sums.inverse = inverse;
         step_sync();
+    }
+
+    __device__ __forceinline__ void take_vector(const KigoStage& s) const {
+        constexpr int kFew = 4;
+        if (s.stride / 4 <= kFew * kThreads) {
+            take_vector<kFew>(s);
+        } else {
+            take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s);
+        }
     }
 
     // What a lane multiplies a unit with; `at` are its first columns.
@@ -286,32 +295,54 @@ struct Worker {
         }
     };
 
+    // Where a warp starts in a stage, and the first piece that it has there; n() is 0 where it has none.
+    struct Opening {
+        WarpState state;
+        Piece piece;
+    };
+
+    // Waits for a warp's first pieces of a stage: most of the time they are there before what they are multiplied with.
+    __device__ __forceinline__ Opening open(const KigoStage& s) const {
+        const uint32_t warp = this_thread() / kWarp;
+        __syncwarp();
+        Opening opening = {block.warps[warp], {0, 0}};
+        if (first_item(s) >= s.n_items || !StagePart::of<kMixes>(s, warp).any()) return opening;
+        RingPlace at = opening.state.place;
+        PieceReader::wait(at);
+        opening.piece = PieceReader::piece(at);
+        if (s.per_item == 2) {
+            at.advance(StepRing(p, memory, block.rings, warp));
+            PieceReader::wait(at);
+        }
+        return opening;
+    }
+
     // This block's items of a stage, from shared memory to sums.
-    __device__ __forceinline__ void multiply(const KigoStage& s) const {
+    __device__ __forceinline__ void multiply(const KigoStage& s, const Opening& opening) const {
         const uint32_t item = first_item(s), warp = this_thread() / kWarp;
         if (item >= s.n_items) return;
-        WarpState& state = block.warps[warp];
         const auto part = StagePart::of<kMixes>(s, warp);
-        Closing closing = {block.sums, state.turn, part.any() ? part.group * kSlices + part.slice : warp};
-        PieceReader reader(p, memory, block.rings, warp, state.place);
-        if (!part.any()) {
+        const bool has = opening.piece.n() > 0;
+        Closing closing = {block.sums, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
+        PieceReader reader(p, memory, block.rings, warp, opening.state.place);
+        if (!has) {
             const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
 #pragma unroll 1
             for (uint32_t i = 0; i < n_turns; i++) closing.template close_item<kMostTiles>();
         } else {
-            multiply_pieces(s, reader, closing);
+            multiply_pieces(s, opening.piece, reader, closing);
         }
-        if (this_thread() % kWarp == 0) state = {reader.place(), closing.turn};
+        if (this_thread() % kWarp == 0) block.warps[warp] = {reader.place(), closing.turn};
     }
 
-    __device__ __forceinline__ void multiply_pieces(const KigoStage& s, PieceReader& reader, Closing& closing) const {
-#define KIGO_CASE(type)                                \
-    case KIGO_TYPE_##type:                             \
-        if (s.per_item == 1) {                         \
-            multiply_pieces<type, 1>(reader, closing); \
-        } else {                                       \
-            multiply_pieces<type, 2>(reader, closing); \
-        }                                              \
+    __device__ __forceinline__ void multiply_pieces(const KigoStage& s, Piece first, PieceReader& reader, Closing& closing) const {
+#define KIGO_CASE(type)                                       \
+    case KIGO_TYPE_##type:                                    \
+        if (s.per_item == 1) {                                \
+            multiply_pieces<type, 1>(first, reader, closing); \
+        } else {                                              \
+            multiply_pieces<type, 2>(first, reader, closing); \
+        }                                                     \
         break;
         switch (s.quant) {
             KIGO_CASE(F16)
@@ -336,9 +367,10 @@ struct Worker {
         return memory + (at.slot - shared_address(memory));
     }
 
-    // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other.
+    // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other. The first pieces
+    // are there.
     template <class Type, int kTiles>
-    __device__ __forceinline__ void multiply_pieces(PieceReader& reader, Closing& closing) const {
+    __device__ __forceinline__ void multiply_pieces(Piece first, PieceReader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
         const uint8_t* all_columns = operands().columns + lane % 4 * 16;
         RingPlace at[kTiles];
@@ -385,7 +417,6 @@ struct Worker {
                 return has_next;
             };
             reader.places(at);
-            wait();
             load(one, true);
             reader.give_back(at, lane == 0);
 #pragma unroll 1
@@ -393,11 +424,9 @@ struct Worker {
             }
         } else {
             constexpr int kUnits = Type::kRecordK / kUnitK;
-            Piece piece;
-            do {
-                reader.places(at);
-                wait();
-                piece = reader.piece(at[0]);
+            Piece piece = first;
+            reader.places(at);
+            while (true) {
                 const uint8_t* columns = all_columns + piece.record * (kUnits * 128);
                 uint32_t offset = 0;
 #pragma unroll 1
@@ -407,7 +436,8 @@ struct Worker {
                     for (int tile = 0; tile < kTiles; tile++) {
                         scales[tile] = scales_of<Type>(slot(at[tile]) + offset + Record<Type>::kScales, lane);
                     }
-#pragma unroll
+                    // Not all units: code has to be fetched too, by the time each stage comes to it.
+#pragma unroll 2
                     for (int unit = 0; unit < kUnits; unit++) {
                         const auto v = columns_at(columns + unit * 128);
                         Fragments<Type> w[kTiles];
@@ -427,7 +457,11 @@ struct Worker {
                 }
                 reader.give_back(at, lane == 0);
                 if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
-            } while (!piece.has(Piece::kEndsStage));
+                if (piece.has(Piece::kEndsStage)) return;
+                reader.places(at);
+                wait();
+                piece = reader.piece(at[0]);
+            }
         }
     }
 };
@@ -523,9 +557,14 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
             if (routes) make_router(s, worker.router(), block.mixture);
+            // Nothing is on its way before the experts are chosen.
+            if (kMixes && s.take == KIGO_TAKE_ROUTE) {
+                take_route(s, worker.router(), block.mixture, block.sums, worker.set());
+            }
+            typename Worker<kMixes>::Opening opening;
+            if (!routes) opening = worker.open(s);
             if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s);
             if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s);
-            if (kMixes && s.take == KIGO_TAKE_ROUTE) take_route(s, worker.router(), block.mixture, worker.set());
             if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, worker.operands(), block.scratch, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
@@ -533,7 +572,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 start_router(next, worker.router(), block.mixture);
             }
             if (!routes) {
-                worker.multiply(s);
+                worker.multiply(s, opening);
             } else {
                 multiply_router(s, worker.router(), worker.set());
             }

@@ -125,64 +125,72 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
         }
         step_sync();
-        // A team of warps takes a head of q, or that of k or v; a thread a pair of elements.
+        // A team of warps takes a head of q, or that of k or v, and another one at the same time; a thread a pair of elements of each.
+        constexpr uint32_t kAtOnce = 2;
         const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
         const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
 #pragma unroll 1
-        for (uint32_t first = 0; first < heads + 2; first += n_teams) {
-            const uint32_t which = first + team;
-            const bool has = team < n_teams && which < heads + 2 && pair < n_pairs;
-            const uint32_t of_all = which < heads ? head + which : p.n_head + head_kv + (which == heads ? 0 : p.n_head_kv);
-            const uint32_t tile = of_all * per_head + pair / 8;
-            const HeadElements e = head_elements(qkv, tile, pair % 8);
-            // Does not depend on what is awaited.
-            const float2 turn = has && has_turn(qkv, e) ? load_turn(qkv, e, 0) : float2{};
-            const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
-            uint32_t low_word = 0, high_word = 0;
-            Patience patience;
-            while (has) {
-                low_word = load_word(words);
-                high_word = load_word(words + 8);
-                if (low_word != kMissing && high_word != kMissing) break;
-                patience.wait();
+        for (uint32_t first = 0; first < heads + 2; first += kAtOnce * n_teams) {
+            bool has[kAtOnce];
+            HeadElements elements[kAtOnce];
+            float2 turns[kAtOnce];
+            const uint32_t* at_words[2 * kAtOnce];
+            auto which = [&](uint32_t i) { return first + i * n_teams + team; };
+#pragma unroll
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                has[i] = team < n_teams && which(i) < heads + 2 && pair < n_pairs;
+                const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + head_kv + (which(i) == heads ? 0 : p.n_head_kv);
+                const uint32_t tile = of_all * per_head + pair / 8;
+                elements[i] = head_elements(qkv, tile, pair % 8);
+                // Does not depend on what is awaited.
+                turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], 0) : float2{};
+                const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
+                at_words[2 * i] = has[i] ? words : nullptr;
+                at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
             }
-            __syncwarp();
-            float low = __uint_as_float(low_word), high = __uint_as_float(high_word);
-            const uint64_t bias = e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
-            if (has && bias) add_bias(qkv, e, bias, low, high);
-            if (a.heads.norm_weight[0]) {
-                const float squares = warp_sum(has ? __fmaf_rn(low, low, __fmul_rn(high, high)) : 0);
-                step_sync();
-                if (lane == 0) s.squares[warp] = squares;
-                step_sync();
-                if (has && e.part < 2) {
-                    float sum = s.squares[team * team_warps];
-                    for (uint32_t i = 1; i < team_warps; i++) sum = __fadd_rn(sum, s.squares[team * team_warps + i]);
-                    const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
-                    const float* weight = reinterpret_cast<const float*>(e.part == 0 ? a.heads.norm_weight[0] : a.heads.norm_weight[1]);
-                    if (e.dims.low < qkv.head_dim) low = __fmul_rn(__fmul_rn(low, factor), __ldg(weight + e.dims.low));
-                    if (e.dims.high < qkv.head_dim) high = __fmul_rn(__fmul_rn(high, factor), __ldg(weight + e.dims.high));
+            Words<2 * kAtOnce> words;
+            words.await(at_words);
+#pragma unroll
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                if (first + i * n_teams >= heads + 2) break;
+                const HeadElements& e = elements[i];
+                float low = __uint_as_float(words.in[2 * i]), high = __uint_as_float(words.in[2 * i + 1]);
+                const uint64_t bias = e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
+                if (has[i] && bias) add_bias(qkv, e, bias, low, high);
+                if (a.heads.norm_weight[0]) {
+                    const float squares = warp_sum(has[i] ? __fmaf_rn(low, low, __fmul_rn(high, high)) : 0);
+                    step_sync();
+                    if (lane == 0) s.squares[warp] = squares;
+                    step_sync();
+                    if (has[i] && e.part < 2) {
+                        float sum = s.squares[team * team_warps];
+                        for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[team * team_warps + w]);
+                        const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
+                        const float* weight = reinterpret_cast<const float*>(e.part == 0 ? a.heads.norm_weight[0] : a.heads.norm_weight[1]);
+                        if (e.dims.low < qkv.head_dim) low = __fmul_rn(__fmul_rn(low, factor), __ldg(weight + e.dims.low));
+                        if (e.dims.high < qkv.head_dim) high = __fmul_rn(__fmul_rn(high, factor), __ldg(weight + e.dims.high));
+                    }
                 }
-            }
-            if (!has) continue;
-            turn_elements(qkv, e, turn, low, high);
-            if (e.part == 0) {
-                low = __fmul_rn(low, qkv.q_scale);
-                high = __fmul_rn(high, qkv.q_scale);
-            }
-            const __half rounded[2] = {saturated_half(low), saturated_half(high)};
-            __half* to = e.part == 0 ? s.q[which] : e.part == 1 ? s.k : s.v;
-            to[e.place] = rounded[0];
-            to[e.place + 8] = rounded[1];
-            if (e.part == 0 || of_group != 0) continue;
-            __half* keys = cached_keys(qkv, {at<__half>(sight.pages[n_pages - 1 - first_page]), 0}, head_kv);
-            const uint32_t of_page = position % KIGO_PAGE;
-            if (e.part == 1) {
-                keys[of_page * kDp + e.place] = rounded[0];
-                keys[of_page * kDp + e.place + 8] = rounded[1];
-            } else {
-                keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
-                keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
+                if (!has[i]) continue;
+                turn_elements(qkv, e, turns[i], low, high);
+                if (e.part == 0) {
+                    low = __fmul_rn(low, qkv.q_scale);
+                    high = __fmul_rn(high, qkv.q_scale);
+                }
+                const __half rounded[2] = {saturated_half(low), saturated_half(high)};
+                __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
+                to[e.place] = rounded[0];
+                to[e.place + 8] = rounded[1];
+                if (e.part == 0 || of_group != 0) continue;
+                __half* keys = cached_keys(qkv, {at<__half>(sight.pages[n_pages - 1 - first_page]), 0}, head_kv);
+                const uint32_t of_page = position % KIGO_PAGE;
+                if (e.part == 1) {
+                    keys[of_page * kDp + e.place] = rounded[0];
+                    keys[of_page * kDp + e.place + 8] = rounded[1];
+                } else {
+                    keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
+                    keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
+                }
             }
         }
         step_sync();

@@ -7,7 +7,7 @@
 
 #include "quant/f32.cuh"
 #include "route.cuh"
-#include "step_words.cuh"
+#include "step_finish.cuh"
 
 namespace {
 
@@ -133,11 +133,13 @@ __device__ __forceinline__ void multiply_router(const KigoStage& s, RouterMemory
 }
 
 // Takes the router's sums and chooses the experts.
-__device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& memory, Mixture& mixture, const WordSet& set) {
+__device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& memory, Mixture& mixture, const Sums& sums,
+                                           const WordSet& set) {
     static_assert(kSlices == 8, "two quads for each expert");
     const uint32_t thread = this_thread(), n_expert = s.n_expert;
     const bool has = thread < n_expert;
     const float bias = has && s.route_bias ? __ldg(reinterpret_cast<const float*>(s.route_bias) + thread) : 0;
+    const float factor = __fmul_rn(s.norm_weight ? norm_factor(sums.squares, s.k, s.eps) : 1, mixture.router_scale);
     Quads<2> given;
     given.await(set.from(s.input) + thread * kSlices, 0, has ? 2 : 0, 1);
     if (has) {
@@ -147,7 +149,7 @@ __device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& mem
             const float4 four = values_of(given.in[i]);
             sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
         }
-        sum = __fmul_rn(sum, mixture.router_factor);
+        sum = __fmul_rn(sum, factor);
         if (s.route_bias) sum = __fadd_rn(sum, bias);
         memory.logits[thread] = sum;
         memory.ranks[thread] = rank_of(sum, thread);

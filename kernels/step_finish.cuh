@@ -19,14 +19,21 @@ struct Sums {
     float turns[kTurns][kMostTiles][kSlices][kTileRows];
     // All warps have written their sums; they have been added up.
     uint64_t full[kTurns], empty[kTurns];
-    // What products of the operands at hand are multiplied with.
-    float factor;
+    // What products of the operands at hand are multiplied with: `inverse`, and where there is a norm what follows from the sum of
+    // squares.
+    float inverse, squares;
     // The stage that who finishes is at.
     KigoStage stage;
 };
 
 template <bool kMixes>
 struct Finisher {
+    // Of the operands at hand.
+    struct Factor {
+        float value;
+        bool is_known;
+    };
+
     const KigoStep& p;
     Sums& sums;
     const Mixture& mixture;
@@ -82,28 +89,38 @@ struct Finisher {
         return value;
     }
 
-    // Waits for the `turn`-th sums of all stages, those of n_slices slices, and adds up a lane's: of tile lane / kTileRows.
-    __device__ __forceinline__ float await_sum(uint32_t turn, uint32_t n_slices) const {
-        const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
+    // What products of the operands at hand are multiplied with. Computed here, while the first of them are: it takes a root and a
+    // division.
+    __device__ __forceinline__ float factor(const KigoStage& s) const {
+        return s.norm_weight ? __fmul_rn(sums.inverse, norm_factor(sums.squares, s.k, s.eps)) : sums.inverse;
+    }
+
+    // Waits for the `turn`-th sums of all stages.
+    __device__ __forceinline__ void await_turn(uint32_t turn) const {
         Patience patience;
-        while (!test_mbarrier(shared_address(sums.full + place), turn / kTurns % 2)) patience.wait();
+        while (!try_mbarrier_at(shared_address(sums.full + turn % kTurns), turn / kTurns % 2)) patience.wait();
+    }
+
+    // Adds up a lane's of those, which are there, of n_slices slices: of tile lane / kTileRows.
+    __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices) const {
+        const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
         // Of an item of one tile nobody looks at the other half.
         const float* slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kSlices; w++) {
-            if (w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows]);
+            if (!kMixes || w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows]);
         }
         return sum;
     }
 
-    // All lanes have called it after `await_sum`, and have met since.
+    // All lanes have called it after `sum_of`, and have met since.
     __device__ __forceinline__ void give_back(uint32_t turn) const {
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns);
     }
 
     // Finishes an item, the `turn`-th of all stages.
-    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn) const {
+    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn, Factor& factor) const {
         const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
         uint32_t row = item * n_rows + lane, of_biases = row, to = row;
         if (kMixes && s.mixture) {
@@ -118,8 +135,10 @@ struct Finisher {
         for (int part = 0; part < 2; part++) {
             if (has && s.bias[part]) bias[part] = __ldg(bias_at(s, part, of_biases));
         }
-        const float sum = await_sum(turn, kSlices);
-        float value = __fmul_rn(sum, __fmul_rn(sums.factor, s.weight_scale));
+        await_turn(turn);
+        if (!factor.is_known) factor = {this->factor(s), true};
+        const float sum = sum_of(turn, kSlices);
+        float value = __fmul_rn(sum, __fmul_rn(factor.value, s.weight_scale));
         const float up = __shfl_down_sync(~0u, value, kTileRows);
         give_back(turn);
         if (!has) return;
@@ -150,7 +169,8 @@ struct Finisher {
         for (uint32_t i = 0; i < s.n_used; i += n_groups, turn++) {
             const bool has = row < s.n_rows && s.bias[0];
             const float bias = has ? __ldg(bias_at(s, 0, await_expert(s, i + group) * s.n_rows + row)) : 0;
-            const float sum = await_sum(turn, s.n_slices);
+            await_turn(turn);
+            const float sum = sum_of(turn, s.n_slices);
             const float value = add_bias(s, 0, bias, __fmul_rn(sum, __fmul_rn(mixture.factors[i + group], s.weight_scale)));
             const float other = __shfl_down_sync(~0u, value, kTileRows);
             give_back(turn);
@@ -163,6 +183,7 @@ struct Finisher {
 
     __device__ __forceinline__ void run() const {
         uint32_t turn = 0;
+        Factor factor = {};
 #pragma unroll 1
         for (uint32_t i = 0; i < p.n_stages; i++) {
             open_stage(i);
@@ -178,8 +199,10 @@ struct Finisher {
                 }
                 continue;
             }
+            // Once the sums of an item are there, so are those of its operands.
+            if (s.take != KIGO_TAKE_SAME) factor.is_known = false;
 #pragma unroll 1
-            for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++);
+            for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++, factor);
         }
     }
 };

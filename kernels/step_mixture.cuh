@@ -13,9 +13,9 @@ struct Mixture {
     // waits for the choice waits for that. Their logits.
     uint32_t experts[KIGO_MAX_EXPERTS_USED];
     float logits[KIGO_MAX_EXPERTS_USED];
-    // What the products of what each of them gave are multiplied with; what the sums of the router are.
+    // What the products of what each of them gave are multiplied with; the scale of the router.
     float factors[KIGO_MAX_EXPERTS_USED];
-    float router_factor;
+    float router_scale;
     // The router's weights are there.
     uint64_t router_full;
 

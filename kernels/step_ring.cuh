@@ -234,8 +234,7 @@ struct PieceList {
 
     // Where a record of the item's tile stands among those of the tile.
     __device__ __forceinline__ uint32_t place(uint32_t of_tile) const {
-        uint32_t at = record + first_place + of_tile;
-        if (at >= n_records) at -= n_records;
+        const uint32_t at = record + first_place + of_tile;
         return at >= n_records ? at - n_records : at;
     }
 

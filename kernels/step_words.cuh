@@ -58,6 +58,26 @@ struct WordSet {
     }
 };
 
+// Single words, in all lanes of a warp; those at null are not asked for.
+template <int kWords>
+struct Words {
+    uint32_t in[kWords];
+
+    // Asks for all of them until they are there. All lanes of a warp call it.
+    __device__ __forceinline__ void await(const uint32_t* const (&at)[kWords]) {
+        Patience patience;
+        while (true) {
+            bool all = true;
+#pragma unroll
+            for (int i = 0; i < kWords; i++) in[i] = at[i] ? load_word(at[i]) : 0;
+#pragma unroll
+            for (int i = 0; i < kWords; i++) all &= in[i] != kMissing;
+            if (__all_sync(~0u, all)) return;
+            patience.wait();
+        }
+    }
+};
+
 // `kQuads` fours of words, of which thread t of `n_threads` has numbers t, t + n_threads ...; those from n_quads on are zero.
 template <int kQuads>
 struct Quads {

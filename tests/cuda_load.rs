@@ -150,8 +150,9 @@ fn load(gguf: &Gguf, n_readers: usize, kernels: CopyRows, progress: &Progress) -
     let context = Context::open(0)?;
     let load = || {
         let plan = plan(gguf, n_readers)?;
-        let opened = Opened { context: context.clone(), kernels, later_bytes: 1 << 20 };
-        let Loaded { weights, kernels, .. } = plan.load(gguf, progress, || Ok(opened), &mut || Ok(()))?;
+        let opened = Opened { context: context.clone(), kernels, other_bytes: 1 << 20 };
+        let Loaded { weights, kernels, .. } =
+            plan.load(gguf, progress, || Ok(opened), |_, _| Ok(()), &mut || Ok(()))?;
         assert_eq!(weights.len() as u64, plan.weight_bytes());
         assert_eq!(context.bytes(Purpose::Weights), plan.weight_bytes());
         assert_eq!((context.bytes(Purpose::Workspace), context.ledger().pinned_bytes()), (0, 0), "slots are freed");
@@ -276,8 +277,8 @@ fn child_meanwhile() {
     for mut meanwhile in others {
         let context = Context::open(0).unwrap();
         let plan = plan(&gguf, 3).unwrap();
-        let opened = Opened { context: context.clone(), kernels: CopyRows::new(), later_bytes: 0 };
-        let outcome = plan.load(&gguf, &Progress::default(), || Ok(opened), &mut meanwhile);
+        let opened = Opened { context: context.clone(), kernels: CopyRows::new(), other_bytes: 0 };
+        let outcome = plan.load(&gguf, &Progress::default(), || Ok(opened), |_, _| Ok(()), &mut meanwhile);
         say(told(outcome.map(drop)));
         assert_eq!((context.ledger().device_bytes(), context.ledger().pinned_bytes()), (0, 0));
     }
@@ -375,8 +376,10 @@ fn no_call_that_fails_leaves_anything_or_hangs_r11() {
 fn child_calls() {
     let gguf = Gguf::from_source(Box::new(std::io::Cursor::new(file().to_bytes()))).unwrap();
     for _ in 0..2 {
-        let open = || Ok(Opened { context: Context::open(0)?, kernels: CopyRows::new(), later_bytes: 0 });
-        let load = |plan: Plan<CopyRows>| plan.load(&gguf, &Progress::default(), open, &mut || Ok(())).map(drop);
+        let open = || Ok(Opened { context: Context::open(0)?, kernels: CopyRows::new(), other_bytes: 0 });
+        let load = |plan: Plan<CopyRows>| {
+            plan.load(&gguf, &Progress::default(), open, |_, _| Ok(()), &mut || Ok(())).map(drop)
+        };
         let outcome = plan(&gguf, 2).and_then(load);
         say(outcome.map_or_else(|error| error.status().name(), |()| "OK"));
     }

@@ -72,6 +72,11 @@ def load_points(data):
     return [(data["tensor_bytes"] / 1e9, data["load"]["bytes_per_second"][0] / 1e9)] if "load" in data else []
 
 
+def first_load_points(data):
+    first = data.get("first_load")
+    return [(data["tensor_bytes"] / 1e9, data["tensor_bytes"] / first["seconds"] / 1e9)] if first else []
+
+
 def first_token_points(data):
     return [(n, 1e3 * seconds[0]) for n, seconds in first_tokens(data).items()]
 
@@ -81,6 +86,7 @@ PLOTS = {
     "context": Plot("Decoding over the context", "tokens of context", "tokens per second", context_points, context_rivals),
     "prefill": Plot("Prefill over the length of the prompt", "tokens of the prompt", "TFLOP/s", prefill_points, prefill_rivals),
     "load": Plot("Loading over the size of the file", "GB of tensors", "GB/s", load_points, is_cloud=True),
+    "first-load": Plot("The first load of a process over the size of the file", "GB of tensors", "GB/s", first_load_points, is_cloud=True),
     "first-token": Plot("Time to the first token", "tokens of the prompt", "ms", first_token_points),
 }
 

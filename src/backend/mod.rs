@@ -152,8 +152,8 @@ pub fn weight_bytes(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>
 /// The least of what [`default_n_batch`] gives.
 pub const LEAST_N_BATCH: usize = 128;
 
-/// Most rows of a batch unless somebody wants others. On a GPU so many that an H100 takes about 50 ms for them; larger ones
-/// gain little there (`kernels/notes.md`).
+/// Most rows of a batch unless somebody wants others. On a GPU so many that an H200 takes about 60 ms for them, an H100 70; larger
+/// ones gain little there (`kernels/notes.md`).
 pub fn default_n_batch(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> usize {
     match device {
         Device::Cuda(_) => gpu_n_batch(plan.layer_weights(desc)),
@@ -164,7 +164,7 @@ pub fn default_n_batch(device: Device, desc: &ModelDesc, plan: &Weights<TensorIn
 /// Of a model that multiplies a token with so many weights.
 fn gpu_n_batch(n_weights: u64) -> usize {
     let least = LEAST_N_BATCH as u64;
-    (12_000_000_000_000 / n_weights.max(1) / least * least).clamp(least, 2048) as usize
+    (15_000_000_000_000 / n_weights.max(1) / least * least).clamp(least, 2048) as usize
 }
 
 /// What a model needs on `device`, which need not be there: for a context of `n_ctx` tokens, batches of `n_batch` rows and
@@ -428,6 +428,6 @@ mod tests {
     #[test]
     fn batches_on_a_gpu_take_about_as_long() {
         let sizes = [106_000_000, 6_980_000_000, 68_000_000_000, 400_000_000_000].map(gpu_n_batch);
-        assert_eq!(sizes, [2048, 1664, 128, 128]);
+        assert_eq!(sizes, [2048, 2048, 128, 128]);
     }
 }

@@ -82,7 +82,7 @@ static MODEL: &[Row] = &[
         doc: "Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait, a \
               prompt brings a quarter of that.",
         show: |settings| {
-            let text = "what takes a GPU about 50 ms and fits, 128 to 2048; 128 on the CPU";
+            let text = "what takes a GPU about 60 ms and fits, 128 to 2048; 128 on the CPU";
             settings.load.n_batch.map_or(text.to_owned(), |n| n.to_string())
         },
     },

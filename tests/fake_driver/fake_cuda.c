@@ -594,6 +594,16 @@ EXPORT int cuMemFree_v2(uint64_t address) {
     });
 }
 
+// Host memory that the device reaches.
+static Object *pin(void *start, size_t bytes) {
+    Object *object = make(PINNED);
+    object->start = start;
+    object->bytes = bytes;
+    pinned += bytes;
+    most_pinned = pinned > most_pinned ? pinned : most_pinned;
+    return object;
+}
+
 EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
     CALL(cuMemHostAlloc, {
         CHECK(current(), 201, "cuMemHostAlloc without a context");
@@ -604,11 +614,7 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
             break;
         }
         memset(memory, 0xA5, bytes);
-        Object *object = make(PINNED);
-        object->block = object->start = memory;
-        object->bytes = bytes;
-        pinned += bytes;
-        most_pinned = pinned > most_pinned ? pinned : most_pinned;
+        pin(memory, bytes)->block = memory;
         *start = memory;
     });
 }
@@ -626,11 +632,7 @@ EXPORT int cuMemHostRegister_v2(void *start, size_t bytes, unsigned flags) {
         CHECK(current(), 201, "cuMemHostRegister without a context");
         CHECK(bytes > 0 && (uintptr_t)start % 4096 == 0 && flags < 16, 1, "cuMemHostRegister(%p, %zu, %u)", start, bytes, flags);
         CHECK(!holder(start, 1, PINNED), 712, "cuMemHostRegister of what is pinned");
-        Object *object = make(PINNED);
-        object->start = start;
-        object->bytes = bytes;
-        pinned += bytes;
-        most_pinned = pinned > most_pinned ? pinned : most_pinned;
+        pin(start, bytes);
     });
 }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use kigo::backend::cuda::context::Context;
-use kigo::backend::cuda::layout::{Place, Records, THREADS, TILE_ROWS, TypeTable, record_bytes, record_columns};
+use kigo::backend::cuda::layout::{
+    Place, Records, Repackers, THREADS, TILE_ROWS, TypeTable, record_bytes, record_columns,
+};
 use kigo::backend::cuda::load::{Piece, Repack, Target};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::module::{Function, KernelParams, Module, embedded};
@@ -17,6 +19,7 @@ use super::stages::Matrix;
 
 pub struct Gpu {
     stream: Stream,
+    repackers: Repackers,
     types: TypeTable,
     prep: Function,
 }
@@ -29,9 +32,10 @@ impl Gpu {
         let context = Context::open(ordinal).unwrap();
         let piece = |&quant: &QuantType| piece(&Matrix { quant_type: quant, rows: 1, cols: 256, data: Vec::new() });
         let pieces: Vec<_> = QuantType::ALL.iter().map(piece).collect();
-        let types = TypeTable::load(&context, &pieces).unwrap();
+        let repackers = Repackers::load(&context, &pieces).unwrap();
+        let types = TypeTable::load(&context, &repackers).unwrap();
         let prep = Module::load(&context, embedded("prep").unwrap()).unwrap().function("prep").unwrap();
-        Gpu { stream: Stream::new(&context).unwrap(), types, prep }
+        Gpu { stream: Stream::new(&context).unwrap(), repackers, types, prep }
     }
 
     pub fn context(&self) -> &Arc<Context> {
@@ -117,7 +121,7 @@ impl Gpu {
         for (matrix, place) in parts {
             let (piece, row_bytes) = (piece(matrix), matrix.data.len() / matrix.rows);
             // In two parts, as a loader brings them.
-            let step = TypeTable::rows(place) as usize;
+            let step = Repackers::rows(place) as usize;
             let middle = (matrix.rows / 2).next_multiple_of(step).min(matrix.rows);
             for rows in [0..middle, middle..matrix.rows] {
                 if rows.is_empty() {
@@ -126,7 +130,7 @@ impl Gpu {
                 let source = self.upload(&matrix.data[rows.start * row_bytes..rows.end * row_bytes]);
                 let range = rows.start as u64..rows.end as u64;
                 let address = weights.address();
-                self.types.repack(&self.stream, source.address(), range, &piece.info, place, address).unwrap();
+                self.repackers.repack(&self.stream, source.address(), range, &piece.info, place, address).unwrap();
                 self.stream.synchronize().unwrap();
             }
         }

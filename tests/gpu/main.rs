@@ -39,7 +39,10 @@ fn the_documentation_lists_these_tests() {
         ("random_models", include_str!("random_models.rs")),
         ("sampling", include_str!("sampling.rs")),
         ("sanitize", include_str!("sanitize.rs")),
-        ("stages", include_str!("stages.rs")),
+        ("stages::attention", include_str!("stages/attention.rs")),
+        ("stages::heads", include_str!("stages/heads.rs")),
+        ("stages::products", include_str!("stages/products.rs")),
+        ("stages::rows", include_str!("stages/rows.rs")),
         ("turns", include_str!("turns.rs")),
     ];
     let tests = modules.iter().flat_map(|(module, source)| {

@@ -24,7 +24,7 @@ const LONE_GAIN: (u32, u32) = (5, 100);
 
 /// Shared memory that `matmul_one` has besides: a number for each warp, sums of 8 turns, words of rings.
 const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
-/// The same of `matmul_few8` and `matmul_few32`: words of rings.
+/// The same of `matmul_few8`, `matmul_few16` and `matmul_few32`: words of rings.
 const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
 /// Dynamic shared memory of the kernels for sm_90a.
 const PREFILL_SHARED: u32 = 227 << 10;
@@ -38,6 +38,8 @@ pub enum Kernel {
     One,
     /// Up to 8 rows.
     Few8,
+    /// Up to 16.
+    Few16,
     /// Up to 32.
     Few32,
     /// Any number.
@@ -156,7 +158,7 @@ impl Card {
     pub fn most_shared(&self, kernel: Kernel) -> u32 {
         self.block_shared.saturating_sub(match kernel {
             Kernel::One => ONE_STATIC,
-            Kernel::Few8 | Kernel::Few32 => FEW_STATIC,
+            Kernel::Few8 | Kernel::Few16 | Kernel::Few32 => FEW_STATIC,
             _ => 0,
         })
     }
@@ -211,10 +213,13 @@ impl Card {
         two.or_else(|| self.few_with(job, 1, n_items.min(self.n_sm)))
     }
 
-    /// `matmul_few8` or `matmul_few32` with so many blocks on a multiprocessor.
+    /// `matmul_few8`, `matmul_few16` or `matmul_few32` with so many blocks on a multiprocessor.
     fn few_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
-        let (kernel, columns): (_, &[u32]) =
-            if job.n <= 8 { (Kernel::Few8, &[8]) } else { (Kernel::Few32, &[32, 16, 8]) };
+        let (kernel, columns): (_, &[u32]) = match job.n {
+            ..=8 => (Kernel::Few8, &[8]),
+            9..=16 => (Kernel::Few16, &[16, 8]),
+            17.. => (Kernel::Few32, &[32, 16, 8]),
+        };
         let piece = piece_bytes(job.quant);
         let slot = 2 * piece.next_multiple_of(LINE);
         let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
@@ -358,7 +363,7 @@ mod tests {
                 for (k, has_norm) in
                     [(64, true), (576, true), (4096, true), (8192, true), (16384, true), (32768, false)]
                 {
-                    for n in [1, 2, 8, 9, 32, 33, 500] {
+                    for n in [1, 2, 8, 9, 16, 17, 32, 33, 500] {
                         for n_tiles in [1, 2, 131, 256, 384, 8016] {
                             let job = job(quant, n, k, has_norm, n_tiles);
                             let blocks = card.blocks(&job);
@@ -370,6 +375,7 @@ mod tests {
                             let enough = match blocks.kernel {
                                 Kernel::One => n == 1,
                                 Kernel::Few8 => n <= 8,
+                                Kernel::Few16 => n <= 16,
                                 Kernel::Few32 => n <= 32,
                                 Kernel::Many => blocks.grid[0] * 128 >= n,
                                 Kernel::Prefill | Kernel::PrefillWide | Kernel::PrefillSplit => card.sm_90a,
@@ -389,10 +395,11 @@ mod tests {
     fn kernels_are_those_for_the_number_of_rows_where_there_is_room() {
         let kernel = |card: Card, quant, n| card.blocks(&job(quant, n, 4096, true, 256)).kernel;
         for &quant in QuantType::ALL {
-            let of_rows = [1, 2, 8, 9, 32, 33].map(|n| kernel(H200, quant, n));
-            let expected = [Kernel::One, Kernel::Few8, Kernel::Few8, Kernel::Few32, Kernel::Few32, Kernel::Prefill];
+            let of_rows = [1, 2, 8, 9, 16, 17, 32, 33].map(|n| kernel(H200, quant, n));
+            let few = [Kernel::Few8, Kernel::Few16, Kernel::Few32].map(|kernel| [kernel, kernel]);
+            let expected = [&[Kernel::One][..], few.as_flattened(), &[Kernel::Prefill]].concat();
             if quant != QuantType::F32 {
-                assert_eq!(of_rows, expected, "{}", quant.name());
+                assert_eq!(expected, of_rows, "{}", quant.name());
             }
             let old = kernel(Card { sm_90a: false, ..H200 }, quant, 33);
             assert_eq!(old, Kernel::Many, "{}", quant.name());

@@ -460,6 +460,7 @@ pub fn activation_bytes(bf16: bool) -> usize {
 pub struct TypeKernels {
     one: Function,
     few8: Function,
+    few16: Function,
     few32: Function,
     many: Function,
     many_narrow: Function,
@@ -468,7 +469,6 @@ pub struct TypeKernels {
     prefill_split: Function,
     /// Rows of a table.
     pub embed: Function,
-    repack: Function,
     scales_top: Function,
     scales_shift: Function,
 }
@@ -479,6 +479,7 @@ impl TypeKernels {
         match kernel {
             Kernel::One => &self.one,
             Kernel::Few8 => &self.few8,
+            Kernel::Few16 => &self.few16,
             Kernel::Few32 => &self.few32,
             Kernel::Many => &self.many,
             Kernel::ManyNarrow => &self.many_narrow,
@@ -489,16 +490,15 @@ impl TypeKernels {
     }
 }
 
-/// The kernels of the types that a model has.
-pub struct TypeTable(HashMap<QuantType, TypeKernels>);
+/// The modules of the types that a model has, and of each the kernel that loading needs.
+pub struct Repackers(HashMap<QuantType, (Module, Function)>);
 
-impl TypeTable {
+impl Repackers {
     /// Loads what `pieces` need.
     ///
     /// # Errors
     /// Those of loading kernels.
-    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>]) -> Result<TypeTable> {
-        let card = Card::new(context.info());
+    pub fn load(context: &Arc<Context>, pieces: &[Piece<Place>]) -> Result<Repackers> {
         let mut table = HashMap::new();
         for piece in pieces {
             let quant = piece.info.quant_type;
@@ -507,6 +507,26 @@ impl TypeTable {
             }
             let name = quant.name();
             let module = Module::load(context, embedded(&format!("matmul_{name}"))?)?;
+            let repack = module.function(&format!("repack_{name}"))?;
+            table.insert(quant, (module, repack));
+        }
+        Ok(Repackers(table))
+    }
+}
+
+/// The kernels of the types that a model has.
+pub struct TypeTable(HashMap<QuantType, TypeKernels>);
+
+impl TypeTable {
+    /// Those of the modules of `repackers`.
+    ///
+    /// # Errors
+    /// Those of loading kernels.
+    pub fn load(context: &Context, repackers: &Repackers) -> Result<TypeTable> {
+        let card = Card::new(context.info());
+        let mut table = HashMap::new();
+        for (&quant, (module, _)) in &repackers.0 {
+            let name = quant.name();
             let function = |kernel: &str| module.function(&format!("{kernel}_{name}"));
             let product = |name: &str, kernel: Kernel| {
                 let function = function(name)?;
@@ -516,6 +536,7 @@ impl TypeTable {
             let kernels = TypeKernels {
                 one: product("matmul_one", Kernel::One)?,
                 few8: product("matmul_few8", Kernel::Few8)?,
+                few16: product("matmul_few16", Kernel::Few16)?,
                 few32: product("matmul_few32", Kernel::Few32)?,
                 many: product("matmul_many", Kernel::Many)?,
                 many_narrow: product("matmul_many_narrow", Kernel::ManyNarrow)?,
@@ -523,7 +544,6 @@ impl TypeTable {
                 prefill_wide: product("matmul_prefill_wide", Kernel::PrefillWide)?,
                 prefill_split: product("matmul_prefill_split", Kernel::PrefillSplit)?,
                 embed: function("embed")?,
-                repack: function("repack")?,
                 scales_top: function("scales_top")?,
                 scales_shift: function("scales_shift")?,
             };
@@ -580,7 +600,7 @@ impl TypeTable {
 /// Most blocks that look at the scales of a matrix.
 const MOST_SCALE_BLOCKS: u64 = 4096;
 
-impl Repack for TypeTable {
+impl Repack for Repackers {
     type Matrix = Place;
 
     fn rows(place: &Place) -> u64 {
@@ -617,6 +637,9 @@ impl Repack for TypeTable {
         };
         let grid = [(place.n_records as u32).div_ceil(WARPS), n_tiles as u32, 1];
         let launch = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, order: Order::Serial };
-        stream.launch(&self.of(info.quant_type)?.repack, launch, &params)
+        let of_type = self.0.get(&info.quant_type);
+        let (_, repack) =
+            of_type.ok_or_else(|| Error::Internal(format!("no kernels for {}", info.quant_type.name())))?;
+        stream.launch(repack, launch, &params)
     }
 }

@@ -201,18 +201,18 @@ impl<R: Repack> Plan<R> {
         self.device_stride().saturating_mul((self.n_readers * SLOTS) as u64)
     }
 
-    /// Free device memory that is needed, when what is allocated after loading takes `later_bytes`.
-    pub fn needed_bytes(&self, later_bytes: u64) -> u64 {
+    /// Free device memory that is needed, when what is allocated besides takes `other_bytes`.
+    pub fn needed_bytes(&self, other_bytes: u64) -> u64 {
         let weights = self.n_bytes.checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX);
-        weights.saturating_add(self.staging_bytes().max(later_bytes))
+        weights.saturating_add(self.staging_bytes()).saturating_add(other_bytes)
     }
 
-    /// Refuses a model that does not fit beside `later_bytes` of workspace and cache. It allocates nothing.
+    /// Refuses a model that does not fit beside `other_bytes` of workspace and cache. It allocates nothing.
     ///
     /// # Errors
     /// `OutOfMemory` with the bytes needed and free; `DeviceLost`, `DeviceError`.
-    pub fn check(&self, context: &Context, later_bytes: u64) -> Result<()> {
-        let (needed, free) = (self.needed_bytes(later_bytes), context.free_memory()?);
+    pub fn check(&self, context: &Context, other_bytes: u64) -> Result<()> {
+        let (needed, free) = (self.needed_bytes(other_bytes), context.free_memory()?);
         if needed <= free {
             return Ok(());
         }
@@ -220,11 +220,12 @@ impl<R: Repack> Plan<R> {
         Err(Error::OutOfDeviceMemory { device: context.device(), what, needed, free })
     }
 
-    /// Reads everything into memory of the device that `open` makes ready on a thread of its own, when that fits; this thread
-    /// runs `meanwhile`. Whoever drops the weights sees to it that no kernel uses them.
+    /// Reads everything into memory of the device that `open` makes ready on a thread of its own, when that fits; what else
+    /// the device needs `prepare` makes there afterwards, beside the reading. This thread runs `meanwhile`. Whoever drops the
+    /// weights sees to it that no kernel uses them.
     ///
     /// # Errors
-    /// Those of reading, of `open` and `meanwhile`, and of [`Self::check`], before anything is allocated there;
+    /// Those of reading, of `open`, `prepare` and `meanwhile`, and of [`Self::check`], before anything is allocated there;
     /// `OutOfMemory`, `DeviceLost`, `DeviceError`, `LoadCancelled`. Of several, the first that happened; nothing stays
     /// allocated.
     pub fn load(
@@ -232,10 +233,11 @@ impl<R: Repack> Plan<R> {
         gguf: &Gguf,
         progress: &Progress,
         open: impl FnOnce() -> Result<Opened<R>> + Send,
+        prepare: impl FnOnce(&Arc<Context>, &R) -> Result<()> + Send,
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Loaded<R>> {
         progress.expect(self.pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum)));
-        Job::new(gguf, progress, self).run(open, meanwhile)
+        Job::new(gguf, progress, self).run(open, prepare, meanwhile)
     }
 }
 
@@ -245,8 +247,8 @@ pub struct Opened<R> {
     pub context: Arc<Context>,
     /// Its kernels.
     pub kernels: R,
-    /// Bytes of what is allocated there after loading.
-    pub later_bytes: u64,
+    /// Bytes of what is allocated there besides.
+    pub other_bytes: u64,
 }
 
 /// What [`Plan::load`] leaves.

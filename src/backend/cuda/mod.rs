@@ -30,17 +30,17 @@ pub mod stream;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::{Backend, DecodePath, Draw, Memory, Needs, Progress, Row, SequenceId};
 use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::{ModelDesc, Weights};
+use crate::model::{ModelDesc, RopeTable, Weights};
 use crate::{Error, Result};
 use context::Context;
 use kv_cache::KvCache;
-use layout::{Places, TypeTable};
+use layout::{Places, Repackers, TypeTable};
 use memory::{DeviceBuffer, PinnedBuffer};
 use params::{KIGO_NO_SLOT, KigoRow, KigoTile, bytes_of};
 use sample::Samplers;
@@ -161,10 +161,10 @@ pub fn context_needs(desc: &ModelDesc, n_ctx: usize, n_batch: usize) -> Result<N
 }
 
 /// The most rows of a batch, of those that are wanted, that fit beside the weights; their workspace, and the bytes of what is
-/// allocated after loading then. The fewest if none fit.
+/// allocated besides then. The fewest if none fit.
 fn fitting_batch(
     context: &Context,
-    load: &load::Plan<TypeTable>,
+    load: &load::Plan<Repackers>,
     desc: &ModelDesc,
     n_ctx: usize,
     wanted: RangeInclusive<usize>,
@@ -173,11 +173,43 @@ fn fitting_batch(
     loop {
         let cache = kv_cache::Sizes::new(desc, n_ctx, n_batch)?.first_bytes();
         let sizes = stages::Sizes::new(desc, n_batch)?;
-        let later = sizes.bytes(FIRST_LOGITS).saturating_add(cache);
-        if n_batch <= least || load.needed_bytes(later) <= context.free_memory()? {
-            return Ok((n_batch, sizes, later));
+        let besides = sizes.bytes(FIRST_LOGITS).saturating_add(cache);
+        if n_batch <= least || load.needed_bytes(besides) <= context.free_memory()? {
+            return Ok((n_batch, sizes, besides));
         }
         n_batch = (n_batch / 2).max(least);
+    }
+}
+
+/// What a model has on its device besides its weights. It does not depend on them.
+struct Beside {
+    work: Workspace,
+    kernels: Kernels,
+    cache: KvCache,
+    samplers: Samplers,
+    staging: PinnedBuffer,
+    stream: Arc<Stream>,
+}
+
+impl Beside {
+    fn new(
+        context: &Arc<Context>,
+        repackers: &Repackers,
+        desc: &ModelDesc,
+        (n_ctx, n_batch, sizes): (usize, usize, stages::Sizes),
+        ropes: &[RopeTable],
+    ) -> Result<Beside> {
+        let kernels = Kernels::new(context, TypeTable::load(context, repackers)?, desc)?;
+        let stream = Arc::new(Stream::new(context)?);
+        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, ropes)?;
+        Ok(Beside {
+            cache: KvCache::new(context, &stream, desc, (n_ctx, n_batch))?,
+            samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, N_SAMPLED)?,
+            staging: PinnedBuffer::new(context, work.staging_bytes(), "the rows of a batch")?,
+            work,
+            kernels,
+            stream,
+        })
     }
 }
 
@@ -202,25 +234,32 @@ impl CudaBackend {
         let n_ctx = desc.max_positions().map_or(n_ctx, |most| n_ctx.min(most));
         let (mut places, pieces, space) = Places::new(plan, desc)?;
         let load = load::Plan::new(pieces, space, None)?;
-        let mut fitting = None;
+        let (fitting, mut beside) = (OnceLock::new(), None);
+        let nothing_fits = || Error::Internal("no batch fits".into());
         let open = || {
             let context = open()?;
             let bound = context.bind()?;
-            let kernels = TypeTable::load(&context, load.pieces())?;
-            let (n_batch, sizes, later_bytes) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
-            fitting = Some((n_batch, sizes));
+            let kernels = Repackers::load(&context, load.pieces())?;
+            let (n_batch, sizes, other_bytes) = fitting_batch(&context, &load, desc, n_ctx, n_batch)?;
+            let _ = fitting.set((n_batch, sizes));
             drop(bound);
-            Ok(load::Opened { context, kernels, later_bytes })
+            Ok(load::Opened { context, kernels, other_bytes })
         };
-        let load::Loaded { context, kernels: types, weights } = load.load(gguf, progress, open, meanwhile)?;
-        let (n_batch, sizes) = fitting.ok_or_else(|| Error::Internal("no batch fits".into()))?;
+        let prepare = |context: &Arc<Context>, repackers: &Repackers| {
+            let _bound = context.bind()?;
+            let (n_batch, sizes) = *fitting.get().ok_or_else(nothing_fits)?;
+            let divisors = plan.rope_divisors(desc, n_ctx).map(|info| vector(gguf, info)).transpose()?;
+            let ropes = desc.rope.tables(divisors.as_deref());
+            beside = Some(Beside::new(context, repackers, desc, (n_ctx, n_batch, sizes), &ropes)?);
+            Ok(())
+        };
+        let load::Loaded { context, weights, .. } = load.load(gguf, progress, open, prepare, meanwhile)?;
+        let Beside { work, kernels, cache, samplers, staging, stream } = beside.ok_or_else(nothing_fits)?;
+        let (n_batch, _) = *fitting.get().ok_or_else(nothing_fits)?;
         let bound = context.bind()?;
         let loaded = Instant::now();
 
-        let stream = Arc::new(Stream::new(&context)?);
-        places.shift_scales(&types, &stream, weights.address())?;
-        let divisors = plan.rope_divisors(desc, n_ctx).map(|info| vector(gguf, info)).transpose()?;
-        let work = Workspace::new(&stream, desc, sizes, FIRST_LOGITS, &desc.rope.tables(divisors.as_deref()))?;
+        places.shift_scales(&kernels.types, &stream, weights.address())?;
         let mut free = try_vec(N_SLOTS, "the samplers")?;
         free.extend((0..N_SLOTS as u32).rev());
         let mut backend = CudaBackend {
@@ -231,11 +270,11 @@ impl CudaBackend {
             n_ctx,
             file_bytes: plan.file_bytes(),
             places,
-            kernels: Kernels::new(&context, types, desc)?,
-            cache: KvCache::new(&context, &stream, desc, (n_ctx, n_batch))?,
-            samplers: Samplers::new(&stream, desc.n_vocab, n_ctx, N_SLOTS, N_SAMPLED)?,
+            kernels,
+            cache,
+            samplers,
             slots: Slots { free, of: HashMap::new() },
-            staging: PinnedBuffer::new(&context, work.staging_bytes(), "the rows of a batch")?,
+            staging,
             staged: false,
             work,
             shape: Shape::default(),

@@ -1,4 +1,4 @@
-//! The threads of a load: one makes the device ready, the others read.
+//! The threads of a load: one makes the device ready and what a model needs there besides, the others read.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -116,17 +116,20 @@ impl<'a, R: Repack> Job<'a, R> {
         }
     }
 
-    /// Makes the device ready and reads all chunks, while this thread runs `meanwhile`.
+    /// Makes the device ready, runs `prepare` and reads all chunks, while this thread runs `meanwhile`.
     pub fn run(
         self,
         open: impl FnOnce() -> Result<Opened<R>> + Send,
+        prepare: impl FnOnce(&Arc<Context>, &R) -> Result<()> + Send,
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Loaded<R>> {
         std::thread::scope(|scope| {
             let job = &self;
             let opener = move || {
-                let _known = Known(&job.gate);
-                job.open(open)
+                let known = Known(&job.gate);
+                job.open(open)?;
+                drop(known);
+                job.device.get().map_or(Ok(()), |device| prepare(&device.context, &device.kernels))
             };
             let mut all = job.start(scope, "kigo-open".into(), opener);
             if !all {
@@ -184,13 +187,13 @@ impl<'a, R: Repack> Job<'a, R> {
 
     /// Makes the device ready, unless the load has failed meanwhile.
     fn open(&self, open: impl FnOnce() -> Result<Opened<R>>) -> Result<()> {
-        let Opened { context, kernels, later_bytes } = open()?;
+        let Opened { context, kernels, other_bytes } = open()?;
         let _bound = context.bind()?;
         self.progress.check()?;
         if self.stopped.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.plan.check(&context, later_bytes)?;
+        self.plan.check(&context, other_bytes)?;
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let weights = DeviceBuffer::new(&context, Purpose::Weights, bytes(self.plan.n_bytes), "the weights")?;
         let staging = DeviceBuffer::new(&context, Purpose::Workspace, bytes(self.plan.staging_bytes()), WHAT)?;

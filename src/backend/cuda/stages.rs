@@ -284,7 +284,8 @@ impl Workspace {
 
 /// All kernels of a model.
 pub struct Kernels {
-    types: TypeTable,
+    /// Those of tensor types.
+    pub types: TypeTable,
     prep: Function,
     heads: Function,
     add_normed: Function,

@@ -158,15 +158,6 @@ fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
 
-/// Whether the kernel's results for all types of a model have been compared with those of the CPU on a GPU, in the form that it has
-/// (`docs/gpu-validation.md`): the others have to be asked for.
-fn is_compared(b: &CudaBackend) -> bool {
-    let of_layers = b.places.layers.iter().flat_map(products);
-    of_layers
-        .chain([&b.places.output])
-        .all(|product| matches!(product.quant, QuantType::F16 | QuantType::Q4_0 | QuantType::Q4_1 | QuantType::Q5_0))
-}
-
 /// Bytes of the weights that a row takes of the smallest layer.
 fn layer_bytes(b: &CudaBackend) -> u64 {
     let n_used = b.desc.experts.map_or(1, |experts| experts.n_expert_used);
@@ -422,7 +413,7 @@ impl Listing<'_> {
         let scale = if l.ffn_post_norm.is_some() { 1.0 } else { b.desc.residual_scale };
         let mixture = Mixture { number: (layer + 1) as u32, router_bias: *router_bias, scale };
         self.router(router, Taken { attention: KIGO_NO_ATTENTION, ..taken }, words.router, mixture.number)?;
-        let taken = Taken { take: KIGO_TAKE_ROUTE, attention, ..Taken::words(words.router) };
+        let taken = Taken { take: KIGO_TAKE_ROUTE, norm: l.ffn_norm, attention, ..Taken::words(words.router) };
         self.experts(gate, taken, up, mixture)?;
         let taken = Taken { take: KIGO_TAKE_EXPERTS, ..Taken::words(words.ff) };
         let given = Given { kind: KIGO_STAGE_MIXED, out: words.ffn, bias: down };
@@ -468,7 +459,7 @@ impl Step {
     pub fn new(b: &CudaBackend, path: DecodePath) -> Result<Option<Step>> {
         let (desc, card) = (&b.desc, &b.kernels.card);
         let wanted = match path {
-            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES && is_compared(b),
+            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES,
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
