@@ -382,19 +382,22 @@ typedef struct {
 #define KIGO_STEP_MOST_COLUMNS 16384
 /* Experts that `step` can choose from. */
 #define KIGO_STEP_EXPERTS 256
+/* Vectors of experts that are handed on one by one, at most: who takes them adds them up. */
+#define KIGO_STEP_APART 4
 
 /* One stage of `step`. Words are what blocks hand to each other, f32 or a NaN that says that they are not there yet; addresses
  * are of the words of the first of two sets. */
 typedef struct {
     /* Product: tiles of records. */
     uint64_t weights;
-    /* Words [k]; of KIGO_TAKE_RESIDUAL 0 where there are none. */
+    /* Words [k]; of KIGO_TAKE_RESIDUAL 0 where there are none, and where n_used is more than 1 those of experts, [n_used][stride], up
+     * to 4 k columns. */
     uint64_t input;
     /* f32 [k]: what the words are normed with before they are added, or 0. */
     uint64_t post_norm;
     /* f32 [stride], or 0. */
     uint64_t norm_weight;
-    /* Words [n_rows], of experts [n_used][stride of n_rows]; not of logits. */
+    /* Words [n_rows]; where there are items of each expert [n_used][stride of n_rows]; not of logits. */
     uint64_t out;
     /* f32 [n_rows], or 0: of the product, or of gate and up; those of experts one after the other. */
     uint64_t bias[2];

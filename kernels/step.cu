@@ -121,6 +121,34 @@ struct Worker {
         step_sync();
     }
 
+    // The sum of the vectors of experts, which stand one after the other, in their order, each times its weight.
+    template <int kHeld>
+    __device__ __forceinline__ Quads<kHeld> mixed(const KigoStage& s, const uint32_t* words, uint32_t n_given) const {
+        const uint32_t thread = this_thread(), lane = thread % kWarp;
+        Quads<kHeld> each[KIGO_STEP_APART];
+#pragma unroll
+        for (uint32_t j = 0; j < KIGO_STEP_APART; j++) each[j].ask(words + j * s.stride, thread, j < s.n_used ? n_given : 0);
+        const float weight = weight_of(s.n_used, lane < s.n_used ? block.mixture.logits[lane] : -INFINITY);
+        float4 sum[kHeld] = {};
+#pragma unroll
+        for (uint32_t j = 0; j < KIGO_STEP_APART; j++) {
+            const float w = __shfl_sync(~0u, weight, j);
+            each[j].insist(words + j * s.stride, thread);
+            if (j >= s.n_used) continue;
+#pragma unroll
+            for (int i = 0; i < kHeld; i++) {
+                const float4 v = values_of(each[j].in[i]);
+                sum[i] = {__fmaf_rn(w, v.x, sum[i].x), __fmaf_rn(w, v.y, sum[i].y), __fmaf_rn(w, v.z, sum[i].z), __fmaf_rn(w, v.w, sum[i].w)};
+            }
+        }
+        Quads<kHeld> out;
+#pragma unroll
+        for (int i = 0; i < kHeld; i++) {
+            out.in[i] = {__float_as_uint(sum[i].x), __float_as_uint(sum[i].y), __float_as_uint(sum[i].z), __float_as_uint(sum[i].w)};
+        }
+        return out;
+    }
+
     // The residual stream, to which the words are added, as operands.
     __device__ __forceinline__ void take_residual(const KigoStage& s) const {
         const uint32_t thread = this_thread();
@@ -146,7 +174,11 @@ struct Worker {
                 return {__fmaf_rn(s.residual_scale, d.x, old.x), __fmaf_rn(s.residual_scale, d.y, old.y),
                         __fmaf_rn(s.residual_scale, d.z, old.z), __fmaf_rn(s.residual_scale, d.w, old.w)};
             };
-            given.await(words, thread, n_given);
+            if (kMixes && s.n_used > 1) {
+                given = mixed<kHeld>(s, words, n_given);
+            } else {
+                given.await(words, thread, n_given);
+            }
             if (!s.post_norm) {
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
@@ -532,6 +564,8 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     step_sync();
     bring_near(block.attention, table, block.sight);
 
+    // Where there are experts, kv heads often have many heads.
+    constexpr uint32_t kHeadsOfTeam = kMixes ? kMostHeadsOfTeam : 2;
     bool is_near = true;
 #pragma unroll 1
     for (uint32_t i = 0; i < p.n_stages; i++) {
@@ -543,16 +577,16 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         if (s.kind == KIGO_STAGE_ATTENTION) {
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<32, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
                     break;
                 case 64:
-                    attend<64>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<64, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
                     break;
                 case 96:
-                    attend<96>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<96, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
                     break;
                 default:
-                    attend<128>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<128, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
             }
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;

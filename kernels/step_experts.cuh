@@ -11,11 +11,11 @@
 
 namespace {
 
-static_assert(KIGO_STEP_EXPERTS <= kStepThreads, "a thread has a logit");
+static_assert(KIGO_STEP_EXPERTS == kStepThreads, "a thread has a logit");
 
-// What the router needs in shared memory, in parts: ranks and logits of experts; the slice's weights, then as operands, and activations.
+// What the router needs in shared memory, in parts: the order of experts (order_of) and their logits; the slice's weights, then as operands, and activations.
 struct RouterMemory {
-    uint64_t ranks[KIGO_STEP_EXPERTS];
+    uint32_t order[KIGO_STEP_EXPERTS];
     float logits[KIGO_STEP_EXPERTS];
 
     static constexpr uint32_t kWeightBytes = Record<F32>::kBytes, kPairBytes = 2 * kUnitK * 2;
@@ -142,8 +142,8 @@ __device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& mem
     const float factor = __fmul_rn(s.norm_weight ? norm_factor(sums.squares, s.k, s.eps) : 1, mixture.router_scale);
     Quads<2> given;
     given.await(set.from(s.input) + thread * kSlices, 0, has ? 2 : 0, 1);
+    float sum = 0;
     if (has) {
-        float sum = 0;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const float4 four = values_of(given.in[i]);
@@ -152,18 +152,30 @@ __device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& mem
         sum = __fmul_rn(sum, factor);
         if (s.route_bias) sum = __fadd_rn(sum, bias);
         memory.logits[thread] = sum;
-        memory.ranks[thread] = rank_of(sum, thread);
     }
+    memory.order[thread] = has ? order_of(sum) : 0;
     step_sync();
-    // The place of an expert is how many come before it; neighbouring threads share the others.
+    // The place of an expert is how many come before it; neighbouring threads share the others, four at a time. Of equal ones the
+    // first comes first.
     uint32_t each = 1;
     while (each < 8 && 2 * each * n_expert <= kStepThreads) each *= 2;
-    const uint32_t expert = thread / each;
+    const uint32_t expert = thread / each, of_quad = expert / 4;
     uint32_t place = 0;
     if (expert < n_expert) {
-        const uint64_t rank = memory.ranks[expert];
-#pragma unroll 8
-        for (uint32_t other = thread % each; other < n_expert; other += each) place += memory.ranks[other] > rank;
+        const uint32_t order = memory.order[expert], n_quads = (n_expert + 3) / 4;
+        const uint4* quads = reinterpret_cast<const uint4*>(memory.order);
+#pragma unroll 4
+        for (uint32_t quad = thread % each; quad < n_quads; quad += each) {
+            const uint4 four = quads[quad];
+            // Never below 0.
+            const uint32_t below = order - (quad < of_quad);
+            place += (four.x > below) + (four.y > below) + (four.z > below) + (four.w > below);
+        }
+        if (of_quad % each == thread % each) {
+            const uint32_t* before = memory.order + 4 * of_quad;
+#pragma unroll
+            for (uint32_t i = 0; i < 3; i++) place += i < expert % 4 && before[i] == order;
+        }
     }
     for (uint32_t step = each / 2; step > 0; step /= 2) place += __shfl_xor_sync(~0u, place, step);
     if (expert < n_expert && thread % each == 0 && place < s.n_used) mixture.choose(place, s.mixture, expert, memory.logits[expert]);

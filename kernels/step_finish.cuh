@@ -122,9 +122,10 @@ struct Finisher {
     // Finishes an item, the `turn`-th of all stages.
     __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn, Factor& factor) const {
         const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
-        uint32_t row = item * n_rows + lane, of_biases = row, to = row;
+        uint32_t row = item * n_rows + lane, of_biases = row, to = row, i = 0;
         if (kMixes && s.mixture) {
-            const uint32_t i = item / s.per_expert, expert = await_expert(s, i);
+            i = item / s.per_expert;
+            const uint32_t expert = await_expert(s, i);
             row = item % s.per_expert * n_rows + lane;
             of_biases = expert * s.n_rows + row;
             to = i * s.out_stride + row;
@@ -138,7 +139,8 @@ struct Finisher {
         await_turn(turn);
         if (!factor.is_known) factor = {this->factor(s), true};
         const float sum = sum_of(turn, kSlices);
-        float value = __fmul_rn(sum, __fmul_rn(factor.value, s.weight_scale));
+        const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[i] : factor.value;
+        float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
         const float up = __shfl_down_sync(~0u, value, kTileRows);
         give_back(turn);
         if (!has) return;

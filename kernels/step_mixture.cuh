@@ -43,6 +43,8 @@ struct alignas(16) ExpertRoute {
     uint32_t per_expert, n_tiles, n_used;
     // Where an item has tiles of all experts: the first and every n-th are this warp's.
     uint32_t first, n_groups;
+    // Whether each expert multiplies with a vector of its own.
+    uint32_t has_own;
 };
 
 // The way through a stage of experts: from one tile, or pair of tiles, to the next.
@@ -52,7 +54,7 @@ struct ExpertPath {
 
     __device__ __forceinline__ void open_stage(const KigoStage& s, uint32_t item, uint32_t group) const {
         const uint32_t n_groups = s.n_used / s.n_turns;
-        route = {s.weights, item, s.per_expert ? item / s.per_expert : group, s.per_expert, s.n_tiles, s.n_used, group, n_groups};
+        route = {s.weights, item, s.per_expert ? item / s.per_expert : group, s.per_expert, s.n_tiles, s.n_used, group, n_groups, s.take == KIGO_TAKE_EXPERTS};
     }
 
     __device__ __forceinline__ uint32_t chosen(uint32_t number) const { return mixture.chosen(route.of_used, number); }
@@ -65,7 +67,7 @@ struct ExpertPath {
     __device__ __forceinline__ const uint8_t* weights() const { return reinterpret_cast<const uint8_t*>(route.weights); }
 
     // Records before those of the vector that the expert multiplies with.
-    __device__ __forceinline__ uint32_t more(uint32_t n_records) const { return route.per_expert ? 0 : route.of_used * n_records; }
+    __device__ __forceinline__ uint32_t more(uint32_t n_records) const { return route.has_own ? route.of_used * n_records : 0; }
 
     __device__ __forceinline__ void advance() const {
         if (route.per_expert) {

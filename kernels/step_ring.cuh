@@ -31,16 +31,15 @@ __device__ __forceinline__ void arrive_mbarrier_at(uint32_t barrier) {
 
 __device__ __forceinline__ void arrive_mbarrier(uint64_t* barrier) { arrive_mbarrier_at(shared_address(barrier)); }
 
-// Clocks after which who waits gives up, some 10 s: without what is missing the step would hang for ever.
-constexpr int64_t kPatience = 20'000'000'000;
+// Times that who waits asks before it gives up, some seconds: without what is missing the step would hang for ever. Counted rather than
+// timed, since this code stands at every wait, and code has to be fetched too.
+constexpr uint32_t kPatience = 1 << 28;
 
 struct Patience {
-    int64_t start = 0;
+    uint32_t left = kPatience;
 
     __device__ __forceinline__ void wait() {
-        const int64_t now = clock64();
-        if (start == 0) start = now;
-        if (now - start > kPatience) __trap();
+        if (--left == 0) __trap();
     }
 };
 
@@ -229,6 +228,8 @@ struct PieceList {
     uint32_t n_records, record_bytes, slice_last, most;
     // There is one, but nobody has chosen its expert yet; n is 0.
     bool waits;
+    // They are of experts.
+    bool mixes;
 
     __device__ __forceinline__ uint32_t bytes() const { return n * record_bytes; }
 
@@ -257,7 +258,7 @@ struct PieceList {
     template <bool kExperts>
     __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
         const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
-        waits = false;
+        waits = mixes = false;
         for (uint32_t i = route->next_stage; i < p.n_stages; i++) {
             const KigoStage& s = stages[i];
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
@@ -275,6 +276,7 @@ struct PieceList {
             const uint32_t n_items = (s.n_items - item - 1) / gridDim.x + 1;
             if (kMixes && kExperts && s.mixture) {
                 *route = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
+                mixes = true;
                 experts.open_stage(s, item, part.group);
                 return open_expert(experts);
             }
@@ -418,7 +420,8 @@ __device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHe
         const bool waits = kMixes && fetcher.next.waits;
         if (fetcher.next.n == 0 && !waits) continue;
         const bool is_full = waits || !fetcher.has_room();
-        if (!is_full && fetcher.n_under_way < most_under_way) {
+        // Of experts nothing has come before: all of it is sent for.
+        if (!is_full && (fetcher.n_under_way < most_under_way || (kMixes && fetcher.next.mixes))) {
             fetcher.start();
         } else if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
             const uint32_t now = clock();

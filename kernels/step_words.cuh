@@ -83,13 +83,17 @@ template <int kQuads>
 struct Quads {
     uint4 in[kQuads];
 
-    // Asks for all of them at once, then for those that were not there again and again. All lanes of a warp call it.
-    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads, uint32_t n_threads = kThreads) {
+    // Asks for all of them at once.
+    __device__ __forceinline__ void ask(const uint32_t* words, uint32_t first, uint32_t n_quads, uint32_t n_threads = kThreads) {
 #pragma unroll
         for (int i = 0; i < kQuads; i++) {
             in[i] = {0, 0, 0, 0};
             if (first + i * n_threads < n_quads) in[i] = load_words(words + 4 * (first + i * n_threads));
         }
+    }
+
+    // Asks for those that were not there again and again. All lanes of a warp call it.
+    __device__ __forceinline__ void insist(const uint32_t* words, uint32_t first, uint32_t n_threads = kThreads) {
         Patience patience;
         while (true) {
             bool all = true;
@@ -102,6 +106,11 @@ struct Quads {
                 if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * n_threads));
             }
         }
+    }
+
+    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads, uint32_t n_threads = kThreads) {
+        ask(words, first, n_quads, n_threads);
+        insist(words, first, n_threads);
     }
 };
 

@@ -12,12 +12,13 @@ use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
     KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
-    KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_ATTENTION,
-    KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_OWN, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
-    KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE,
-    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
-    KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1,
-    KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_APART,
+    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_OWN, KIGO_STEP_PAGES,
+    KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS,
+    KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL,
+    KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K,
+    KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention,
+    KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -58,12 +59,14 @@ const HEADS_OF_BLOCK: usize = 8;
 const STAGES_OF_LAYER: usize = 8;
 /// Slices of a tile, a warp's each: `kSlices` of `kernels/fragments.cuh`.
 const SLICES: u32 = WARPS;
-/// Bytes of ranks and logits of experts, and of weights and activations of a record of the router: `RouterMemory` of
+/// Bytes of the order and logits of experts, and of weights and activations of a record of the router: `RouterMemory` of
 /// `kernels/step_experts.cuh`.
-const ROUTER_BYTES: u32 = KIGO_STEP_EXPERTS * 12;
+const ROUTER_BYTES: u32 = KIGO_STEP_EXPERTS * 8;
 const ROUTER_RECORD: u32 = 4096 + 256;
 /// Quads that a thread of a warp holds of the vectors of experts: `kHeld` there.
 const QUADS_OF_THREAD: usize = KIGO_STEP_MOST_COLUMNS as usize / 4 / (WARPS as usize * 32);
+/// Columns of what a block adds up of experts: what its threads hold in `take_residual` of `kernels/step.cu`.
+const COLUMNS_APART: usize = 4096;
 /// Sets of words, which steps use in turn: see kernels/step_words.cuh.
 const WORD_SETS: usize = 2;
 /// Bytes of the number of the step, and of the hole behind it.
@@ -117,7 +120,7 @@ impl Words {
         let router =
             next(desc.experts.map_or(0, |experts| experts.n_expert.next_multiple_of(TILE_ROWS)) * SLICES as usize);
         let ff = next(desc.experts.map_or(desc.n_ff, |experts| experts.n_expert_used * stride(desc.n_ff)));
-        let ffn = next(desc.n_embd);
+        let ffn = next(if fits_apart(desc) { most_vectors(desc) * stride(desc.n_embd) } else { desc.n_embd });
         Words { qkv, mix, attn, router, ff, ffn, bytes: end }
     }
 }
@@ -130,6 +133,19 @@ fn fits(desc: &ModelDesc) -> bool {
         && kv_cache::head_width(desc).is_ok_and(|width| width <= MOST_HEAD_WIDTH)
         && [desc.n_embd, desc.n_embd_q(), desc.n_ff].iter().all(|width| width.is_multiple_of(4))
         && desc.n_embd_q().max(desc.n_ff) <= KIGO_STEP_MOST_COLUMNS as usize
+}
+
+/// Experts that a token uses, or 1.
+fn most_vectors(desc: &ModelDesc) -> usize {
+    desc.experts.map_or(1, |experts| experts.n_expert_used)
+}
+
+/// Whether what experts give can be handed on one by one, for who takes it to add up.
+fn fits_apart(desc: &ModelDesc) -> bool {
+    most_vectors(desc) <= KIGO_STEP_APART as usize
+        && stride(desc.n_embd) <= COLUMNS_APART
+        && desc.residual_scale == 1.0
+        && !desc.post_norm
 }
 
 /// Whether a block can choose among so many experts, and its threads hold what they give.
@@ -245,12 +261,22 @@ struct Taken {
     norm: Option<NormPlace>,
     /// The attention of the next layer.
     attention: u32,
+    /// How many vectors are added.
+    n_used: u32,
 }
 
 impl Taken {
     /// A vector as it is.
     fn words(input: u64) -> Taken {
-        Taken { take: KIGO_TAKE_WORDS, input, post_norm: None, scale: 1.0, norm: None, attention: KIGO_NO_ATTENTION }
+        Taken {
+            take: KIGO_TAKE_WORDS,
+            input,
+            post_norm: None,
+            scale: 1.0,
+            norm: None,
+            attention: KIGO_NO_ATTENTION,
+            n_used: 1,
+        }
     }
 }
 
@@ -258,6 +284,8 @@ impl Taken {
 #[derive(Clone, Copy)]
 struct Added {
     words: u64,
+    /// How many vectors there are, of experts that are not mixed yet.
+    n_used: u32,
     post_norm: Option<u64>,
     scale: f32,
 }
@@ -309,7 +337,7 @@ impl Listing<'_> {
             attention: taken.attention,
             mixture: 0,
             n_expert: 0,
-            n_used: 1,
+            n_used: taken.n_used,
             n_tiles,
             per_expert: 0,
             n_slices: SLICES,
@@ -348,9 +376,11 @@ impl Listing<'_> {
     /// Adds a product with the matrices of the experts that are used; `None` where the kernel cannot compute it.
     fn experts(&mut self, product: &Product, taken: Taken, given: Given, of: Mixture) -> Option<()> {
         let experts = self.b.desc.experts?;
-        let (n_used, mixes) = (experts.n_expert_used as u32, given.kind == KIGO_STAGE_MIXED);
+        let mixes = given.kind == KIGO_STAGE_MIXED;
+        let n_used = experts.n_expert_used as u32;
+        let is_own = taken.take == KIGO_TAKE_EXPERTS;
         let stage = self.stage(product, taken, given, type_number(product.quant)?);
-        self.make_room(product, if mixes { n_used } else { 1 });
+        self.make_room(product, if is_own { n_used } else { 1 });
         let shared = KigoStage {
             route_bias: of.router_bias.map_or(0, |offset| self.b.weights.address() + offset),
             mixture: of.number,
@@ -360,8 +390,7 @@ impl Listing<'_> {
             ..stage
         };
         let stage = if mixes {
-            let n_slices = SLICES.min(stage.n_records.div_ceil(stage.n_records.div_ceil(SLICES)));
-            let is_shared = 2 * n_slices <= SLICES && n_used.is_multiple_of(2);
+            let (n_slices, is_shared) = slices(stage.n_records, n_used);
             KigoStage {
                 per_item: 1,
                 n_items: stage.n_tiles,
@@ -371,7 +400,7 @@ impl Listing<'_> {
                 ..shared
             }
         } else {
-            let per_item = if stage.n_tiles.is_multiple_of(2) { stage.per_item } else { 1 };
+            let per_item = if stage.n_tiles.is_multiple_of(2) { 2 } else { 1 };
             let per_expert = stage.n_tiles / per_item;
             KigoStage { per_item, per_expert, n_items: n_used * per_expert, ..shared }
         };
@@ -390,6 +419,7 @@ impl Listing<'_> {
             scale: added.scale,
             norm,
             attention: KIGO_NO_ATTENTION,
+            n_used: added.n_used,
         };
         let mut taken = residual(before, l.attn_norm);
         for product in &l.attn_qkv {
@@ -404,7 +434,7 @@ impl Listing<'_> {
         self.product(&l.attn_output, Taken::words(words.mix), given)?;
         let next = layer + 1;
         let attention = if next < b.desc.n_layer() { next as u32 } else { KIGO_NO_ATTENTION };
-        let attn = Added { words: words.attn, post_norm: l.attn_post_norm, scale: b.desc.residual_scale };
+        let attn = Added { words: words.attn, n_used: 1, post_norm: l.attn_post_norm, scale: b.desc.residual_scale };
         let taken = Taken { attention, ..residual(attn, l.ffn_norm) };
         let (gate, kind, bias) = match &l.ffn_gate {
             Gate::Joint(product) => (product, KIGO_STAGE_GATED, l.ffn_gate_bias),
@@ -425,8 +455,19 @@ impl Listing<'_> {
         let taken = Taken { take: KIGO_TAKE_ROUTE, norm: l.ffn_norm, attention, ..Taken::words(words.router) };
         self.experts(gate, taken, up, mixture)?;
         let taken = Taken { take: KIGO_TAKE_EXPERTS, ..Taken::words(words.ff) };
-        let given = Given { kind: KIGO_STAGE_MIXED, out: words.ffn, bias: down };
+        let kind = if self.is_apart(layer) { KIGO_STAGE_VALUES } else { KIGO_STAGE_MIXED };
+        let given = Given { kind, out: words.ffn, bias: down };
         self.experts(&l.ffn_down, taken, given, mixture)
+    }
+
+    /// Whether what the experts of a layer give is handed on one by one: where blocks have fewer tiles then.
+    fn is_apart(&self, layer: usize) -> bool {
+        let (desc, product) = (&self.b.desc, &self.b.places.layers[layer].ffn_down);
+        let (n_used, n_tiles, n_blocks) = (most_vectors(desc) as u32, product.n_tiles as u32, self.n_blocks);
+        let (_, is_shared) = slices(product.n_records as u32, n_used);
+        let mixed = n_tiles.div_ceil(n_blocks) * if is_shared { n_used / 2 } else { n_used };
+        let apart = 2 * (n_used * n_tiles / 2).div_ceil(n_blocks);
+        n_used > 1 && fits_apart(desc) && n_tiles.is_multiple_of(2) && apart < mixed
     }
 
     /// Where the memory of the router starts, behind what is in use meanwhile: operands, or what is normed before it is added.
@@ -453,6 +494,12 @@ impl Listing<'_> {
 fn pays(n_tiles: u32, n_blocks: u32) -> bool {
     let (alone, pairs) = (n_tiles.div_ceil(n_blocks), (n_tiles / 2).div_ceil(n_blocks));
     n_tiles.is_multiple_of(2) && 2 * pairs <= alone + alone / 8
+}
+
+/// Slices of a tile that have records, and whether warps take two experts at a time with them.
+fn slices(n_records: u32, n_used: u32) -> (u32, bool) {
+    let n_slices = SLICES.min(n_records.div_ceil(n_records.div_ceil(SLICES)));
+    (n_slices, 2 * n_slices <= SLICES && n_used.is_multiple_of(2))
 }
 
 /// Units of 64 columns in a record.
@@ -585,7 +632,7 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         columns_beside: 0,
         router: 0,
     };
-    let mut before = Added { words: 0, post_norm: None, scale: 1.0 };
+    let mut before = Added { words: 0, n_used: 1, post_norm: None, scale: 1.0 };
     for layer in 0..desc.n_layer() {
         let words = words_of(b, memory, layer);
         if listing.layer(layer, words, before).is_none() {
@@ -594,7 +641,9 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         let post_norm = b.places.layers[layer].ffn_post_norm;
         // Of experts the sum comes with it.
         let has_scale = desc.experts.is_some() && post_norm.is_none();
-        before = Added { words: words.ffn, post_norm, scale: if has_scale { 1.0 } else { desc.residual_scale } };
+        let n_used = if listing.is_apart(layer) { most_vectors(desc) as u32 } else { 1 };
+        before =
+            Added { words: words.ffn, n_used, post_norm, scale: if has_scale { 1.0 } else { desc.residual_scale } };
     }
     let taken = Taken {
         take: KIGO_TAKE_RESIDUAL,
@@ -603,6 +652,7 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         scale: before.scale,
         norm: Some(b.places.output_norm),
         attention: KIGO_NO_ATTENTION,
+        n_used: before.n_used,
     };
     let given = Given { kind: KIGO_STAGE_LOGITS, out: 0, bias: [None; 2] };
     Ok(listing.product(&b.places.output, taken, given).map(|()| listing))
