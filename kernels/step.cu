@@ -31,8 +31,10 @@ struct Block {
     Sums sums;
     RingHeads rings[kStepWarps];
     WarpState warps[kStepWarps];
-    float4 scratch[2][kWarps / 2];
     Mixture mixture;
+    // Of two stages in turns: a warp may still read one's when another is at the next.
+    alignas(16) float largest[2][kWarps];
+    float sums_of_warps[kWarps];
     // Of the step.
     uint32_t number;
     // The stage at hand, the next, and the one after it.
@@ -46,8 +48,8 @@ static_assert(sizeof(Block) <= KIGO_STEP_STATIC);
 struct Operands {
     uint8_t* columns;
 
-    // Puts quad thread + i kThreads of the row; called by aligned groups of 16 lanes for as many quads.
-    __device__ __forceinline__ void put(uint32_t thread, uint32_t i, float4 v, float scale) const { put_at(thread, i * kThreads, v, scale); }
+    // Puts quad first + i kWarp of the row; called by aligned groups of 16 lanes for as many quads.
+    __device__ __forceinline__ void put(uint32_t first, uint32_t i, float4 v, float scale) const { put_at(first, i * kWarp, v, scale); }
 
     // Puts quad first + more, where `more` is a multiple of 16.
     __device__ __forceinline__ void put_at(uint32_t first, uint32_t more, float4 v, float scale) const {
@@ -80,31 +82,37 @@ struct Worker {
 
     __device__ __forceinline__ WordSet set() const { return {block.number, p.set_bytes}; }
 
-    // Sum and maximum over all threads, in every thread, in the order of block_sum_max. `scratch` is free after the next barrier.
-    __device__ __forceinline__ static float2 sum_max(float sum, float largest, float4* scratch) {
-        sum = warp_sum(sum);
-        largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
-        if (threadIdx.x % kWarp == 0) reinterpret_cast<float2*>(scratch)[threadIdx.x / kWarp] = {sum, largest};
-        step_sync();
-        float4 all = scratch[0];
-        all.x = __fadd_rn(all.x, all.z);
-        all.y = fmaxf(all.y, all.w);
-#pragma unroll
-        for (int i = 1; i < kWarps / 2; i++) {
-            const float4 two = scratch[i];
-            all.x = __fadd_rn(__fadd_rn(all.x, two.x), two.z);
-            all.y = fmaxf(fmaxf(all.y, two.y), two.w);
+    // The quads of a vector that a warp multiplies with: those of its slice, for which it need not wait for others.
+    struct Own {
+        uint32_t first, last;
+
+        __device__ __forceinline__ explicit Own(const KigoStage& s) {
+            const Slice part(s.n_records, this_thread() / kWarp);
+            const uint32_t of_record = s.stride / 4 / s.n_records;
+            first = part.first * of_record;
+            last = part.last * of_record;
         }
-        return {all.x, all.y};
+    };
+
+    // Sum over all threads, in every thread, in the order of block_sum_max.
+    __device__ __forceinline__ float sum_of_all(float sum) const {
+        sum = warp_sum(sum);
+        if (threadIdx.x % kWarp == 0) block.sums_of_warps[threadIdx.x / kWarp] = sum;
+        step_sync();
+        float all = block.sums_of_warps[0];
+#pragma unroll
+        for (int i = 1; i < kWarps; i++) all = __fadd_rn(all, block.sums_of_warps[i]);
+        return all;
     }
 
-    // Maximum over all threads, in every thread.
-    __device__ __forceinline__ float max_of_all(float largest) const {
-        float4* scratch = block.scratch[0];
+    // Maximum over all threads, in every thread; `turn` is the number of the stage.
+    __device__ __forceinline__ float max_of_all(float largest, uint32_t turn) const {
+        float* of_warps = block.largest[turn % 2];
         const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
-        if (threadIdx.x % kWarp == 0) reinterpret_cast<uint32_t*>(scratch)[threadIdx.x / kWarp] = bits;
+        if (threadIdx.x % kWarp == 0) reinterpret_cast<uint32_t*>(of_warps)[threadIdx.x / kWarp] = bits;
         step_sync();
-        return fmaxf(largest_of(scratch[0]), largest_of(scratch[1]));
+        const float4* all = reinterpret_cast<const float4*>(of_warps);
+        return fmaxf(largest_of(all[0]), largest_of(all[1]));
     }
 
     // x += scale * norm(delta), as add_normed does it.
@@ -113,7 +121,7 @@ struct Worker {
         float* to = reinterpret_cast<float*>(x());
         float squares = 0;
         for (uint32_t i = thread; i < s.k; i += kThreads) squares = __fmaf_rn(delta[i], delta[i], squares);
-        const float norm = norm_factor(sum_max(squares, 0, block.scratch[1]).x, s.k, s.eps);
+        const float norm = norm_factor(sum_of_all(squares), s.k, s.eps);
         for (uint32_t i = thread; i < s.k; i += kThreads) {
             const float normed = __fmul_rn(__fmul_rn(delta[i], norm), __ldg(reinterpret_cast<const float*>(s.post_norm) + i));
             to[i] = __fmaf_rn(s.residual_scale, normed, to[i]);
@@ -123,17 +131,17 @@ struct Worker {
 
     // The sum of the vectors of experts, which stand one after the other, in their order, each times its weight.
     template <int kHeld>
-    __device__ __forceinline__ Quads<kHeld> mixed(const KigoStage& s, const uint32_t* words, uint32_t n_given) const {
-        const uint32_t thread = this_thread(), lane = thread % kWarp;
-        Quads<kHeld> each[KIGO_STEP_APART];
+    __device__ __forceinline__ Quads<kHeld, kWarp> mixed(const KigoStage& s, const uint32_t* words, uint32_t first, uint32_t last) const {
+        const uint32_t lane = this_thread() % kWarp;
+        Quads<kHeld, kWarp> each[KIGO_STEP_APART];
 #pragma unroll
-        for (uint32_t j = 0; j < KIGO_STEP_APART; j++) each[j].ask(words + j * s.stride, thread, j < s.n_used ? n_given : 0);
+        for (uint32_t j = 0; j < KIGO_STEP_APART; j++) each[j].ask(words + j * s.stride, first, j < s.n_used ? last : 0);
         const float weight = weight_of(s.n_used, lane < s.n_used ? block.mixture.logits[lane] : -INFINITY);
         float4 sum[kHeld] = {};
 #pragma unroll
         for (uint32_t j = 0; j < KIGO_STEP_APART; j++) {
             const float w = __shfl_sync(~0u, weight, j);
-            each[j].insist(words + j * s.stride, thread);
+            each[j].insist(words + j * s.stride, first);
             if (j >= s.n_used) continue;
 #pragma unroll
             for (int i = 0; i < kHeld; i++) {
@@ -141,7 +149,7 @@ struct Worker {
                 sum[i] = {__fmaf_rn(w, v.x, sum[i].x), __fmaf_rn(w, v.y, sum[i].y), __fmaf_rn(w, v.z, sum[i].z), __fmaf_rn(w, v.w, sum[i].w)};
             }
         }
-        Quads<kHeld> out;
+        Quads<kHeld, kWarp> out;
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
             out.in[i] = {__float_as_uint(sum[i].x), __float_as_uint(sum[i].y), __float_as_uint(sum[i].z), __float_as_uint(sum[i].w)};
@@ -149,49 +157,52 @@ struct Worker {
         return out;
     }
 
-    // The residual stream, to which the words are added, as operands.
-    __device__ __forceinline__ void take_residual(const KigoStage& s) const {
-        const uint32_t thread = this_thread();
+    // The residual stream, to which the words are added, as operands; the `n_taken`-th time.
+    __device__ __forceinline__ void take_residual(const KigoStage& s, uint32_t turn, uint32_t n_taken) const {
+        // Who finishes has read it as it was.
+        wait_mbarrier(&block.sums.read, n_taken % 2 ^ 1);
+        const uint32_t lane = this_thread() % kWarp;
         constexpr int kHeld = 4;
         float4* x = this->x();
         const Operands operands = this->operands();
         const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
-        const uint32_t n_quads = s.stride / 4, n_given = s.k / 4;
+        const Own own(s);
+        const uint32_t first = own.first + lane, last_given = min(own.last, s.k / 4);
         // Quads of a thread that registers hold; what does not depend on the words comes first.
         float4 v[kHeld] = {}, w[kHeld] = {};
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            const uint32_t q = thread + i * kThreads;
-            if (q >= n_quads) break;
+            const uint32_t q = first + i * kWarp;
+            if (q >= own.last) break;
             v[i] = x[q];
             w[i] = weight ? __ldg(weight + q) : float4{1, 1, 1, 1};
         }
         if (s.input) {
             const uint32_t* words = set().from(s.input);
-            Quads<kHeld> given;
+            Quads<kHeld, kWarp> given;
             auto added = [&](float4 old, uint4 in) -> float4 {
                 const float4 d = values_of(in);
                 return {__fmaf_rn(s.residual_scale, d.x, old.x), __fmaf_rn(s.residual_scale, d.y, old.y),
                         __fmaf_rn(s.residual_scale, d.z, old.z), __fmaf_rn(s.residual_scale, d.w, old.w)};
             };
             if (kMixes && s.n_used > 1) {
-                given = mixed<kHeld>(s, words, n_given);
+                given = mixed<kHeld>(s, words, first, last_given);
             } else {
-                given.await(words, thread, n_given);
+                given.await(words, first, last_given);
             }
             if (!s.post_norm) {
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
-                    const uint32_t q = thread + i * kThreads;
-                    if (q >= n_quads) break;
+                    const uint32_t q = first + i * kWarp;
+                    if (q >= own.last) break;
                     v[i] = added(v[i], given.in[i]);
                     x[q] = v[i];
                 }
 #pragma unroll 1
-                for (uint32_t q = thread + kHeld * kThreads; q - thread < n_given; q += kThreads) {
-                    Quads<1> one;
-                    one.await(words, q, n_given);
-                    if (q < n_given) x[q] = added(x[q], one.in[0]);
+                for (uint32_t q = first + kHeld * kWarp; q - lane < own.last; q += kWarp) {
+                    Quads<1, kWarp> one;
+                    one.await(words, q, last_given);
+                    if (q < last_given) x[q] = added(x[q], one.in[0]);
                 }
             } else {
                 // Operands of the stage before are not needed any more.
@@ -199,27 +210,26 @@ struct Worker {
                 uint4* delta = reinterpret_cast<uint4*>(operands.columns);
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
-                    const uint32_t q = thread + i * kThreads;
-                    if (q < n_given) delta[q] = given.in[i];
+                    const uint32_t q = first + i * kWarp;
+                    if (q < last_given) delta[q] = given.in[i];
                 }
 #pragma unroll 1
-                for (uint32_t q = thread + kHeld * kThreads; q - thread < n_given; q += kThreads) {
-                    Quads<1> one;
-                    one.await(words, q, n_given);
-                    if (q < n_given) delta[q] = one.in[0];
+                for (uint32_t q = first + kHeld * kWarp; q - lane < own.last; q += kWarp) {
+                    Quads<1, kWarp> one;
+                    one.await(words, q, last_given);
+                    if (q < last_given) delta[q] = one.in[0];
                 }
                 step_sync();
                 add_delta(s, reinterpret_cast<const float*>(delta));
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
-                    const uint32_t q = thread + i * kThreads;
-                    if (q < n_quads) v[i] = x[q];
+                    const uint32_t q = first + i * kWarp;
+                    if (q < own.last) v[i] = x[q];
                 }
             }
         }
-        float sum = 0, largest = 0;
+        float largest = 0;
         auto weigh = [&](float4 v, float4 w) {
-            sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
             const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
             largest = fmaxf(largest, largest_of(y));
             return y;
@@ -227,66 +237,66 @@ struct Worker {
         auto weigh_at = [&](uint32_t q) { return weigh(x[q], weight ? __ldg(weight + q) : float4{1, 1, 1, 1}); };
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            if (thread + i * kThreads >= n_quads) break;
+            if (first + i * kWarp >= own.last) break;
             v[i] = weigh(v[i], w[i]);
         }
 #pragma unroll 1
-        for (uint32_t q = thread + kHeld * kThreads; q < n_quads; q += kThreads) weigh_at(q);
-        const float2 all = sum_max(sum, largest, block.scratch[0]);
+        for (uint32_t q = first + kHeld * kWarp; q < own.last; q += kWarp) weigh_at(q);
         float scale, inverse;
-        range_scale(all.y, scale, inverse);
+        range_scale(max_of_all(largest, turn), scale, inverse);
+        if (this_thread() == 0) {
+            block.sums.inverse = inverse;
+            arrive_mbarrier(&block.sums.taken);
+        }
         const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
         auto put = [&](uint32_t i, float4 y) {
-            operands.put(thread, i, y, scale);
-            if (routes) put_for_router(s, router(), thread + i * kThreads, y);
+            operands.put(first, i, y, scale);
+            if (routes) put_for_router(s, router(), first + i * kWarp, y);
         };
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            if (thread + i * kThreads >= n_quads) break;
+            if (first + i * kWarp >= own.last) break;
             put(i, v[i]);
         }
 #pragma unroll 1
-        for (uint32_t i = kHeld; thread + i * kThreads < n_quads; i++) put(i, weigh_at(thread + i * kThreads));
-        if (thread == 0) {
-            block.sums.inverse = inverse;
-            block.sums.squares = all.x;
-            if (routes) block.mixture.router_scale = s.weight_scale;
-        }
-        step_sync();
+        for (uint32_t i = kHeld; first + i * kWarp < own.last; i++) put(i, weigh_at(first + i * kWarp));
+        __syncwarp();
+        // The router's part is of other warps' slices.
+        if (routes) step_sync();
     }
 
     // A vector of words as operands, of which a thread has kHeld quads at most: all of it is held, as its scale has to be known before
     // any is rounded.
     template <int kHeld>
-    __device__ __forceinline__ void take_vector(const KigoStage& s) const {
-        const uint32_t thread = this_thread();
-        const uint32_t n_quads = s.stride / 4;
-        Quads<kHeld> given;
-        given.await(set().from(s.input), thread, s.k / 4);
+    __device__ __forceinline__ void take_vector(const KigoStage& s, const Own& own, uint32_t turn) const {
+        const uint32_t first = own.first + this_thread() % kWarp, n = own.last - own.first;
+        Quads<kHeld, kWarp> given;
+        given.await(set().from(s.input), first, min(own.last, s.k / 4));
         float largest = 0;
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            if (i * kThreads >= n_quads) break;
+            if (i * kWarp >= n) break;
             largest = fmaxf(largest, largest_of(values_of(given.in[i])));
         }
         float scale, inverse;
-        range_scale(max_of_all(largest), scale, inverse);
+        range_scale(max_of_all(largest, turn), scale, inverse);
         const Operands operands = this->operands();
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
-            if (i * kThreads >= n_quads) break;
-            if (thread + i * kThreads < n_quads) operands.put(thread, i, values_of(given.in[i]), scale);
+            if (i * kWarp >= n) break;
+            if (first + i * kWarp < own.last) operands.put(first, i, values_of(given.in[i]), scale);
         }
-        if (thread == 0) block.sums.inverse = inverse;
-        step_sync();
+        if (this_thread() == 0) block.sums.inverse = inverse;
+        __syncwarp();
     }
 
-    __device__ __forceinline__ void take_vector(const KigoStage& s) const {
+    __device__ __forceinline__ void take_vector(const KigoStage& s, uint32_t turn) const {
         constexpr int kFew = 4;
-        if (s.stride / 4 <= kFew * kThreads) {
-            take_vector<kFew>(s);
+        const Own own(s);
+        if (own.last - own.first <= kFew * kWarp) {
+            take_vector<kFew>(s, own, turn);
         } else {
-            take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s);
+            take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s, own, turn);
         }
     }
 
@@ -528,11 +538,18 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         init_mbarrier(heads.full + threadIdx.x % KIGO_STEP_SLOTS, 1);
         init_mbarrier(heads.empty + threadIdx.x % KIGO_STEP_SLOTS, 1);
     }
-    if (threadIdx.x == 0) init_mbarrier(&block.mixture.router_full, 1);
+    if (threadIdx.x == 0) {
+        init_mbarrier(&block.mixture.router_full, 1);
+        init_mbarrier(&block.mixture.normed, 1);
+    }
     if (threadIdx.x < KIGO_MAX_EXPERTS_USED) block.mixture.experts[threadIdx.x] = 0;
     if (threadIdx.x < kTurns) {
         init_mbarrier(block.sums.full + threadIdx.x, kStepWarps);
         init_mbarrier(block.sums.empty + threadIdx.x, 1);
+    }
+    if (threadIdx.x == 0) {
+        init_mbarrier(&block.sums.taken, 1);
+        init_mbarrier(&block.sums.read, 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -542,7 +559,9 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
         if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
-        return Finisher<kMixes>{p, block.sums, block.mixture, {__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes}}.run();
+        const auto* x = reinterpret_cast<const float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
+        const WordSet set(__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes);
+        return Finisher<kMixes>{p, block.sums, block.mixture, x, set}.run();
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
@@ -567,6 +586,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     // Where there are experts, kv heads often have many heads.
     constexpr uint32_t kHeadsOfTeam = kMixes ? kMostHeadsOfTeam : 2;
     bool is_near = true;
+    uint32_t n_taken = 0;
 #pragma unroll 1
     for (uint32_t i = 0; i < p.n_stages; i++) {
         const KigoStage& s = block.stages[i % 3];
@@ -593,13 +613,13 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             if (routes) make_router(s, worker.router(), block.mixture);
             // Nothing is on its way before the experts are chosen.
             if (kMixes && s.take == KIGO_TAKE_ROUTE) {
-                take_route(s, worker.router(), block.mixture, block.sums, worker.set());
+                take_route(s, worker.router(), block.mixture, worker.set());
             }
             typename Worker<kMixes>::Opening opening;
             if (!routes) opening = worker.open(s);
-            if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s);
-            if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s);
-            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, worker.operands(), block.scratch, block.mixture, worker.set());
+            if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
+            if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
+            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(), block.largest, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
             if (kMixes && i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {

@@ -7,7 +7,7 @@
 
 #include "quant/f32.cuh"
 #include "route.cuh"
-#include "step_finish.cuh"
+#include "step_words.cuh"
 
 namespace {
 
@@ -133,15 +133,14 @@ __device__ __forceinline__ void multiply_router(const KigoStage& s, RouterMemory
 }
 
 // Takes the router's sums and chooses the experts.
-__device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& memory, Mixture& mixture, const Sums& sums,
-                                           const WordSet& set) {
+__device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& memory, Mixture& mixture, const WordSet& set) {
     static_assert(kSlices == 8, "two quads for each expert");
     const uint32_t thread = this_thread(), n_expert = s.n_expert;
     const bool has = thread < n_expert;
     const float bias = has && s.route_bias ? __ldg(reinterpret_cast<const float*>(s.route_bias) + thread) : 0;
-    const float factor = __fmul_rn(s.norm_weight ? norm_factor(sums.squares, s.k, s.eps) : 1, mixture.router_scale);
-    Quads<2> given;
-    given.await(set.from(s.input) + thread * kSlices, 0, has ? 2 : 0, 1);
+    Quads<2, 1> given;
+    given.await(set.from(s.input) + thread * kSlices, 0, has ? 2 : 0);
+    wait_mbarrier(&mixture.normed, (s.mixture - 1) % 2);
     float sum = 0;
     if (has) {
 #pragma unroll
@@ -149,7 +148,7 @@ __device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& mem
             const float4 four = values_of(given.in[i]);
             sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
         }
-        sum = __fmul_rn(sum, factor);
+        sum = __fmul_rn(sum, mixture.router_factor);
         if (s.route_bias) sum = __fadd_rn(sum, bias);
         memory.logits[thread] = sum;
     }
@@ -184,7 +183,7 @@ __device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& mem
 // Takes the vectors that the experts gave, as operands one after the other. A team of warps takes one at a time, each with the
 // range of its own.
 template <class Operands>
-__device__ __forceinline__ void take_experts(const KigoStage& s, const Operands& operands, float4 (&scratch)[2][kWarps / 2],
+__device__ __forceinline__ void take_experts(const KigoStage& s, uint32_t turn, const Operands& operands, float (&largest_of_warps)[2][kWarps],
                                              Mixture& mixture, const WordSet& set) {
     constexpr int kHeld = KIGO_STEP_MOST_COLUMNS / 4 / kThreads;
     const uint32_t thread = this_thread(), warp = thread / kWarp;
@@ -194,7 +193,7 @@ __device__ __forceinline__ void take_experts(const KigoStage& s, const Operands&
     for (uint32_t round = 0; round * n_teams < s.n_used; round++) {
         const uint32_t i = round * n_teams + team;
         const bool has = team < n_teams && i < s.n_used;
-        Quads<kHeld> given;
+        Quads<kHeld, kWarp> given;
         given.await(set.from(s.input) + i * s.stride, of_team, has ? s.k / 4 : 0, n_threads);
         float largest = 0;
 #pragma unroll
@@ -203,7 +202,7 @@ __device__ __forceinline__ void take_experts(const KigoStage& s, const Operands&
             largest = fmaxf(largest, largest_of(values_of(given.in[j])));
         }
         const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
-        uint32_t* of_warps = reinterpret_cast<uint32_t*>(scratch[round % 2]);
+        uint32_t* of_warps = reinterpret_cast<uint32_t*>(largest_of_warps[(turn + round) % 2]);
         if (thread % kWarp == 0) of_warps[warp] = bits;
         // Operands of the stage before are not needed any more.
         step_sync();

@@ -19,9 +19,10 @@ struct Sums {
     float turns[kTurns][kMostTiles][kSlices][kTileRows];
     // All warps have written their sums; they have been added up.
     uint64_t full[kTurns], empty[kTurns];
-    // What products of the operands at hand are multiplied with: `inverse`, and where there is a norm what follows from the sum of
-    // squares.
-    float inverse, squares;
+    // The residual stream has been added to; its squares have been.
+    uint64_t taken, read;
+    // What products of the operands at hand are multiplied with, where there is a norm besides what follows from its sum of squares.
+    float inverse;
     // The stage that who finishes is at.
     KigoStage stage;
 };
@@ -36,7 +37,9 @@ struct Finisher {
 
     const KigoStep& p;
     Sums& sums;
-    const Mixture& mixture;
+    Mixture& mixture;
+    // The residual stream.
+    const float4* x;
     WordSet set;
 
     // Takes over the description of a stage, a part of it through each lane.
@@ -89,10 +92,42 @@ struct Finisher {
         return value;
     }
 
-    // What products of the operands at hand are multiplied with. Computed here, while the first of them are: it takes a root and a
-    // division.
-    __device__ __forceinline__ float factor(const KigoStage& s) const {
-        return s.norm_weight ? __fmul_rn(sums.inverse, norm_factor(sums.squares, s.k, s.eps)) : sums.inverse;
+    // The sum of squares of the residual stream, in the order of block_sum_max.
+    __device__ __forceinline__ float sum_of_squares(uint32_t n_quads) const {
+        float of_warp[kWarps] = {};
+#pragma unroll 1
+        for (uint32_t first = threadIdx.x % kWarp; first < n_quads; first += kThreads) {
+#pragma unroll
+            for (int w = 0; w < kWarps; w++) {
+                if (first + w * kWarp >= n_quads) break;
+                const float4 v = x[first + w * kWarp];
+                of_warp[w] = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, of_warp[w]))));
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int w = 0; w < kWarps; w++) of_warp[w] = warp_sum(of_warp[w]);
+        float sum = of_warp[0];
+#pragma unroll
+        for (int w = 1; w < kWarps; w++) sum = __fadd_rn(sum, of_warp[w]);
+        return sum;
+    }
+
+    // Waits until the residual stream is taken, the `turn`-th time; what its products are multiplied with.
+    __device__ __forceinline__ Factor take_residual(const KigoStage& s, uint32_t turn) const {
+        Patience patience;
+        while (!try_mbarrier_at(shared_address(&sums.taken), turn % 2)) patience.wait();
+        float value = sums.inverse, norm = 1;
+        if (s.norm_weight) {
+            norm = norm_factor(sum_of_squares(s.stride / 4), s.k, s.eps);
+            value = __fmul_rn(value, norm);
+        }
+        if (threadIdx.x % kWarp == 0) arrive_mbarrier(&sums.read);
+        if (kMixes && s.kind == KIGO_STAGE_ROUTER && threadIdx.x % kWarp == 0) {
+            mixture.router_factor = __fmul_rn(norm, s.weight_scale);
+            arrive_mbarrier(&mixture.normed);
+        }
+        return {value, true};
     }
 
     // Waits for the `turn`-th sums of all stages.
@@ -137,7 +172,7 @@ struct Finisher {
             if (has && s.bias[part]) bias[part] = __ldg(bias_at(s, part, of_biases));
         }
         await_turn(turn);
-        if (!factor.is_known) factor = {this->factor(s), true};
+        if (!factor.is_known) factor = {sums.inverse, true};
         const float sum = sum_of(turn, kSlices);
         const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[i] : factor.value;
         float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
@@ -184,13 +219,13 @@ struct Finisher {
     }
 
     __device__ __forceinline__ void run() const {
-        uint32_t turn = 0;
+        uint32_t turn = 0, n_taken = 0;
         Factor factor = {};
 #pragma unroll 1
         for (uint32_t i = 0; i < p.n_stages; i++) {
             open_stage(i);
             const KigoStage& s = sums.stage;
-            if (s.kind == KIGO_STAGE_ATTENTION || (kMixes && s.kind == KIGO_STAGE_ROUTER)) continue;
+            if (s.kind == KIGO_STAGE_ATTENTION) continue;
             if (kMixes && s.kind == KIGO_STAGE_MIXED) {
                 // Who has no items may come too late to see what was chosen.
                 if (first_item(s) >= s.n_items) continue;
@@ -202,7 +237,9 @@ struct Finisher {
                 continue;
             }
             // Once the sums of an item are there, so are those of its operands.
-            if (s.take != KIGO_TAKE_SAME) factor.is_known = false;
+            if (s.take != KIGO_TAKE_SAME && !(kMixes && s.take == KIGO_TAKE_ROUTE)) factor.is_known = false;
+            if (s.take == KIGO_TAKE_RESIDUAL) factor = take_residual(s, n_taken++);
+            if (kMixes && s.kind == KIGO_STAGE_ROUTER) continue;
 #pragma unroll 1
             for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++, factor);
         }

@@ -13,11 +13,13 @@ struct Mixture {
     // waits for the choice waits for that. Their logits.
     uint32_t experts[KIGO_MAX_EXPERTS_USED];
     float logits[KIGO_MAX_EXPERTS_USED];
-    // What the products of what each of them gave are multiplied with; the scale of the router.
+    // What the products of what each of them gave are multiplied with; what the sums of the router are.
     float factors[KIGO_MAX_EXPERTS_USED];
-    float router_scale;
+    float router_factor;
     // The router's weights are there.
     uint64_t router_full;
+    // router_factor is there.
+    uint64_t normed;
 
     // Number i of the experts that mixture `number` uses; kNoExpert while nobody has chosen it.
     __device__ __forceinline__ uint32_t chosen(uint32_t i, uint32_t number) const {

@@ -78,22 +78,22 @@ struct Words {
     }
 };
 
-// `kQuads` fours of words, of which thread t of `n_threads` has numbers t, t + n_threads ...; those from n_quads on are zero.
-template <int kQuads>
+// `kQuads` fours of words, kApart apart if nothing else is said; those from `last` on are zero.
+template <int kQuads, int kApart>
 struct Quads {
     uint4 in[kQuads];
 
     // Asks for all of them at once.
-    __device__ __forceinline__ void ask(const uint32_t* words, uint32_t first, uint32_t n_quads, uint32_t n_threads = kThreads) {
+    __device__ __forceinline__ void ask(const uint32_t* words, uint32_t first, uint32_t last, uint32_t apart = kApart) {
 #pragma unroll
         for (int i = 0; i < kQuads; i++) {
             in[i] = {0, 0, 0, 0};
-            if (first + i * n_threads < n_quads) in[i] = load_words(words + 4 * (first + i * n_threads));
+            if (first + i * apart < last) in[i] = load_words(words + 4 * (first + i * apart));
         }
     }
 
     // Asks for those that were not there again and again. All lanes of a warp call it.
-    __device__ __forceinline__ void insist(const uint32_t* words, uint32_t first, uint32_t n_threads = kThreads) {
+    __device__ __forceinline__ void insist(const uint32_t* words, uint32_t first, uint32_t apart = kApart) {
         Patience patience;
         while (true) {
             bool all = true;
@@ -103,14 +103,14 @@ struct Quads {
             patience.wait();
 #pragma unroll
             for (int i = 0; i < kQuads; i++) {
-                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * n_threads));
+                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * apart));
             }
         }
     }
 
-    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t n_quads, uint32_t n_threads = kThreads) {
-        ask(words, first, n_quads, n_threads);
-        insist(words, first, n_threads);
+    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t last, uint32_t apart = kApart) {
+        ask(words, first, last, apart);
+        insist(words, first, apart);
     }
 };
 

@@ -51,6 +51,10 @@ impl Repack for CopyRows {
         GROUP
     }
 
+    fn pads(info: &TensorInfo, _: &Self::Matrix) -> bool {
+        !(info.n_elements / info.dims[0]).is_multiple_of(GROUP)
+    }
+
     fn repack(
         &self,
         stream: &Stream,
@@ -158,8 +162,11 @@ fn load(gguf: &Gguf, n_readers: usize, kernels: CopyRows, progress: &Progress) -
         assert_eq!((context.bytes(Purpose::Workspace), context.ledger().pinned_bytes()), (0, 0), "slots are freed");
         let most = kernels.most.each_ref().map(|most| most.load(Relaxed));
         let bounds = [plan.host_bytes(), plan.staging_bytes()];
-        assert!(most.iter().zip(bounds).all(|(bytes, bound)| (2 << 20..=bound).contains(bytes)), "{most:?}");
-        assert!(plan.host_bytes() <= (n_readers as u64) * ((4 << 20) + (1 << 19)));
+        let is_registered = std::env::var("FAKE_CUDA_FAIL_IN").as_deref() != Ok("cuMemHostRegister");
+        let least = [if is_registered { 2 << 20 } else { 0 }, 2 << 20];
+        let bounds = least.into_iter().zip(bounds).map(|(least, most)| least..=most);
+        assert!(most.iter().zip(bounds).all(|(bytes, bounds)| bounds.contains(bytes)), "{most:?}");
+        assert!(plan.host_bytes() <= (7 << 20) + (n_readers as u64) * (1 << 19));
         let mut found = vec![0; weights.len()];
         weights.download(&Stream::new(&context)?, 0, &mut found)?;
         let mut at = 0;
@@ -338,7 +345,7 @@ fn no_allocation_that_fails_leaves_anything_r07() {
 }
 
 #[test]
-fn where_memory_cannot_be_registered_other_memory_is_pinned() {
+fn where_memory_cannot_be_registered_it_is_copied_all_the_same() {
     let variables =
         [("FAKE_CUDA_FAIL_IN", "cuMemHostRegister"), ("FAKE_CUDA_FAIL_AT", "1"), ("FAKE_CUDA_FAIL_CODE", "801")];
     let run = run("child_load", &variables);

@@ -1,9 +1,10 @@
 //! Reading past the system's cache what is not in it: for files that the cache would not keep. Whole blocks go straight to
-//! where they are wanted, so the bytes that are asked for begin somewhere in a buffer that has room for the blocks.
+//! where they are wanted, so the bytes that are asked for lie in a buffer as they do in the blocks of their file.
 
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::OnceLock;
@@ -118,23 +119,19 @@ impl Source for DiskFile {
     }
 }
 
-/// What a buffer for `len` bytes needs room for, wherever they stand in the file.
-pub const fn room(len: usize) -> usize {
-    len.saturating_add(2 * BLOCK)
-}
-
-/// Reads `len` bytes at `offset` into `buf`, and says where they begin in it: what is in the cache from there, the rest past
-/// it where that can be done. `buf` has [`room`] for them and begins with a block, else the cache reads them all.
+/// Reads the bytes at `offset` into the part `place` of `buf`, which begins as far behind a block of the buffer as they do
+/// behind one of the file: what is in the cache from there, the rest past it where that can be done. `buf` begins with a
+/// block and has room for whole ones, else the cache reads them all.
 pub(super) fn read_placed(
     source: &dyn Source,
     offset: u64,
-    len: usize,
+    place: Range<usize>,
     buf: &mut [u8],
     what: &dyn Display,
-) -> Result<usize> {
-    let is_fit = buf.as_ptr().addr().is_multiple_of(BLOCK) && buf.len() >= room(len);
-    let start = if is_fit { (offset % BLOCK as u64) as usize } else { 0 };
-    let (end, mut at) = (start + len, start);
+) -> Result<()> {
+    let Range { start, end } = place;
+    let is_fit = buf.as_ptr().addr().is_multiple_of(BLOCK) && buf.len() >= end.next_multiple_of(BLOCK);
+    let mut at = start;
     // Where byte `at` of the buffer is in the file.
     let offset_of = |at: usize| offset.saturating_add(at as u64).saturating_sub(start as u64);
     while at < end {
@@ -155,8 +152,7 @@ pub(super) fn read_placed(
             _ => break,
         }
     }
-    read_exact(source, offset_of(at), &mut buf[at..end], what)?;
-    Ok(start)
+    read_exact(source, offset_of(at), &mut buf[at..end], what)
 }
 
 #[cfg(test)]
@@ -229,15 +225,17 @@ mod tests {
             shift in 0..2_usize,
         ) {
             let disk = Disk { bytes: bytes(50_000), cached, most, can, n_direct: AtomicUsize::new(0) };
-            let mut memory = vec![0xee; room(len) + 3 * BLOCK];
-            let buf = &mut aligned(&mut memory, room(len) + BLOCK)[shift..];
-            let outcome = read_placed(&disk, offset as u64, len, buf, &"it");
+            let start = offset % BLOCK;
+            let room = (start + len).next_multiple_of(BLOCK);
+            let mut memory = vec![0xee; room + 3 * BLOCK];
+            let buf = &mut aligned(&mut memory, room + BLOCK)[shift..];
+            let outcome = read_placed(&disk, offset as u64, start..start + len, buf, &"it");
             if offset + len > disk.bytes.len() {
                 prop_assert_eq!(outcome.unwrap_err().status(), Status::Truncated);
             } else {
-                let start = outcome.unwrap();
+                outcome.unwrap();
                 prop_assert!(buf[start..start + len] == disk.bytes[offset..offset + len]);
-                prop_assert!(shift == 0 || (start == 0 && disk.n_direct.into_inner() == 0));
+                prop_assert!(shift == 0 || disk.n_direct.into_inner() == 0);
             }
         }
     }
@@ -255,9 +253,11 @@ mod tests {
                 rustix::fs::fadvise(&file.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
             }
             for (offset, len) in [(0, 4096), (5, 100), (4095, 2), (1_000_001, 1 << 20), ((3 << 20) - 10, 10), (77, 0)] {
-                let mut memory = vec![0; room(len) + BLOCK];
-                let buf = aligned(&mut memory, room(len));
-                let start = read_placed(&file, offset, len, buf, &"it").unwrap();
+                let start = (offset % BLOCK as u64) as usize;
+                let room = (start + len).next_multiple_of(BLOCK);
+                let mut memory = vec![0; room + BLOCK];
+                let buf = aligned(&mut memory, room);
+                read_placed(&file, offset, start..start + len, buf, &"it").unwrap();
                 assert!(buf[start..start + len] == all[offset as usize..offset as usize + len], "{offset} {len}");
             }
             if !in_memory {
@@ -265,7 +265,7 @@ mod tests {
             }
         }
         let mut buf = vec![0; 100];
-        let outcome = read_placed(&file, 3 << 20, 100, &mut buf, &"it");
+        let outcome = read_placed(&file, 3 << 20, 0..100, &mut buf, &"it");
         assert!(matches!(outcome, Err(Error::Truncated { .. })));
     }
 

@@ -20,7 +20,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub use array::{Array, StringArray};
-pub use direct::{BLOCK, DirectIo, room};
+pub use direct::{BLOCK, DirectIo};
 pub use metadata::{Metadata, Value};
 pub use parse::{DEFAULT_ALIGNMENT, MAX_ALIGNMENT, MAX_KEY_BYTES, MAX_NAME_BYTES, MAX_PAIRS, MAX_TENSORS};
 pub use reader::MAX_HEADER_BYTES;
@@ -199,21 +199,24 @@ impl Gguf {
         })
     }
 
-    /// Reads `len` bytes of the data of `tensor` from byte `start` of it into `buf`, and says where they begin there: at 0
-    /// unless something is read past the system's cache, for which `buf` must have [`room`] and begin with a [`BLOCK`]. Any
-    /// thread may call it.
+    /// Reads `len` bytes of the data of `tensor` from byte `start` of it into `buf`, where they begin as many bytes after its
+    /// start as they do in their [`BLOCK`] of the file. `buf` has room for whole blocks and begins with one; where it does
+    /// not, nothing is read past the system's cache. Any thread may call it.
     ///
     /// # Errors
-    /// Those of [`Gguf::read_tensor_part`]; [`Error::InvalidArgument`] when `buf` is shorter than `len`.
-    pub fn read_tensor_placed(&self, tensor: &TensorInfo, start: u64, len: usize, buf: &mut [u8]) -> Result<usize> {
-        if buf.len() < len {
-            return Err(Error::invalid_argument("buf", format!("{len} bytes or more"), buf.len()));
-        }
-        if !self.is_direct {
-            return self.read_tensor_part(tensor, start, &mut buf[..len]).map(|()| 0);
-        }
+    /// Those of [`Gguf::read_tensor_part`]; [`Error::InvalidArgument`] when `buf` is too short.
+    pub fn read_tensor_placed(&self, tensor: &TensorInfo, start: u64, len: usize, buf: &mut [u8]) -> Result<()> {
         self.read_part(tensor, start, len, |source, offset| {
-            direct::read_placed(source, offset, len, buf, &format_args!("{}", field(&tensor.name)))
+            let first = (offset % BLOCK as u64) as usize;
+            let place = first..first.saturating_add(len);
+            if place.end > buf.len() {
+                return Err(Error::invalid_argument("buf", format!("{} bytes or more", place.end), buf.len()));
+            }
+            let what = format_args!("{}", field(&tensor.name));
+            if self.is_direct {
+                return direct::read_placed(source, offset, place, buf, &what);
+            }
+            source::read_exact(source, offset, &mut buf[place], &what)
         })
     }
 

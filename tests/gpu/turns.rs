@@ -114,6 +114,52 @@ fn forks_decode_side_by_side() {
     }
 }
 
+/// The device runs steps for all of them before they ask: who comes late, ends, starts anew or wants logits changes nothing for the
+/// others.
+#[test]
+#[ignore = "needs a GPU"]
+fn company_may_come_late_and_go() {
+    for file in FILES {
+        let engine = engine(file, 0);
+        let first_bytes = engine.memory().bytes(Purpose::Cache);
+        let [on_device, with_logits] = options();
+        let prompts: Vec<Vec<u32>> = (0..6).map(|salt| prompt(&engine, 20 + 30 * salt, salt)).collect();
+        let options_of = |i: usize| if i == 5 { &with_logits } else { &on_device };
+        let alone = |i: usize| take(&mut start(&engine, &prompts[i], options_of(i)), 80);
+        let alone: Vec<_> = (0..prompts.len()).map(alone).collect();
+        for round in 0..3 {
+            let barrier = std::sync::Barrier::new(prompts.len());
+            std::thread::scope(|scope| {
+                for (i, whole) in alone.iter().enumerate() {
+                    let (barrier, engine, prompt, options) = (&barrier, &engine, &prompts[i], options_of(i));
+                    scope.spawn(move || {
+                        let mut session = start(engine, prompt, options);
+                        barrier.wait();
+                        for at in 0..whole.len() {
+                            // Later than the others wait for it.
+                            if i == 0 && at % 7 == round {
+                                std::thread::sleep(std::time::Duration::from_millis(4));
+                            }
+                            if i == 1 && at == 25 + round {
+                                session = start(engine, prompt, options);
+                                assert!(take(&mut session, at) == whole[..at], "{file} {round}: started anew");
+                            }
+                            if i == 5 && at == 40 {
+                                return;
+                            }
+                            assert!(
+                                take(&mut session, 1) == whole[at..at + 1],
+                                "{file} {round}: session {i}, token {at}"
+                            );
+                        }
+                    });
+                }
+            });
+        }
+        check_empty(&engine, first_bytes);
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn a_prompt_that_is_known_gives_the_same_bits() {

@@ -93,7 +93,7 @@ pub struct Sizes {
 }
 
 /// Positions that may be written beyond those that a row sees, besides the rest of its batch.
-const AHEAD: usize = super::STEPS_AHEAD;
+const AHEAD: usize = super::ahead::STEPS_AHEAD;
 
 impl Sizes {
     /// For sequences of up to `n_ctx` positions in batches of up to `n_batch` rows.

@@ -608,6 +608,12 @@ impl Repack for Repackers {
         place.group()
     }
 
+    fn pads(info: &TensorInfo, place: &Place) -> bool {
+        let n_rows = info.n_elements / info.dims[0].max(1);
+        let parts = if place.order == KIGO_ROWS_PLAIN { n_rows } else { place.head_dim as u64 };
+        !place.k.is_multiple_of(record_columns(info.quant_type)) || !parts.is_multiple_of(TILE_ROWS as u64)
+    }
+
     fn repack(
         &self,
         stream: &Stream,

@@ -1,8 +1,8 @@
 //! From files to device memory: plan everything, refuse what does not fit, then read with several threads.
 //!
-//! A reader reads some rows of a tensor into pinned memory, queues their copy to the device and there a kernel that
-//! brings them into the layout of the products, and reads the next rows into its other slot meanwhile. Its first rows
-//! it reads while the device is made ready. No file is mapped, and host memory is bounded by the slots: see
+//! Readers fill the slots of a ring in pinned memory together. Who is the last in a slot queues the copy of its rows to the
+//! device, and there the kernels that bring them into the layout of the products, while others go on with the next slot. The
+//! first ones they fill while the device is made ready. No file is mapped, and host memory is bounded by the slots: see
 //! [`Plan::host_bytes`]. To register the pages of a mapped file with the driver, and copy from there, was slower on an H200
 //! than reading them: 13 to 23 GB/s, by the system's pages, against 50.
 
@@ -11,11 +11,10 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::memory::DeviceBuffer;
-use super::pages::PAGE;
 use super::readers::Job;
 use super::stream::Stream;
+use super::windows::{MAX_ELEMENTS, Windows};
 use crate::backend::Progress;
-use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::{Error, Result};
 
@@ -26,6 +25,9 @@ pub trait Repack: Send + Sync {
 
     /// Rows that are repacked together: each part of a matrix but the last has a multiple of so many.
     fn rows(matrix: &Self::Matrix) -> u64;
+
+    /// Whether a matrix takes more than its rows fill, which is zero then.
+    fn pads(info: &TensorInfo, matrix: &Self::Matrix) -> bool;
 
     /// Queues the kernel that brings some rows of the matrix `info` into place. They lie at `source` in device memory
     /// as they do in the file, one after the other; the weights start at `weights`. `rows.start` is a multiple of
@@ -104,36 +106,36 @@ const GRANULE: u64 = 2 << 20;
 /// Most readers. One copies 6 to 10 GB/s out of the system's page cache, and 12 loaded fastest on a host of 16 cores.
 const MAX_READERS: usize = 12;
 
-/// Slots of a reader: one is filled while the other is on its way.
-pub(super) const SLOTS: usize = 2;
+/// Slots: some are being filled while others are on their way.
+const SLOTS: u64 = 6;
 
-/// Most bytes of a slot. A copy takes 4 us besides the 19 us for each MiB: an H200 took 45 GB/s in copies of 1 MiB, 50 in
-/// those of 2, 52.4 in those of 4, 54.7 in those of 16, whatever the number of streams. All slots are 96 MiB at most.
-const SLOT_BYTES: u64 = 4 << 20;
+/// Most bytes of a slot. A copy takes 3 us besides the 19 us for each MiB: an H200 took 48.5 GB/s in copies of 1 MiB, 53.5 in those
+/// of 4, 54.9 in those of 16, 55.2 in those of 32, with kernels behind them or not, in one stream or two. A Llama of 8B in f16 was
+/// loaded by 12 readers in 340 ms with slots of 16 MiB, 350 with as few of 8, 360 with 4 of 8. All slots are pinned in 2.4 ms.
+const SLOT_BYTES: u64 = 16 << 20;
 
 /// Least bytes of a slot: a small model has something for every reader.
 const LEAST_SLOT_BYTES: u64 = 1 << 20;
 
-/// How often a reader fills each of its slots, where they need not be larger or smaller.
+/// How often each slot is filled, where they need not be larger or smaller.
 const FILLS: u64 = 4;
 
-/// Elements of a vector that are read at once.
-const MAX_ELEMENTS: u64 = 1 << 16;
+/// Most bytes that are read at once, and least: with 512 KiB the same took 20 ms longer than with 1 and 2 MiB.
+const READ_BYTES: u64 = 2 << 20;
+const LEAST_READ_BYTES: u64 = 128 << 10;
 
 /// How a model is loaded; nothing is allocated yet.
 pub struct Plan<R: Repack> {
     pub(super) pieces: Vec<Piece<R::Matrix>>,
     /// Bytes of the weights in device memory.
     pub(super) n_bytes: u64,
-    pub(super) chunks: Vec<Chunk>,
-    slot_bytes: u64,
+    pub(super) windows: Windows,
+    pub(super) n_slots: usize,
     pub(super) n_readers: usize,
-}
-
-/// What is read at once: rows of a matrix, or elements of a vector.
-pub(super) struct Chunk {
-    pub piece: usize,
-    pub part: Range<u64>,
+    /// Whether slots are no larger than for all usual matrices.
+    pub(super) has_usual_slots: bool,
+    /// Whether anything takes more than is read.
+    pub(super) pads: bool,
 }
 
 impl<R: Repack> Plan<R> {
@@ -146,20 +148,27 @@ impl<R: Repack> Plan<R> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = n_readers.unwrap_or(cores.min(MAX_READERS)).max(1);
         let n_bytes = pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum));
-        let mut slot_bytes = n_bytes / ((wanted * SLOTS) as u64 * FILLS);
-        slot_bytes = slot_bytes.clamp(LEAST_SLOT_BYTES, SLOT_BYTES);
+        let mut slot_bytes = (n_bytes / (SLOTS * FILLS)).clamp(LEAST_SLOT_BYTES, SLOT_BYTES);
+        let mut pads = false;
         for Piece { info, target } in &pieces {
+            pads |= match target {
+                Target::Matrix(matrix) => R::pads(info, matrix),
+                // Kernels read vectors up to there.
+                Target::Vector(_) => !info.n_elements.is_multiple_of(ALIGNMENT / size_of::<f32>() as u64),
+            };
             if let Target::Matrix(matrix) = target {
                 let least = row_bytes(info).checked_mul(R::rows(matrix).min(rows(info)));
                 let too_large = || Error::OutOfMemory { what: info.name.clone(), bytes: u64::MAX };
                 slot_bytes = slot_bytes.max(least.ok_or_else(too_large)?);
             }
         }
-        let chunks = chunks(&pieces, R::rows, slot_bytes)?;
-        // Rows that need larger slots get fewer readers, so that the slots together stay as small.
-        let most = if slot_bytes > SLOT_BYTES { SLOT_BYTES * MAX_READERS as u64 / slot_bytes } else { u64::MAX };
-        let n_readers = wanted.min(chunks.len().max(1)).min(usize::try_from(most.max(1)).unwrap_or(usize::MAX));
-        Ok(Plan { pieces, n_bytes: space.n_bytes, chunks, slot_bytes, n_readers })
+        let read_bytes = (slot_bytes / 8).clamp(LEAST_READ_BYTES, READ_BYTES);
+        let windows = Windows::new(&pieces, R::rows, slot_bytes, read_bytes)?;
+        let n_readers = wanted.min(windows.units.len().max(1));
+        // Larger slots are fewer, so that all together stay as small.
+        let n_slots = (SLOTS * SLOT_BYTES / slot_bytes.max(1)).clamp(2, SLOTS) as usize;
+        let (n_bytes, n_slots) = (space.n_bytes, n_slots.min(windows.windows.len()));
+        Ok(Plan { pieces, n_bytes, windows, n_slots, n_readers, has_usual_slots: slot_bytes <= SLOT_BYTES, pads })
     }
 
     /// What is read.
@@ -173,32 +182,20 @@ impl<R: Repack> Plan<R> {
     }
 
     /// Bytes of host memory that loading takes at most: the slots, and what each reader needs to make f32 of a vector.
-    /// With 12 readers these are 102 MiB, or 32 rows of the widest matrix and 6 MiB if that is more.
+    /// With 12 readers these are 102 MiB, or twice 16 rows of the widest matrix and 6 MiB if that is more.
     pub fn host_bytes(&self) -> u64 {
         let values = MAX_ELEMENTS * 2 * size_of::<f32>() as u64;
-        let slots = (SLOTS as u64).saturating_mul(self.host_stride());
-        (self.n_readers as u64).saturating_mul(slots.saturating_add(values))
+        self.slots_bytes().saturating_add((self.n_readers as u64).saturating_mul(values))
     }
 
-    /// From one slot of a reader to the next in host memory: direct reads want them to begin with a block.
-    pub(super) fn host_stride(&self) -> u64 {
-        let room = crate::gguf::room(usize::try_from(self.slot_bytes).unwrap_or(usize::MAX)) as u64;
-        room.checked_next_multiple_of(PAGE as u64).unwrap_or(u64::MAX)
-    }
-
-    /// The same in device memory.
-    pub(super) fn device_stride(&self) -> u64 {
-        self.slot_bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX)
-    }
-
-    /// Whether slots are no larger than for all usual matrices.
-    pub(super) fn has_usual_slots(&self) -> bool {
-        self.slot_bytes <= SLOT_BYTES
+    /// Bytes of all slots in host memory.
+    pub(super) fn slots_bytes(&self) -> u64 {
+        self.windows.host_bytes.saturating_mul(self.n_slots as u64)
     }
 
     /// Bytes of device memory that only loading takes: the slots once more.
     pub fn staging_bytes(&self) -> u64 {
-        self.device_stride().saturating_mul((self.n_readers * SLOTS) as u64)
+        self.windows.device_bytes.saturating_mul(self.n_slots as u64)
     }
 
     /// Free device memory that is needed, when what is allocated besides takes `other_bytes`.
@@ -237,7 +234,7 @@ impl<R: Repack> Plan<R> {
         meanwhile: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Loaded<R>> {
         progress.expect(self.pieces.iter().fold(0, |sum, piece| piece.info.n_bytes.saturating_add(sum)));
-        Job::new(gguf, progress, self).run(open, prepare, meanwhile)
+        Job::new(gguf, progress, self)?.run(open, prepare, meanwhile)
     }
 }
 
@@ -261,45 +258,11 @@ pub struct Loaded<R> {
     pub weights: DeviceBuffer,
 }
 
-fn rows(matrix: &TensorInfo) -> u64 {
+pub(super) fn rows(matrix: &TensorInfo) -> u64 {
     matrix.n_elements / matrix.dims[0]
 }
 
 /// Rows are whole blocks, so this is no rounding.
 pub(super) fn row_bytes(matrix: &TensorInfo) -> u64 {
     matrix.n_bytes / rows(matrix)
-}
-
-/// What to read at once, in the order of the files, so that the system reads ahead.
-fn chunks<M>(pieces: &[Piece<M>], group: fn(&M) -> u64, slot_bytes: u64) -> Result<Vec<Chunk>> {
-    let mut order = try_vec(pieces.len(), "the order of the tensors")?;
-    order.extend(0..pieces.len());
-    order.sort_unstable_by_key(|&piece| (pieces[piece].info.shard, pieces[piece].info.offset));
-    // What a tensor is divided into, and how many of these are read at once: whole groups of rows, or all rows where
-    // there are fewer; whole blocks of elements.
-    let step = |Piece { info, target }: &Piece<M>| match target {
-        Target::Matrix(matrix) => {
-            let (group, fit) = (group(matrix), slot_bytes / row_bytes(info));
-            (rows(info), if fit < group { rows(info) } else { fit / group * group })
-        }
-        Target::Vector(_) => {
-            let block = info.quant_type.block_len() as u64;
-            (info.n_elements, MAX_ELEMENTS / block * block)
-        }
-    };
-    let n_chunks = |piece| {
-        let (units, step) = step(piece);
-        units.div_ceil(step) as usize
-    };
-    let mut chunks = try_vec(pieces.iter().map(n_chunks).sum(), "the parts of the tensors")?;
-    for piece in order {
-        let (units, step) = step(&pieces[piece]);
-        let mut start = 0;
-        while start < units {
-            let end = start.saturating_add(step).min(units);
-            chunks.push(Chunk { piece, part: start..end });
-            start = end;
-        }
-    }
-    Ok(chunks)
 }

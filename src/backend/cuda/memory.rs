@@ -185,7 +185,28 @@ impl DeviceBuffer {
     /// `Internal` when it does not fit; `DeviceLost`, `DeviceError`.
     pub fn upload_async(&self, stream: &Stream, offset: usize, from: &PinnedBuffer, part: Range<usize>) -> Result<()> {
         let bytes = part.len();
-        let (address, start) = (self.part(stream, offset, bytes)?, from.part(part)?);
+        self.upload_from(stream, offset, from.part(part)?, bytes)
+    }
+
+    /// The same of a part of pages.
+    ///
+    /// # Errors
+    /// As [`Self::upload_async`].
+    pub(super) fn upload_pages(
+        &self,
+        stream: &Stream,
+        offset: usize,
+        from: &PinnedPages,
+        part: Range<usize>,
+    ) -> Result<()> {
+        let bytes = part.end.checked_sub(part.start).unwrap_or(usize::MAX);
+        check_part(from.pages.len(), part.start, bytes)?;
+        self.upload_from(stream, offset, from.pages.start().wrapping_add(part.start), bytes)
+    }
+
+    /// Queues a copy of `bytes` at `start`, which live until the stream is idle.
+    fn upload_from(&self, stream: &Stream, offset: usize, start: *mut u8, bytes: usize) -> Result<()> {
+        let address = self.part(stream, offset, bytes)?;
         if bytes == 0 {
             return Ok(());
         }
@@ -273,8 +294,6 @@ pub struct PinnedBuffer {
     start: *mut u8,
     device_address: u64,
     len: usize,
-    /// The memory, where it is not the driver's.
-    pages: Option<Pages>,
 }
 
 // SAFETY: it owns its memory as a boxed slice would; nothing of it is bound to a thread.
@@ -299,23 +318,9 @@ impl PinnedBuffer {
         })?;
         context.ledger().lock().pinned_bytes += len as u64;
         // From here on dropping frees it.
-        let mut buffer =
-            PinnedBuffer { context: context.clone(), start: start.cast(), device_address: 0, len, pages: None };
+        let mut buffer = PinnedBuffer { context: context.clone(), start: start.cast(), device_address: 0, len };
         // SAFETY: the driver allocated `len` bytes there.
         unsafe { buffer.start.write_bytes(0, len) };
-        buffer.find()?;
-        Ok(buffer)
-    }
-
-    /// What `pages` hold, which were registered with the driver.
-    ///
-    /// # Errors
-    /// `DeviceLost`, `DeviceError`.
-    pub(super) fn registered(context: &Arc<Context>, pages: Pages) -> Result<PinnedBuffer> {
-        let (start, len) = (pages.start(), pages.len());
-        context.ledger().lock().pinned_bytes += len as u64;
-        // From here on dropping unregisters it.
-        let mut buffer = PinnedBuffer { context: context.clone(), start, device_address: 0, len, pages: Some(pages) };
         buffer.find()?;
         Ok(buffer)
     }
@@ -406,12 +411,35 @@ impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         self.context.ledger().lock().pinned_bytes -= self.len as u64;
         let start = self.start.cast();
-        if self.pages.is_some() {
-            // SAFETY: the memory was registered and is that of this value, which nobody uses any more; it is unmapped afterwards.
+        // SAFETY: the memory is that of this value, which nobody uses any more.
+        self.context.release("cuMemFreeHost", |f| unsafe { (f.cuMemFreeHost)(start) });
+    }
+}
+
+/// Pages that the device copies from. None of its copies may be under way any more when it is dropped.
+pub(super) struct PinnedPages {
+    context: Arc<Context>,
+    pages: Arc<Pages>,
+    is_registered: bool,
+}
+
+impl PinnedPages {
+    /// Takes over `pages`, which were registered with the driver, if they were.
+    pub fn new(context: &Arc<Context>, pages: Arc<Pages>, is_registered: bool) -> PinnedPages {
+        if is_registered {
+            context.ledger().lock().pinned_bytes += pages.len() as u64;
+        }
+        PinnedPages { context: context.clone(), pages, is_registered }
+    }
+}
+
+impl Drop for PinnedPages {
+    fn drop(&mut self) {
+        if self.is_registered {
+            self.context.ledger().lock().pinned_bytes -= self.pages.len() as u64;
+            let start = self.pages.start().cast();
+            // SAFETY: the pages were registered once, and no copy from them is under way.
             self.context.release("cuMemHostUnregister", |f| unsafe { (f.cuMemHostUnregister)(start) });
-        } else {
-            // SAFETY: the memory is that of this value, which nobody uses any more.
-            self.context.release("cuMemFreeHost", |f| unsafe { (f.cuMemFreeHost)(start) });
         }
     }
 }

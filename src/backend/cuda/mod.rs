@@ -6,10 +6,11 @@
 //!
 //! One stream does all work of a model in order. Batches of single rows, one for each of some sequences, are graphs
 //! that are captured once for each power of two of rows: tokens, positions and page tables stand in device memory, so
-//! a graph serves every position. While one sequence runs alone, the device goes on to its next tokens before the host
-//! has asked for them: see `Ahead`.
+//! a graph serves every position. While the same sequences run together, the device goes on to their next tokens before the
+//! host has asked for them: see `ahead.rs`.
 #![allow(unsafe_code, reason = "the driver is a C library; every use of it is proved in place")]
 
+mod ahead;
 pub mod blocks;
 pub mod context;
 pub mod driver;
@@ -27,6 +28,7 @@ pub mod sample;
 mod stages;
 mod step;
 pub mod stream;
+mod windows;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -38,6 +40,7 @@ use crate::error::try_vec;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{ModelDesc, RopeTable, Weights};
 use crate::{Error, Result};
+use ahead::Ahead;
 use context::Context;
 use kv_cache::KvCache;
 use layout::{Places, Repackers, TypeTable};
@@ -59,9 +62,6 @@ const FIRST_LOGITS: usize = 8;
 
 /// Rows that are sampled at once.
 const N_SAMPLED: usize = if MAX_GRAPH_ROWS > FIRST_LOGITS { MAX_GRAPH_ROWS } else { FIRST_LOGITS };
-
-/// Steps that the device may be ahead of the host: the one that is awaited, and one that keeps the device busy meanwhile.
-const STEPS_AHEAD: usize = 2;
 
 /// A model in device memory, with its KV cache.
 pub struct CudaBackend {
@@ -117,22 +117,6 @@ struct Slot {
     /// Draws that the device's sampler has made, when the host has seen all of them; `None` before the first, and when
     /// the device has drawn what nobody asked for.
     drawn: Option<u64>,
-}
-
-/// Steps of a single sequence that were started before anybody asked for them. They continue the tokens that the device
-/// draws itself; a caller who wants something else makes them void, but never wrong: positions are written again
-/// before they are read.
-#[derive(Default)]
-struct Ahead {
-    sequence: Option<SequenceId>,
-    /// The row that the first of the steps runs, as far as the host knows: token and position.
-    next: Option<(u32, u32)>,
-    /// Steps that are under way or done, and were not asked for.
-    n_steps: usize,
-    /// The sequence that ran last, alone, and for how many steps.
-    alone: Option<(SequenceId, u32)>,
-    /// The batch in hand, while it is the first of the steps.
-    taken: Option<Row>,
 }
 
 /// Bytes that the planned weights take in device memory. The driver is not asked.
@@ -344,11 +328,14 @@ impl CudaBackend {
             to.copy_from_slice(bytes_of(&tile));
             n_tiles += 1;
         }
-        for ((_, row), to) in self.wanted.iter().zip(select.chunks_exact_mut(4)) {
+        // Of a graph, rows that only pad it select themselves: they have no sampler.
+        let selected = self.wanted.iter().map(|&(_, row)| row).chain(rows.len() as u32..n as u32);
+        let n_selected = self.wanted.len() + (n - rows.len());
+        for (row, to) in selected.zip(select.chunks_exact_mut(4)) {
             to.copy_from_slice(&row.to_le_bytes());
         }
         let starts = [0, self.work.rows.len(), self.work.rows.len() + self.work.tiles.len()];
-        let sizes = [n * size_of::<KigoRow>(), n_tiles * size_of::<KigoTile>(), self.wanted.len() * 4];
+        let sizes = [n * size_of::<KigoRow>(), n_tiles * size_of::<KigoTile>(), n_selected * 4];
         for ((buffer, start), size) in
             [&self.work.rows, &self.work.tiles, &self.work.select].into_iter().zip(starts).zip(sizes)
         {
@@ -357,14 +344,24 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Queues the batch that was uploaded.
+    /// Uploads a batch and queues it.
     fn launch(&mut self, rows: &[Row]) -> Result<()> {
-        let Some(n) = graph_rows(rows) else { return crate::model::forward(self, rows) };
+        let n = graph_rows(rows);
+        self.upload(rows, n.unwrap_or(rows.len()))?;
+        let Some(n) = n else { return crate::model::forward(self, rows) };
         let batch = match rows {
             [row] => self.single(row.position),
             _ => Batch::Rows(n),
         };
         self.launch_graph((batch, None))
+    }
+
+    /// Runs the batch in hand, which a step ahead has run, once more: others may have written its logits over already, or its samplers
+    /// are not what the step drew with.
+    fn repeat(&mut self) -> Result<()> {
+        let rows = self.ahead.in_hand().to_vec();
+        self.forget_ahead();
+        self.launch(&rows)
     }
 
     /// How one row at this position is run.
@@ -413,45 +410,39 @@ impl CudaBackend {
 
     /// Makes steps void that were started ahead.
     fn forget_ahead(&mut self) {
-        if let Some(sequence) = self.ahead.sequence.take()
-            && self.ahead.n_steps > 0
-            && let Some(slot) = self.slots.of.get_mut(&sequence)
-        {
-            slot.drawn = None;
+        for sequence in self.ahead.forget() {
+            if let Some(slot) = self.slots.of.get_mut(&sequence) {
+                slot.drawn = None;
+            }
         }
-        self.ahead.next = None;
-        self.ahead.n_steps = 0;
-        self.ahead.taken = None;
     }
 
-    /// Whether `rows` are what the first step ahead runs.
-    fn is_ahead(&self, rows: &[Row]) -> bool {
-        matches!(rows, [row] if row.logits
-            && self.ahead.n_steps > 0
-            && self.ahead.sequence == Some(row.sequence)
-            && self.ahead.next == Some((row.token, row.position)))
-    }
-
-    /// Starts the steps after position `position` of a sequence that runs alone, as many as may be ahead. Whatever keeps
-    /// it from that is no error of what was asked for.
-    fn go_ahead(&mut self, sequence: SequenceId, position: u32, weigh: bool) -> Result<()> {
-        while self.ahead.n_steps < STEPS_AHEAD {
-            let n_positions = position as usize + 2 + self.ahead.n_steps;
-            if n_positions > self.n_ctx {
-                break;
+    /// Starts the steps that the device should have to run while the host waits. Whatever keeps it from that is no error of what
+    /// was asked for.
+    fn go_ahead(&mut self) -> Result<()> {
+        while self.ahead.wants_step() {
+            let (stream, cache, n_ctx) = (&self.stream, &mut self.cache, self.n_ctx);
+            let reserved = self.ahead.next_step().try_for_each(|(sequence, position)| {
+                if position >= n_ctx { Err(None) } else { cache.reserve(stream, sequence, position + 1).map_err(Some) }
+            });
+            match reserved {
+                Err(Some(error)) if self.context.is_lost() => return Err(error),
+                Err(_) => break,
+                Ok(()) => {}
             }
-            if let Err(error) = self.cache.reserve(&self.stream, sequence, n_positions) {
-                if self.context.is_lost() {
-                    return Err(error);
-                }
-                break;
-            }
+            let first = self.ahead.next_step().next().map_or(0, |(_, position)| position as u32);
+            let batch = match self.ahead.next_step().len() {
+                1 => self.single(first),
+                n => Batch::Rows(n.next_power_of_two()),
+            };
             // A graph that is not there yet is made when somebody waits for it anyway. One that differs by the sampling at its
             // end is made here, while the device is busy.
-            let batch = self.single(n_positions as u32 - 1);
             if !self.graphs.contains_key(&(batch, None)) {
                 break;
             }
+            let needs_weigh = |slot: &Slot| self.samplers.needs_weigh(slot.number);
+            let weigh =
+                self.ahead.next_step().any(|(sequence, _)| self.slots.of.get(&sequence).is_some_and(needs_weigh));
             if let Err(error) = self.capture((batch, Some(weigh))) {
                 if self.context.is_lost() {
                     return Err(error);
@@ -459,18 +450,20 @@ impl CudaBackend {
                 break;
             }
             self.launch_graph((batch, Some(weigh)))?;
-            self.ahead.n_steps += 1;
-            self.ahead.sequence = Some(sequence);
+            self.ahead.started();
         }
         Ok(())
     }
 
     /// Draws with the device's samplers. All `draws` have a slot and there are few enough.
     fn sample_on_device(&mut self, draws: &mut [Draw]) -> Result<()> {
-        let alone = match (&*draws, &*self.wanted) {
-            ([draw], [(sequence, _)]) if draw.sequence == *sequence => Some(*sequence),
-            _ => None,
-        };
+        let mut is_known = true;
+        for draw in draws.iter() {
+            is_known &= self.slot(draw.sequence)?.drawn == Some(draw.sampler.drawn());
+        }
+        if !is_known && !self.ahead.in_hand().is_empty() {
+            self.repeat()?;
+        }
         let mut weigh = false;
         for draw in draws.iter_mut() {
             let slot = self.slot(draw.sequence)?;
@@ -480,16 +473,11 @@ impl CudaBackend {
             }
             weigh |= self.samplers.needs_weigh(slot.number);
         }
-        if self.ahead.taken.take().is_some() {
-            self.ahead.n_steps -= 1;
-        } else {
+        if self.ahead.in_hand().is_empty() {
             self.launch_sampling(self.wanted.len(), weigh)?;
         }
-        let last = self.ahead.next.map(|(_, position)| position);
-        if let (Some(sequence), Some(position)) = (alone, last)
-            && self.runs_alone(sequence)
-        {
-            self.go_ahead(sequence, position, weigh)?;
+        if draws.len() == self.wanted.len() && self.ahead.goes_on() {
+            self.go_ahead()?;
         }
         for draw in draws.iter_mut() {
             let slot = self.slot(draw.sequence)?;
@@ -501,14 +489,10 @@ impl CudaBackend {
             if let Some(slot) = self.slots.of.get_mut(&draw.sequence) {
                 slot.drawn = outcome.is_ok().then(|| draw.sampler.drawn());
             }
-            if alone.is_some() {
-                self.ahead.next = match (&outcome, last) {
-                    (Ok(token), Some(position)) => Some((*token, position + 1)),
-                    _ => None,
-                };
-            }
+            self.ahead.drawn(draw.sequence, outcome.as_ref().ok().copied());
             draw.outcome = Some(outcome);
         }
+        self.ahead.done();
         // What came from the device was queued after the copy of the rows.
         self.staged = false;
         Ok(())
@@ -516,7 +500,7 @@ impl CudaBackend {
 
     /// Takes from a sequence what only one that goes on needs, when no work that uses it is under way any more.
     fn retire(&mut self, sequence: SequenceId) {
-        if self.ahead.sequence == Some(sequence) {
+        if self.ahead.concerns(sequence) {
             self.forget_ahead();
         }
         if let Some(slot) = self.slots.of.remove(&sequence) {
@@ -533,35 +517,19 @@ impl CudaBackend {
         self.slots.of.get(&sequence).copied().ok_or_else(|| Error::Internal("a sequence without a sampler".into()))
     }
 
-    /// Whether the last steps were all of this sequence, one row each, so that it pays to go ahead.
-    fn runs_alone(&self, sequence: SequenceId) -> bool {
-        matches!(self.ahead.alone, Some((last, n)) if last == sequence && n > 0)
-    }
-
-    fn note_alone(&mut self, rows: &[Row]) {
-        self.ahead.alone = match (rows, self.ahead.alone) {
-            ([row], Some((last, n))) if last == row.sequence => Some((last, n.saturating_add(1))),
-            ([row, ..], _) if rows.iter().all(|other| other.sequence == row.sequence) => Some((row.sequence, 0)),
-            _ => None,
-        };
-    }
-
     fn forward_bound(&mut self, rows: &[Row]) -> Result<()> {
-        self.note_alone(rows);
         self.wanted.clear();
         let wanted = rows.iter().enumerate().filter(|(_, row)| row.logits);
         self.wanted.extend(wanted.map(|(i, row)| (row.sequence, i as u32)));
-        if self.is_ahead(rows) {
-            self.ahead.taken = rows.first().copied();
+        if self.ahead.takes(rows) {
             return Ok(());
         }
         self.forget_ahead();
-        self.ahead.next = rows.last().map(|row| (row.token, row.position));
+        self.ahead.begin(rows);
         let n = graph_rows(rows).unwrap_or(rows.len());
         if self.work.ensure_logits(&self.stream, n.min(self.wanted.len().next_power_of_two()))? {
             self.graphs.clear();
         }
-        self.upload(rows, n)?;
         self.launch(rows)
     }
 }
@@ -606,7 +574,7 @@ impl Backend for CudaBackend {
     fn sequence_rewind(&mut self, sequence: SequenceId, n_positions: usize) -> Result<bool> {
         let context = self.context.clone();
         let _bound = context.bind()?;
-        if self.ahead.sequence == Some(sequence) {
+        if self.ahead.concerns(sequence) {
             self.forget_ahead();
         }
         // The device's sampler has seen tokens that are no more.
@@ -683,11 +651,8 @@ impl Backend for CudaBackend {
     fn logits(&mut self, index: usize) -> Result<&[f32]> {
         let context = self.context.clone();
         let _bound = context.bind()?;
-        if let Some(row) = self.ahead.taken.take() {
-            // Steps beyond this one may have written other logits already.
-            self.forget_ahead();
-            self.upload(&[row], 1)?;
-            self.launch(&[row])?;
+        if !self.ahead.in_hand().is_empty() {
+            self.repeat()?;
         }
         let n_vocab = self.desc.n_vocab;
         if self.host_logits.len() != n_vocab {

@@ -1,10 +1,11 @@
 //! Host memory by the page: mapped and filled without a device, which may be made able to reach it afterwards.
 
 use std::ffi::{c_int, c_long, c_uint, c_void};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::context::Context;
-use super::memory::PinnedBuffer;
+use super::memory::PinnedPages;
 use crate::{Error, Result};
 
 unsafe extern "C" {
@@ -74,7 +75,7 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// Maps at least `bytes`, whole pages that are zero and in memory. A process that is forked off does not get them.
+    /// Maps at least `bytes`, whole pages that are zero. A process that is forked off does not get them.
     ///
     /// # Errors
     /// `OutOfMemory` names `what`.
@@ -89,9 +90,7 @@ impl Pages {
             // SAFETY: the pages are those of the mapping, and what they hold stays. It is no more than advice.
             unsafe { madvise(start.cast(), len, advice) };
         }
-        let mut pages = Pages { start, len, _mapping: mapping };
-        pages.as_mut_slice().chunks_mut(PAGE).filter_map(<[u8]>::first_mut).for_each(|byte| *byte = 0);
-        Ok(pages)
+        Ok(Pages { start, len, _mapping: mapping })
     }
 
     pub(super) fn start(&self) -> *mut u8 {
@@ -102,30 +101,30 @@ impl Pages {
         self.len
     }
 
-    /// The bytes, to write.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: `len` bytes of the mapping, zero or written, owned by this value, which is borrowed for writing.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    /// A part of the bytes, to write; `None` where there is none.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes any of it meanwhile, the device included.
+    #[allow(clippy::mut_from_ref, reason = "parts are shared out by whoever calls it")]
+    pub unsafe fn part_mut(&self, part: Range<usize>) -> Option<&mut [u8]> {
+        let bytes = part.end.checked_sub(part.start).filter(|_| part.end <= self.len)?;
+        // SAFETY: bytes of the mapping, zero or written, which lives as long as this value; nobody else uses them.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(part.start), bytes) })
     }
 
-    /// Lets the device reach them; where the driver cannot do that, memory that it can becomes a copy.
+    /// Lets the device reach them. Where the driver cannot do that it copies from them all the same, by way of memory of its own.
     ///
     /// # Errors
-    /// `OutOfMemory` names `what`; `DeviceLost`, `DeviceError`.
-    pub fn pin(mut self, context: &Arc<Context>, what: &str) -> Result<PinnedBuffer> {
+    /// `DeviceLost`.
+    pub fn pin(self: &Arc<Pages>, context: &Arc<Context>) -> Result<PinnedPages> {
         let (start, len) = (self.start.cast(), self.len);
-        // SAFETY: the pages stay mapped until nothing uses them and they are unregistered, which the buffer sees to.
+        // SAFETY: the pages stay mapped until they are unregistered, which what is returned sees to.
         let outcome = context.call("cuMemHostRegister", |f| unsafe {
             (f.cuMemHostRegister)(start, len, REGISTER_PORTABLE | REGISTER_DEVICEMAP)
         });
         match outcome {
-            Ok(()) => PinnedBuffer::registered(context, self),
             Err(error) if context.is_lost() => Err(error),
-            Err(_) => {
-                let mut buffer = PinnedBuffer::new(context, len, what)?;
-                buffer.as_mut_slice().copy_from_slice(self.as_mut_slice());
-                Ok(buffer)
-            }
+            outcome => Ok(PinnedPages::new(context, self.clone(), outcome.is_ok())),
         }
     }
 }
@@ -144,11 +143,15 @@ mod tests {
     #[test]
     fn pages_are_whole_aligned_and_zero() {
         for bytes in [0, 1, PAGE + 1, LARGE_PAGE + 5] {
-            let mut pages = Pages::new(bytes, "it").unwrap_or_else(|error| panic!("{error}"));
-            let slice = pages.as_mut_slice();
-            assert!(slice.len() >= bytes && slice.len().is_multiple_of(PAGE));
-            assert!(slice.as_ptr().addr().is_multiple_of(LARGE_PAGE) && slice.iter().all(|byte| *byte == 0));
+            let pages = Pages::new(bytes, "it").unwrap_or_else(|error| panic!("{error}"));
+            assert!(pages.len() >= bytes && pages.len().is_multiple_of(PAGE));
+            // SAFETY: nobody else has them.
+            let slice = unsafe { pages.part_mut(0..pages.len()) }.unwrap_or_default();
+            assert!(slice.len() == pages.len() && slice.iter().all(|byte| *byte == 0));
+            assert!(slice.as_ptr().addr().is_multiple_of(LARGE_PAGE));
             slice.fill(1);
+            // SAFETY: as above; these do not exist.
+            assert!(unsafe { pages.part_mut(1..pages.len() + 1) }.is_none());
         }
     }
 }

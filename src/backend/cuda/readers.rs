@@ -1,23 +1,25 @@
 //! The threads of a load: one makes the device ready and what a model needs there besides, the others read.
 
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, Scope};
 
 use super::context::{Bound, Context};
-use super::load::{Chunk, Loaded, Opened, Piece, Plan, Repack, SLOTS, Target, row_bytes};
-use super::memory::{DeviceBuffer, PinnedBuffer};
+use super::load::{Loaded, Opened, Piece, Plan, Repack, Target};
+use super::memory::{DeviceBuffer, PinnedPages};
 use super::pages::Pages;
 use super::room;
 use super::stream::{Event, Stream};
+use super::windows::Unit;
 use crate::backend::{Progress, Purpose};
 use crate::error::try_vec;
-use crate::gguf::{Gguf, TensorInfo};
+use crate::gguf::Gguf;
 use crate::{Error, Result, panics};
 
 /// What the slots are called in errors.
 const WHAT: &str = "the slots for loading";
+
+const BLOCK: u64 = crate::gguf::BLOCK as u64;
 
 /// What the threads of a load share.
 pub(super) struct Job<'a, R: Repack> {
@@ -26,8 +28,11 @@ pub(super) struct Job<'a, R: Repack> {
     plan: &'a Plan<R>,
     /// Where the weights go, once that is ready.
     device: OnceLock<Device<R>>,
-    /// The chunk that is read next.
+    /// The memory of all slots. Goes after what copies from it.
+    slots: Arc<Pages>,
+    /// The unit that is read next, and how many of each window are not there.
     next: AtomicUsize,
+    left: Vec<AtomicUsize>,
     stopped: AtomicBool,
     /// The first that happened.
     failure: Mutex<Option<Error>>,
@@ -38,17 +43,36 @@ pub(super) struct Job<'a, R: Repack> {
 struct Device<R> {
     // What the streams use goes after them.
     streams: Streams,
-    /// When what pads rows and columns is zero.
+    /// When what pads rows and columns is zero, if anything does.
     zeroed: Event,
-    /// The slots of all readers on the device.
+    slots: Vec<Slot>,
+    host: PinnedPages,
+    /// The slots on the device.
     staging: DeviceBuffer,
     weights: DeviceBuffer,
     kernels: R,
     context: Arc<Context>,
 }
 
-/// Readers share them: one copies while the other repacks. Each takes a millisecond to end.
+/// What is known of a slot on the device.
+struct Slot {
+    /// What was queued last is done with it.
+    free: Event,
+    /// Bytes of the file that are on their way.
+    n_bytes: AtomicU64,
+}
+
+/// Windows take turns: one is copied while the other is repacked. Each takes a millisecond to end.
 struct Streams([Stream; 2]);
+
+impl Slot {
+    /// Waits until it is free.
+    fn arrived(&self, progress: &Progress) -> Result<()> {
+        self.free.synchronize()?;
+        progress.advance(self.n_bytes.swap(0, Ordering::AcqRel));
+        Ok(())
+    }
+}
 
 impl Drop for Streams {
     fn drop(&mut self) {
@@ -76,6 +100,8 @@ struct State {
     n_arrived: usize,
     all_started: bool,
     device_is_known: bool,
+    /// Windows that were sent from each slot.
+    n_sent: Vec<usize>,
 }
 
 impl Gate {
@@ -103,17 +129,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<'a, R: Repack> Job<'a, R> {
-    pub fn new(gguf: &'a Gguf, progress: &'a Progress, plan: &'a Plan<R>) -> Job<'a, R> {
-        Job {
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn new(gguf: &'a Gguf, progress: &'a Progress, plan: &'a Plan<R>) -> Result<Job<'a, R>> {
+        let windows = &plan.windows.windows;
+        let mut left = try_vec(windows.len(), WHAT)?;
+        left.extend(windows.iter().map(|window| AtomicUsize::new(window.n_units)));
+        let mut n_sent = try_vec(plan.n_slots, WHAT)?;
+        n_sent.resize(plan.n_slots, 0);
+        Ok(Job {
             gguf,
             progress,
             plan,
             device: OnceLock::new(),
+            slots: Arc::new(Pages::new(usize::try_from(plan.slots_bytes()).unwrap_or(usize::MAX), WHAT)?),
             next: AtomicUsize::new(0),
+            left,
             stopped: AtomicBool::new(false),
             failure: Mutex::new(None),
-            gate: Gate::default(),
-        }
+            gate: Gate { state: Mutex::new(State { n_sent, ..State::default() }), changed: Condvar::new() },
+        })
     }
 
     /// Makes the device ready, runs `prepare` and reads all chunks, while this thread runs `meanwhile`.
@@ -136,7 +171,7 @@ impl<'a, R: Repack> Job<'a, R> {
                 drop(Known(&job.gate));
             }
             for i in 0..job.plan.n_readers {
-                all = all && job.start(scope, format!("kigo-read-{i}"), move || Reader::new(job, i)?.run());
+                all = all && job.start(scope, format!("kigo-read-{i}"), move || Reader::new(job).run());
             }
             job.gate.change(|state| state.all_started = true);
             let outcome = panics::caught(meanwhile);
@@ -148,9 +183,12 @@ impl<'a, R: Repack> Job<'a, R> {
             return Err(error);
         }
         let no_device = || Error::Internal("no device was made ready".into());
-        let Device { streams, zeroed, staging, weights, kernels, context } =
-            self.device.into_inner().ok_or_else(no_device)?;
-        drop((streams, zeroed, staging));
+        let device = self.device.into_inner().ok_or_else(no_device)?;
+        let bound = device.context.bind()?;
+        device.slots.iter().try_for_each(|slot| slot.arrived(self.progress))?;
+        drop(bound);
+        let Device { streams, zeroed, slots, host, staging, weights, kernels, context } = device;
+        drop((streams, zeroed, slots, host, staging));
         Ok(Loaded { context, kernels, weights })
     }
 
@@ -183,6 +221,8 @@ impl<'a, R: Repack> Job<'a, R> {
     fn fail(&self, error: Error) {
         self.stopped.store(true, Ordering::Relaxed);
         lock(&self.failure).get_or_insert(error);
+        // Nobody waits for what does not come any more.
+        self.gate.change(|_| ());
     }
 
     /// Makes the device ready, unless the load has failed meanwhile.
@@ -197,24 +237,74 @@ impl<'a, R: Repack> Job<'a, R> {
         let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let weights = DeviceBuffer::new(&context, Purpose::Weights, bytes(self.plan.n_bytes), "the weights")?;
         let staging = DeviceBuffer::new(&context, Purpose::Workspace, bytes(self.plan.staging_bytes()), WHAT)?;
+        let host = self.slots.pin(&context)?;
+        let mut slots = try_vec(self.plan.n_slots, WHAT)?;
+        for _ in 0..self.plan.n_slots {
+            slots.push(Slot { free: Event::new(&context)?, n_bytes: AtomicU64::new(0) });
+        }
         let zeroed = Event::new(&context)?;
         let streams = Streams([Stream::new(&context)?, Stream::new(&context)?]);
-        let [first, second] = &streams.0;
-        weights.fill_u8(first, 0)?;
-        zeroed.record(first)?;
-        second.wait(&zeroed)?;
+        if self.plan.pads {
+            let [first, second] = &streams.0;
+            weights.fill_u8(first, 0)?;
+            zeroed.record(first)?;
+            second.wait(&zeroed)?;
+        }
         let context = context.clone();
-        let _ = self.device.set(Device { streams, zeroed, staging, weights, kernels, context });
+        let _ = self.device.set(Device { streams, zeroed, slots, host, staging, weights, kernels, context });
         Ok(())
     }
 
-    /// The next chunk; `None` when there is none, or something has failed.
-    fn take(&self) -> Result<Option<&'a Chunk>> {
+    /// The next unit; `None` when there is none, or something has failed.
+    fn take(&self) -> Result<Option<&'a Unit>> {
         self.progress.check()?;
         if self.stopped.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        Ok(self.plan.chunks.get(self.next.fetch_add(1, Ordering::Relaxed)))
+        Ok(self.plan.windows.units.get(self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Waits until the slot of a window, of which a unit is to be read, is free; false when something has failed.
+    fn wait_for_slot(&self, window: usize) -> Result<bool> {
+        let (slot, turn) = (window % self.plan.n_slots, window / self.plan.n_slots);
+        if turn == 0 {
+            return Ok(true);
+        }
+        let has_failed = || self.stopped.load(Ordering::Relaxed);
+        self.gate.wait_until(|state| state.n_sent.get(slot).is_some_and(|n| *n >= turn) || has_failed());
+        match self.device.get().and_then(|device| device.slots.get(slot)) {
+            Some(slot) if !has_failed() => slot.arrived(self.progress).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// Queues what brings a window to its place, all of which has been read.
+    fn send(&self, device: &Device<R>, window: usize) -> Result<()> {
+        let (windows, number) = (&self.plan.windows, window % self.plan.n_slots);
+        let (stream, slot) = (&device.streams.0[window % 2], &device.slots[number]);
+        let (host, staging) = (number as u64 * windows.host_bytes, number as u64 * windows.device_bytes);
+        let weights = device.weights.address();
+        for part in &windows.parts[windows.windows[window].parts.clone()] {
+            let Piece { info, target } = &self.plan.pieces[part.piece];
+            let n_bytes = part.bytes_in_slot(info, target);
+            let from = (host + part.at) as usize..(host + part.at + n_bytes) as usize;
+            match target {
+                Target::Matrix(matrix) => {
+                    let offset = staging + part.device_at;
+                    device.staging.upload_pages(stream, offset as usize, &device.host, from)?;
+                    let source = device.staging.address() + offset;
+                    device.kernels.repack(stream, source, part.range.clone(), info, matrix, weights)?;
+                }
+                Target::Vector(offset) => {
+                    let offset = offset + part.range.start * size_of::<f32>() as u64;
+                    device.weights.upload_pages(stream, offset as usize, &device.host, from)?;
+                }
+            }
+        }
+        slot.free.record(stream)?;
+        slot.n_bytes.store(windows.windows[window].n_bytes, Ordering::Release);
+        self.gate.change(|state| state.n_sent[number] += 1);
+        Ok(())
     }
 
     /// Where weights go; `None` when there is no such thing. It waits until that is known.
@@ -229,163 +319,82 @@ impl<'a, R: Repack> Job<'a, R> {
 /// What a thread reads with.
 struct Reader<'a, R: Repack> {
     job: &'a Job<'a, R>,
-    index: usize,
-    /// The memory of all its slots, before the device can reach it, and then.
-    pages: Option<Pages>,
-    pinned: Option<PinnedBuffer>,
-    /// Its slots, from then on.
-    slots: Vec<Slot>,
     /// A part of a vector as it stands in the file.
     quantised: Vec<u8>,
     /// The same as numbers.
     values: Vec<f32>,
-    /// Goes last: what is freed is freed in its context.
+    /// Spares its calls from binding each.
     bound: Option<Bound<'a>>,
 }
 
-struct Slot {
-    /// What was queued last is done with the slot.
-    free: Event,
-    /// Bytes of the file that are on their way.
-    n_bytes: u64,
-}
-
-/// What was read.
-struct Filled {
-    /// Where it lies in the memory of the slots.
-    part: Range<usize>,
-    /// Bytes of the file.
-    n_bytes: u64,
-}
-
 impl<'a, R: Repack> Reader<'a, R> {
-    fn new(job: &'a Job<'a, R>, index: usize) -> Result<Self> {
-        let (slots, quantised, values) = (try_vec(SLOTS, WHAT)?, Vec::new(), Vec::new());
-        Ok(Reader { job, index, pages: None, pinned: None, slots, quantised, values, bound: None })
+    fn new(job: &'a Job<'a, R>) -> Self {
+        Reader { job, quantised: Vec::new(), values: Vec::new(), bound: None }
     }
 
     fn run(&mut self) -> Result<()> {
         // Whether uncommonly large slots fit is known with the device.
-        if !self.job.plan.has_usual_slots() && self.job.device().is_none() {
+        if !self.job.plan.has_usual_slots && self.device()?.is_none() {
             return Ok(());
         }
-        let bytes = self.job.plan.host_stride().saturating_mul(SLOTS as u64);
-        self.pages = Some(Pages::new(usize::try_from(bytes).unwrap_or(usize::MAX), WHAT)?);
-        for turn in 0.. {
-            let Some(chunk) = self.job.take()? else { break };
-            let at = turn % SLOTS;
-            self.arrived(at)?;
-            let piece = &self.job.plan.pieces[chunk.piece];
-            let filled = match &piece.target {
-                Target::Matrix(_) => self.read_rows(at, &piece.info, &chunk.part)?,
-                Target::Vector(_) => self.read_elements(at, &piece.info, &chunk.part)?,
-            };
-            let Some(device) = self.device()? else { break };
-            self.send(device, at, piece, &chunk.part, filled)?;
-        }
-        (0..self.slots.len()).try_for_each(|at| self.arrived(at))
-    }
-
-    /// Waits until slot `at` is free.
-    fn arrived(&mut self, at: usize) -> Result<()> {
-        if let Some(slot) = self.slots.get_mut(at).filter(|slot| slot.n_bytes > 0) {
-            slot.free.synchronize()?;
-            self.job.progress.advance(std::mem::take(&mut slot.n_bytes));
+        while let Some(unit) = self.job.take()? {
+            if !self.job.wait_for_slot(unit.window)? {
+                break;
+            }
+            self.read(unit)?;
+            let left = self.job.left.get(unit.window).map_or(0, |left| left.fetch_sub(1, Ordering::AcqRel));
+            if left == 1 {
+                let Some(device) = self.device()? else { break };
+                self.job.send(device, unit.window)?;
+            }
         }
         Ok(())
     }
 
-    /// The device, which can reach the slots then; `None` when there is none.
+    /// The device; `None` when there is none.
     fn device(&mut self) -> Result<Option<&'a Device<R>>> {
         let Some(device) = self.job.device() else { return Ok(None) };
-        if let Some(pages) = self.pages.take() {
+        if self.bound.is_none() {
             self.bound = Some(device.context.bind()?);
-            self.pinned = Some(pages.pin(&device.context, WHAT)?);
-            for _ in 0..SLOTS {
-                self.slots.push(Slot { free: Event::new(&device.context)?, n_bytes: 0 });
-            }
         }
         Ok(Some(device))
     }
 
-    /// The memory of slot `at`, and where it begins in that of all.
-    fn slot(&mut self, at: usize) -> Result<(usize, &mut [u8])> {
-        let bytes = match (&mut self.pinned, &mut self.pages) {
-            (Some(pinned), _) => Some(pinned.as_mut_slice()),
-            (None, pages) => pages.as_mut().map(Pages::as_mut_slice),
-        };
-        let stride = self.job.plan.host_stride() as usize;
-        let slot = bytes.and_then(|bytes| bytes.get_mut(at * stride..(at + 1) * stride));
-        slot.map(|slot| (at * stride, slot)).ok_or_else(|| Error::Internal(format!("there is no slot {at}")))
-    }
-
-    fn read_rows(&mut self, at: usize, info: &TensorInfo, rows: &Range<u64>) -> Result<Filled> {
-        let start = rows.start * row_bytes(info);
-        let n_bytes = (rows.end * row_bytes(info) - start) as usize;
-        let gguf = self.job.gguf;
-        let (first, slot) = self.slot(at)?;
-        let first = first + gguf.read_tensor_placed(info, start, n_bytes, slot)?;
-        Ok(Filled { part: first..first + n_bytes, n_bytes: n_bytes as u64 })
-    }
-
-    fn read_elements(&mut self, at: usize, info: &TensorInfo, elements: &Range<u64>) -> Result<Filled> {
-        let quant = info.quant_type;
-        let bytes_to = |element: u64| element / quant.block_len() as u64 * quant.block_bytes() as u64;
-        let start = bytes_to(elements.start);
-        let (n_bytes, n) = ((bytes_to(elements.end) - start) as usize, (elements.end - elements.start) as usize);
-        resize(&mut self.quantised, n_bytes, &info.name)?;
-        resize(&mut self.values, n, &info.name)?;
-        self.job.gguf.read_tensor_part(info, start, &mut self.quantised)?;
-        quant.dequantize(&self.quantised, &mut self.values);
-        let values = std::mem::take(&mut self.values);
-        let (first, slot) = self.slot(at)?;
-        let too_long = || Error::Internal(format!("{n} numbers do not fit into a slot for loading"));
-        let to = slot.get_mut(..n * 4).ok_or_else(too_long)?;
-        for (to, value) in to.chunks_exact_mut(4).zip(&values) {
-            to.copy_from_slice(&value.to_le_bytes());
-        }
-        self.values = values;
-        Ok(Filled { part: first..first + n * 4, n_bytes: n_bytes as u64 })
-    }
-
-    /// Queues what brings what was read to its place.
-    fn send(
-        &mut self,
-        device: &Device<R>,
-        at: usize,
-        Piece { info, target }: &Piece<R::Matrix>,
-        part: &Range<u64>,
-        filled: Filled,
-    ) -> Result<()> {
-        let (Some(host), Some(slot)) = (&self.pinned, self.slots.get_mut(at)) else {
-            return Err(Error::Internal(format!("slot {at} is not pinned")));
-        };
-        let stream = &device.streams.0[self.index % 2];
+    fn read(&mut self, unit: &Unit) -> Result<()> {
+        let (job, plan) = (self.job, self.job.plan);
+        let part = &plan.windows.parts[unit.part];
+        let Piece { info, target } = &plan.pieces[part.piece];
+        let slot = (unit.window % plan.n_slots) as u64 * plan.windows.host_bytes;
+        let (start, len) = (part.first_byte(info, target) + unit.bytes.start, unit.bytes.end - unit.bytes.start);
         match target {
-            Target::Matrix(matrix) => {
-                let offset = (self.index * SLOTS + at) * self.job.plan.device_stride() as usize;
-                device.staging.upload_async(stream, offset, host, filled.part)?;
-                let (source, weights) = (device.staging.address() + offset as u64, device.weights.address());
-                device.kernels.repack(stream, source, part.clone(), info, matrix, weights)?;
+            Target::Matrix(_) => {
+                let at = slot + part.at + unit.bytes.start;
+                let blocks = at / BLOCK * BLOCK..(at + len).next_multiple_of(BLOCK);
+                // SAFETY: a unit has its blocks of the slot alone, and no other window is in the slot until this one is sent.
+                let to =
+                    unsafe { job.slots.part_mut(blocks.start as usize..blocks.end as usize) }.ok_or_else(no_place)?;
+                job.gguf.read_tensor_placed(info, start, len as usize, to)
             }
-            Target::Vector(offset) => {
-                let offset = offset + part.start * 4;
-                device.weights.upload_async(stream, offset as usize, host, filled.part)?;
+            Target::Vector(_) => {
+                let n = (part.range.end - part.range.start) as usize;
+                resize(&mut self.quantised, len as usize, &info.name)?;
+                resize(&mut self.values, n, &info.name)?;
+                job.gguf.read_tensor_part(info, start, &mut self.quantised)?;
+                info.quant_type.dequantize(&self.quantised, &mut self.values);
+                let at = (slot + part.at) as usize;
+                // SAFETY: as above; such a unit is all of its part.
+                let to = unsafe { job.slots.part_mut(at..at + n * 4) }.ok_or_else(no_place)?;
+                for (to, value) in to.chunks_exact_mut(4).zip(&self.values) {
+                    to.copy_from_slice(&value.to_le_bytes());
+                }
+                Ok(())
             }
         }
-        slot.free.record(stream)?;
-        slot.n_bytes = filled.n_bytes;
-        Ok(())
     }
 }
 
-impl<R: Repack> Drop for Reader<'_, R> {
-    fn drop(&mut self) {
-        // What is queued uses the slots.
-        if let (Some(_), Some(device)) = (&self.pinned, self.job.device.get()) {
-            finish(&device.streams.0[self.index % 2]);
-        }
-    }
+fn no_place() -> Error {
+    Error::Internal("a part of a tensor has no place in the slots for loading".into())
 }
 
 /// Makes `buffer` exactly `len` long; what it holds is unspecified.
