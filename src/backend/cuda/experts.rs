@@ -309,7 +309,7 @@ fn multiply_experts(
                 product.k
             )));
         }
-        let params = matmul(b, source.input, product, result, &blocks);
+        let params = matmul(b, source, product, result, &blocks);
         let params =
             KigoMatmul { experts: w.chosen.address(), share: share as u32, is_told: u32::from(is_told), ..params };
         return launch_product(b, product, &blocks, &params);
@@ -317,7 +317,7 @@ fn multiply_experts(
     let each = (rows.n_slots as u32).div_ceil(n_expert.max(1));
     let blocks = b.kernels.card.blocks(&Job { copies: n_expert, each, ..job });
     prepare(b, source, product, blocks.kernel)?;
-    let params = matmul(b, source.input, product, result, &blocks);
+    let params = matmul(b, source, product, result, &blocks);
     launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), n_expert, ..params })
 }
 
