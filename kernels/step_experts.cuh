@@ -183,8 +183,8 @@ __device__ __forceinline__ void take_route(const KigoStage& s, RouterMemory& mem
 // Takes the vectors that the experts gave, as operands one after the other. A team of warps takes one at a time, each with the
 // range of its own.
 template <class Operands>
-__device__ __forceinline__ void take_experts(const KigoStage& s, uint32_t turn, const Operands& operands, float (&largest_of_warps)[2][kWarps],
-                                             Mixture& mixture, const WordSet& set) {
+__device__ __forceinline__ void take_experts(const KigoStage& s, uint32_t turn, const Operands& operands,
+                                             float (&largest_of_warps)[2][kWarps], Mixture& mixture, const WordSet& set) {
     constexpr int kHeld = KIGO_STEP_MOST_COLUMNS / 4 / kThreads;
     const uint32_t thread = this_thread(), warp = thread / kWarp;
     const uint32_t n_teams = min(s.n_used, uint32_t(kStepWarps)), n_warps = kStepWarps / n_teams, team = warp / n_warps;
