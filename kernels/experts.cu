@@ -5,6 +5,7 @@
 // latency: a layer of 512 rows with 8 of 128 experts reads 256 KiB of logits.
 #include "fragments.cuh"
 #include "quant/f32.cuh"
+#include "route.cuh"
 
 namespace {
 
@@ -15,25 +16,13 @@ __device__ __forceinline__ T* at(uint64_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Larger for a larger logit, and for a lower number of equal ones; 0 for none. NaN, which sampling will report, is smallest.
-__device__ __forceinline__ uint64_t rank_of(float logit, uint32_t expert) {
-    // Adding 0 turns -0 into 0, which it has to equal.
-    const uint32_t bits = __float_as_uint(logit + 0.0f);
-    const uint32_t rising = logit != logit ? 1 : bits >> 31 ? ~bits : bits | 0x80000000u;
-    return static_cast<uint64_t>(rising) << 32 | ~expert;
-}
-
 // Lane i < n_used of a warp has expert i of a row, and its logit: notes them and the softmax of their logits.
 __device__ __forceinline__ void put_slots(const KigoRoute& p, uint32_t row, uint32_t lane, uint32_t chosen, float logit) {
-    const bool used = lane < p.n_used;
-    const float largest = __shfl_sync(~0u, logit, 0);
-    const float power = used ? expf(__fsub_rn(logit, largest)) : 0;
-    float sum = 0;
-    for (uint32_t i = 0; i < p.n_used; i++) sum = __fadd_rn(sum, __shfl_sync(~0u, power, i));
-    if (!used) return;
+    const float weight = weight_of(p.n_used, logit);
+    if (lane >= p.n_used) return;
     const uint32_t slot = row * p.n_used + lane;
     at<uint32_t>(p.experts)[slot] = chosen;
-    at<float>(p.weights)[slot] = __fdiv_rn(power, sum);
+    at<float>(p.weights)[slot] = weight;
     at<uint32_t>(p.places)[slot] = slot;
 }
 

@@ -58,15 +58,25 @@ __device__ __forceinline__ Fragments<Type> make_fragments(const typename Type::P
     return out;
 }
 
-// acc[0], acc[1]: row g, columns 2 t and 2 t + 1; acc[2], acc[3]: row g + 8.
+// acc[0], acc[1]: row g, columns 2 t and 2 t + 1; acc[2], acc[3]: row g + 8. A unit of f32 is added when it has been summed up, so
+// that units need not wait for each other.
 template <class Type>
 __device__ __forceinline__ void multiply_add(float acc[4], const Fragments<Type>& w, const Activations<Type::kOperand>& x) {
-    if constexpr (Type::kOperand != Operand::kF16) {
+    if constexpr (Type::kOperand == Operand::kF32) {
+        float main[4] = {}, low[4] = {}, rest[4] = {};
+        KIGO_UNROLL
+        for (int j = 0; j < 4; j++) {
+            mma_bf16(low, w.a[j], x.low + 2 * j);
+            mma_bf16(rest, w.rest[j], x.high + 2 * j);
+            mma_bf16(main, w.a[j], x.high + 2 * j);
+        }
+        KIGO_UNROLL
+        for (int i = 0; i < 4; i++) acc[i] = __fadd_rn(acc[i], __fadd_rn(main[i], __fadd_rn(low[i], rest[i])));
+    } else if constexpr (Type::kOperand == Operand::kBf16) {
         KIGO_UNROLL
         for (int j = 0; j < 4; j++) {
             mma_bf16(acc, w.a[j], x.high + 2 * j);
             mma_bf16(acc, w.a[j], x.low + 2 * j);
-            if constexpr (Type::kOperand == Operand::kF32) mma_bf16(acc, w.rest[j], x.high + 2 * j);
         }
     } else {
         KIGO_UNROLL

@@ -379,35 +379,49 @@ typedef struct {
 /* words: gated(gate, up), gelu; */
 #define KIGO_STAGE_GATED 2
 #define KIGO_STAGE_UNGATED 3
-/* softcap tanh(scale product / softcap), logits. */
+/* softcap tanh(scale product / softcap), logits; */
 #define KIGO_STAGE_LOGITS 4
+/* the slices' sums of the router, an f32 matrix: words [16 n_tiles][8]; */
+#define KIGO_STAGE_ROUTER 5
+/* words: scale times the sum over the experts that are used, in their order, of weight times product. */
+#define KIGO_STAGE_MIXED 6
 
-/* What a stage multiplies: the same as the stage before; the residual stream, to which the words are added; the words. */
+/* What a stage multiplies: the same as the stage before; the residual stream, to which the words are added; the words; the same as
+ * the router, whose sums the words are and choose the experts; the words of the experts that are used, [n_used][stride]. */
 #define KIGO_TAKE_SAME 0
 #define KIGO_TAKE_RESIDUAL 1
 #define KIGO_TAKE_WORDS 2
+#define KIGO_TAKE_ROUTE 3
+#define KIGO_TAKE_EXPERTS 4
 
 #define KIGO_NO_ATTENTION 0xFFFFFFFFu
 
 /* Pages that a row of `step` sees at most, and columns of the vectors that it takes as they are, without the residual stream. */
 #define KIGO_STEP_PAGES 32
 #define KIGO_STEP_MOST_COLUMNS 16384
+/* Experts that `step` can choose from. */
+#define KIGO_STEP_EXPERTS 256
+/* Vectors of experts that are handed on one by one, at most: who takes them adds them up. */
+#define KIGO_STEP_APART 4
 
 /* One stage of `step`. Words are what blocks hand to each other, f32 or a NaN that says that they are not there yet; addresses
  * are of the words of the first of two sets. */
 typedef struct {
     /* Product: tiles of records. */
     uint64_t weights;
-    /* Words [k]; of KIGO_TAKE_RESIDUAL 0 where there are none. */
+    /* Words [k]; of KIGO_TAKE_RESIDUAL 0 where there are none, and where n_used is more than 1 those of experts, [n_used][stride], up
+     * to 4 k columns. */
     uint64_t input;
     /* f32 [k]: what the words are normed with before they are added, or 0. */
     uint64_t post_norm;
     /* f32 [stride], or 0. */
     uint64_t norm_weight;
-    /* Words [n_rows]; not of logits. */
+    /* Words [n_rows]; where there are items of each expert [n_used][stride of n_rows]; not of logits. */
     uint64_t out;
-    /* f32 [n_rows], or 0: of the product, or of gate and up. */
+    /* f32 [n_rows], or 0: of the product, or of gate and up; those of experts one after the other. */
     uint64_t bias[2];
+    /* KIGO_TAKE_ROUTE: f32 [n_expert], the router's, or 0. */
+    uint64_t route_bias;
     uint32_t kind;
     uint32_t take;
     /* KIGO_TYPE_... */
@@ -434,6 +448,19 @@ typedef struct {
     float softcap;
     /* The attention whose description comes next, and for which the caches are brought near; KIGO_NO_ATTENTION: none does. */
     uint32_t attention;
+    /* Which of the mixtures of experts it belongs to, from 1 on; 0: none. */
+    uint32_t mixture;
+    uint32_t n_expert;
+    uint32_t n_used;
+    /* Tiles of an expert; items of an expert, of KIGO_STAGE_MIXED, whose items are of all of them, 0. */
+    uint32_t n_tiles;
+    uint32_t per_expert;
+    /* Slices that have records; as often as they fit into the warps, twice at most, different ones of these take different experts. 8
+     * where warps have no choice. */
+    uint32_t n_slices;
+    /* How often the warps hand on sums for an item. */
+    uint32_t n_turns;
+    uint32_t out_stride;
 } KigoStage;
 
 /* The attention of a layer in `step`. */
@@ -450,7 +477,7 @@ typedef struct {
 
 /* Threads of a block of `step`, and most of the shared memory that it has besides. */
 #define KIGO_STEP_THREADS 384
-#define KIGO_STEP_STATIC 8192
+#define KIGO_STEP_STATIC 9216
 /* Elements of a head that a block of `step` mixes, wider heads being spread over blocks, and pages that it takes at a time. */
 #define KIGO_STEP_OWN 32
 #define KIGO_STEP_PAGES_AT_ONCE 4
@@ -484,7 +511,8 @@ typedef struct {
     uint32_t delay;
     /* Bytes from words to those of the other set. */
     uint32_t set_bytes;
-    uint32_t pad;
+    /* Where, from the operands on, what the router needs is: see kernels/step_experts.cuh. */
+    uint32_t router_at;
 } KigoStep;
 
 /* embed: rows of the token table, and what the step computes from positions alone; grid (n, blocks of a row), one block where

@@ -10,6 +10,7 @@
 // All blocks must run at the same time: the launch is a cooperative one. Before sm_90 there is no such kernel.
 #include "quant/types.cuh"
 #include "step_attention.cuh"
+#include "step_experts.cuh"
 #include "step_finish.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -30,6 +31,7 @@ struct Block {
     Sums sums;
     RingHeads rings[kStepWarps];
     WarpState warps[kStepWarps];
+    Mixture mixture;
     // Of two stages in turns: a warp may still read one's when another is at the next.
     alignas(16) float largest[2][kWarps];
     float sums_of_warps[kWarps];
@@ -47,19 +49,22 @@ struct Operands {
     uint8_t* columns;
 
     // Puts quad first + i kWarp of the row; called by aligned groups of 16 lanes for as many quads.
-    __device__ __forceinline__ void put(uint32_t first, uint32_t i, float4 v, float scale) const {
+    __device__ __forceinline__ void put(uint32_t first, uint32_t i, float4 v, float scale) const { put_at(first, i * kWarp, v, scale); }
+
+    // Puts quad first + more, where `more` is a multiple of 16.
+    __device__ __forceinline__ void put_at(uint32_t first, uint32_t more, float4 v, float scale) const {
         const Quad value =
             make_quad<false>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
         const QuadPlace place(first);
-        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + i * (kWarp * 8)) = value.high;
+        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
     }
+
+    // Those of the i-th of some vectors.
+    __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2}; }
 };
 
-__device__ __forceinline__ float largest_of(float4 v) {
-    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-}
-
 // What the warps of a block do together, stage by stage.
+template <bool kMixes>
 struct Worker {
     const KigoStep& p;
     Block& block;
@@ -70,6 +75,10 @@ struct Worker {
     }
 
     __device__ __forceinline__ Operands operands() const { return {reinterpret_cast<uint8_t*>(x()) + p.stride * 4}; }
+
+    __device__ __forceinline__ RouterMemory& router() const {
+        return *reinterpret_cast<RouterMemory*>(operands().columns + p.router_at);
+    }
 
     __device__ __forceinline__ WordSet set() const { return {block.number, p.set_bytes}; }
 
@@ -120,6 +129,34 @@ struct Worker {
         step_sync();
     }
 
+    // The sum of the vectors of experts, which stand one after the other, in their order, each times its weight.
+    template <int kHeld>
+    __device__ __forceinline__ Quads<kHeld, kWarp> mixed(const KigoStage& s, const uint32_t* words, uint32_t first, uint32_t last) const {
+        const uint32_t lane = this_thread() % kWarp;
+        Quads<kHeld, kWarp> each[KIGO_STEP_APART];
+#pragma unroll
+        for (uint32_t j = 0; j < KIGO_STEP_APART; j++) each[j].ask(words + j * s.stride, first, j < s.n_used ? last : 0);
+        const float weight = weight_of(s.n_used, lane < s.n_used ? block.mixture.logits[lane] : -INFINITY);
+        float4 sum[kHeld] = {};
+#pragma unroll
+        for (uint32_t j = 0; j < KIGO_STEP_APART; j++) {
+            const float w = __shfl_sync(~0u, weight, j);
+            each[j].insist(words + j * s.stride, first);
+            if (j >= s.n_used) continue;
+#pragma unroll
+            for (int i = 0; i < kHeld; i++) {
+                const float4 v = values_of(each[j].in[i]);
+                sum[i] = {__fmaf_rn(w, v.x, sum[i].x), __fmaf_rn(w, v.y, sum[i].y), __fmaf_rn(w, v.z, sum[i].z), __fmaf_rn(w, v.w, sum[i].w)};
+            }
+        }
+        Quads<kHeld, kWarp> out;
+#pragma unroll
+        for (int i = 0; i < kHeld; i++) {
+            out.in[i] = {__float_as_uint(sum[i].x), __float_as_uint(sum[i].y), __float_as_uint(sum[i].z), __float_as_uint(sum[i].w)};
+        }
+        return out;
+    }
+
     // The residual stream, to which the words are added, as operands; the `n_taken`-th time.
     __device__ __forceinline__ void take_residual(const KigoStage& s, uint32_t turn, uint32_t n_taken) const {
         // Who finishes has read it as it was.
@@ -148,7 +185,11 @@ struct Worker {
                 return {__fmaf_rn(s.residual_scale, d.x, old.x), __fmaf_rn(s.residual_scale, d.y, old.y),
                         __fmaf_rn(s.residual_scale, d.z, old.z), __fmaf_rn(s.residual_scale, d.w, old.w)};
             };
-            given.await(words, first, last_given);
+            if (kMixes && s.n_used > 1) {
+                given = mixed<kHeld>(s, words, first, last_given);
+            } else {
+                given.await(words, first, last_given);
+            }
             if (!s.post_norm) {
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
@@ -207,14 +248,21 @@ struct Worker {
             block.sums.inverse = inverse;
             arrive_mbarrier(&block.sums.taken);
         }
+        const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
+        auto put = [&](uint32_t i, float4 y) {
+            operands.put(first, i, y, scale);
+            if (routes) put_for_router(s, router(), first + i * kWarp, y);
+        };
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
             if (first + i * kWarp >= own.last) break;
-            operands.put(first, i, v[i], scale);
+            put(i, v[i]);
         }
 #pragma unroll 1
-        for (uint32_t i = kHeld; first + i * kWarp < own.last; i++) operands.put(first, i, weigh_at(first + i * kWarp), scale);
+        for (uint32_t i = kHeld; first + i * kWarp < own.last; i++) put(i, weigh_at(first + i * kWarp));
         __syncwarp();
+        // The router's part is of other warps' slices.
+        if (routes) step_sync();
     }
 
     // A vector of words as operands, of which a thread has kHeld quads at most: all of it is held, as its scale has to be known before
@@ -264,18 +312,20 @@ struct Worker {
     struct Closing {
         Sums& sums;
         uint32_t turn;
+        // Where they go: a slice, and of the second tile kSlices of them further.
+        uint32_t place;
         float acc[kMostTiles][4] = {};
 
         // Hands them on.
         template <int kTiles>
         __device__ __forceinline__ void close_item() {
-            const uint32_t at = turn % kTurns, thread = this_thread(), lane = thread % kWarp, warp = thread / kWarp;
+            const uint32_t at = turn % kTurns, lane = this_thread() % kWarp;
             wait_mbarrier(sums.empty + at, turn / kTurns % 2 ^ 1);
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) {
                 float (&of_tile)[4] = acc[tile];
                 if (lane % 4 == 0) {
-                    float* to = sums.turns[at][tile][warp] + lane / 4;
+                    float* to = sums.turns[at][tile][0] + place * kTileRows + lane / 4;
                     to[0] = of_tile[0];
                     to[8] = of_tile[2];
                 }
@@ -298,7 +348,7 @@ struct Worker {
         const uint32_t warp = this_thread() / kWarp;
         __syncwarp();
         Opening opening = {block.warps[warp], {0, 0}};
-        if (first_item(s) >= s.n_items || Slice(s.n_records, warp).first >= s.n_records) return opening;
+        if (first_item(s) >= s.n_items || !StagePart::of<kMixes>(s, warp).any()) return opening;
         RingPlace at = opening.state.place;
         PieceReader::wait(at);
         opening.piece = PieceReader::piece(at);
@@ -313,11 +363,14 @@ struct Worker {
     __device__ __forceinline__ void multiply(const KigoStage& s, const Opening& opening) const {
         const uint32_t item = first_item(s), warp = this_thread() / kWarp;
         if (item >= s.n_items) return;
-        Closing closing = {block.sums, opening.state.turn};
+        const auto part = StagePart::of<kMixes>(s, warp);
+        const bool has = opening.piece.n() > 0;
+        Closing closing = {block.sums, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
         PieceReader reader(p, memory, block.rings, warp, opening.state.place);
-        if (opening.piece.n() == 0) {
+        if (!has) {
+            const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
 #pragma unroll 1
-            for (uint32_t i = item; i < s.n_items; i += gridDim.x) closing.close_item<kMostTiles>();
+            for (uint32_t i = 0; i < n_turns; i++) closing.template close_item<kMostTiles>();
         } else {
             multiply_pieces(s, opening.piece, reader, closing);
         }
@@ -402,7 +455,7 @@ struct Worker {
                 products(now, 2);
                 if (has_next) reader.give_back(at, lane == 0);
                 products(now, 3);
-                if (now.bits & Piece::kEndsItem) closing.close_item<kTiles>();
+                if (now.bits & Piece::kEndsItem) closing.template close_item<kTiles>();
                 return has_next;
             };
             reader.places(at);
@@ -445,7 +498,7 @@ struct Worker {
                     columns += kUnits * 128;
                 }
                 reader.give_back(at, lane == 0);
-                if (piece.has(Piece::kEndsItem)) closing.close_item<kTiles>();
+                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
                 if (piece.has(Piece::kEndsStage)) return;
                 reader.places(at);
                 wait();
@@ -475,9 +528,9 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
-}  // namespace
-
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) {
+// The kernel, for models with mixtures of experts or without.
+template <bool kMixes>
+__device__ __forceinline__ void run_step(const KigoStep& p) {
     __shared__ Block block;
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * KIGO_STEP_SLOTS) {
@@ -485,6 +538,11 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
         init_mbarrier(heads.full + threadIdx.x % KIGO_STEP_SLOTS, 1);
         init_mbarrier(heads.empty + threadIdx.x % KIGO_STEP_SLOTS, 1);
     }
+    if (threadIdx.x == 0) {
+        init_mbarrier(&block.mixture.router_full, 1);
+        init_mbarrier(&block.mixture.normed, 1);
+    }
+    if (threadIdx.x < KIGO_MAX_EXPERTS_USED) block.mixture.experts[threadIdx.x] = 0;
     if (threadIdx.x < kTurns) {
         init_mbarrier(block.sums.full + threadIdx.x, kStepWarps);
         init_mbarrier(block.sums.empty + threadIdx.x, 1);
@@ -500,9 +558,10 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
-        if (warp < kStepWarps + kFetchWarps) return fetch(p, memory, block.rings, warp - kStepWarps);
+        if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
         const auto* x = reinterpret_cast<const float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
-        return Finisher{p, block.sums, x, {__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes}}.run();
+        const WordSet set(__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes);
+        return Finisher<kMixes>{p, block.sums, block.mixture, x, set}.run();
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
@@ -515,7 +574,7 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     if (threadIdx.x == 0) block.sight.position = __ldcg(&row->position);
     if (threadIdx.x == 0) block.number = __ldcg(reinterpret_cast<const uint32_t*>(p.number));
     if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace::first(StepRing(p, memory, block.rings, warp)), 0};
-    const Worker worker = {p, block};
+    const Worker<kMixes> worker = {p, block};
     float4* x = worker.x();
     for (uint32_t q = threadIdx.x; q < p.stride / 4; q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));
@@ -524,6 +583,8 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
     step_sync();
     bring_near(block.attention, table, block.sight);
 
+    // Where there are experts, kv heads often have many heads.
+    constexpr uint32_t kHeadsOfTeam = kMixes ? kMostHeadsOfTeam : 2;
     bool is_near = true;
     uint32_t n_taken = 0;
 #pragma unroll 1
@@ -536,22 +597,39 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
         if (s.kind == KIGO_STAGE_ATTENTION) {
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<32, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
                     break;
                 case 64:
-                    attend<64>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<64, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
                     break;
                 case 96:
-                    attend<96>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<96, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
                     break;
                 default:
-                    attend<128>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<128, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
             }
         } else {
-            const Worker::Opening opening = worker.open(s);
+            const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
+            if (routes) make_router(s, worker.router(), block.mixture);
+            // Nothing is on its way before the experts are chosen.
+            if (kMixes && s.take == KIGO_TAKE_ROUTE) {
+                take_route(s, worker.router(), block.mixture, worker.set());
+            }
+            typename Worker<kMixes>::Opening opening;
+            if (!routes) opening = worker.open(s);
             if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
             if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
-            worker.multiply(s, opening);
+            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(), block.largest, block.mixture, worker.set());
+            // The router's weights come while the stage before it is at work.
+            const KigoStage& next = block.stages[(i + 1) % 3];
+            if (kMixes && i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {
+                start_router(next, worker.router(), block.mixture);
+            }
+            if (!routes) {
+                worker.multiply(s, opening);
+            } else {
+                multiply_router(s, worker.router(), worker.set());
+            }
             // What the next attention needs is looked up while words are on their way.
             if (!is_near) bring_near(block.attention, table, block.sight);
             is_near = true;
@@ -563,5 +641,11 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __
         store_part(&block.stages[(i + 2) % 3], part);
     }
 }
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true>(p); }
 
 #endif

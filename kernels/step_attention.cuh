@@ -16,6 +16,9 @@ constexpr uint32_t kHeads = kStepWarps;
 // Elements of the mix that a block computes: those of wider heads are spread over blocks, which all compute the scores.
 constexpr uint32_t kOwn = KIGO_STEP_OWN;
 
+// Heads that a team of warps takes at the same time at most.
+constexpr uint32_t kMostHeadsOfTeam = 3;
+
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
 // [kPagesAtOnce][heads][kOwn].
 template <int kDp>
@@ -26,7 +29,7 @@ struct AttentionScratch {
     float page_largest[kPagesAtOnce][kTeam][16];
     uint4 page_weights[kPagesAtOnce][4][32];
     float2 page_sums[kPagesAtOnce][16];
-    float squares[kStepWarps];
+    float squares[kMostHeadsOfTeam][kStepWarps];
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
 
@@ -73,7 +76,7 @@ __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t
     }
 }
 
-template <int kDp>
+template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, const WordSet& set, uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
     // Tiles of keys and of dimensions that a warp has of a page.
@@ -125,16 +128,23 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
         }
         step_sync();
-        // A team of warps takes a head of q, or that of k or v, and another one at the same time; a thread a pair of elements of each.
-        constexpr uint32_t kAtOnce = 2;
+        // A team of warps takes a head of q, or that of k or v, and others at the same time; a thread a pair of elements of each.
+        static_assert(kAtOnce <= kMostHeadsOfTeam);
         const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
         const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
 #pragma unroll 1
         for (uint32_t first = 0; first < heads + 2; first += kAtOnce * n_teams) {
             bool has[kAtOnce];
             HeadElements elements[kAtOnce];
-            float2 turns[kAtOnce];
+            float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
             const uint32_t* at_words[2 * kAtOnce];
+            const auto bias_of = [&](const HeadElements& e) { return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2]; };
+            // Two of a head's elements of a vector, which may be null.
+            const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
+                if (!vector) return {0, 0};
+                const float* from = reinterpret_cast<const float*>(vector) + first;
+                return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : 0, e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : 0};
+            };
             auto which = [&](uint32_t i) { return first + i * n_teams + team; };
 #pragma unroll
             for (uint32_t i = 0; i < kAtOnce; i++) {
@@ -144,40 +154,53 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 elements[i] = head_elements(qkv, tile, pair % 8);
                 // Does not depend on what is awaited.
                 turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], 0) : float2{};
+                biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
+                weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
                 const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
                 at_words[2 * i] = has[i] ? words : nullptr;
                 at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
             }
             Words<2 * kAtOnce> words;
             words.await(at_words);
+            float low[kAtOnce], high[kAtOnce];
 #pragma unroll
             for (uint32_t i = 0; i < kAtOnce; i++) {
-                if (first + i * n_teams >= heads + 2) break;
                 const HeadElements& e = elements[i];
-                float low = __uint_as_float(words.in[2 * i]), high = __uint_as_float(words.in[2 * i + 1]);
-                const uint64_t bias = e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
-                if (has[i] && bias) add_bias(qkv, e, bias, low, high);
-                if (a.heads.norm_weight[0]) {
-                    const float squares = warp_sum(has[i] ? __fmaf_rn(low, low, __fmul_rn(high, high)) : 0);
-                    step_sync();
-                    if (lane == 0) s.squares[warp] = squares;
-                    step_sync();
-                    if (has[i] && e.part < 2) {
-                        float sum = s.squares[team * team_warps];
-                        for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[team * team_warps + w]);
-                        const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
-                        const float* weight = reinterpret_cast<const float*>(e.part == 0 ? a.heads.norm_weight[0] : a.heads.norm_weight[1]);
-                        if (e.dims.low < qkv.head_dim) low = __fmul_rn(__fmul_rn(low, factor), __ldg(weight + e.dims.low));
-                        if (e.dims.high < qkv.head_dim) high = __fmul_rn(__fmul_rn(high, factor), __ldg(weight + e.dims.high));
-                    }
+                low[i] = __uint_as_float(words.in[2 * i]), high[i] = __uint_as_float(words.in[2 * i + 1]);
+                if (!has[i] || !bias_of(e)) continue;
+                if (e.dims.low < qkv.head_dim) low[i] = __fadd_rn(low[i], biases[i].x);
+                if (e.dims.high < qkv.head_dim) high[i] = __fadd_rn(high[i], biases[i].y);
+            }
+            if (a.heads.norm_weight[0]) {
+                // Those before have been read.
+                if (first > 0) step_sync();
+#pragma unroll
+                for (uint32_t i = 0; i < kAtOnce; i++) {
+                    const float squares = warp_sum(has[i] ? __fmaf_rn(low[i], low[i], __fmul_rn(high[i], high[i])) : 0);
+                    if (lane == 0) s.squares[i][warp] = squares;
                 }
+                step_sync();
+#pragma unroll
+                for (uint32_t i = 0; i < kAtOnce; i++) {
+                    const HeadElements& e = elements[i];
+                    if (!has[i] || e.part == 2) continue;
+                    float sum = s.squares[i][team * team_warps];
+                    for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[i][team * team_warps + w]);
+                    const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
+                    if (e.dims.low < qkv.head_dim) low[i] = __fmul_rn(__fmul_rn(low[i], factor), weights[i].x);
+                    if (e.dims.high < qkv.head_dim) high[i] = __fmul_rn(__fmul_rn(high[i], factor), weights[i].y);
+                }
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < kAtOnce; i++) {
                 if (!has[i]) continue;
-                turn_elements(qkv, e, turns[i], low, high);
+                const HeadElements& e = elements[i];
+                turn_elements(qkv, e, turns[i], low[i], high[i]);
                 if (e.part == 0) {
-                    low = __fmul_rn(low, qkv.q_scale);
-                    high = __fmul_rn(high, qkv.q_scale);
+                    low[i] = __fmul_rn(low[i], qkv.q_scale);
+                    high[i] = __fmul_rn(high[i], qkv.q_scale);
                 }
-                const __half rounded[2] = {saturated_half(low), saturated_half(high)};
+                const __half rounded[2] = {saturated_half(low[i]), saturated_half(high[i])};
                 __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
                 to[e.place] = rounded[0];
                 to[e.place + 8] = rounded[1];

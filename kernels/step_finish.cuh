@@ -3,6 +3,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "route.cuh"
 #include "step_words.cuh"
 
 namespace {
@@ -11,7 +12,7 @@ namespace {
 constexpr uint32_t kTurns = 4;
 // Tiles of an item at most: a lane has a row.
 constexpr uint32_t kMostTiles = 2;
-static_assert(kMostTiles * kTileRows == kWarp);
+static_assert(kMostTiles * kTileRows == kWarp && kMostGroups <= kMostTiles);
 
 // What passes from those who multiply to who finishes.
 struct Sums {
@@ -26,6 +27,7 @@ struct Sums {
     KigoStage stage;
 };
 
+template <bool kMixes>
 struct Finisher {
     // Of the operands at hand.
     struct Factor {
@@ -35,6 +37,7 @@ struct Finisher {
 
     const KigoStep& p;
     Sums& sums;
+    Mixture& mixture;
     // The residual stream.
     const float4* x;
     WordSet set;
@@ -50,23 +53,43 @@ struct Finisher {
         __syncwarp();
     }
 
-    __device__ __forceinline__ static float add_bias(const KigoStage& s, int part, uint32_t row, float value) {
-        return s.bias[part] ? __fadd_rn(value, __ldg(reinterpret_cast<const float*>(s.bias[part]) + row)) : value;
+    __device__ __forceinline__ static const float* bias_at(const KigoStage& s, int part, uint32_t i) {
+        return reinterpret_cast<const float*>(s.bias[part]) + i;
     }
 
-    // Row `row` of a product: `value`, of gate and up `value` and `up`.
-    __device__ __forceinline__ void finish_row(const KigoStage& s, uint32_t row, float value, float up) const {
-        if (row >= s.n_rows) return;
-        value = add_bias(s, 0, row, value);
+    __device__ __forceinline__ static float add_bias(const KigoStage& s, int part, float bias, float value) {
+        return s.bias[part] ? __fadd_rn(value, bias) : value;
+    }
+
+    // Number i of the experts that the stage's mixture uses.
+    __device__ __forceinline__ uint32_t await_expert(const KigoStage& s, uint32_t i) const {
+        Patience patience;
+        uint32_t expert;
+        while ((expert = mixture.chosen(i, s.mixture)) == kNoExpert) patience.wait();
+        return expert;
+    }
+
+    // The logit of the expert of a lane.
+    __device__ __forceinline__ float logit_of_lane(const KigoStage& s) const {
+        const uint32_t lane = threadIdx.x % kWarp;
+        float logit = -INFINITY;
+        if (lane < s.n_used) {
+            await_expert(s, lane);
+            logit = mixture.logits[lane];
+        }
+        __syncwarp();
+        return logit;
+    }
+
+    // The result of a row of a product, from `value`, or of gate and up `value` and `up`, with their biases.
+    __device__ __forceinline__ static float finished(const KigoStage& s, float value, float up) {
         if (s.kind == KIGO_STAGE_LOGITS) {
             value = __fmul_rn(value, s.scale);
             if (s.softcap > 0) value = __fmul_rn(s.softcap, tanhf(__fdiv_rn(value, s.softcap)));
-            reinterpret_cast<float*>(p.logits)[row] = value;
-            return;
         }
-        if (s.kind == KIGO_STAGE_GATED) value = gated(value, add_bias(s, 1, row, up), s.activation);
+        if (s.kind == KIGO_STAGE_GATED) value = gated(value, up, s.activation);
         if (s.kind == KIGO_STAGE_UNGATED) value = gelu(value);
-        set.store(s.out, row, value);
+        return value;
     }
 
     // The sum of squares of the residual stream, in the order of block_sum_max.
@@ -94,28 +117,105 @@ struct Finisher {
     __device__ __forceinline__ Factor take_residual(const KigoStage& s, uint32_t turn) const {
         Patience patience;
         while (!try_mbarrier_at(shared_address(&sums.taken), turn % 2)) patience.wait();
-        float value = sums.inverse;
-        if (s.norm_weight) value = __fmul_rn(value, norm_factor(sum_of_squares(s.stride / 4), s.k, s.eps));
+        float value = sums.inverse, norm = 1;
+        if (s.norm_weight) {
+            norm = norm_factor(sum_of_squares(s.stride / 4), s.k, s.eps);
+            value = __fmul_rn(value, norm);
+        }
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(&sums.read);
+        if (kMixes && s.kind == KIGO_STAGE_ROUTER && threadIdx.x % kWarp == 0) {
+            mixture.router_factor = __fmul_rn(norm, s.weight_scale);
+            arrive_mbarrier(&mixture.normed);
+        }
         return {value, true};
     }
 
-    // Finishes an item, the `turn`-th of all stages.
-    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn, Factor& factor) const {
-        const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
+    // Waits for the `turn`-th sums of all stages.
+    __device__ __forceinline__ void await_turn(uint32_t turn) const {
         Patience patience;
-        while (!try_mbarrier_at(shared_address(sums.full + place), turn / kTurns % 2)) patience.wait();
-        if (!factor.is_known) factor = {sums.inverse, true};
+        while (!try_mbarrier_at(shared_address(sums.full + turn % kTurns), turn / kTurns % 2)) patience.wait();
+    }
+
+    // Adds up a lane's of those, which are there, of n_slices slices: of tile lane / kTileRows.
+    __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices) const {
+        const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
         // Of an item of one tile nobody looks at the other half.
         const float* slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, slices[w * kTileRows]);
-        const float value = __fmul_rn(sum, __fmul_rn(factor.value, s.weight_scale));
+        for (int w = 0; w < kSlices; w++) {
+            if (!kMixes || w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows]);
+        }
+        return sum;
+    }
+
+    // All lanes have called it after `sum_of`, and have met since.
+    __device__ __forceinline__ void give_back(uint32_t turn) const {
+        if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns);
+    }
+
+    // Finishes an item, the `turn`-th of all stages.
+    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn, Factor& factor) const {
+        const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
+        uint32_t row = item * n_rows + lane, of_biases = row, to = row, i = 0;
+        if (kMixes && s.mixture) {
+            i = item / s.per_expert;
+            const uint32_t expert = await_expert(s, i);
+            row = item % s.per_expert * n_rows + lane;
+            of_biases = expert * s.n_rows + row;
+            to = i * s.out_stride + row;
+        }
+        const bool has = lane < n_rows && row < s.n_rows;
+        float bias[2] = {0, 0};
+#pragma unroll
+        for (int part = 0; part < 2; part++) {
+            if (has && s.bias[part]) bias[part] = __ldg(bias_at(s, part, of_biases));
+        }
+        await_turn(turn);
+        if (!factor.is_known) factor = {sums.inverse, true};
+        const float sum = sum_of(turn, kSlices);
+        const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[i] : factor.value;
+        float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
         const float up = __shfl_down_sync(~0u, value, kTileRows);
-        if (lane == 0) arrive_mbarrier(sums.empty + place);
-        const uint32_t n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
-        if (lane < n_rows) finish_row(s, item * n_rows + lane, value, up);
+        give_back(turn);
+        if (!has) return;
+        value = finished(s, add_bias(s, 0, bias[0], value), add_bias(s, 1, bias[1], up));
+        if (s.kind == KIGO_STAGE_LOGITS) {
+            reinterpret_cast<float*>(p.logits)[row] = value;
+        } else {
+            set.store(s.out, to, value);
+        }
+    }
+
+    // Brings the biases of an item of all experts near.
+    __device__ __forceinline__ void bring_biases(const KigoStage& s, uint32_t item) const {
+        const uint32_t lane = threadIdx.x % kWarp;
+        if (!s.bias[0] || lane >= s.n_used) return;
+        const float* from = bias_at(s, 0, await_expert(s, lane) * s.n_rows + item * kTileRows);
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+    }
+
+    // Finishes an item with a tile of each of the experts that are used, which begins with the `turn`-th sums of all stages. A lane
+    // has the weight of its expert.
+    __device__ __forceinline__ void finish_mixed(const KigoStage& s, uint32_t item, uint32_t turn, float weight) const {
+        const uint32_t lane = threadIdx.x % kWarp, row = item * kTileRows + lane % kTileRows, n_groups = s.n_used / s.n_turns;
+        const uint32_t group = n_groups > 1 ? lane / kTileRows : 0;
+        bring_biases(s, item);
+        float mixed = 0;
+#pragma unroll 1
+        for (uint32_t i = 0; i < s.n_used; i += n_groups, turn++) {
+            const bool has = row < s.n_rows && s.bias[0];
+            const float bias = has ? __ldg(bias_at(s, 0, await_expert(s, i + group) * s.n_rows + row)) : 0;
+            await_turn(turn);
+            const float sum = sum_of(turn, s.n_slices);
+            const float value = add_bias(s, 0, bias, __fmul_rn(sum, __fmul_rn(mixture.factors[i + group], s.weight_scale)));
+            const float other = __shfl_down_sync(~0u, value, kTileRows);
+            give_back(turn);
+            mixed = __fmaf_rn(__shfl_sync(~0u, weight, i), value, mixed);
+            const float weight_of_other = __shfl_sync(~0u, weight, i + 1);
+            if (n_groups > 1) mixed = __fmaf_rn(weight_of_other, other, mixed);
+        }
+        if (lane < kTileRows && row < s.n_rows) set.store(s.out, row, __fmul_rn(mixed, s.scale));
     }
 
     __device__ __forceinline__ void run() const {
@@ -126,9 +226,20 @@ struct Finisher {
             open_stage(i);
             const KigoStage& s = sums.stage;
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
+            if (kMixes && s.kind == KIGO_STAGE_MIXED) {
+                // Who has no items may come too late to see what was chosen.
+                if (first_item(s) >= s.n_items) continue;
+                const float weight = weight_of(s.n_used, logit_of_lane(s));
+#pragma unroll 1
+                for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x, turn += s.n_turns) {
+                    finish_mixed(s, item, turn, weight);
+                }
+                continue;
+            }
             // Once the sums of an item are there, so are those of its operands.
-            if (s.take != KIGO_TAKE_SAME) factor.is_known = false;
+            if (s.take != KIGO_TAKE_SAME && !(kMixes && s.take == KIGO_TAKE_ROUTE)) factor.is_known = false;
             if (s.take == KIGO_TAKE_RESIDUAL) factor = take_residual(s, n_taken++);
+            if (kMixes && s.kind == KIGO_STAGE_ROUTER) continue;
 #pragma unroll 1
             for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++, factor);
         }

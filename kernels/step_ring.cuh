@@ -7,6 +7,7 @@
 
 #include "activations.cuh"
 #include "fragments.cuh"
+#include "step_mixture.cuh"
 
 namespace {
 
@@ -30,16 +31,15 @@ __device__ __forceinline__ void arrive_mbarrier_at(uint32_t barrier) {
 
 __device__ __forceinline__ void arrive_mbarrier(uint64_t* barrier) { arrive_mbarrier_at(shared_address(barrier)); }
 
-// Clocks after which who waits gives up, some 10 s: without what is missing the step would hang for ever.
-constexpr int64_t kPatience = 20'000'000'000;
+// Times that who waits asks before it gives up, some seconds: without what is missing the step would hang for ever. Counted rather than
+// timed, since this code stands at every wait, and code has to be fetched too.
+constexpr uint32_t kPatience = 1 << 28;
 
 struct Patience {
-    int64_t start = 0;
+    uint32_t left = kPatience;
 
     __device__ __forceinline__ void wait() {
-        const int64_t now = clock64();
-        if (start == 0) start = now;
-        if (now - start > kPatience) __trap();
+        if (--left == 0) __trap();
     }
 };
 
@@ -92,15 +92,18 @@ struct alignas(16) Route {
     // From one item to the next, and what that changes in the place of the first record.
     uint32_t jump_bytes, jump_places;
     uint32_t slice_first;
+    // The mixture that the stage belongs to, and what is added to the numbers of records; 0 where there is none.
+    uint32_t mixture, more;
 };
 
 // What a warp's ring has besides its slots: barriers that a piece completes when it is there, those that it completes when it has
-// been used, what the pieces are, and the ways of who fetches them and of who sends for them ahead.
+// been used, what the pieces are, and the ways of who fetches them, through experts too, and of who sends for them ahead.
 struct alignas(16) RingHeads {
     uint64_t full[KIGO_STEP_SLOTS];
     uint64_t empty[KIGO_STEP_SLOTS];
     Piece pieces[KIGO_STEP_SLOTS];
     Route routes[2];
+    ExpertRoute experts;
 };
 
 constexpr uint32_t kToEmpty = offsetof(RingHeads, empty), kToPiece = offsetof(RingHeads, pieces);
@@ -134,6 +137,25 @@ struct RingPlace {
 __device__ __forceinline__ uint32_t first_item(const KigoStage& stage) {
     return blockIdx.x >= stage.first_block ? blockIdx.x - stage.first_block : blockIdx.x + gridDim.x - stage.first_block;
 }
+
+// Tiles, of different experts, that warps take at the same time at most.
+constexpr uint32_t kMostGroups = 2;
+
+// What a warp has of each tile of a stage, and of which of the tiles that are taken at the same time.
+struct StagePart : Slice {
+    uint32_t slice, group;
+
+    // Without mixtures each warp has a slice of its own.
+    template <bool kMixes>
+    __device__ __forceinline__ static StagePart of(const KigoStage& s, uint32_t warp) {
+        const uint32_t n_slices = kMixes ? s.n_slices : kSlices;
+        StagePart part = {Slice(s.n_records, kMixes ? warp % n_slices : warp), kMixes ? warp % n_slices : warp, kMixes ? warp / n_slices : 0};
+        if (part.group >= kMostGroups) part.first = part.last;
+        return part;
+    }
+
+    __device__ __forceinline__ bool any() const { return first < last; }
+};
 
 // threadIdx.x, read anew, lest the compiler keep in registers what follows from it for all stages.
 __device__ __forceinline__ uint32_t this_thread() {
@@ -195,6 +217,7 @@ struct PieceReader : StepRing, RingPlace {
 constexpr uint32_t kLargeRecord = 2048;
 
 // A warp's pieces in the order in which it uses them, from stage to stage.
+template <bool kMixes>
 struct PieceList {
     Route* route;
     // The item's first tile, the place of its first record, and how many tiles follow each other.
@@ -203,6 +226,10 @@ struct PieceList {
     // The next piece: its tile in the item, its first record's number in the row, and how many records; none at the end.
     uint32_t side, record, n;
     uint32_t n_records, record_bytes, slice_last, most;
+    // There is one, but nobody has chosen its expert yet; n is 0.
+    bool waits;
+    // They are of experts.
+    bool mixes;
 
     __device__ __forceinline__ uint32_t bytes() const { return n * record_bytes; }
 
@@ -216,7 +243,7 @@ struct PieceList {
 
     __device__ __forceinline__ Piece piece() const {
         const bool ends_item = record + n == slice_last;
-        return {record, n | (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0)};
+        return {record + (kMixes ? route->more : 0), n | (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0)};
     }
 
     // Starts over from where another one is.
@@ -227,30 +254,53 @@ struct PieceList {
         route = own;
     }
 
-    // Goes on to the next stage that has records for the warp.
-    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp) {
+    // Goes on to the next stage that has records for the warp; without `experts` to the next that has no mixture.
+    template <bool kExperts>
+    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
         const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
+        waits = mixes = false;
         for (uint32_t i = route->next_stage; i < p.n_stages; i++) {
             const KigoStage& s = stages[i];
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
-            const Slice part(s.n_records, warp);
+            if (kMixes && (s.kind == KIGO_STAGE_ROUTER || (!kExperts && s.mixture))) continue;
+            const auto part = StagePart::of<kMixes>(s, warp);
             const uint32_t item = first_item(s);
-            if (part.first == part.last || item >= s.n_items) continue;
+            if (!part.any() || item >= s.n_items) continue;
             n_records = s.n_records;
             record_bytes = s.record_bytes;
             per_item = s.per_item;
             slice_last = part.last;
             most = record_bytes >= kLargeRecord ? 1 : p.slot_bytes / record_bytes;
             tile_bytes = n_records * record_bytes;
+            record = part.first;
+            const uint32_t n_items = (s.n_items - item - 1) / gridDim.x + 1;
+            if (kMixes && kExperts && s.mixture) {
+                *route = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
+                mixes = true;
+                experts.open_stage(s, item, part.group);
+                return open_expert(experts);
+            }
             tile = reinterpret_cast<const uint8_t*>(s.weights) + uint64_t(item * per_item) * tile_bytes;
             first_place = item * per_item % n_records;
             const uint32_t jump = gridDim.x * per_item;
-            *route = {i + 1, (s.n_items - item - 1) / gridDim.x + 1, jump * tile_bytes, jump % n_records, part.first};
-            record = part.first;
+            *route = {i + 1, n_items, jump * tile_bytes, jump % n_records, part.first, 0, 0};
             open_piece();
             return;
         }
         n = 0;
+    }
+
+    // Goes to the first piece of the tiles of an expert, once it is chosen.
+    __device__ __forceinline__ void open_expert(const ExpertPath& experts) {
+        const uint32_t expert = experts.chosen(route->mixture);
+        waits = expert == kNoExpert;
+        n = 0;
+        if (waits) return;
+        const uint32_t number = experts.first_tile(expert, per_item);
+        tile = experts.weights() + uint64_t(number) * tile_bytes;
+        first_place = number % n_records;
+        route->more = experts.more(n_records);
+        open_piece();
     }
 
     // As many records as stand side by side in all tiles of the item.
@@ -262,35 +312,43 @@ struct PieceList {
     }
 
     // Goes on to the next piece.
-    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp) {
+    template <bool kExperts>
+    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
         if (++side < per_item) return;
         record += n;
         if (record == slice_last) {
-            if (--route->items_left == 0) return open_stage(p, warp);
+            if (--route->items_left == 0) return open_stage<kExperts>(p, warp, experts);
+            record = route->slice_first;
+            if (kMixes && kExperts && route->mixture) {
+                experts.advance();
+                return open_expert(experts);
+            }
             tile += route->jump_bytes;
             first_place += route->jump_places;
             if (first_place >= n_records) first_place -= n_records;
-            record = route->slice_first;
         }
         open_piece();
     }
 };
 
 // What fetches a warp's pieces: a lane of a fetching warp.
+template <bool kMixes>
 struct Fetcher : StepRing {
     const KigoStep& p;
     uint32_t warp;
-    PieceList next, ahead;
+    ExpertPath experts;
+    PieceList<kMixes> next, ahead;
     RingPlace to_start, to_arrive;
     // Pieces that are on their way to L2, or there, from `next` to `ahead`; when the latest was sent for.
     uint32_t n_ahead = 0, sent = 0;
     uint32_t n_under_way = 0;
     uint64_t policy = 0;
 
-    __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp)
+    __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture, uint32_t warp)
         : StepRing(p, memory, heads, warp),
           p(p),
           warp(warp),
+          experts{heads[warp].experts, mixture},
           next{heads[warp].routes},
           ahead{heads[warp].routes + 1},
           to_start(RingPlace::first(*this)),
@@ -300,7 +358,7 @@ struct Fetcher : StepRing {
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
         next.route->next_stage = 0;
-        next.open_stage(p, warp);
+        next.template open_stage<true>(p, warp, experts);
     }
 
     // Notes the arrival of the oldest copy under way.
@@ -326,35 +384,44 @@ struct Fetcher : StepRing {
 #endif
         to_start.advance(*this);
         n_under_way++;
-        next.advance(p, warp);
-        if (n_ahead > 0) n_ahead--;
+        if (n_ahead > 0 && !(kMixes && next.route->mixture)) n_ahead--;
+        next.template advance<true>(p, warp, experts);
     }
 
-    // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits.
+    // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits. Those of
+    // experts are passed over: mostly nobody knows them yet.
     __device__ __forceinline__ void send_ahead() {
-        if (n_ahead == 0) ahead.follow(next);
+        if (n_ahead == 0) {
+            ahead.follow(next);
+            if (kMixes && ahead.route->mixture) ahead.template open_stage<false>(p, warp, experts);
+        }
         if (ahead.n == 0) return;
 #if __CUDA_ARCH__ >= 900
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from()), "r"(ahead.bytes()) : "memory");
 #endif
-        ahead.advance(p, warp);
+        ahead.template advance<false>(p, warp, experts);
         n_ahead++;
     }
 };
 
 // Fills the rings of some warps, a lane for each, with at most so many pieces of each under way: what blocks wait for would
 // queue behind more. The lanes stay together, as each would make the others wait otherwise.
-__device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t fetch_warp) {
+template <bool kMixes>
+__device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture,
+                                      uint32_t fetch_warp) {
     const uint32_t warp = threadIdx.x % kWarp * kFetchWarps + fetch_warp;
     const uint32_t lanes = __ballot_sync(~0u, warp < kStepWarps);
     if (warp >= kStepWarps) return;
-    Fetcher fetcher(p, memory, heads, warp);
+    Fetcher<kMixes> fetcher(p, memory, heads, mixture, warp);
     const uint32_t most_under_way = (p.under_way + warp) / kStepWarps;
-    while (__any_sync(lanes, fetcher.next.n > 0)) {
+    while (__any_sync(lanes, fetcher.next.n > 0 || (kMixes && fetcher.next.waits))) {
         fetcher.note_arrival();
-        if (fetcher.next.n == 0) continue;
-        const bool is_full = !fetcher.has_room();
-        if (!is_full && fetcher.n_under_way < most_under_way) {
+        if (kMixes && fetcher.next.waits) fetcher.next.open_expert(fetcher.experts);
+        const bool waits = kMixes && fetcher.next.waits;
+        if (fetcher.next.n == 0 && !waits) continue;
+        const bool is_full = waits || !fetcher.has_room();
+        // Of experts nothing has come before: all of it is sent for.
+        if (!is_full && (fetcher.n_under_way < most_under_way || (kMixes && fetcher.next.mixes))) {
             fetcher.start();
         } else if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
             const uint32_t now = clock();

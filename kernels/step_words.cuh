@@ -32,6 +32,10 @@ __device__ __forceinline__ float4 values_of(uint4 words) {
     return {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z), __uint_as_float(words.w)};
 }
 
+__device__ __forceinline__ float largest_of(float4 v) {
+    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+
 // The set of words of a step: bytes from the first set's, and to the other's.
 struct WordSet {
     uint64_t offset;
@@ -74,18 +78,22 @@ struct Words {
     }
 };
 
-// `kQuads` fours of words, kApart apart; those from `last` on are zero.
+// `kQuads` fours of words, kApart apart if nothing else is said; those from `last` on are zero.
 template <int kQuads, int kApart>
 struct Quads {
     uint4 in[kQuads];
 
-    // Asks for all of them at once, then for those that were not there again and again. All lanes of a warp call it.
-    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t last) {
+    // Asks for all of them at once.
+    __device__ __forceinline__ void ask(const uint32_t* words, uint32_t first, uint32_t last, uint32_t apart = kApart) {
 #pragma unroll
         for (int i = 0; i < kQuads; i++) {
             in[i] = {0, 0, 0, 0};
-            if (first + i * kApart < last) in[i] = load_words(words + 4 * (first + i * kApart));
+            if (first + i * apart < last) in[i] = load_words(words + 4 * (first + i * apart));
         }
+    }
+
+    // Asks for those that were not there again and again. All lanes of a warp call it.
+    __device__ __forceinline__ void insist(const uint32_t* words, uint32_t first, uint32_t apart = kApart) {
         Patience patience;
         while (true) {
             bool all = true;
@@ -95,9 +103,14 @@ struct Quads {
             patience.wait();
 #pragma unroll
             for (int i = 0; i < kQuads; i++) {
-                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * kApart));
+                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * apart));
             }
         }
+    }
+
+    __device__ __forceinline__ void await(const uint32_t* words, uint32_t first, uint32_t last, uint32_t apart = kApart) {
+        ask(words, first, last, apart);
+        insist(words, first, apart);
     }
 };
 

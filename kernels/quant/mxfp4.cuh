@@ -5,15 +5,35 @@
 // the half that is the scale, or 0 where that would be too small. Where there is no block they are 0.
 #pragma once
 
-#include "codebook.cuh"
+#include "layout.cuh"
+
+// Codes of 4 bits, s e e m, become the half with these bits in places 15 and 11 to 9, which is their value times 2^-14. In a word
+// of codes of the four registers of a product half h is in bits 16 h to 16 h + 15: register 0 where it is wanted, register 1 three
+// bits lower; of registers 2 and 3 e e m six and nine bits lower and s one and two.
+struct E2m1Planes : PlanesOf<4, 0> {
+    static constexpr int kShift = 9, kOdd = 0;
+    static constexpr uint32_t kSign = 0x80008000u, kRest = 0x0e000e00u;
+
+    KIGO_FN static void put(Unit& unit, int j, int r, int h, uint32_t code) {
+        const uint32_t sign = (code & 8) << 12, rest = (code & 7) << 9;
+        unit.low[j] |= (r < 2 ? (sign | rest) >> 3 * r : sign >> (r - 1) | rest >> 3 * r) << 16 * h;
+    }
+
+    KIGO_FN static void codes(const Unit& unit, int j, uint32_t out[4]) {
+        const uint32_t word = unit.low[j];
+        out[0] = word & (kSign | kRest);
+        out[1] = word << 3 & (kSign | kRest);
+        out[2] = (word << 6 & kRest) | (word << 1 & kSign);
+        out[3] = (word << 9 & kRest) | (word << 2 & kSign);
+    }
+};
 
 struct MXFP4 {
     static constexpr int kBlockLen = 32, kBlockBytes = 17;
     static constexpr int kRecordK = 64, kScaleBytes = 2 * kTileRows, kGroupK = 32, kTop = 15;
     static constexpr Operand kOperand = Operand::kF16;
     static constexpr uint32_t kZero = 0;
-    // 0 1 2 3 4 6 8 12, and the same with a minus.
-    using Planes = CodebookPlanes<0x03020100, 0x0c080604, 0x03020100, 0x0c080604, false>;
+    using Planes = E2m1Planes;
 
     struct Scales {
         uint32_t bytes;
@@ -53,7 +73,6 @@ struct MXFP4 {
     }
 
     KIGO_FN static Affine affine(const Scales& scales, int, int) {
-        const uint32_t first = permute(scales.bytes, 0, 0x1404), second = permute(scales.bytes, 0, 0x3424);
-        return {{first, second}, {offset_of<Planes>(first, Planes::kLevel0, 0), offset_of<Planes>(second, Planes::kLevel0, 1)}};
+        return {{permute(scales.bytes, 0, 0x1404), permute(scales.bytes, 0, 0x3424)}, {0, 0}};
     }
 };

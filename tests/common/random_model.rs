@@ -42,6 +42,8 @@ pub struct Features {
     pub sinks: bool,
     pub activation: Activation,
     pub experts: Option<Experts>,
+    /// The type of the router, if its turn does not decide.
+    pub router: Option<QuantType>,
     /// Whether the feed-forward layer, its experts and their router have biases.
     pub ffn_biases: bool,
     /// Whether q, k and v are one tensor, and so are gate and up where there are no experts.
@@ -74,6 +76,7 @@ impl Default for Features {
             sinks: false,
             activation: Activation::Silu,
             experts: None,
+            router: None,
             ffn_biases: false,
             fused: false,
             layers: vec![LayerDesc { window: None, rope: Some(0) }],
@@ -130,6 +133,7 @@ impl Features {
                 Some(Experts { n_expert, n_expert_used: n_expert.div_ceil(2) }),
                 Some(Experts { n_expert, n_expert_used: n_expert }),
             ]),
+            router: None,
             ffn_biases: random.pick(&[true, false]),
             fused: random.pick(&[true, false]),
             layers,
@@ -267,7 +271,8 @@ pub fn draft_with(shape: &Shape, features: &Features, quant_types: &[QuantType],
             let middle = if around_1 { 1.0 } else { 0.0 };
             (0..n).flat_map(|_| (middle + 0.2 * random.uniform()).to_le_bytes()).collect()
         } else {
-            quant_type = quant_types[n_matrices % quant_types.len()];
+            let of_turn = quant_types[n_matrices % quant_types.len()];
+            quant_type = features.router.filter(|_| name.ends_with("ffn_gate_inp.weight")).unwrap_or(of_turn);
             if !dims[0].is_multiple_of(quant_type.block_len()) {
                 quant_type = QuantType::Q8_0;
             }

@@ -80,11 +80,12 @@ pub fn backend_for(
     }
 }
 
-/// A model on the GPU whose single sequences run as one kernel.
-pub fn step_backend(path: &Path) -> CudaBackend {
+/// A model on the GPU whose single sequences run as one kernel, with a description that may say what no architecture says.
+pub fn step_backend(path: &Path, change: impl FnOnce(&mut ModelDesc)) -> CudaBackend {
     let Some(Device::Cuda(ordinal)) = Device::parse(&gpu()) else { panic!("KIGO_TEST_DEVICE is {}", gpu()) };
     let gguf = Gguf::open(path).unwrap();
-    let desc = arch::describe(gguf.metadata()).unwrap();
+    let mut desc = arch::describe(gguf.metadata()).unwrap();
+    change(&mut desc);
     let plan = Weights::plan(&gguf, &desc).unwrap();
     let (context, sizes) = (Context::open(ordinal).unwrap(), (MAX_POSITIONS, MAX_ROWS..=MAX_ROWS, DecodePath::Step));
     let loaded = CudaBackend::load(&gguf, &desc, &plan, || Ok(context), sizes, &Progress::default(), &mut || Ok(()));

@@ -1,7 +1,7 @@
 //! Models of odd shapes with random weights of every type, beside the CPU.
 
 use kigo::backend::DecodePath;
-use kigo::model::{Activation, LayerDesc, ModelDesc, Norm, QkNorm, RopeKind, RopePairing, RopeScaling};
+use kigo::model::{Activation, Experts, LayerDesc, ModelDesc, Norm, QkNorm, RopeKind, RopePairing, RopeScaling};
 use kigo::quant::QuantType;
 
 use super::folder::Folder;
@@ -214,7 +214,7 @@ fn delays_change_nothing() {
     for shape in SHAPES.iter().filter(|shape| shape.head_dim <= 128) {
         for quant_type in [QuantType::F16, QuantType::Q8_0] {
             let path = folder.write("model.gguf", &draft(shape, &[quant_type], 5).writer());
-            let mut backend = step_backend(&path);
+            let mut backend = step_backend(&path, |_| ());
             let expected = all_logits(&mut backend, 0, tokens, 1);
             for (nanoseconds, sequence) in [1_000, 10_000, 100_000].into_iter().zip(1..) {
                 assert!(backend.delay_steps(nanoseconds), "{shape:?} is not run as one kernel");
@@ -224,6 +224,56 @@ fn delays_change_nothing() {
             }
         }
     }
+}
+
+/// Mixtures of experts, whose choice on the CPU may differ where two are nearly equal: as one kernel, with delays and without,
+/// beside kernel by kernel.
+#[test]
+#[ignore = "needs a GPU"]
+fn mixtures_as_one_kernel() {
+    let tokens = &tokens()[..70];
+    let folder = Folder::new();
+    let types = [QuantType::F16, QuantType::Q8_0, QuantType::MXFP4, QuantType::Q4_K, QuantType::Q6_K, QuantType::Q5_0];
+    // Experts, and how many of them are used: all, one, odd and even numbers, more than a block has warps.
+    let mixtures = [(32, 4), (128, 8), (9, 3), (4, 2), (5, 1), (40, 12), (6, 6), (256, 2), (17, 5)];
+    let activations = [Activation::Silu, Activation::SiluClamped, Activation::GeluUngated, Activation::Gelu];
+    let (mut n, mut n_compared) = (0, 0);
+    for shape in SHAPES.iter().filter(|shape| shape.head_dim <= 128) {
+        for &quant_type in types.iter().filter(|&&quant_type| fits(shape, quant_type)) {
+            let (n_expert, n_expert_used) = mixtures[n % mixtures.len()];
+            let features = Features {
+                experts: Some(Experts { n_expert, n_expert_used }),
+                router: Some(QuantType::F32),
+                activation: activations[n / 2 % activations.len()],
+                ffn_biases: n % 3 != 0,
+                pre_norm: n % 5 != 4,
+                post_norm: n % 5 >= 3,
+                residual_scale: [1.0, 0.22][n % 7 / 6],
+                sinks: n % 2 == 0,
+                ..Features::default()
+            };
+            n += 1;
+            let shape = Shape { n_layer: 3, ..*shape };
+            let path = folder.write("model.gguf", &draft_with(&shape, &features, &[quant_type], 7).writer());
+            let describe = |desc: &mut ModelDesc| features.describe(desc);
+            let expected = {
+                let mut stages = backend(&path, &gpu(), DecodePath::Stages, describe).unwrap();
+                all_logits(&mut *stages, 0, tokens, 1)
+            };
+            let name = format!("{n_expert_used} of {n_expert} in {}, {shape:?}, {features:?}", quant_type.name());
+            let mut step = step_backend(&path, describe);
+            for (nanoseconds, sequence) in [0, 2_000, 30_000].into_iter().zip(0..) {
+                assert!(step.delay_steps(nanoseconds), "not run as one kernel: {name}");
+                let found = all_logits(&mut step, sequence, tokens, 1);
+                for (position, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let differ = found.iter().zip(expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    assert_eq!(differ, 0, "position {position}, delays of up to {nanoseconds} ns: {name}");
+                }
+            }
+            n_compared += 1;
+        }
+    }
+    assert!(n_compared >= 30);
 }
 
 /// The files themselves, on the CPU: every shape and type loads, and a change of the weights changes the logits.

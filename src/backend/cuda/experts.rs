@@ -23,7 +23,8 @@ use crate::model::{Experts, ModelDesc};
 use crate::quant::QuantType;
 use crate::{Error, Result};
 
-/// Most slots that are multiplied singly. More are likely to share experts, whose weights are then read once.
+/// Most slots that are multiplied singly, where there are more experts. As many as these, or more, are likely to share experts, whose
+/// weights are then read once: on an H200 32 slots of 32 experts took 8.0 ms for 9.4, and 16 slots 6.2 for 5.5 (gpt-oss 20B).
 const MAX_SINGLE_SLOTS: usize = 64;
 
 const THREADS: u32 = 256;
@@ -157,7 +158,7 @@ struct Rows {
 impl Rows {
     fn of(experts: Experts, n: usize) -> Rows {
         let n_slots = n * experts.n_expert_used;
-        let grouped = n_slots > MAX_SINGLE_SLOTS;
+        let grouped = n > 1 && (n_slots > MAX_SINGLE_SLOTS || n_slots >= experts.n_expert);
         Rows { n, n_slots, n_products: if grouped { n_products(experts, n) } else { n_slots }, grouped }
     }
 }
@@ -309,7 +310,7 @@ fn multiply_experts(
                 product.k
             )));
         }
-        let params = matmul(b, source.input, product, result, &blocks);
+        let params = matmul(b, source, product, result, &blocks);
         let params =
             KigoMatmul { experts: w.chosen.address(), share: share as u32, is_told: u32::from(is_told), ..params };
         return launch_product(b, product, &blocks, &params);
@@ -317,7 +318,7 @@ fn multiply_experts(
     let each = (rows.n_slots as u32).div_ceil(n_expert.max(1));
     let blocks = b.kernels.card.blocks(&Job { copies: n_expert, each, ..job });
     prepare(b, source, product, blocks.kernel)?;
-    let params = matmul(b, source.input, product, result, &blocks);
+    let params = matmul(b, source, product, result, &blocks);
     launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), n_expert, ..params })
 }
 

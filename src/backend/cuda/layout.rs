@@ -411,7 +411,8 @@ fn shift_limits(quant: QuantType) -> Option<(i32, i32)> {
     match quant {
         QuantType::F32 | QuantType::F16 | QuantType::BF16 => None,
         QuantType::Q4_0 | QuantType::Q4_1 | QuantType::Q5_0 | QuantType::Q5_1 | QuantType::Q8_0 => Some((15, 24)),
-        QuantType::IQ4_NL | QuantType::MXFP4 => Some((15, 24)),
+        QuantType::IQ4_NL => Some((15, 24)),
+        QuantType::MXFP4 => Some((15, 15)),
         QuantType::IQ4_XS => Some((11, 24)),
         QuantType::Q2_K => Some((6, 20)),
         QuantType::Q3_K => Some((11, 20)),

@@ -1,6 +1,7 @@
 //! The seven stages as launches, and the memory that activations take.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CudaBackend;
 use super::blocks::{self, Blocks, Card, Job, Kernel};
@@ -38,6 +39,9 @@ const MOST_PAGE_UNITS: usize = 40;
 /// under way at most: `kAtOnce` of `kernels/prep.cu`.
 const PREP_BLOCKS: u32 = 4;
 const PREP_LOADS: u32 = 4;
+/// Threads of a block of `prep_few_normed` at most, and quads of a row that it takes: `kMostThreads`, `kMostQuads` for each of them.
+const PREP_THREADS: u32 = 1024;
+const PREP_NORMED: u32 = 2 * PREP_THREADS;
 
 /// The shape of a batch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -168,8 +172,10 @@ pub struct Workspace {
     angles: DeviceBuffer,
     /// u32 `[n_layer, mix and ff, n]`, then where products take x as it is `[n_layer, x before attention and after, n]`.
     magnitudes: DeviceBuffer,
-    /// Activations as operands.
+    /// Activations as operands. Those of few rows take its first half and its second by turns: a product that starts early may have
+    /// a multiprocessor whose L1 holds what the product before it reads.
     records: DeviceBuffer,
+    takes_second: AtomicBool,
     /// f32 `[n]`
     factors: DeviceBuffer,
     /// f32 `[blocks of a product, KIGO_LATE]`
@@ -220,6 +226,7 @@ impl Workspace {
             angles: buffer(angles)?,
             magnitudes: buffer(magnitudes)?,
             records: buffer(records)?,
+            takes_second: AtomicBool::new(false),
             factors: buffer(factors)?,
             late: buffer(late)?,
             rows: buffer(rows)?,
@@ -291,6 +298,8 @@ pub struct Kernels {
     /// Those of tensor types.
     pub types: TypeTable,
     prep: Function,
+    /// The same for few rows, as they are and normed.
+    prep_few: [Function; 2],
     heads: Function,
     add_normed: Function,
     /// Where there are experts.
@@ -319,11 +328,13 @@ impl Kernels {
         let card = Card::new(context.info());
         let flash = if card.flashes(head_width) { Some(flash(context, head_width)?) } else { None };
         let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
+        let few = Module::load(context, embedded("prep_few")?)?;
         // All but what it has besides: a number for each warp.
         prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
         Ok(Kernels {
             types,
             prep,
+            prep_few: [few.function("prep_few")?, few.function("prep_few_normed")?],
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
             experts: desc.experts.map(|_| experts::Kernels::new(context, &card)).transpose()?,
@@ -347,6 +358,8 @@ fn flash(context: &Arc<Context>, head_width: usize) -> Result<Function> {
 /// Activations that a product takes.
 pub struct Source {
     pub input: KigoInput,
+    /// Where they stand when they are prepared.
+    records: u64,
     /// Which records `prep` has written: whether of bfloat16, in which order.
     prepared: Option<(bool, u32)>,
     /// Where the kernel before has written them, but for rows that are multiplied with something; 0: it has not.
@@ -417,7 +430,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
         eps: b.desc.norm_eps,
         pad: 0,
     };
-    Source { input, prepared: None, operands: 0 }
+    Source { input, records: 0, prepared: None, operands: 0 }
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
@@ -435,7 +448,7 @@ pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
         eps: 0.0,
         pad: 0,
     };
-    Source { input, prepared: None, operands: 0 }
+    Source { input, records: 0, prepared: None, operands: 0 }
 }
 
 /// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
@@ -512,11 +525,12 @@ pub fn add_normed(b: &CudaBackend, norm: u64, magnitudes: u64) -> Result<()> {
 }
 
 /// What a product is told; `blocks` are its own.
-pub fn matmul(b: &CudaBackend, input: KigoInput, product: &Product, result: Outcome, blocks: &Blocks) -> KigoMatmul {
+pub fn matmul(b: &CudaBackend, source: &Source, product: &Product, result: Outcome, blocks: &Blocks) -> KigoMatmul {
+    let (input, records) = (source.input, source.records);
     let (d, w) = (&b.desc, &b.work);
     KigoMatmul {
         input,
-        records: w.records.address(),
+        records,
         factors: w.factors.address(),
         weights: b.weights.address() + product.offset,
         out: result.out,
@@ -572,14 +586,25 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
     if source.prepared == Some((bf16, order)) {
         return Ok(());
     }
-    let (records, factors) = (b.work.records.address(), b.work.factors.address());
+    let (buffer, factors) = (&b.work.records, b.work.factors.address());
+    let is_second = kernel == Kernel::Few8 && b.work.takes_second.fetch_xor(true, Ordering::Relaxed);
+    let records = buffer.address() + if is_second { (buffer.len() / 2) as u64 } else { 0 };
     let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order, is_rest: 0, pad: 0 };
-    source.prepared = Some((bf16, order));
     if source.operands != 0 {
+        (source.prepared, source.records) = (Some((bf16, order)), source.operands);
         let rest = KigoPrep { records: source.operands, is_rest: 1, ..prep };
         return launch(b, &b.kernels.prep, [input.n.div_ceil(8), 1, 1], THREADS, 0, &rest);
     }
     let (n_rows, quads, has_norm) = (input.n.next_multiple_of(8), input.stride / 4, input.norm != KIGO_NORM_NONE);
+    (source.prepared, source.records) = (Some((bf16, order)), records);
+    let [few, few_normed] = &b.kernels.prep_few;
+    if kernel == Kernel::Few8 && !has_norm {
+        return launch(b, few, [n_rows, quads.div_ceil(THREADS), 1], THREADS, 0, &prep);
+    }
+    if kernel == Kernel::Few8 && input.norm == KIGO_NORM_RMS && quads <= PREP_NORMED {
+        let threads = quads.next_multiple_of(32).clamp(THREADS, PREP_THREADS);
+        return launch(b, few_normed, [n_rows, 1, 1], threads, input.stride * 4, &prep);
+    }
     // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
     let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
     let parts = (PREP_BLOCKS * b.kernels.card.n_sm / n_rows).clamp(most.div_ceil(PREP_LOADS), most);
@@ -599,11 +624,7 @@ pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result:
     if blocks.kernel != Kernel::One {
         prepare(b, source, product, blocks.kernel)?;
     }
-    let mut params = matmul(b, source.input, product, result, &blocks);
-    if source.operands != 0 {
-        params.records = source.operands;
-    }
-    launch_product(b, product, &blocks, &params)
+    launch_product(b, product, &blocks, &matmul(b, source, product, result, &blocks))
 }
 
 /// Whether kernels before can write what the product of the batch takes: halves of whole units in the order of sm_90a.

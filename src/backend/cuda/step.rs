@@ -12,23 +12,25 @@ use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
     KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
-    KIGO_STAGE_LOGITS, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_ATTENTION, KIGO_STEP_MOST_COLUMNS,
-    KIGO_STEP_OWN, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS,
-    KIGO_TAKE_RESIDUAL, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS,
-    KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0,
-    KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_APART,
+    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_OWN, KIGO_STEP_PAGES,
+    KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS,
+    KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL,
+    KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K,
+    KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention,
+    KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
 use crate::backend::{DecodePath, Purpose};
 use crate::error::try_vec;
-use crate::model::{Activation, ModelDesc, Norm, QkNorm};
+use crate::model::{Activation, Experts, ModelDesc, Norm, QkNorm};
 use crate::quant::QuantType;
 
 /// Bytes of the weights of a layer from which on it is faster than the kernels of larger batches: with the 10 MB of a Qwen2 of 0.5B
-/// in `Q4_K_M` a token takes 8 % less on an H200, with those of Llamas of 1B and 8B 4 to 19 %. Smaller layers have not been measured
-/// since it gained that.
+/// in `Q4_K_M` a token takes 8 % less on an H200, with those of Llamas of 1B and 8B 4 to 19 %, with those of the experts that a token
+/// uses of a gpt-oss of 20B 2 %, of a Qwen3 of 30B 15 %. Smaller layers have not been measured since it gained that.
 const FEWEST_LAYER_BYTES: u64 = 8 << 20;
 /// Positions up to which it is faster than the kernels of larger batches, which spread the attention of a row over blocks.
 const MOST_POSITIONS: usize = 1024;
@@ -53,8 +55,18 @@ const PACE: (u32, u32) = (1, 2);
 const FEWEST_SLOTS: u32 = 3;
 /// Heads that a block attends to at a time.
 const HEADS_OF_BLOCK: usize = 8;
-/// Stages of a layer at most: q, k and v apart, attention, its output, gate and up, down.
-const STAGES_OF_LAYER: usize = 7;
+/// Stages of a layer at most: q, k and v apart, attention, its output, router, gate and up, down.
+const STAGES_OF_LAYER: usize = 8;
+/// Slices of a tile, a warp's each: `kSlices` of `kernels/fragments.cuh`.
+const SLICES: u32 = WARPS;
+/// Bytes of the order and logits of experts, and of weights and activations of a record of the router: `RouterMemory` of
+/// `kernels/step_experts.cuh`.
+const ROUTER_BYTES: u32 = KIGO_STEP_EXPERTS * 8;
+const ROUTER_RECORD: u32 = 4096 + 256;
+/// Quads that a thread of a warp holds of the vectors of experts: `kHeld` there.
+const QUADS_OF_THREAD: usize = KIGO_STEP_MOST_COLUMNS as usize / 4 / (WARPS as usize * 32);
+/// Columns of what a block adds up of experts: what its threads hold in `take_residual` of `kernels/step.cu`.
+const COLUMNS_APART: usize = 4096;
 /// Sets of words, which steps use in turn: see kernels/step_words.cuh.
 const WORD_SETS: usize = 2;
 /// Bytes of the number of the step, and of the hole behind it.
@@ -76,9 +88,21 @@ struct Words {
     qkv: usize,
     mix: usize,
     attn: usize,
+    router: usize,
     ff: usize,
     ffn: usize,
     bytes: usize,
+}
+
+/// Addresses of the words of a layer, in the first set.
+#[derive(Debug, Clone, Copy)]
+struct LayerWords {
+    qkv: u64,
+    mix: u64,
+    attn: u64,
+    router: u64,
+    ff: u64,
+    ffn: u64,
 }
 
 impl Words {
@@ -93,20 +117,42 @@ impl Words {
         let qkv = next(n_heads * desc.head_dim.next_multiple_of(TILE_ROWS));
         let mix = next(desc.n_embd_q());
         let attn = next(desc.n_embd);
-        let ff = next(desc.n_ff);
-        let ffn = next(desc.n_embd);
-        Words { qkv, mix, attn, ff, ffn, bytes: end }
+        let router =
+            next(desc.experts.map_or(0, |experts| experts.n_expert.next_multiple_of(TILE_ROWS)) * SLICES as usize);
+        let ff = next(desc.experts.map_or(desc.n_ff, |experts| experts.n_expert_used * stride(desc.n_ff)));
+        let ffn = next(if fits_apart(desc) { most_vectors(desc) * stride(desc.n_embd) } else { desc.n_embd });
+        Words { qkv, mix, attn, router, ff, ffn, bytes: end }
     }
 }
 
 /// Whether the kernel can run a model of this shape.
 fn fits(desc: &ModelDesc) -> bool {
-    desc.experts.is_none()
+    desc.experts.is_none_or(|experts| fits_experts(experts, desc.n_ff))
         && desc.norm == Norm::Rms
         && desc.qk_norm != Some(QkNorm::Row)
         && kv_cache::head_width(desc).is_ok_and(|width| width <= MOST_HEAD_WIDTH)
         && [desc.n_embd, desc.n_embd_q(), desc.n_ff].iter().all(|width| width.is_multiple_of(4))
         && desc.n_embd_q().max(desc.n_ff) <= KIGO_STEP_MOST_COLUMNS as usize
+}
+
+/// Experts that a token uses, or 1.
+fn most_vectors(desc: &ModelDesc) -> usize {
+    desc.experts.map_or(1, |experts| experts.n_expert_used)
+}
+
+/// Whether what experts give can be handed on one by one, for who takes it to add up.
+fn fits_apart(desc: &ModelDesc) -> bool {
+    most_vectors(desc) <= KIGO_STEP_APART as usize
+        && stride(desc.n_embd) <= COLUMNS_APART
+        && desc.residual_scale == 1.0
+        && !desc.post_norm
+}
+
+/// Whether a block can choose among so many experts, and its threads hold what they give.
+fn fits_experts(experts: Experts, n_ff: usize) -> bool {
+    let n_teams = experts.n_expert_used.min(WARPS as usize);
+    let threads_of_team = WARPS as usize / n_teams * 32;
+    experts.n_expert <= KIGO_STEP_EXPERTS as usize && stride(n_ff) <= 4 * QUADS_OF_THREAD * threads_of_team
 }
 
 /// Device memory that it needs for models of this shape.
@@ -128,11 +174,15 @@ fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
 
-/// Bytes of the weights of the smallest layer.
+/// Bytes of the weights that a row takes of the smallest layer.
 fn layer_bytes(b: &CudaBackend) -> u64 {
+    let n_used = b.desc.experts.map_or(1, |experts| experts.n_expert_used);
     let bytes = |layer: &LayerPlaces| -> u64 {
+        let matrices = |product: &Product| product.n_matrices.min(n_used) as u64;
         products(layer)
-            .map(|product| product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant))
+            .map(|product| {
+                matrices(product) * product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant)
+            })
             .sum()
     };
     b.places.layers.iter().map(bytes).min().unwrap_or(0)
@@ -168,6 +218,14 @@ fn type_number(quant: QuantType) -> Option<u32> {
     })
 }
 
+/// The mixture of experts of a layer: its number, from 1 on, the bias of the router, and what the sum is multiplied with.
+#[derive(Clone, Copy)]
+struct Mixture {
+    number: u32,
+    router_bias: Option<u64>,
+    scale: f32,
+}
+
 /// The list of stages while it is being made.
 struct Listing<'a> {
     b: &'a CudaBackend,
@@ -175,9 +233,12 @@ struct Listing<'a> {
     n_blocks: u32,
     /// Who takes the next stage's first item, so that all get equally much.
     next_block: u32,
-    /// Bytes of the widest slot and of the widest activations as operands.
+    /// Bytes of the widest slot, and units of the widest activations as operands.
     slot: u32,
     columns: u32,
+    /// Units of the widest activations that are there before the router is done, and bytes of what it needs.
+    columns_beside: u32,
+    router: u32,
 }
 
 /// What a product takes.
@@ -186,9 +247,38 @@ struct Taken {
     take: u32,
     input: u64,
     post_norm: Option<u64>,
+    /// Factor on what is added to the residual stream.
+    scale: f32,
     norm: Option<NormPlace>,
     /// The attention of the next layer.
     attention: u32,
+    /// How many vectors are added.
+    n_used: u32,
+}
+
+impl Taken {
+    /// A vector as it is.
+    fn words(input: u64) -> Taken {
+        Taken {
+            take: KIGO_TAKE_WORDS,
+            input,
+            post_norm: None,
+            scale: 1.0,
+            norm: None,
+            attention: KIGO_NO_ATTENTION,
+            n_used: 1,
+        }
+    }
+}
+
+/// Words that are added to the residual stream, after a norm where there is one, times a factor.
+#[derive(Clone, Copy)]
+struct Added {
+    words: u64,
+    /// How many vectors there are, of experts that are not mixed yet.
+    n_used: u32,
+    post_norm: Option<u64>,
+    scale: f32,
 }
 
 /// What becomes of it.
@@ -200,31 +290,29 @@ struct Given {
 }
 
 impl Listing<'_> {
-    /// Adds a product; `None` where the kernel cannot compute it.
-    fn product(&mut self, product: &Product, taken: Taken, given: Given) -> Option<()> {
+    /// A product with one matrix, of a type that the kernel knows.
+    fn stage(&self, product: &Product, taken: Taken, given: Given, quant: u32) -> KigoStage {
         let (b, d) = (self.b, &self.b.desc);
         let at = |offset: Option<u64>| offset.map_or(0, |offset| b.weights.address() + offset);
-        let record = record_bytes(product.quant) as u32;
         let n_tiles = product.n_tiles as u32;
         let per_item = if given.kind == KIGO_STAGE_GATED || pays(n_tiles, self.n_blocks) { 2 } else { 1 };
-        let n_items = n_tiles / per_item;
-        let n_records = product.n_records as u32;
-        self.stages.push(KigoStage {
+        KigoStage {
             weights: b.weights.address() + product.offset,
             input: taken.input,
             post_norm: at(taken.post_norm),
             norm_weight: at(taken.norm.map(|norm| norm.weight)),
             out: given.out,
             bias: given.bias.map(at),
+            route_bias: 0,
             kind: given.kind,
             take: taken.take,
-            quant: type_number(product.quant)?,
+            quant,
             weight_scale: product.weight_scale,
             n_rows: product.n_rows as u32,
-            n_records,
-            record_bytes: record,
+            n_records: product.n_records as u32,
+            record_bytes: record_bytes(product.quant) as u32,
             per_item,
-            n_items,
+            n_items: n_tiles / per_item,
             first_block: self.next_block,
             k: product.k as u32,
             stride: stride(product.k) as u32,
@@ -233,64 +321,163 @@ impl Listing<'_> {
                 Activation::Gelu | Activation::GeluUngated => KIGO_GELU,
                 Activation::SiluClamped => KIGO_SILU_CLAMPED,
             },
-            residual_scale: d.residual_scale,
+            residual_scale: taken.scale,
             eps: d.norm_eps,
             scale: d.logit_scale,
             softcap: d.logit_softcap.unwrap_or(0.0),
             attention: taken.attention,
-        });
-        self.next_block = (self.next_block + n_items) % self.n_blocks;
+            mixture: 0,
+            n_expert: 0,
+            n_used: taken.n_used,
+            n_tiles,
+            per_expert: 0,
+            n_slices: SLICES,
+            n_turns: 1,
+            out_stride: 0,
+        }
+    }
+
+    /// Adds a stage whose items go round the blocks after those of the stage before.
+    fn push(&mut self, stage: KigoStage) {
+        self.next_block = (self.next_block + stage.n_items) % self.n_blocks;
+        self.stages.push(stage);
+    }
+
+    /// Makes room for the records of a product, and for `n_vectors` that it takes.
+    fn make_room(&mut self, product: &Product, n_vectors: u32) -> u32 {
+        let record = record_bytes(product.quant) as u32;
         let piece = (PIECE / record).max(1) * record;
+        let units = product.n_records as u32 * record_units(product.quant);
         self.slot = self.slot.max(piece.next_multiple_of(LINE));
-        self.columns = self.columns.max(n_records * record_units(product.quant));
+        self.columns = self.columns.max(n_vectors * units);
+        units
+    }
+
+    /// Adds a product; `None` where the kernel cannot compute it.
+    fn product(&mut self, product: &Product, taken: Taken, given: Given) -> Option<()> {
+        let stage = self.stage(product, taken, given, type_number(product.quant)?);
+        let units = self.make_room(product, 1);
+        if stage.kind != KIGO_STAGE_LOGITS {
+            self.columns_beside = self.columns_beside.max(units);
+        }
+        self.push(stage);
+        Some(())
+    }
+
+    /// Adds a product with the matrices of the experts that are used; `None` where the kernel cannot compute it.
+    fn experts(&mut self, product: &Product, taken: Taken, given: Given, of: Mixture) -> Option<()> {
+        let experts = self.b.desc.experts?;
+        let mixes = given.kind == KIGO_STAGE_MIXED;
+        let n_used = experts.n_expert_used as u32;
+        let is_own = taken.take == KIGO_TAKE_EXPERTS;
+        let stage = self.stage(product, taken, given, type_number(product.quant)?);
+        self.make_room(product, if is_own { n_used } else { 1 });
+        let shared = KigoStage {
+            route_bias: of.router_bias.map_or(0, |offset| self.b.weights.address() + offset),
+            mixture: of.number,
+            n_expert: experts.n_expert as u32,
+            n_used,
+            out_stride: stride(product.n_rows) as u32,
+            ..stage
+        };
+        let stage = if mixes {
+            let (n_slices, is_shared) = slices(stage.n_records, n_used);
+            KigoStage {
+                per_item: 1,
+                n_items: stage.n_tiles,
+                n_slices: if is_shared { n_slices } else { SLICES },
+                n_turns: if is_shared { n_used / 2 } else { n_used },
+                scale: of.scale,
+                ..shared
+            }
+        } else {
+            let per_item = if stage.n_tiles.is_multiple_of(2) { 2 } else { 1 };
+            let per_expert = stage.n_tiles / per_item;
+            KigoStage { per_item, per_expert, n_items: n_used * per_expert, ..shared }
+        };
+        self.push(stage);
         Some(())
     }
 
     /// Adds the stages of a layer; `before` are the words that the layer before adds to the residual stream.
-    fn layer(&mut self, layer: usize, words: [u64; 5], before: (u64, Option<u64>)) -> Option<()> {
+    fn layer(&mut self, layer: usize, words: LayerWords, before: Added) -> Option<()> {
         let b = self.b;
         let l = &b.places.layers[layer];
-        let [qkv, mix, attn, ff, ffn] = words;
-        let residual = |input: u64, post_norm, norm| Taken {
+        let residual = |added: Added, norm| Taken {
             take: KIGO_TAKE_RESIDUAL,
-            input,
-            post_norm,
+            input: added.words,
+            post_norm: added.post_norm,
+            scale: added.scale,
             norm,
             attention: KIGO_NO_ATTENTION,
+            n_used: added.n_used,
         };
-        let vector = |input: u64| Taken {
-            take: KIGO_TAKE_WORDS,
-            input,
-            post_norm: None,
-            norm: None,
-            attention: KIGO_NO_ATTENTION,
-        };
-        let mut taken = residual(before.0, before.1, l.attn_norm);
+        let mut taken = residual(before, l.attn_norm);
         for product in &l.attn_qkv {
-            let out = qkv + (product.first_tile * TILE_ROWS * 4) as u64;
+            let out = words.qkv + (product.first_tile * TILE_ROWS * 4) as u64;
             self.product(product, taken, Given { kind: KIGO_STAGE_VALUES, out, bias: [None; 2] })?;
             taken.take = KIGO_TAKE_SAME;
         }
         let mut attention = *self.stages.last()?;
         (attention.kind, attention.take) = (KIGO_STAGE_ATTENTION, KIGO_TAKE_SAME);
         self.stages.push(attention);
-        let given = Given { kind: KIGO_STAGE_VALUES, out: attn, bias: [l.attn_output_bias, None] };
-        self.product(&l.attn_output, vector(mix), given)?;
+        let given = Given { kind: KIGO_STAGE_VALUES, out: words.attn, bias: [l.attn_output_bias, None] };
+        self.product(&l.attn_output, Taken::words(words.mix), given)?;
         let next = layer + 1;
         let attention = if next < b.desc.n_layer() { next as u32 } else { KIGO_NO_ATTENTION };
-        let taken = Taken { attention, ..residual(attn, l.attn_post_norm, l.ffn_norm) };
-        match &l.ffn_gate {
-            Gate::Joint(product) => {
-                self.product(product, taken, Given { kind: KIGO_STAGE_GATED, out: ff, bias: l.ffn_gate_bias })?;
-            }
-            Gate::None(product) => {
-                let bias = [l.ffn_gate_bias[1], None];
-                self.product(product, taken, Given { kind: KIGO_STAGE_UNGATED, out: ff, bias })?;
-            }
+        let attn = Added { words: words.attn, n_used: 1, post_norm: l.attn_post_norm, scale: b.desc.residual_scale };
+        let taken = Taken { attention, ..residual(attn, l.ffn_norm) };
+        let (gate, kind, bias) = match &l.ffn_gate {
+            Gate::Joint(product) => (product, KIGO_STAGE_GATED, l.ffn_gate_bias),
+            Gate::None(product) => (product, KIGO_STAGE_UNGATED, [l.ffn_gate_bias[1], None]),
             Gate::Apart { .. } => return None,
+        };
+        let up = Given { kind, out: words.ff, bias };
+        let down = [l.ffn_down_bias, None];
+        let Some((router, router_bias)) = &l.ffn_gate_inp else {
+            self.product(gate, taken, up)?;
+            let given = Given { kind: KIGO_STAGE_VALUES, out: words.ffn, bias: down };
+            return self.product(&l.ffn_down, Taken::words(words.ff), given);
+        };
+        // What is normed later is not multiplied before.
+        let scale = if l.ffn_post_norm.is_some() { 1.0 } else { b.desc.residual_scale };
+        let mixture = Mixture { number: (layer + 1) as u32, router_bias: *router_bias, scale };
+        self.router(router, Taken { attention: KIGO_NO_ATTENTION, ..taken }, words.router, mixture.number)?;
+        let taken = Taken { take: KIGO_TAKE_ROUTE, norm: l.ffn_norm, attention, ..Taken::words(words.router) };
+        self.experts(gate, taken, up, mixture)?;
+        let taken = Taken { take: KIGO_TAKE_EXPERTS, ..Taken::words(words.ff) };
+        let kind = if self.is_apart(layer) { KIGO_STAGE_VALUES } else { KIGO_STAGE_MIXED };
+        let given = Given { kind, out: words.ffn, bias: down };
+        self.experts(&l.ffn_down, taken, given, mixture)
+    }
+
+    /// Whether what the experts of a layer give is handed on one by one: where blocks have fewer tiles then.
+    fn is_apart(&self, layer: usize) -> bool {
+        let (desc, product) = (&self.b.desc, &self.b.places.layers[layer].ffn_down);
+        let (n_used, n_tiles, n_blocks) = (most_vectors(desc) as u32, product.n_tiles as u32, self.n_blocks);
+        let (_, is_shared) = slices(product.n_records as u32, n_used);
+        let mixed = n_tiles.div_ceil(n_blocks) * if is_shared { n_used / 2 } else { n_used };
+        let apart = 2 * (n_used * n_tiles / 2).div_ceil(n_blocks);
+        n_used > 1 && fits_apart(desc) && n_tiles.is_multiple_of(2) && apart < mixed
+    }
+
+    /// Where the memory of the router starts, behind what is in use meanwhile: operands, or what is normed before it is added.
+    fn router_at(&self) -> u32 {
+        let normed = if self.b.desc.post_norm { stride(self.b.desc.n_embd) as u32 * 4 } else { 0 };
+        (self.columns_beside * 128).max(normed).next_multiple_of(LINE)
+    }
+
+    /// Adds the router, whose slices of tiles are one block's each; `None` where the kernel cannot compute it.
+    fn router(&mut self, router: &Product, taken: Taken, out: u64, mixture: u32) -> Option<()> {
+        let given = Given { kind: KIGO_STAGE_ROUTER, out, bias: [None; 2] };
+        let stage =
+            KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given, 0) };
+        if router.quant != QuantType::F32 || stage.n_items > self.n_blocks {
+            return None;
         }
-        let given = Given { kind: KIGO_STAGE_VALUES, out: ffn, bias: [l.ffn_down_bias, None] };
-        self.product(&l.ffn_down, vector(ff), given)
+        self.router = self.router.max(ROUTER_BYTES + stage.n_records.div_ceil(SLICES) * ROUTER_RECORD);
+        self.push(stage);
+        Some(())
     }
 }
 
@@ -298,6 +485,12 @@ impl Listing<'_> {
 fn pays(n_tiles: u32, n_blocks: u32) -> bool {
     let (alone, pairs) = (n_tiles.div_ceil(n_blocks), (n_tiles / 2).div_ceil(n_blocks));
     n_tiles.is_multiple_of(2) && 2 * pairs <= alone + alone / 8
+}
+
+/// Slices of a tile that have records, and whether warps take two experts at a time with them.
+fn slices(n_records: u32, n_used: u32) -> (u32, bool) {
+    let n_slices = SLICES.min(n_records.div_ceil(n_records.div_ceil(SLICES)));
+    (n_slices, 2 * n_slices <= SLICES && n_used.is_multiple_of(2))
 }
 
 /// Units of 64 columns in a record.
@@ -335,19 +528,20 @@ impl Step {
         )?;
         listing.stages.iter().for_each(|stage| lists.extend_from_slice(bytes_of(stage)));
         for layer in 0..n_layer {
-            let [qkv, mix, ..] = words_of(b, &memory, layer);
+            let words = words_of(b, &memory, layer);
             let attention = KigoStageAttention {
                 attention: stages::attention(b, layer, 1),
                 heads: stages::heads(b, layer),
-                input: qkv,
-                out: mix,
+                input: words.qkv,
+                out: words.mix,
             };
             lists.extend_from_slice(bytes_of(&attention));
         }
         memory.upload(&b.stream, NUMBER_BYTES, &lists)?;
         // No word is there.
         memory.fill_part_u8(&b.stream, memory.len() - WORD_SETS * set_bytes(desc)..memory.len(), 0xFF)?;
-        let kernel = Module::load(&b.context, embedded("step")?)?.function("step")?;
+        let name = if desc.experts.is_some() { "step_experts" } else { "step" };
+        let kernel = Module::load(&b.context, embedded("step")?)?.function(name)?;
         kernel.set_max_shared_bytes(card.block_shared.saturating_sub(KIGO_STEP_STATIC))?;
         let params = KigoStep {
             stages: stages_at,
@@ -361,11 +555,11 @@ impl Step {
             n_slots,
             slot_bytes: listing.slot,
             under_way: (UNDER_WAY / listing.slot).max(WARPS),
-            most_ahead: if layer_bytes(b) >= FEWEST_BYTES_AHEAD { MOST_AHEAD } else { 0 },
+            most_ahead: if desc.experts.is_some() || layer_bytes(b) >= FEWEST_BYTES_AHEAD { MOST_AHEAD } else { 0 },
             pace: listing.slot * PACE.0 / PACE.1,
             delay: 0,
             set_bytes: set_bytes(desc) as u32,
-            pad: 0,
+            router_at: listing.router_at(),
         };
         Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes }))
     }
@@ -400,12 +594,20 @@ impl Step {
     }
 }
 
-/// Where the words of a layer are in the first set: of q, k and v, the mix, what attention adds, the gated values, what they add.
-fn words_of(b: &CudaBackend, memory: &DeviceBuffer, layer: usize) -> [u64; 5] {
+/// Where the words of a layer are in the first set: of q, k and v, the mix, what attention adds, the router, the gated values, what
+/// they add.
+fn words_of(b: &CudaBackend, memory: &DeviceBuffer, layer: usize) -> LayerWords {
     let words = Words::new(&b.desc);
     let set = memory.address() + (memory.len() - WORD_SETS * set_bytes(&b.desc)) as u64;
-    let first = set + (layer * words.bytes) as u64;
-    [words.qkv, words.mix, words.attn, words.ff, words.ffn].map(|offset| first + offset as u64)
+    let at = |offset: usize| set + (layer * words.bytes + offset) as u64;
+    LayerWords {
+        qkv: at(words.qkv),
+        mix: at(words.mix),
+        attn: at(words.attn),
+        router: at(words.router),
+        ff: at(words.ff),
+        ffn: at(words.ffn),
+    }
 }
 
 /// The stages of all layers and the head; `None` where some cannot be run.
@@ -418,22 +620,30 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         next_block: 0,
         slot: 0,
         columns: 0,
+        columns_beside: 0,
+        router: 0,
     };
-    let mut before = (0, None);
+    let mut before = Added { words: 0, n_used: 1, post_norm: None, scale: 1.0 };
     for layer in 0..desc.n_layer() {
         let words = words_of(b, memory, layer);
         if listing.layer(layer, words, before).is_none() {
             return Ok(None);
         }
-        before = (words[4], b.places.layers[layer].ffn_post_norm);
+        let post_norm = b.places.layers[layer].ffn_post_norm;
+        // Of experts the sum comes with it.
+        let has_scale = desc.experts.is_some() && post_norm.is_none();
+        let n_used = if listing.is_apart(layer) { most_vectors(desc) as u32 } else { 1 };
+        before =
+            Added { words: words.ffn, n_used, post_norm, scale: if has_scale { 1.0 } else { desc.residual_scale } };
     }
-    let (input, post_norm) = before;
     let taken = Taken {
         take: KIGO_TAKE_RESIDUAL,
-        input,
-        post_norm,
+        input: before.words,
+        post_norm: before.post_norm,
+        scale: before.scale,
         norm: Some(b.places.output_norm),
         attention: KIGO_NO_ATTENTION,
+        n_used: before.n_used,
     };
     let given = Given { kind: KIGO_STAGE_LOGITS, out: 0, bias: [None; 2] };
     Ok(listing.product(&b.places.output, taken, given).map(|()| listing))
@@ -447,7 +657,8 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -
     let attention =
         36 * head_width + (KIGO_STEP_ATTENTION + KIGO_STEP_PAGES_AT_ONCE * KIGO_STEP_OWN * 4 * heads as u32) as usize;
     let row = stride(desc.n_embd) as u32 * 4;
-    let scratch = columns.max(attention as u32).max(row).next_multiple_of(LINE);
+    let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
+    let scratch = columns.max(attention as u32).max(row).max(router).next_multiple_of(LINE);
     let rings = card.block_shared.checked_sub(KIGO_STEP_STATIC + row + scratch)?;
     let n_slots = (rings / (WARPS * listing.slot)).min(KIGO_STEP_SLOTS);
     let shared_bytes = n_slots * WARPS * listing.slot + row + scratch;

@@ -3,6 +3,7 @@
 use kigo::backend::cuda::blocks::{Card, Job, Kernel};
 use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, stride, wants_bf16};
 use kigo::backend::cuda::memory::DeviceBuffer;
+use kigo::backend::cuda::module::Function;
 use kigo::backend::cuda::params::*;
 use kigo::model::QkNorm;
 use kigo::quant::QuantType;

@@ -144,3 +144,44 @@ fn normed_sums_are_those_of_f64() {
         }
     }
 }
+
+#[test]
+#[ignore = "needs a GPU"]
+fn few_rows_are_prepared_as_any_are() {
+    let (gpu, random) = (Gpu::open(), &mut fresh("prep"));
+    let (few, few_normed) = (gpu.function("prep_few", "prep_few"), gpu.function("prep_few", "prep_few_normed"));
+    for k in [37, 64, 1000, 1024, 2048, 4096, 4100, 8192] {
+        let rows = Rows::random(&gpu, 8, k, random);
+        for (n, norm, bf16) in [
+            (8, KIGO_NORM_NONE, 0),
+            (8, KIGO_NORM_RMS, 0),
+            (3, KIGO_NORM_NONE, 1),
+            (3, KIGO_NORM_RMS, 1),
+            (5, KIGO_NORM_NONE, 0),
+            (5, KIGO_NORM_RMS, 0),
+        ] {
+            // Five of them are other rows than the first five, and one is none.
+            let select = gpu.words(&[7, 2, KIGO_NO_ROW, 0, 4]);
+            let mut input = rows.input(0, n, norm);
+            input.select = if n == 5 { select.address() } else { 0 };
+            let (quads, shared_bytes) = (input.stride / 4, if norm == KIGO_NORM_NONE { 0 } else { input.stride * 4 });
+            let written = |kernel: &Function, blocks: u32, threads: u32| {
+                let records = gpu.filled(input.stride as usize / 64 * activation_bytes(bf16 == 1), 0xff);
+                let factors = gpu.filled(8 * 4, 0xff);
+                let (to, of) = (records.address(), factors.address());
+                let params =
+                    KigoPrep { input, records: to, factors: of, bf16, order: KIGO_ORDER_FRAGMENTS, is_rest: 0, pad: 0 };
+                gpu.launch(kernel, [8, blocks, 1], threads, shared_bytes, &params);
+                gpu.synchronize();
+                (gpu.read_words(&records), gpu.read_words(&factors))
+            };
+            let expected = written(gpu.prep(), 1, THREADS);
+            let found = if norm == KIGO_NORM_NONE {
+                written(&few, quads.div_ceil(THREADS), THREADS)
+            } else {
+                written(&few_normed, 1, quads.next_multiple_of(32).clamp(THREADS, 1024))
+            };
+            assert!(found == expected, "{n} rows of {k} columns, norm {norm}, bf16 {bf16}");
+        }
+    }
+}
