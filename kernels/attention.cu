@@ -1,11 +1,29 @@
 // Attention over the paged KV cache: attn_decode_<dp> for single rows, attn_prefill_<dp> for tiles of rows. What they compute
 // from a page, and the order of every sum, is in attention.cuh. Byte counts, times and what was tried: attention.md.
+// On sm_90a attn_decode_<dp> of dp 64, 96 and 128 takes chunks (chunks.cuh), for which it wants dynamic shared memory.
 
 #include "attention.cuh"
 
 namespace {
 
 constexpr uint32_t kThreads = 128;
+
+}  // namespace
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#include "chunks.cuh"
+#endif
+
+namespace {
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+template <int kDp>
+constexpr bool kTakesChunks = kDp == 64 || kDp == 96 || kDp == 128;
+#else
+template <int kDp>
+constexpr bool kTakesChunks = false;
+#endif
+
 // From how many pages on, and up to how many, each is a unit of its own. Fewer are sooner read by one block than put together,
 // and to put more together takes longer than the pages of a chunk one after the other.
 constexpr uint32_t kFewestPageUnits = 4, kMostPageUnits = 40;
@@ -277,6 +295,20 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     if (lane == 0) atomicMax(magnitude_of_row, top);
 }
 
+template <int kDp>
+__device__ __forceinline__ void attend_alone(const KigoAttention& p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    if constexpr (kTakesChunks<kDp>) {
+        // Few wide pages are sooner read by a block each.
+        const uint32_t position = __ldcg(&(at<KigoRow>(p.rows) + blockIdx.y)->position);
+        const uint32_t seen = position / KIGO_PAGE + 1 - first_page_of(position, p.before);
+        const bool by_page = kDp > 64 && seen >= kFewestPageUnits && seen <= min(kMostWidePageUnits, p.splits);
+        if (!by_page) return chunks<kDp>(p);
+    }
+#endif
+    decode<kDp>(p);
+}
+
 // ---- prefill --------------------------------------------------------------------------------------------------------
 // A warp has 16 rows of the tile and runs through the pages in order, its state in registers; the block copies K and V to
 // shared memory, one page ahead where two fit. The state of the chunks before the current one waits in `out`.
@@ -465,9 +497,9 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
 }  // namespace
 
 #define KIGO_ATTENTION(dp, decode_blocks, prefill_blocks)                                             \
-    extern "C" __global__ void __launch_bounds__(kThreads, decode_blocks)                             \
+    extern "C" __global__ void __launch_bounds__(kThreads, kTakesChunks<dp> ? 2 : decode_blocks)      \
         attn_decode_##dp(const __grid_constant__ KigoAttention p) {                                   \
-        decode<dp>(p);                                                                                \
+        attend_alone<dp>(p);                                                                          \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(kThreads, prefill_blocks)                            \
         attn_prefill_##dp(const __grid_constant__ KigoAttention p) {                                  \

@@ -12,6 +12,11 @@ use crate::quant::QuantType;
 /// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
 const UNDER_WAY: u32 = 64 << 10;
 
+/// Bytes of the pages that a block has at a time, `kPages` of `kernels/chunks.cuh`, and most shared memory that it has besides what
+/// it is given.
+const CHUNKS_PAGES: u32 = 96 << 10;
+const CHUNKS_STATIC: u32 = 4096;
+
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
 
@@ -228,6 +233,14 @@ impl Card {
         self.sm_90a && quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill)
     }
 
+    /// Dynamic shared memory of a block of `attn_decode` where it takes chunks, for groups of so many heads of this width: pages,
+    /// and two states of each head; 0 where it does not.
+    pub fn chunks_shared(&self, head_width: usize, group: usize) -> u32 {
+        let bytes = CHUNKS_PAGES + (2 * group.min(16) * (head_width + 8) * 4) as u32;
+        let takes = self.sm_90a && bytes + CHUNKS_STATIC <= self.block_shared && [64, 96, 128].contains(&head_width);
+        if takes { bytes } else { 0 }
+    }
+
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
     pub fn blocks(&self, job: &Job) -> Blocks {
         let one = if job.n == 1 { self.one(job) } else { None };
@@ -412,6 +425,17 @@ mod tests {
 
     fn job(quant: QuantType, n: u32, k: usize, has_norm: bool, n_tiles: u32) -> Job {
         Job { quant, n, k, has_norm, n_tiles, gated: false, copies: 1, each: n }
+    }
+
+    #[test]
+    fn two_blocks_that_take_chunks_fit_on_a_multiprocessor() {
+        for (width, group) in [64, 96, 128].into_iter().flat_map(|width| (1..=8).map(move |group| (width, group))) {
+            let bytes = H200.chunks_shared(width, group) + CHUNKS_STATIC + RESERVED;
+            assert!(2 * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+        }
+        assert!(H200.chunks_shared(128, 40) > 0);
+        assert_eq!(H200.chunks_shared(256, 2), 0);
+        assert_eq!(A100.chunks_shared(64, 4), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "the driver is a C library; every use of it is proved in place")]
 
 mod ahead;
+pub mod attention;
 pub mod blocks;
 pub mod context;
 pub mod driver;
@@ -714,7 +715,7 @@ impl Backend for CudaBackend {
     }
 
     fn attn_mix(&mut self, layer: usize) -> Result<()> {
-        stages::attn_mix(self, layer)
+        attention::attn_mix(self, layer)
     }
 
     fn attn_output(&mut self, layer: usize) -> Result<()> {

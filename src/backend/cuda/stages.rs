@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CudaBackend;
+use super::attention::{self, HEADS_OF_BLOCK};
 use super::blocks::{self, Blocks, Card, Job, Kernel};
 use super::context::Context;
 use super::experts;
@@ -14,26 +15,15 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_FLASH_SHARED, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_LATE, KIGO_NORM_LAYER, KIGO_NORM_NONE,
-    KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoAttention,
-    KigoEmbed, KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_LATE, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV,
+    KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput, KigoMatmul,
+    KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
 use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
-
-/// Threads of a block of the attention kernels, and heads that one decode block takes.
-const ATTENTION_THREADS: u32 = 128;
-const FLASH_THREADS: u32 = 384;
-/// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
-const FLASH_KEYS: u32 = 512;
-const HEADS_OF_BLOCK: usize = 16;
-/// Positions that one block attends to at most where there are more of them than `MOST_PAGE_UNITS` pages, as in
-/// `kernels/attention.cu`.
-const CHUNK: usize = 8 * PAGE;
-const MOST_PAGE_UNITS: usize = 40;
 
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kAtOnce` of `kernels/prep.cu`.
@@ -63,7 +53,7 @@ pub struct Shape {
 pub struct Sizes {
     pub n_rows: usize,
     pub n_embd: usize,
-    n_mix: usize,
+    pub n_mix: usize,
     n_ff: usize,
     n_vocab: usize,
     /// Halves of q of a row.
@@ -75,7 +65,7 @@ pub struct Sizes {
     /// Rows of magnitudes.
     n_magnitudes: usize,
     n_layer: usize,
-    counters: usize,
+    pub counters: usize,
     /// Whether what is added to the residual stream is normed before.
     post_norm: bool,
     /// Rows of the products of the feed-forward layer.
@@ -157,13 +147,13 @@ pub struct Workspace {
     /// The residual stream: f32 `[n, n_embd]`. This and the other rows are padded with zeros to whole units.
     pub x: DeviceBuffer,
     /// f16 `[n, n_head, head width]`
-    q: DeviceBuffer,
+    pub q: DeviceBuffer,
     /// q, k and v before their norm, in the rows of their tiles: f32 `[n, n_heads]`.
     heads: DeviceBuffer,
     /// What is added to the residual stream, before its norm: f32 `[n, n_embd]`.
     pub delta: DeviceBuffer,
     /// Output of the attention: f32 `[n, n_head, head_dim]`.
-    mix: DeviceBuffer,
+    pub mix: DeviceBuffer,
     /// f32 `[n_products, n_ff]`
     pub ff: DeviceBuffer,
     /// f32 `[n, kinds of rope, n_rot / 2, 2]`
@@ -187,7 +177,7 @@ pub struct Workspace {
     /// u32 `[n]`: rows that want logits.
     pub select: DeviceBuffer,
     /// u32 `[n, blocks of a row]`
-    counters: DeviceBuffer,
+    pub counters: DeviceBuffer,
     /// f32 `[rows that want logits, n_vocab]`
     pub logits: DeviceBuffer,
     n_logits: usize,
@@ -281,7 +271,7 @@ impl Workspace {
         self.logits.download(stream, start, bytes)
     }
 
-    fn magnitudes(&self, layer: usize, of_ff: bool) -> u64 {
+    pub fn magnitudes(&self, layer: usize, of_ff: bool) -> u64 {
         self.magnitudes.address() + ((2 * layer + usize::from(of_ff)) * self.sizes.n_rows * 4) as u64
     }
 
@@ -304,11 +294,7 @@ pub struct Kernels {
     add_normed: Function,
     /// Where there are experts.
     pub experts: Option<experts::Kernels>,
-    decode: Function,
-    prefill: Function,
-    prefill_shared: u32,
-    /// Attention of many rows where it has a kernel of its own, on sm_90a.
-    flash: Option<Function>,
+    pub attention: attention::Kernels,
     pub head_width: usize,
     pub card: Card,
 }
@@ -320,13 +306,8 @@ impl Kernels {
     /// Those of loading kernels.
     pub fn new(context: &Arc<Context>, types: TypeTable, desc: &ModelDesc) -> Result<Kernels> {
         let head_width = kv_cache::head_width(desc)?;
-        let attention = Module::load(context, embedded("attention")?)?;
         let rows = Module::load(context, embedded("rows")?)?;
-        let prefill = attention.function(&format!("attn_prefill_{head_width}"))?;
-        let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
-        prefill.set_max_shared_bytes(prefill_shared)?;
         let card = Card::new(context.info());
-        let flash = if card.flashes(head_width) { Some(flash(context, head_width)?) } else { None };
         let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
         let few = Module::load(context, embedded("prep_few")?)?;
         // All but what it has besides: a number for each warp.
@@ -338,21 +319,11 @@ impl Kernels {
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
             experts: desc.experts.map(|_| experts::Kernels::new(context, &card)).transpose()?,
-            decode: attention.function(&format!("attn_decode_{head_width}"))?,
-            prefill,
-            prefill_shared,
-            flash,
+            attention: attention::Kernels::new(context, &card, desc, head_width)?,
             head_width,
             card,
         })
     }
-}
-
-/// Attention of many rows on sm_90a.
-fn flash(context: &Arc<Context>, head_width: usize) -> Result<Function> {
-    let flash = Module::load(context, embedded("flash")?)?.function(&format!("attn_flash_{head_width}"))?;
-    flash.set_max_shared_bytes(KIGO_FLASH_SHARED)?;
-    Ok(flash)
 }
 
 /// Activations that a product takes.
@@ -633,10 +604,14 @@ fn takes_operands(b: &CudaBackend, product: &Product) -> bool {
 }
 
 /// Where attention writes what the output takes, or 0: where the product before it had its own.
-fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
+pub fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
     let (d, output) = (&b.desc, &b.places.layers[layer].attn_output);
     let whole = d.head_dim == b.kernels.head_width && d.head_dim.is_multiple_of(64);
-    if whole && flash_of(b, layer).is_some() && takes_operands(b, output) { b.work.records.address() } else { 0 }
+    if whole && attention::flash_of(b, layer).is_some() && takes_operands(b, output) {
+        b.work.records.address()
+    } else {
+        0
+    }
 }
 
 /// Where gate and up write what down takes, or 0: behind their own, in the room that bfloat16 would take.
@@ -714,64 +689,6 @@ pub fn attn_qkv(b: &CudaBackend, layer: usize) -> Result<()> {
     let params = heads(b, layer);
     let threads = (n_pairs as u32).next_multiple_of(32).min(THREADS);
     launch(b, &b.kernels.heads, [b.shape.n as u32, n_blocks as u32, 1], threads, 0, &params)
-}
-
-/// The attention of a layer, of rows that are spread over up to `splits` blocks for each of their groups of heads.
-pub fn attention(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
-    let (d, w) = (&b.desc, &b.work);
-    let (cache, l) = (b.cache.sizes(), &b.places.layers[layer]);
-    let place = cache.layers[layer];
-    KigoAttention {
-        rows: w.rows.address(),
-        tiles: w.tiles.address(),
-        q: w.q.address(),
-        out: w.mix.address(),
-        magnitudes: w.magnitudes(layer, false),
-        counters: w.counters.address(),
-        sinks: l.attn_sinks.map_or(0, |offset| b.weights.address() + offset),
-        operands: 0,
-        n_head: d.n_head as u32,
-        n_head_kv: d.n_head_kv as u32,
-        head_dim: d.head_dim as u32,
-        table: (place.group * cache.n_entries) as u32,
-        layer: place.index as u32,
-        areas: cache.areas_entry() as u32,
-        before: place.before,
-        softcap: d.attn_softcap.map_or(0.0, |cap| cap * std::f32::consts::LOG2_E),
-        softcap_rate: d.attn_softcap.map_or(0.0, |cap| 2.0 / cap),
-        splits,
-        out_stride: w.sizes.n_mix as u32,
-        n_tiles: b.shape.n_tiles as u32,
-        n: b.shape.n as u32,
-        pad: 0,
-    }
-}
-
-/// Attention of many rows of a layer, where they are attended to on the asynchronous tensor cores.
-fn flash_of(b: &CudaBackend, layer: usize) -> Option<&Function> {
-    // What a window hides is not read, but for the rest of a page.
-    let n_keys = (b.cache.sizes().layers[layer].before + 1).min(b.shape.n_positions as u32);
-    b.kernels.flash.as_ref().filter(|_| b.shape.n_tiles > 0 && n_keys >= FLASH_KEYS)
-}
-
-pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
-    let (d, n) = (&b.desc, b.shape.n as u32);
-    let n_blocks = b.work.sizes.counters as u32;
-    // A block takes a page at a time, or eight of short and of long contexts; more blocks than this gain nothing.
-    let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64) as u32;
-    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most);
-    let params = attention(b, layer, splits);
-    if b.shape.n_tiles == 0 {
-        return launch(b, &b.kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, 0, &params);
-    }
-    if let Some(flash) = flash_of(b, layer) {
-        let (grid, params) =
-            ([b.kernels.card.n_sm, 1, 1], KigoAttention { operands: mix_operands(b, layer), ..params });
-        return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
-    }
-    let grid = [b.shape.n_tiles as u32, d.n_head as u32, 1];
-    launch(b, &b.kernels.prefill, grid, ATTENTION_THREADS, b.kernels.prefill_shared, &params)
 }
 
 pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {

@@ -5,6 +5,7 @@
 //! cannot run, and long contexts, whose attention it does not spread over blocks, go the way of larger batches.
 
 use super::CudaBackend;
+use super::attention;
 use super::blocks::Card;
 use super::kv_cache;
 use super::layout::{Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride};
@@ -530,7 +531,7 @@ impl Step {
         for layer in 0..n_layer {
             let words = words_of(b, &memory, layer);
             let attention = KigoStageAttention {
-                attention: stages::attention(b, layer, 1),
+                attention: attention::params(b, layer, 1),
                 heads: stages::heads(b, layer),
                 input: words.qkv,
                 out: words.mix,

@@ -104,7 +104,10 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
     let prefill_shared = dp as u32 * if dp <= 128 { 512 } else { 384 };
     prefill.set_max_shared_bytes(prefill_shared).unwrap();
 
-    let flashes = Card::new(gpu.context().info()).flashes(dp);
+    let card = Card::new(gpu.context().info());
+    let decode_shared = card.chunks_shared(dp, group);
+    decode.set_max_shared_bytes(decode_shared).unwrap();
+    let flashes = card.flashes(dp);
     let flash = flashes.then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
     if let Some(flash) = &flash {
         flash.set_max_shared_bytes(KIGO_FLASH_SHARED).unwrap();
@@ -183,7 +186,9 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 pad: 0,
             };
             match (how, &flash) {
-                (How::Decode(splits), _) => gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, 0, &params),
+                (How::Decode(splits), _) => {
+                    gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, decode_shared, &params);
+                }
                 // Fewer blocks than pairs of heads, so that a block has several.
                 (How::Flash, Some(flash)) => gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params),
                 _ => gpu.launch(&prefill, [1, n_head as u32, 1], 128, prefill_shared, &params),
