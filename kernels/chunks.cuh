@@ -33,15 +33,17 @@ __device__ __forceinline__ void await(const uint64_t* full, uint32_t phase) {
                  : "memory");
 }
 
-__device__ __forceinline__ uint32_t acquired(const uint32_t* at) {
-    uint32_t value;
-    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(value) : "r"(in_shared(at)) : "memory");
-    return value;
-}
+// Whose turn it is to fold a page: a barrier's phase ends with each kWarps-th turn. Who waits for a turn is less than kWarps turns
+// behind what can have ended, so that the phase it asks for is the latest or the one under way.
+struct Turns {
+    uint64_t ended[kWarps];
 
-__device__ __forceinline__ void release(uint32_t* at, uint32_t value) {
-    asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(in_shared(at)), "r"(value) : "memory");
-}
+    __device__ __forceinline__ void await_end(uint32_t turn) const { await(ended + turn % kWarps, turn / kWarps % 2); }
+
+    __device__ __forceinline__ void end(uint32_t turn) {
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(in_shared(ended + turn % kWarps)) : "memory");
+    }
+};
 
 // Copies 8 bytes to shared memory in the background.
 __device__ __forceinline__ void copy_pair(float2* to, const float2* from) {
@@ -115,7 +117,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
     // K and V of each slot; then the state of the chunk, and that of the chunks before where one block has two: O, then M and L.
     extern __shared__ __align__(128) uint8_t slots[];
     __shared__ uint64_t full[kSlots][2];
-    __shared__ uint32_t turn;
+    __shared__ Turns turns;
     __shared__ bool is_last;
 
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
@@ -149,11 +151,12 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
     const bool sends = warp == 0 && lane < kSlots && split < blocks && mine < n_pages;
     const uint64_t address = sends ? __ldcg(pages + mine) + here : 0;
     if (warp == 0) {
+        auto init = [](const uint64_t* barrier) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(barrier)) : "memory"); };
+        if (lane < kWarps) init(turns.ended + lane);
         if (lane < kSlots) {
-            for (int half = 0; half < 2; half++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(&full[lane][half])) : "memory");
+            for (int half = 0; half < 2; half++) init(&full[lane][half]);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
-        if (lane == 0) turn = 0;
     }
     auto send_page = [&] {
         send(k_of(lane), address, kHalf, &full[lane][0]);
@@ -195,10 +198,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
         };
 
         // With more warps than slots the page before may still be awaited, whose phases would be taken for this one's.
-        if (kWarps > kSlots && j >= kSlots) {
-            while (acquired(&turn) + kSlots <= j) {
-            }
-        }
+        if (kWarps > kSlots && j >= kSlots) turns.await_end(j - kSlots);
         await(&full[slot][0], phase);
         const uint4* k = reinterpret_cast<const uint4*>(k_of(slot));
         float s[8][4], m[2], l[2];
@@ -232,8 +232,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
         }
         send_next(v_of(slot), 1);
 
-        while (acquired(&turn) != j) {
-        }
+        if (j > 0) turns.await_end(j - 1);
         __syncwarp();
         float M[2], L[2];
 #pragma unroll
@@ -290,7 +289,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
                 }
             }
             __syncwarp();
-            if (lane == 0) release(&turn, j + 1);
+            if (lane == 0) turns.end(j);
             if (!alone && page_at(j + 1) >= n_pages && lane == 0) {
                 uint32_t before;
                 asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"

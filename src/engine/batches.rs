@@ -14,9 +14,10 @@ use crate::error::try_vec;
 use crate::sampler::Sampler;
 use crate::{Error, Result, panics};
 
-/// How long a batch waits for those of the batch before who are not there again yet: a part of what that took, and at most this.
-/// They come a little later than the first of them, and would else run in batches of their own by turns.
-const PATIENCE: (u32, Duration) = (8, Duration::from_millis(2));
+/// How long a batch waits for those of the batch before who are not there again yet: a part of what that took, but so long at least
+/// and at most. They come a little later than the first of them, and would else run in batches of their own by turns; what a
+/// device has run ahead takes no time.
+const PATIENCE: (u32, Duration, Duration) = (8, Duration::from_micros(300), Duration::from_millis(2));
 
 /// How often a caller whose rows wait for their turn looks whether it is cancelled: nothing wakes it for that.
 const CANCEL_CHECK: Duration = Duration::from_millis(10);
@@ -328,7 +329,8 @@ impl Drop for Lead<'_> {
         queue.led = false;
         let served = self.batch.iter().filter(|request| !request.rows.is_empty()).count();
         queue.expected = served + queue.waiting.len();
-        queue.until = Instant::now().checked_add((self.started.elapsed() / PATIENCE.0).min(PATIENCE.1));
+        let (part, least, most) = PATIENCE;
+        queue.until = Instant::now().checked_add((self.started.elapsed() / part).clamp(least, most));
         for request in &self.batch {
             let mut outcome = lock(&request.outcome);
             outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));
