@@ -158,6 +158,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
     }
+    __syncwarp();
     auto send_page = [&] {
         send(k_of(lane), address, kHalf, &full[lane][0]);
         send(v_of(lane), address + kHalf, kHalf, &full[lane][1]);
@@ -239,13 +240,14 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
         for (int r = 0; r < 2; r++) {
             M[r] = -INFINITY, L[r] = -0.0f;
             if (r == 1 && heads <= 8) break;
-            const float* state = states + min(g + 8 * r, heads - 1) * kState;
-            if (!starts) M[r] = state[kDp], L[r] = state[kDp + 1];
+            const float* state = states + (g + 8 * r) * kState;
+            const bool goes_on = !starts && g + 8 * r < heads;
+            if (goes_on) M[r] = state[kDp], L[r] = state[kDp + 1];
             const Factors f = rescale(M[r], m[r]);
             L[r] = fold(L[r], l[r], f);
 #pragma unroll
             for (int n = 0; n < kTiles; n++) {
-                const float2 before = starts ? make_float2(-0.0f, -0.0f) : *reinterpret_cast<const float2*>(state + n * 8 + 2 * t);
+                const float2 before = goes_on ? *reinterpret_cast<const float2*>(state + n * 8 + 2 * t) : make_float2(-0.0f, -0.0f);
                 o[n][2 * r] = fold(before.x, o[n][2 * r], f);
                 o[n][2 * r + 1] = fold(before.y, o[n][2 * r + 1], f);
             }
@@ -256,8 +258,8 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 if (r == 1 && heads <= 8) break;
-                const float* total = totals + min(g + 8 * r, heads - 1) * kState;
-                if (!is_end) continue;
+                const float* total = totals + (g + 8 * r) * kState;
+                if (!is_end || g + 8 * r >= heads) continue;
                 float M1 = total[kDp];
                 const Factors f = rescale(M1, M[r]);
                 L[r] = fold(total[kDp + 1], L[r], f);
