@@ -40,6 +40,7 @@ struct Turns {
 
     __device__ __forceinline__ void await_end(uint32_t turn) const { await(ended + turn % kWarps, turn / kWarps % 2); }
 
+    // Called by all lanes, each of which has written a part of the state.
     __device__ __forceinline__ void end(uint32_t turn) {
         asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(in_shared(ended + turn % kWarps)) : "memory");
     }
@@ -151,10 +152,12 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
     const bool sends = warp == 0 && lane < kSlots && split < blocks && mine < n_pages;
     const uint64_t address = sends ? __ldcg(pages + mine) + here : 0;
     if (warp == 0) {
-        auto init = [](const uint64_t* barrier) { asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(barrier)) : "memory"); };
-        if (lane < kWarps) init(turns.ended + lane);
+        auto init = [](const uint64_t* barrier, uint32_t n) {
+            asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(in_shared(barrier)), "r"(n) : "memory");
+        };
+        if (lane < kWarps) init(turns.ended + lane, kWarp);
         if (lane < kSlots) {
-            for (int half = 0; half < 2; half++) init(&full[lane][half]);
+            for (int half = 0; half < 2; half++) init(&full[lane][half], 1);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         }
     }
@@ -291,7 +294,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
                 }
             }
             __syncwarp();
-            if (lane == 0) turns.end(j);
+            turns.end(j);
             if (!alone && page_at(j + 1) >= n_pages && lane == 0) {
                 uint32_t before;
                 asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
