@@ -30,7 +30,8 @@ use crate::model::{Activation, Experts, ModelDesc, Norm, QkNorm};
 use crate::quant::QuantType;
 
 /// Bytes of the weights of a layer from which on it is faster than the kernels of larger batches: with the 10 MB of a Qwen2 of 0.5B
-/// in `Q4_K_M` a token takes 8 % less on an H200, with those of Llamas of 1B and 8B 4 to 19 %. Smaller layers have not been measured since it gained that.
+/// in `Q4_K_M` a token takes 8 % less on an H200, with those of Llamas of 1B and 8B 4 to 19 %. Smaller layers have not been measured
+/// since it gained that.
 const FEWEST_LAYER_BYTES: u64 = 8 << 20;
 /// Positions up to which it is faster than the kernels of larger batches, which spread the attention of a row over blocks.
 const MOST_POSITIONS: usize = 1024;
@@ -189,7 +190,7 @@ fn layer_bytes(b: &CudaBackend) -> u64 {
 }
 
 /// Whether a layer has experts of a type with which the kernels of larger batches are faster: a gpt-oss of 20B in `MXFP4` takes
-/// longer on an H200, a Qwen3 of 30B in `Q4_K_M` 15 % less.
+/// 12 % longer on an H200, a Qwen3 of 30B in `Q4_K_M` 12 % less.
 fn is_slow(b: &CudaBackend) -> bool {
     let of_experts = |layer: &LayerPlaces| {
         products(layer).any(|product| product.n_matrices > 1 && product.quant == QuantType::MXFP4)
