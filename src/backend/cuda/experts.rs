@@ -24,7 +24,8 @@ use crate::quant::QuantType;
 use crate::{Error, Result};
 
 /// Most slots that are multiplied singly, where there are more experts. As many as these, or more, are likely to share experts, whose
-/// weights are then read once: on an H200 32 slots of 32 experts took 8.0 ms for 9.4, and 16 slots 6.2 for 5.5 (gpt-oss 20B).
+/// weights are then read once: on an H200 a step took 8.0 ms for 9.4 with 32 slots of 32 experts, and 6.2 for 5.5 with 16
+/// (`kigo-bench --batch=4,8` of gpt-oss 20B, with either limit).
 const MAX_SINGLE_SLOTS: usize = 64;
 
 const THREADS: u32 = 256;
