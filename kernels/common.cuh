@@ -62,6 +62,13 @@ __device__ __forceinline__ void copy_async_wait_until(int pending) {
     copy_async_wait<kFrom>();
 }
 
+// Whether this is the one lane of a warp that does what one has to; all lanes call it.
+__device__ __forceinline__ bool elect_lane() {
+    uint32_t is_it;
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(is_it));
+    return is_it;
+}
+
 // What the bulk copy engine writes to shared memory at a time: pieces that start elsewhere take a tenth longer.
 constexpr int kLine = 128;
 
@@ -102,7 +109,7 @@ struct Ring {
     __device__ __forceinline__ void fill(uint32_t bytes, From from) {
         uint8_t* to = slots + to_fill * kSlot;
 #if __CUDA_ARCH__ >= 900
-        if (bytes > 0 && lane == 0) {
+        if (bytes > 0 && elect_lane()) {
             const uint32_t barrier = shared_address(full + to_fill);
             asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(kPieces * bytes) : "memory");
             for (int i = 0; i < kPieces; i++) {

@@ -28,102 +28,112 @@ struct Stream {
     static constexpr uint32_t kMost = TypeRecord::kBytes < KIGO_PIECE ? KIGO_PIECE / TypeRecord::kBytes : 1;
     using TypeRing = Ring<kMost * TypeRecord::kBytes, kTiles>;
 
-    // Tiles side by side, and a record of them.
-    struct Cursor {
-        uint32_t item, tile_of_item, record, n;
-        const uint8_t* tiles[kTiles];
-        uint32_t first_place[kTiles];
+    // Tiles side by side: the item that they belong to, the first of them, and the place of that one's first record. From one to the
+    // next are sums: a division would take as long as the products of a short slice.
+    struct Tiles {
+        uint32_t item, of_item, number, first_place;
+        const uint8_t* first;
     };
 
     TypeRing ring;
     const uint8_t* weights;
     Slice slice;
-    // `tiles_before` are of the experts before.
-    uint32_t n_tiles, tiles_before, tiles_per_item, n_items, n_records;
-    // The next piece to fetch, whose n is 0 after the last.
-    Cursor to_fetch;
+    uint32_t tiles_per_item, n_items, n_records, tile_bytes;
+    // Tiles of the matrix and of the experts before; from the last tiles of an item to the first of the block's next, and how many
+    // places records are apart for it.
+    uint32_t last_tile, jump, jump_places;
+    // Those at hand, and those of the next piece to fetch: a record of them, and how many; none after the last.
+    Tiles to_use, to_fetch;
+    uint32_t record, n;
 
     // Nothing is fetched before `start`.
     __device__ __forceinline__ Stream(const KigoMatmul& p, Barriers& barriers, uint32_t tiles_per_item)
         : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           slice(p.n_records, threadIdx.x / kWarp),
-          n_tiles(p.n_tiles),
-          tiles_before(0),
           tiles_per_item(tiles_per_item),
           n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
-          n_records(p.n_records) {}
+          n_records(p.n_records),
+          tile_bytes(p.n_records * TypeRecord::kBytes),
+          last_tile(p.n_tiles - 1),
+          jump((gridDim.x - 1) * tiles_per_item + kTiles),
+          jump_places(jump % p.n_records) {}
 
     // Starts to fetch the matrix of an expert.
     __device__ __forceinline__ void start(uint32_t expert) {
-        tiles_before = expert * n_tiles;
-        to_fetch.item = blockIdx.x;
-        to_fetch.tile_of_item = 0;
-        open(to_fetch);
+        const uint32_t before = expert * (last_tile + 1), number = before + blockIdx.x * tiles_per_item;
+        last_tile += before;
+        to_use = {blockIdx.x, 0, number, number % n_records, weights + size_t(number) * tile_bytes};
+        to_fetch = to_use;
+        record = slice.first;
+        n = to_fetch.item < n_items ? piece(to_fetch, record) : 0;
 #pragma unroll 1
         for (int i = 1; i < ring.n_slots; i++) fetch();
     }
 
-    // The number of tile `side` of those side by side; a missing last one is the one before.
-    __device__ __forceinline__ uint32_t tile(uint32_t item, uint32_t tile_of_item, int side) const {
-        return tiles_before + min(item * tiles_per_item + tile_of_item + side, n_tiles - 1);
+    // How many tiles the one at `side` is behind the first: a missing last one is the one before.
+    __device__ __forceinline__ uint32_t behind(const Tiles& tiles, int side) const {
+        return side == 0 ? 0 : min(uint32_t(side), last_tile - tiles.number);
     }
 
-    // Goes to the first record of tiles.
-    __device__ __forceinline__ void open(Cursor& c) const {
-        c.n = 0;
-        if (c.item >= n_items || slice.first == slice.last) return;
-        c.record = slice.first;
-#pragma unroll
-        for (int side = 0; side < kTiles; side++) {
-            const uint32_t number = tile(c.item, c.tile_of_item, side);
-            c.tiles[side] = weights + size_t(number) * n_records * TypeRecord::kBytes;
-            c.first_place[side] = number % n_records;
-        }
-        c.n = piece(c.record, c.first_place);
+    __device__ __forceinline__ uint32_t wrapped(uint32_t place) const { return place < n_records ? place : place - n_records; }
+
+    __device__ __forceinline__ uint32_t first_place(const Tiles& tiles, int side) const {
+        return side == 0 ? tiles.first_place : wrapped(tiles.first_place + behind(tiles, side));
     }
 
-    // Records of the piece that starts with `record`.
-    __device__ __forceinline__ uint32_t piece(uint32_t record, const uint32_t (&first_place)[kTiles]) const {
+    // Records of the piece that starts with `record`; none where the warp has none.
+    __device__ __forceinline__ uint32_t piece(const Tiles& tiles, uint32_t record) const {
         uint32_t n = kMost;
 #pragma unroll
-        for (int side = 0; side < kTiles; side++) n = piece_records(record, slice.last, first_place[side], n_records, n);
+        for (int side = 0; side < kTiles; side++) {
+            n = piece_records(record, slice.last, first_place(tiles, side), n_records, n);
+        }
         return n;
+    }
+
+    __device__ __forceinline__ void advance(Tiles& tiles) const {
+        tiles.of_item += kTiles;
+        const bool ends = tiles.of_item >= tiles_per_item;
+        const uint32_t step = ends ? jump : kTiles;
+        if (ends) {
+            tiles.of_item = 0;
+            tiles.item += gridDim.x;
+        }
+        tiles.number += step;
+        tiles.first += size_t(step) * tile_bytes;
+        tiles.first_place = wrapped(tiles.first_place + (ends ? jump_places : kTiles));
     }
 
     // Starts to fetch the next piece, if there is one.
     __device__ __forceinline__ void fetch() {
-        Cursor& c = to_fetch;
-        ring.fill(c.n * TypeRecord::kBytes, [&](int side) {
-            const uint32_t place = c.record + c.first_place[side];
-            return c.tiles[side] + size_t(place < n_records ? place : place - n_records) * TypeRecord::kBytes;
+        ring.fill(n * TypeRecord::kBytes, [&](int side) {
+            const uint32_t place = wrapped(record + first_place(to_fetch, side));
+            return to_fetch.first + (behind(to_fetch, side) * tile_bytes + place * TypeRecord::kBytes);
         });
-        if (c.n == 0) return;
-        c.record += c.n;
-        if (c.record < slice.last) {
-            c.n = piece(c.record, c.first_place);
-            return;
+        if (n == 0) return;
+        record += n;
+        if (record == slice.last) {
+            advance(to_fetch);
+            record = slice.first;
+            if (to_fetch.item >= n_items) {
+                n = 0;
+                return;
+            }
         }
-        c.tile_of_item += kTiles;
-        if (c.tile_of_item >= tiles_per_item) {
-            c.tile_of_item = 0;
-            c.item += gridDim.x;
-        }
-        open(c);
+        n = piece(to_fetch, record);
     }
 
-    // Calls `use(at, record)` with each record of the warp's slice of tiles, in shared memory.
+    // Calls `use(at, record)` with each record of the warp's slice of the next tiles, in shared memory.
     template <class Use>
-    __device__ __forceinline__ void for_records(uint32_t item, uint32_t tile_of_item, Use use) {
-        uint32_t first_place[kTiles];
-#pragma unroll
-        for (int side = 0; side < kTiles; side++) first_place[side] = kMost > 1 ? tile(item, tile_of_item, side) % n_records : 0;
+    __device__ __forceinline__ void for_records(Use use) {
         for (uint32_t record = slice.first; record < slice.last;) {
             const uint8_t* at = ring.next();
             fetch();
-            const uint32_t end = record + (kMost > 1 ? piece(record, first_place) : 1);
+            const uint32_t end = record + (kMost > 1 ? piece(to_use, record) : 1);
             for (; record < end; record++, at += TypeRecord::kBytes) use(at, record);
         }
+        if (kMost > 1) advance(to_use);
     }
 };
 
@@ -176,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     for (uint32_t item = blockIdx.x; item < stream.n_items; item += gridDim.x, turn++) {
         for (uint32_t side = 0; side < per_item; side++) {
             float acc[4] = {0, 0, 0, 0};
-            stream.for_records(item, side, [&](const uint8_t* in, uint32_t record) {
+            stream.for_records([&](const uint8_t* in, uint32_t record) {
                 const auto scales = scales_of<Type>(in + TypeRecord::kScales, lane);
 #pragma unroll
                 for (int unit = 0; unit < kUnits; unit++) {
@@ -248,7 +258,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
             }
         };
         load(stream.slice.first * kUnits);
-        stream.for_records(item, 0, [&](const uint8_t* in, uint32_t record) {
+        stream.for_records([&](const uint8_t* in, uint32_t record) {
 #pragma unroll
             for (int unit = 0; unit < kUnits; unit++) {
                 Columns now[kColumnTiles];

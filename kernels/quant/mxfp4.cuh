@@ -9,22 +9,26 @@
 
 // Codes of 4 bits, s e e m, become the half with these bits in places 15 and 11 to 9, which is their value times 2^-14. In a word
 // of codes of the four registers of a product half h is in bits 16 h to 16 h + 15: register 0 where it is wanted, register 1 three
-// bits lower; of registers 2 and 3 e e m six and nine bits lower and s one and two.
+// bits lower; of registers 2 and 3 e e m six and nine bits lower and s one and two, so that a multiplication brings both where they
+// are wanted, and what it brings elsewhere carries into no place that is.
 struct E2m1Planes : PlanesOf<4, 0> {
     static constexpr int kShift = 9, kOdd = 0;
     static constexpr uint32_t kSign = 0x80008000u, kRest = 0x0e000e00u;
 
+    KIGO_FN static constexpr uint32_t place(int r, uint32_t sign, uint32_t rest) {
+        return r < 2 ? (sign | rest) >> 3 * r : sign >> (r - 1) | rest >> 3 * r;
+    }
+
     KIGO_FN static void put(Unit& unit, int j, int r, int h, uint32_t code) {
-        const uint32_t sign = (code & 8) << 12, rest = (code & 7) << 9;
-        unit.low[j] |= (r < 2 ? (sign | rest) >> 3 * r : sign >> (r - 1) | rest >> 3 * r) << 16 * h;
+        unit.low[j] |= place(r, (code & 8) << 12, (code & 7) << 9) << 16 * h;
     }
 
     KIGO_FN static void codes(const Unit& unit, int j, uint32_t out[4]) {
         const uint32_t word = unit.low[j];
         out[0] = word & (kSign | kRest);
         out[1] = word << 3 & (kSign | kRest);
-        out[2] = (word << 6 & kRest) | (word << 1 & kSign);
-        out[3] = (word << 9 & kRest) | (word << 2 & kSign);
+        out[2] = (word & place(2, kSign, kRest)) * ((1 << 6) + (1 << 1)) & (kSign | kRest);
+        out[3] = (word & place(3, kSign, kRest)) * ((1 << 9) + (1 << 2)) & (kSign | kRest);
     }
 };
 
