@@ -39,7 +39,7 @@ typedef struct {
 #define KIGO_MAX_SLOTS 16
 
 /* Bytes of neighbouring records that are copied together at most, where a record is not larger. */
-#define KIGO_PIECE 2432
+#define KIGO_PIECE 3456
 
 /* Where the activations of a product come from. */
 typedef struct {

@@ -42,7 +42,7 @@ macro_rules! constants {
 
 constants! {
     KIGO_PAGE = 64,
-    KIGO_PIECE = 2432,
+    KIGO_PIECE = 3456,
     KIGO_ALL_BEFORE = 0x7FFF_0000,
     KIGO_NO_SLOT = 0xFFFF_FFFF,
     KIGO_SAMPLE_CHUNK = 128,
