@@ -537,9 +537,9 @@ mod tests {
     #[test]
     fn rings_are_longer_where_fewer_warps_read_or_pieces_are_short() {
         let slots = |quant, k| H200.blocks(&Job { copies: 8, ..job(quant, 1, k, false, 128) }).n_slots;
-        // The experts of a Qwen3 of 30B: eight slices for gate and up, three for down. Those of gpt-oss: pieces of 4 and 2 records.
+        // The experts of a Qwen3 of 30B: eight slices for gate and up, three for down. Those of gpt-oss: a slice of 6 records is one piece.
         assert_eq!([2048, 768].map(|k| slots(QuantType::Q4_K, k)), [3, 5]);
-        assert_eq!([4096, 2880].map(|k| slots(QuantType::MXFP4, k)), [3, 4]);
+        assert_eq!([4096, 2880].map(|k| slots(QuantType::MXFP4, k)), [3, 3]);
     }
 
     #[test]
