@@ -87,6 +87,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) route_few(const __grid_co
     prefetch_norm(p.input);
     pdl_wait();
     pdl_launch();
+    const uint32_t number = (row * gridDim.x + blockIdx.x) * kThreads + threadIdx.x;
+    if (number < p.route.n_products) at<uint32_t>(p.route.magnitudes)[number] = 0;
     const float of_row = activate_row<true>(p.input, row, staging, scratch, [&](uint32_t quad, Quad value) {
         const QuadPlace place(quad);
         if (place.unit < slice.first || place.unit >= slice.last) return;
@@ -151,7 +153,6 @@ extern "C" __global__ void __launch_bounds__(kThreads) route_few(const __grid_co
     __syncthreads();
     if (warp > 0) return;
     const bool used = lane < p.route.n_used;
-    if (used) at<uint32_t>(p.route.magnitudes)[row * p.route.n_used + lane] = 0;
     const uint32_t expert = used ? chosen[lane] : 0;
     put_slots(p.route, row, lane, expert, used ? logits[expert] : -INFINITY);
 }

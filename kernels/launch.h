@@ -133,12 +133,12 @@ typedef struct {
 #define KIGO_GELU 1
 #define KIGO_SILU_CLAMPED 2
 
-/* matmul_one, matmul_few8, matmul_few16, matmul_few32, matmul_many, matmul_many_narrow, and on sm_90a matmul_prefill,
+/* matmul_one, matmul_few8, matmul_few16, matmul_few32, matmul_grouped, matmul_many, matmul_many_narrow, and on sm_90a matmul_prefill,
  * matmul_prefill_wide and matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads (matmul_prefill of types of 16 bits 640) and
- * clusters of 2 blocks, or of 8 with an item each: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. With experts, each
- * row of the product has the matrix of one of them; tiles (n_tiles each) and biases
- * of all stand one after the other. Then matmul_one has a grid of n rows in y, and row i takes row i / share of x; those of many
- * have rows that stand by expert (KigoGroup), and matmul_many has a grid of all experts in z. */
+ * clusters of 2 blocks, or of 8 with an item each: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. With more than 32
+ * rows, matmul_few32_F32 has 32 for each block in y. With experts, each row of the product has the matrix of one of them; tiles (n_tiles
+ * each) and biases of all stand one after the other. Then row i of matmul_one, which has a grid of n rows in y, and of matmul_grouped
+ * takes row i / share of x; those of many have rows that stand by expert (KigoGroup), and matmul_many has a grid of all experts in z. */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -173,14 +173,14 @@ typedef struct {
     KigoQkv qkv;
     float scale;
     float softcap;
-    /* matmul_one, matmul_few: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
+    /* matmul_one, matmul_few, matmul_grouped: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
     uint32_t n_slots;
     /* matmul_few16, matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
     uint32_t sum_columns;
     /* matmul_prefill...: pieces with the most columns, parts of 64 columns of other pieces, from 1; see prefill.cuh. */
     uint32_t n_wide;
     uint32_t narrow_parts;
-    /* matmul_one: u32 [n], the expert of each row; 0: no experts. */
+    /* matmul_one, matmul_grouped (up to kMostGrouped rows): u32 [n], the expert of each row; 0: no experts. */
     uint64_t experts;
     /* matmul_many, matmul_prefill...: u32 [experts + 1], where the rows of each expert start, a multiple of 8; 0: no experts. */
     uint64_t starts;
@@ -256,7 +256,7 @@ typedef struct {
 #define KIGO_ROUTE_MOST_EXPERTS 1024
 
 /* route_few: the product with an f32 matrix and `route` in one, grid (8 n_tiles, n); dynamic shared memory: 4352 bytes for each
- * record of a slice of a tile, and 4 * stride. A row's slots are rows of the products. */
+ * record of a slice of a tile, and 4 * stride. */
 typedef struct {
     KigoInput input;
     /* The router: tiles of records, of n_expert rows. */

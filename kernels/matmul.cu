@@ -4,6 +4,7 @@
 #include "fragments.cuh"
 #include "prefill.cuh"
 #include "quant/types.cuh"
+#include "slot_groups.cuh"
 
 using Type = KIGO_QUANT;
 using TypeRecord = Record<Type>;
@@ -21,27 +22,38 @@ extern __shared__ __align__(kLine) uint4 shared[];
 // Words of shared memory of each warp's ring.
 using Barriers = uint64_t[kWarps][KIGO_MAX_SLOTS];
 
-// The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side.
-template <int kTiles>
+// An item of a product, among those of its matrix; and of groups of slots which one.
+struct Item {
+    uint32_t number, group;
+};
+
+// The records that one warp works through: its slice of one tile after another, `kTiles` tiles side by side. If `kGrouped`, items are
+// those of every group of slots, each with the matrix of its expert, and where fewer slices than warps have a record, teams of as many
+// warps have an item each.
+template <int kTiles, bool kGrouped = false>
 struct Stream {
     // Records that are copied at a time: fewer copies keep those busy who start them.
     static constexpr uint32_t kMost = TypeRecord::kBytes < KIGO_PIECE ? KIGO_PIECE / TypeRecord::kBytes : 1;
     using TypeRing = Ring<kMost * TypeRecord::kBytes, kTiles>;
 
-    // Tiles side by side: the item that they belong to, the first of them, and the place of that one's first record. From one to the
-    // next are sums: a division would take as long as the products of a short slice.
+    // Tiles side by side: the item that they belong to; the first of them and the last of its matrix, experts before included; the place
+    // of its first record.
     struct Tiles {
-        uint32_t item, of_item, number, first_place;
+        Item item;
+        uint32_t of_item, number, last, first_place;
         const uint8_t* first;
     };
 
     TypeRing ring;
     const uint8_t* weights;
     Slice slice;
-    uint32_t tiles_per_item, n_items, n_records, tile_bytes;
-    // Tiles of the matrix and of the experts before; from the last tiles of an item to the first of the block's next, and how many
-    // places records are apart for it.
-    uint32_t last_tile, jump, jump_places;
+    const SlotGroups* groups;
+    // Slices that have records; teams of a block, and the warp's.
+    uint32_t n_busy, n_teams, team;
+    // `n_tiles` and `n_items` are those of a matrix.
+    uint32_t n_tiles, tiles_per_item, n_items, n_records, tile_bytes;
+    // From the last tiles of an item to the first of the block's next, where all are of one matrix, and how far records are apart.
+    uint32_t jump, jump_places;
     // Those at hand, and those of the next piece to fetch: a record of them, and how many; none after the last.
     Tiles to_use, to_fetch;
     uint32_t record, n;
@@ -51,29 +63,93 @@ struct Stream {
         : ring(reinterpret_cast<uint8_t*>(shared) + threadIdx.x / kWarp * p.n_slots * TypeRing::kSlot, barriers[threadIdx.x / kWarp], p.n_slots),
           weights(reinterpret_cast<const uint8_t*>(p.weights)),
           slice(p.n_records, threadIdx.x / kWarp),
+          groups(nullptr),
+          n_busy(kSlices),
+          n_teams(1),
+          team(0),
+          n_tiles(p.n_tiles),
           tiles_per_item(tiles_per_item),
           n_items((p.n_tiles + tiles_per_item - 1) / tiles_per_item),
           n_records(p.n_records),
           tile_bytes(p.n_records * TypeRecord::kBytes),
-          last_tile(p.n_tiles - 1),
           jump((gridDim.x - 1) * tiles_per_item + kTiles),
-          jump_places(jump % p.n_records) {}
+          jump_places(jump % p.n_records) {
+        if constexpr (kGrouped) {
+            const uint32_t warp = threadIdx.x / kWarp, of_slice = (n_records + kSlices - 1) / kSlices;
+            n_busy = (n_records + of_slice - 1) / of_slice;
+            n_teams = kWarps / n_busy;
+            team = warp / n_busy;
+            // Warps that are left over have none.
+            slice = Slice(n_records, team < n_teams ? warp % n_busy : kSlices);
+        }
+    }
 
     // Starts to fetch the matrix of an expert.
     __device__ __forceinline__ void start(uint32_t expert) {
-        const uint32_t before = expert * (last_tile + 1), number = before + blockIdx.x * tiles_per_item;
-        last_tile += before;
-        to_use = {blockIdx.x, 0, number, number % n_records, weights + size_t(number) * tile_bytes};
-        to_fetch = to_use;
+        open(to_fetch, first_item(), expert);
+        start();
+    }
+
+    // Starts to fetch those that groups have.
+    __device__ __forceinline__ void start(const SlotGroups& of) {
+        groups = &of;
+        open(to_fetch, moved(first_item(), team));
+        start();
+    }
+
+    __device__ __forceinline__ void start() {
+        to_use = to_fetch;
         record = slice.first;
-        n = to_fetch.item < n_items ? piece(to_fetch, record) : 0;
+        n = exists(to_fetch.item) ? piece(to_fetch, record) : 0;
 #pragma unroll 1
         for (int i = 1; i < ring.n_slots; i++) fetch();
     }
 
+    // The first item of the block's first team, and one that is so many further.
+    __device__ __forceinline__ Item first_item() const { return moved({0, 0}, blockIdx.x * n_teams); }
+
+    __device__ __forceinline__ Item moved(Item item, uint32_t by) const {
+        item.number += by;
+        if constexpr (kGrouped) {
+            for (; item.number >= n_items && item.group < groups->n; item.group++) item.number -= n_items;
+        }
+        return item;
+    }
+
+    // What a block's teams have next.
+    __device__ __forceinline__ Item next(Item item) const { return moved(item, gridDim.x * n_teams); }
+
+    __device__ __forceinline__ bool exists(Item item) const { return kGrouped ? item.group < groups->n : item.number < n_items; }
+
+    // Goes to the first tiles of an item of an expert.
+    __device__ __forceinline__ void open(Tiles& tiles, Item item, uint32_t expert) const {
+        const uint32_t before = expert * n_tiles, number = before + item.number * tiles_per_item;
+        tiles = {item, 0, number, before + n_tiles - 1, number % n_records, weights + size_t(number) * tile_bytes};
+    }
+
+    __device__ __forceinline__ void open(Tiles& tiles, Item item) const {
+        tiles.item = item;
+        if (exists(item)) open(tiles, item, groups->expert[item.group]);
+    }
+
+    // Goes on to the next. Within a matrix these are sums: a division takes as long as the products of a short slice.
+    __device__ __forceinline__ void advance(Tiles& tiles) const {
+        tiles.of_item += kTiles;
+        const bool ends = tiles.of_item >= tiles_per_item;
+        if (kGrouped && ends) return open(tiles, next(tiles.item));
+        const uint32_t step = ends ? jump : kTiles;
+        if (ends) {
+            tiles.of_item = 0;
+            tiles.item = next(tiles.item);
+        }
+        tiles.number += step;
+        tiles.first += size_t(step) * tile_bytes;
+        tiles.first_place = wrapped(tiles.first_place + (ends ? jump_places : kTiles));
+    }
+
     // How many tiles the one at `side` is behind the first: a missing last one is the one before.
-    __device__ __forceinline__ uint32_t behind(const Tiles& tiles, int side) const {
-        return side == 0 ? 0 : min(uint32_t(side), last_tile - tiles.number);
+    __device__ __forceinline__ static uint32_t behind(const Tiles& tiles, int side) {
+        return side == 0 ? 0 : min(uint32_t(side), tiles.last - tiles.number);
     }
 
     __device__ __forceinline__ uint32_t wrapped(uint32_t place) const { return place < n_records ? place : place - n_records; }
@@ -92,19 +168,6 @@ struct Stream {
         return n;
     }
 
-    __device__ __forceinline__ void advance(Tiles& tiles) const {
-        tiles.of_item += kTiles;
-        const bool ends = tiles.of_item >= tiles_per_item;
-        const uint32_t step = ends ? jump : kTiles;
-        if (ends) {
-            tiles.of_item = 0;
-            tiles.item += gridDim.x;
-        }
-        tiles.number += step;
-        tiles.first += size_t(step) * tile_bytes;
-        tiles.first_place = wrapped(tiles.first_place + (ends ? jump_places : kTiles));
-    }
-
     // Starts to fetch the next piece, if there is one.
     __device__ __forceinline__ void fetch() {
         ring.fill(n * TypeRecord::kBytes, [&](int side) {
@@ -116,7 +179,7 @@ struct Stream {
         if (record == slice.last) {
             advance(to_fetch);
             record = slice.first;
-            if (to_fetch.item >= n_items) {
+            if (!exists(to_fetch.item)) {
                 n = 0;
                 return;
             }
@@ -234,40 +297,95 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     stream.ring.drain();
 }
 
-// The product with up to 8 * kColumnTiles rows: like matmul_one, but two tiles at a time, with activations from prep.
-template <int kColumnTiles>
+// The product with up to 8 * kColumnTiles rows, matmul_few32_F32 with as many for each block in y: like matmul_one, but two tiles at a
+// time, with activations from prep. If `kGrouped`, rows are slots of experts, and a group of up to 8 of them that have one expert is
+// multiplied with its matrix.
+template <int kColumnTiles, bool kGrouped = false>
 __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t n_units = p.input.stride / kUnitK;
+    // Units of activations that are under way: short records are multiplied in less time than L2 takes.
+    constexpr int kAhead = kGrouped && kUnits == 1 && Type::kOperand == Operand::kF16 ? 2 : 1;
+    // Routers have many rows and few tiles.
+    constexpr bool kHasMore = kColumnTiles == 4 && Type::kOperand == Operand::kF32;
+    const uint32_t n_units = p.input.stride / kUnitK, first_column = kHasMore ? blockIdx.y * 8 * kColumnTiles : 0;
     __shared__ Barriers barriers;
 
-    Stream<2> stream(p, barriers, 2);
-    stream.start(0);
-    pdl_wait();
-    pdl_launch();
+    using ItemStream = Stream<2, kGrouped>;
+    ItemStream stream(p, barriers, 2);
+    // [slice][tile][row][column], beside the rings, of some tiles of columns at a time.
+    auto sums = [&] {
+        const uint32_t n_rings = kGrouped ? stream.n_teams * stream.n_busy : kWarps;
+        return reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + n_rings * p.n_slots * ItemStream::TypeRing::kSlot);
+    };
+    __shared__ SlotGroups groups;
+    if constexpr (kGrouped) {
+        pdl_wait();
+        pdl_launch();
+        groups.find(reinterpret_cast<const uint32_t*>(p.experts), p.n, reinterpret_cast<uint32_t*>(sums()));
+        stream.start(groups);
+    } else {
+        stream.start(0);
+        pdl_wait();
+        pdl_launch();
+    }
 
-    for (uint32_t item = blockIdx.x; item < stream.n_items; item += gridDim.x) {
+    for (Item first_item = stream.first_item(); stream.exists(first_item); first_item = stream.next(first_item)) {
+        const Item own = stream.moved(first_item, stream.team);
+        const bool has_own = !kGrouped || stream.exists(own);
+        // The row of column `column` of an item, or KIGO_NO_ROW.
+        auto row_of = [&](Item item, uint32_t column) {
+            if constexpr (kGrouped) return stream.exists(item) ? groups.slot(item.group, column) : KIGO_NO_ROW;
+            return column + first_column < p.n ? column + first_column : KIGO_NO_ROW;
+        };
+        if constexpr (kGrouped) {
+            // Biases of an expert are far away, and what follows the sums waits for them.
+            const bool gated = p.kind == KIGO_GATED;
+            const uint64_t bias = gated && lane == 1 ? p.bias[1] : p.bias[0];
+            if (has_own && lane < 2 && warp % stream.n_busy == 0 && bias) {
+                const uint32_t row = (gated ? own.number : 2 * own.number + lane) * kTileRows;
+                const float* at = reinterpret_cast<const float*>(bias) + size_t(groups.expert[own.group]) * p.n_rows + row;
+                if (row < p.n_rows) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+            }
+        }
         float acc[2][kColumnTiles][4] = {};
-        // Activations of the next unit, on their way while this one's are multiplied; those of the last are loaded once more.
-        Columns x[kColumnTiles];
-        auto load = [&](uint32_t unit) {
+        // Activations of the next units, on their way while this one's are multiplied; those of the last are loaded once more.
+        Columns x[kAhead][kColumnTiles];
+        // Of a group only the columns that there are, each a lane's own row of what was prepared.
+        [[maybe_unused]] const uint32_t slot = kGrouped ? row_of(own, lane / 4) : 0, source = slot / p.share;
+        if constexpr (kGrouped) {
 #pragma unroll
-            for (int tile = 0; tile < kColumnTiles; tile++) {
-                const size_t from = (size_t(tile) * n_units + min(unit, n_units - 1)) * kColumnBytes;
-                x[tile] = load_activations<Type>(reinterpret_cast<const uint8_t*>(p.records) + from, lane);
+            for (int i = 0; i < kAhead; i++) x[i][0] = {};
+        }
+        auto load = [&](Columns(&to)[kColumnTiles], uint32_t unit) {
+            if constexpr (kGrouped) {
+                if (slot == KIGO_NO_ROW) return;
+                const size_t from = (size_t(source / 8) * n_units + min(unit, n_units - 1)) * kColumnBytes;
+                to[0] = load_activations<Type>(reinterpret_cast<const uint8_t*>(p.records) + from, source % 8 * 4 + lane % 4);
+            } else {
+#pragma unroll
+                for (int tile = 0; tile < kColumnTiles; tile++) {
+                    const uint32_t of_columns = kHasMore ? min(first_column / 8 + tile, (p.n - 1) / 8) : tile;
+                    const size_t from = (size_t(of_columns) * n_units + min(unit, n_units - 1)) * kColumnBytes;
+                    to[tile] = load_activations<Type>(reinterpret_cast<const uint8_t*>(p.records) + from, lane);
+                }
             }
         };
-        load(stream.slice.first * kUnits);
-        stream.for_records([&](const uint8_t* in, uint32_t record) {
+#pragma unroll
+        for (int i = 0; i < kAhead; i++) load(x[i], stream.slice.first * kUnits + i);
+        if (has_own) stream.for_records([&](const uint8_t* in, uint32_t record) {
 #pragma unroll
             for (int unit = 0; unit < kUnits; unit++) {
                 Columns now[kColumnTiles];
 #pragma unroll
-                for (int tile = 0; tile < kColumnTiles; tile++) now[tile] = x[tile];
-                load(record * kUnits + unit + 1);
+                for (int tile = 0; tile < kColumnTiles; tile++) {
+                    now[tile] = x[0][tile];
+#pragma unroll
+                    for (int i = 1; i < kAhead; i++) x[i - 1][tile] = x[i][tile];
+                }
+                load(x[kAhead - 1], record * kUnits + unit + kAhead);
 #pragma unroll
                 for (int side = 0; side < 2; side++) {
-                    const uint8_t* from = in + side * Stream<2>::TypeRing::kStep;
+                    const uint8_t* from = in + side * ItemStream::TypeRing::kStep;
                     const auto w = make_fragments<Type>(load_unit_shared<Type>(from, unit, lane),
                                                         scales_of<Type>(from + TypeRecord::kScales, lane), unit);
 #pragma unroll
@@ -275,8 +393,7 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 }
             }
         });
-        // [slice][tile][row][column], beside the ring, of some tiles of columns at a time.
-        float* partial = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + kWarps * p.n_slots * Stream<2>::TypeRing::kSlot);
+        float* partial = sums();
         const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;
 #pragma unroll 1
         for (int first = 0; first < kColumnTiles; first += n_columns / 8) {
@@ -292,14 +409,19 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
             }
             __syncthreads();
             // Neighbouring threads take neighbouring rows of one column.
-            for (int index = threadIdx.x; index < kTileRows * n_columns; index += kThreads) {
-                const int row = index % kTileRows, of_sums = index / kTileRows, column = 8 * first + of_sums;
-                const bool exists = column < p.n;
-                const float factor = exists ? factor_of(p, column) : 0;
+            for (int index = threadIdx.x; index < kTileRows * n_columns * stream.n_teams; index += kThreads) {
+                const int row = index % kTileRows, of_sums = index / kTileRows % n_columns, team = index / kTileRows / n_columns;
+                const Item of_team = stream.moved(first_item, team);
+                const uint32_t item = of_team.number, column = row_of(of_team, 8 * first + of_sums);
+                const bool exists = column != KIGO_NO_ROW;
+                const uint32_t expert = kGrouped && exists ? groups.expert[of_team.group] : 0;
+                const float factor = exists ? factor_of(p, kGrouped ? column / p.share : column) : 0;
                 auto total = [&](int side, int row) {
                     float sum = 0;
-                    for (int w = 0; w < kSlices; w++) {
-                        sum = __fadd_rn(sum, partial[((w * 2 + side) * kTileRows + row) * n_columns + of_sums]);
+#pragma unroll
+                    for (uint32_t w = 0; w < kSlices; w++) {
+                        if (kGrouped && w >= stream.n_busy) break;
+                        sum = __fadd_rn(sum, partial[(((team * stream.n_busy + w) * 2 + side) * kTileRows + row) * n_columns + of_sums]);
                     }
                     return __fmul_rn(sum, factor);
                 };
@@ -309,11 +431,11 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                     const int side = row / 8, g = row % 8;
                     if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p.qkv, column), total(side, g), total(side, g + 8));
                 } else if (exists && p.kind == KIGO_GATED) {
-                    largest = fabsf(finish_gated(p, 0, item * kTileRows + row, column, total(0, row), total(1, row)));
+                    largest = fabsf(finish_gated(p, expert, item * kTileRows + row, column, total(0, row), total(1, row)));
                 } else if (exists) {
                     const uint32_t of_first = 2 * item * kTileRows + row;
-                    largest = fabsf(finish_row(p, 0, of_first, column, total(0, row)));
-                    if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, 0, of_first + kTileRows, column, total(1, row))));
+                    largest = fabsf(finish_row(p, expert, of_first, column, total(0, row)));
+                    if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, expert, of_first + kTileRows, column, total(1, row))));
                 }
                 if (p.magnitudes) {
                     for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
@@ -327,6 +449,10 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few8, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
     matmul_few<1>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_grouped, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
+    matmul_few<1, true>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_few16, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {

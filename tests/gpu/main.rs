@@ -40,6 +40,7 @@ fn the_documentation_lists_these_tests() {
         ("sampling", include_str!("sampling.rs")),
         ("sanitize", include_str!("sanitize.rs")),
         ("stages::attention", include_str!("stages/attention.rs")),
+        ("stages::experts", include_str!("stages/experts.rs")),
         ("stages::heads", include_str!("stages/heads.rs")),
         ("stages::products", include_str!("stages/products.rs")),
         ("stages::rows", include_str!("stages/rows.rs")),

@@ -1,6 +1,6 @@
 //! Models of odd shapes with random weights of every type, beside the CPU.
 
-use kigo::backend::DecodePath;
+use kigo::backend::{DecodePath, Row};
 use kigo::model::{Activation, Experts, LayerDesc, ModelDesc, Norm, QkNorm, RopeKind, RopePairing, RopeScaling};
 use kigo::quant::QuantType;
 
@@ -274,6 +274,56 @@ fn mixtures_as_one_kernel() {
         }
     }
     assert!(n_compared >= 30);
+}
+
+/// Mixtures of experts, single rows of which take the matrix of each expert, few rows groups that share it, and many another product:
+/// in batches of any size, of one sequence and of several.
+#[test]
+#[ignore = "needs a GPU"]
+fn mixtures_in_any_company() {
+    const N_SEQUENCES: usize = 32;
+    const N_STEPS: usize = 5;
+    let tokens = &tokens()[..140];
+    let folder = Folder::new();
+    let types = [QuantType::MXFP4, QuantType::Q4_K, QuantType::F16, QuantType::Q6_K, QuantType::F32, QuantType::Q8_0];
+    let mixtures = [(32, 4), (128, 8), (9, 3), (4, 2), (5, 1), (40, 12)];
+    for (n, &(n_expert, n_expert_used)) in mixtures.iter().enumerate() {
+        let features = Features {
+            experts: Some(Experts { n_expert, n_expert_used }),
+            router: Some([QuantType::F32, QuantType::F16][n % 3 / 2]),
+            activation: [Activation::SiluClamped, Activation::Silu, Activation::GeluUngated][n % 3],
+            ffn_biases: n % 2 == 0,
+            post_norm: n % 3 == 1,
+            ..Features::default()
+        };
+        let shape = Shape { n_layer: 2, ..SHAPES[[3, 4, 6][n % 3]] };
+        let path = folder.write("model.gguf", &draft_with(&shape, &features, &[types[n]], 9).writer());
+        let mut backend = backend(&path, &gpu(), DecodePath::Stages, |desc| features.describe(desc)).unwrap();
+        let name = format!("{n_expert_used} of {n_expert} in {}", types[n].name());
+        let alone = all_logits(&mut *backend, 0, tokens, 1);
+        for chunk in [2, 3, 5, 8, 9, 16, 31, 64, tokens.len()] {
+            let found = all_logits(&mut *backend, 0, tokens, chunk);
+            let same = found.iter().zip(&alone).all(|(found, alone)| bits(found) == bits(alone));
+            assert!(same, "{name}: other logits in batches of {chunk}");
+        }
+        // Sequence i has the tokens from i on.
+        let of = |i: usize| &tokens[i..i + N_STEPS];
+        let alone: Vec<_> = (0..N_SEQUENCES).map(|i| all_logits(&mut *backend, 0, of(i), 1)).collect();
+        for n_sequences in [2, 3, 4, 8, 13, N_SEQUENCES] {
+            for i in 0..n_sequences {
+                backend.sequence_reserve(i as u64, N_STEPS).unwrap();
+            }
+            for step in 0..N_STEPS {
+                let row = |i| Row { token: of(i)[step], position: step as u32, sequence: i as u64, logits: true };
+                backend.forward(&(0..n_sequences).map(row).collect::<Vec<_>>()).unwrap();
+                for (i, alone) in alone.iter().enumerate().take(n_sequences) {
+                    let same = bits(backend.logits(i).unwrap()) == bits(&alone[step]);
+                    assert!(same, "{name}: other logits of sequence {i} among {n_sequences}");
+                }
+            }
+            (0..n_sequences).for_each(|i| backend.sequence_free(i as u64));
+        }
+    }
 }
 
 /// The files themselves, on the CPU: every shape and type loads, and a change of the weights changes the logits.

@@ -31,6 +31,12 @@ const LONE_GAIN: (u32, u32) = (5, 100);
 const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
 /// The same of `matmul_few8`, `matmul_few16` and `matmul_few32`: words of rings.
 const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
+/// Slots of experts that `matmul_grouped` takes at most, and those of a group: `kMostGrouped` and `kGroupSlots` of
+/// `kernels/slot_groups.cuh`.
+pub const MOST_GROUPED: usize = 256;
+const GROUP_SLOTS: u32 = 8;
+/// The same of `matmul_grouped`, which has the groups besides: `SlotGroups`.
+const GROUPED_STATIC: u32 = FEW_STATIC + (5 * MOST_GROUPED as u32 + MOST_GROUPED as u32 / 8 + 8).next_multiple_of(LINE);
 /// Dynamic shared memory of the kernels for sm_90a.
 const PREFILL_SHARED: u32 = 227 << 10;
 /// What the driver takes of each block (CUDA C++ Programming Guide, compute capabilities).
@@ -47,6 +53,8 @@ pub enum Kernel {
     Few16,
     /// Up to 32.
     Few32,
+    /// Slots of experts, up to 8 of one expert at a time.
+    Grouped,
     /// Any number.
     Many,
     /// The same with less shared memory.
@@ -86,6 +94,8 @@ pub const CLUSTER: u32 = 2;
 pub const MOST_CLUSTERS: u32 = 72;
 /// Blocks of a cluster of `matmul_prefill_split`.
 const SPLIT_CLUSTER: u32 = 8;
+/// Rows of activations of a block of `matmul_many`.
+const MANY_COLUMNS: u32 = 128;
 /// Tiles of an item of a block, rows of a part of an item.
 const ITEM_TILES: u32 = 8;
 const PART_ROWS: u32 = 64;
@@ -215,6 +225,7 @@ impl Card {
         self.block_shared.saturating_sub(match kernel {
             Kernel::One => ONE_STATIC,
             Kernel::Few8 | Kernel::Few16 | Kernel::Few32 => FEW_STATIC,
+            Kernel::Grouped => GROUPED_STATIC,
             _ => 0,
         })
     }
@@ -245,7 +256,18 @@ impl Card {
     pub fn blocks(&self, job: &Job) -> Blocks {
         let one = if job.n == 1 { self.one(job) } else { None };
         let few = || if job.n <= 32 && job.copies == 1 { self.few(job) } else { None };
-        one.or_else(few).unwrap_or_else(|| self.many(job))
+        one.or_else(few).or_else(|| self.few_each(job)).unwrap_or_else(|| self.many(job))
+    }
+
+    /// Many rows of f32 by `matmul_few32_F32`, 32 for a block, where `matmul_many` would leave most multiprocessors without one: routers.
+    fn few_each(&self, job: &Job) -> Option<Blocks> {
+        let of_many = job.n.div_ceil(MANY_COLUMNS) * job.n_tiles.div_ceil(ITEM_TILES);
+        if job.quant != QuantType::F32 || job.copies > 1 || of_many > self.n_sm / 2 {
+            return None;
+        }
+        let n_items = job.n_tiles.div_ceil(2);
+        let blocks = self.few_with(job, (Kernel::Few32, &[32, 16, 8]), 1, n_items.min(self.n_sm))?;
+        Some(Blocks { grid: [blocks.grid[0], job.n.div_ceil(32), 1], ..blocks })
     }
 
     /// Two blocks on a multiprocessor wait for each other less, but where tiles do not go evenly into so many blocks, half
@@ -282,28 +304,44 @@ impl Card {
 
     fn few(&self, job: &Job) -> Option<Blocks> {
         let n_items = job.n_tiles.div_ceil(2);
-        let two = if n_items <= self.n_sm { None } else { self.few_with(job, 2, n_items.min(2 * self.n_sm)) };
-        two.or_else(|| self.few_with(job, 1, n_items.min(self.n_sm)))
-    }
-
-    /// `matmul_few8`, `matmul_few16` or `matmul_few32` with so many blocks on a multiprocessor.
-    fn few_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
-        let (kernel, columns): (_, &[u32]) = match job.n {
+        let choice: (_, &[u32]) = match job.n {
             ..=8 => (Kernel::Few8, &[8]),
             9..=16 => (Kernel::Few16, &[16, 8]),
             17.. => (Kernel::Few32, &[32, 16, 8]),
         };
+        self.few_of(job, choice, n_items)
+    }
+
+    /// The blocks of `matmul_grouped` with the matrices of `n_expert` experts for so many slots, where it has enough shared memory. How
+    /// many groups there are only the device knows.
+    pub fn grouped(&self, job: &Job, n_slots: u32, n_expert: u32) -> Option<Blocks> {
+        let most_groups = n_slots.min(n_expert + n_slots / GROUP_SLOTS);
+        self.few_of(job, (Kernel::Grouped, &[GROUP_SLOTS]), job.n_tiles.div_ceil(2) * most_groups)
+    }
+
+    fn few_of(&self, job: &Job, choice: (Kernel, &[u32]), n_items: u32) -> Option<Blocks> {
+        let two = if n_items <= self.n_sm { None } else { self.few_with(job, choice, 2, n_items.min(2 * self.n_sm)) };
+        two.or_else(|| self.few_with(job, choice, 1, n_items.min(self.n_sm)))
+    }
+
+    /// A kernel of those for few rows with so many blocks on a multiprocessor, and with one of so many columns whose sums are added at a
+    /// time.
+    fn few_with(&self, job: &Job, (kernel, columns): (Kernel, &[u32]), per_sm: u32, n_blocks: u32) -> Option<Blocks> {
+        let of_kernel = self.block_shared - self.most_shared(kernel);
         let piece = piece_bytes(job.quant);
         let slot = 2 * piece.next_multiple_of(LINE);
-        let bytes = |n_slots: u32, columns: u32| WARPS * (n_slots * slot + 2 * TILE_ROWS as u32 * columns * 4);
-        let wanted = slots(2 * piece, per_sm * WARPS);
+        // Teams of `matmul_grouped` may leave warps over, which have no ring.
+        let busy = slices(job).0;
+        let n_rings = if kernel == Kernel::Grouped { WARPS / busy * busy } else { WARPS };
+        let bytes = |n_slots: u32, columns: u32| n_rings * n_slots * slot + WARPS * 2 * TILE_ROWS as u32 * columns * 4;
+        let wanted = slots(2 * piece, per_sm * n_rings);
         let choices = (2..=wanted).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
         let fits = |(n_slots, columns): &(u32, u32)| {
             let bytes = bytes(*n_slots, *columns);
-            bytes <= self.most_shared(kernel) && per_sm * (bytes + FEW_STATIC + RESERVED) <= self.sm_shared
+            bytes <= self.most_shared(kernel) && per_sm * (bytes + of_kernel + RESERVED) <= self.sm_shared
         };
         let (n_slots, sum_columns) = choices.into_iter().find(fits)?;
-        let shared_bytes = self.spread(bytes(n_slots, sum_columns), FEW_STATIC, per_sm);
+        let shared_bytes = self.spread(bytes(n_slots, sum_columns), of_kernel, per_sm);
         Some(Blocks { kernel, grid: [n_blocks, 1, 1], shared_bytes, n_slots, sum_columns, pieces: NO_PIECES })
     }
 
@@ -458,7 +496,8 @@ mod tests {
                                 Kernel::One => n == 1,
                                 Kernel::Few8 => n <= 8,
                                 Kernel::Few16 => n <= 16,
-                                Kernel::Few32 => n <= 32,
+                                Kernel::Few32 => blocks.grid[1] * 32 >= n && (n <= 32 || quant == QuantType::F32),
+                                Kernel::Grouped => false,
                                 Kernel::Many => blocks.grid[0] * 128 >= n,
                                 Kernel::Prefill | Kernel::PrefillWide | Kernel::PrefillSplit => card.sm_90a,
                                 Kernel::ManyNarrow => {
@@ -486,7 +525,7 @@ mod tests {
                 assert_eq!(expected, of_rows, "{}", quant.name());
             }
             let old = kernel(Card { sm_90a: false, ..H200 }, quant, 33);
-            assert_eq!(old, Kernel::Many, "{}", quant.name());
+            assert_eq!(old, if quant == QuantType::F32 { Kernel::Few32 } else { Kernel::Many }, "{}", quant.name());
             assert_eq!(kernel(SMALL, quant, 33), Kernel::ManyNarrow);
         }
         assert_eq!(kernel(SMALL, QuantType::Q4_K, 32), Kernel::Few32);
@@ -532,6 +571,23 @@ mod tests {
         assert_eq!(one(QuantType::F16, 8016, false), (264, 3));
         assert_eq!(one(QuantType::Q4_K, 384, false), (264, 3));
         assert_eq!(one(QuantType::Q4_0, 128, false), (128, 5), "fewer blocks than multiprocessors have all the slots");
+    }
+
+    #[test]
+    fn groups_have_as_many_blocks_as_there_may_be_items() {
+        let grouped =
+            |card: Card, quant, n_tiles, n_slots| card.grouped(&job(quant, 1, 768, false, n_tiles), n_slots, 32);
+        let n_blocks = |quant, n_tiles, n_slots| grouped(H200, quant, n_tiles, n_slots).unwrap().grid[0];
+        assert_eq!(n_blocks(QuantType::MXFP4, 360, 32), 264);
+        assert_eq!(n_blocks(QuantType::Q4_K, 4, 40), 74, "40 slots of 32 experts are 37 groups at most");
+        assert_eq!(n_blocks(QuantType::Q4_K, 4, 12), 24, "and no more than slots");
+        for (quant, card) in QuantType::ALL.iter().flat_map(|quant| [H200, SMALL, A100].map(|card| (*quant, card))) {
+            let Some(blocks) = grouped(card, quant, 180, 32) else { continue };
+            assert!(blocks.shared_bytes <= card.most_shared(blocks.kernel), "{} {card:?}", quant.name());
+            assert!(blocks.shared_bytes as usize >= MOST_GROUPED * 4, "{}: slots are sorted there", quant.name());
+        }
+        let wide = |card: Card| card.grouped(&job(QuantType::Q6_K, 1, 4096, false, 180), 32, 32);
+        assert!(wide(H200).is_some() && wide(SMALL).is_none(), "two records of two tiles do not fit into every card");
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! The feed-forward layer as a mixture of experts: see `kernels/experts.cu`.
 //!
-//! Few rows are slots, one for each row and expert that it uses, and each slot is multiplied on its own with the matrix of its
-//! expert. Of many rows the slots of an expert stand side by side (`group`), so that its matrix is read once. How many rows
-//! an expert has only the device knows: launches are for the most that there can be, and blocks without rows end at once.
+//! A row has a slot for each expert that it uses. The slots of one or two rows are multiplied each on its own with the matrix of its
+//! expert; those of a few in groups that share one, which every block of the product finds for itself (`kernels/slot_groups.cuh`). Of
+//! many rows the slots of an expert stand side by side (`group`). How many rows an expert has only the device knows: launches are
+//! for the most that there can be, and blocks without rows end at once.
 
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::{Card, Job, Kernel};
+use super::blocks::{Card, Job, Kernel, MOST_GROUPED};
 use super::context::Context;
-use super::layout::{Product, TILE_ROWS};
+use super::layout::{Gate, Product, TILE_ROWS};
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
@@ -23,10 +24,12 @@ use crate::model::{Experts, ModelDesc};
 use crate::quant::QuantType;
 use crate::{Error, Result};
 
-/// Most slots that are multiplied singly, where there are more experts. As many as these, or more, are likely to share experts, whose
-/// weights are then read once: on an H200 a step took 8.0 ms for 9.4 with 32 slots of 32 experts, and 6.2 for 5.5 with 16
-/// (`kigo-bench --batch=4,8` of gpt-oss 20B, with either limit).
-const MAX_SINGLE_SLOTS: usize = 64;
+/// Most rows whose slots are multiplied singly, and whose experts are chosen by `route_few` (`kernels/notes.md`).
+const MOST_SINGLE: usize = 2;
+const MOST_ROUTED: usize = 32;
+/// Most slots that are multiplied in groups: of all experts, and of each on average.
+const MOST_FEW: usize = MOST_GROUPED;
+const MOST_OF_EXPERT: usize = 8;
 
 const THREADS: u32 = 256;
 const WARPS: usize = 8;
@@ -44,10 +47,16 @@ pub fn n_products(experts: Experts, n: usize) -> usize {
     (n_slots + 7 * experts.n_expert.min(n_slots)).next_multiple_of(8)
 }
 
+/// Rows that there are operands of at most, for batches of up to `n`. Products of few rows have a half of them by turns.
+pub fn n_operands(experts: Experts, n: usize) -> usize {
+    let n_slots = (n * experts.n_expert_used).min(MOST_FEW);
+    n_products(experts, n).max(n).max(2 * n_slots.next_multiple_of(8))
+}
+
 /// Bytes of each buffer, in the order of [`Workspace`], for batches of up to `n` rows.
 pub fn bytes(experts: Experts, n: usize, n_embd: usize) -> [usize; 10] {
     let (n_slots, n_products) = (n * experts.n_expert_used, n_products(experts, n));
-    let n_single = n.min(MAX_SINGLE_SLOTS / experts.n_expert_used.max(1));
+    let n_routed = n.min(MOST_ROUTED);
     [
         n * experts.n_expert * 4,
         n_slots * 4,
@@ -57,8 +66,8 @@ pub fn bytes(experts: Experts, n: usize, n_embd: usize) -> [usize; 10] {
         (experts.n_expert + 1) * 4,
         n_products * 4,
         n_products * super::layout::stride(n_embd) * 4,
-        n_single * SLICES * experts.n_expert.next_multiple_of(TILE_ROWS) * 4,
-        n_single * 4,
+        n_routed * SLICES * experts.n_expert.next_multiple_of(TILE_ROWS) * 4,
+        n_routed * 4,
     ]
 }
 
@@ -81,7 +90,7 @@ pub struct Workspace {
     magnitudes: DeviceBuffer,
     /// f32 `[n_products, n_embd]`: what the experts give.
     products: DeviceBuffer,
-    /// f32 `[rows of few, slices, n_expert]`: the sums of the router, and u32 `[rows of few]`.
+    /// f32 `[rows of route_few, slices, n_expert]`: the sums of the router, and u32 `[rows of route_few]`.
     sums: DeviceBuffer,
     counters: DeviceBuffer,
 }
@@ -146,6 +155,17 @@ pub fn check(desc: &ModelDesc) -> Result<()> {
     Ok(())
 }
 
+/// How slots are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Each on its own.
+    Single,
+    /// In groups, by [`Kernel::Grouped`].
+    Few,
+    /// Where they stand by expert.
+    Many,
+}
+
 /// How the rows of a batch become rows of the products.
 #[derive(Clone, Copy)]
 struct Rows {
@@ -153,14 +173,29 @@ struct Rows {
     n: usize,
     n_slots: usize,
     n_products: usize,
-    grouped: bool,
+    way: Way,
 }
 
 impl Rows {
-    fn of(experts: Experts, n: usize) -> Rows {
+    fn of(b: &CudaBackend, layer: usize, experts: Experts) -> Rows {
+        let (n, l) = (b.shape.n, &b.places.layers[layer]);
         let n_slots = n * experts.n_expert_used;
-        let grouped = n > 1 && (n_slots > MAX_SINGLE_SLOTS || n_slots >= experts.n_expert);
-        Rows { n, n_slots, n_products: if grouped { n_products(experts, n) } else { n_slots }, grouped }
+        let fits = |product: &Product| {
+            let job = job(&plain(0, 1, product.k, 0).input, product, KIGO_STORE, 1);
+            b.kernels.card.grouped(&job, n_slots as u32, experts.n_expert as u32).is_some()
+        };
+        let all_fit = fits(&l.ffn_down)
+            && match &l.ffn_gate {
+                Gate::Joint(product) | Gate::None(product) => fits(product),
+                Gate::Apart { gate, up } => fits(gate) && fits(up),
+            };
+        let most_few = MOST_FEW.min(MOST_OF_EXPERT * experts.n_expert);
+        let way = match n {
+            ..=MOST_SINGLE => Way::Single,
+            _ if n_slots <= most_few && all_fit => Way::Few,
+            _ => Way::Many,
+        };
+        Rows { n, n_slots, n_products: if way == Way::Many { n_products(experts, n) } else { n_slots }, way }
     }
 }
 
@@ -169,7 +204,7 @@ impl Rows {
 /// # Errors
 /// Those of launches.
 pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w: &Workspace) -> Result<()> {
-    let rows = Rows::of(w.experts, b.shape.n);
+    let rows = Rows::of(b, layer, w.experts);
     let (router, bias) = router;
     let mut source = residual(b, layer, true, rows.n);
     let bias = [bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
@@ -177,12 +212,16 @@ pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w:
         let out_stride = w.experts.n_expert;
         let result = Outcome { kind: KIGO_STORE, out: w.logits.address(), out_stride, bias, ..Outcome::default() };
         multiply(b, &mut source, router, result)?;
-        route(b, w, rows)?;
+        let grid = [rows.n.div_ceil(WARPS) as u32, 1, 1];
+        launch(b, &kernels(b)?.route, grid, THREADS, 0, &route_params(w, rows))?;
+    }
+    if rows.way == Way::Many {
+        group(b, w, rows)?;
     }
 
     // Slots by row take their row themselves; those by expert are told which.
-    let mut source = residual(b, layer, true, rows.n_products);
-    if rows.grouped {
+    let mut source = residual(b, layer, true, if rows.way == Way::Few { rows.n } else { rows.n_products });
+    if rows.way == Way::Many {
         source.input.select = w.rows.address();
     }
     let share = w.experts.n_expert_used;
@@ -198,12 +237,12 @@ pub fn ffn_up(b: &CudaBackend, layer: usize, router: &(Product, Option<u64>), w:
 /// Those of launches.
 pub fn ffn_down(
     b: &CudaBackend,
-    product: &Product,
+    layer: usize,
     bias: [u64; 3],
     (post_norm, magnitudes): (Option<u64>, u64),
     w: &Workspace,
 ) -> Result<()> {
-    let (d, rows) = (&b.desc, Rows::of(w.experts, b.shape.n));
+    let (d, rows, product) = (&b.desc, Rows::of(b, layer, w.experts), &b.places.layers[layer].ffn_down);
     let mut source = plain(b.work.ff.address(), rows.n_products, d.n_ff, w.magnitudes.address());
     let n_embd = b.work.sizes.n_embd;
     let result =
@@ -249,7 +288,7 @@ fn route_few(b: &CudaBackend, w: &Workspace, rows: Rows, source: &Source, router
     let shared_bytes = n_units * ROUTE_UNIT + source.input.stride * 4;
     let fits = shared_bytes + ROUTE_STATIC <= b.kernels.card.block_shared
         && w.experts.n_expert <= KIGO_ROUTE_MOST_EXPERTS as usize;
-    if rows.grouped || router.quant != QuantType::F32 || !fits {
+    if rows.n > MOST_ROUTED || router.quant != QuantType::F32 || !fits {
         return Ok(false);
     }
     let params = KigoRouteFew {
@@ -269,21 +308,16 @@ fn route_few(b: &CudaBackend, w: &Workspace, rows: Rows, source: &Source, router
     Ok(true)
 }
 
-/// Which experts rows use, and, of many rows, which rows experts have.
-fn route(b: &CudaBackend, w: &Workspace, rows: Rows) -> Result<()> {
-    let params = route_params(w, rows);
-    let (n_expert, n_used) = (params.n_expert, params.n_used);
-    launch(b, &kernels(b)?.route, [rows.n.div_ceil(WARPS) as u32, 1, 1], THREADS, 0, &params)?;
-    if !rows.grouped {
-        return Ok(());
-    }
+/// Which rows experts have.
+fn group(b: &CudaBackend, w: &Workspace, rows: Rows) -> Result<()> {
+    let n_expert = w.experts.n_expert as u32;
     let params = KigoGroup {
         experts: w.chosen.address(),
         places: w.places.address(),
         rows: w.rows.address(),
         starts: w.starts.address(),
         n_slots: rows.n_slots as u32,
-        n_used,
+        n_used: w.experts.n_expert_used as u32,
         n_expert,
         n_products: rows.n_products as u32,
     };
@@ -301,26 +335,34 @@ fn multiply_experts(
     result: Outcome,
     (share, is_told): (usize, bool),
 ) -> Result<()> {
-    let (n, n_expert) = (rows.n as u32, w.experts.n_expert as u32);
-    let job = job(&source.input, product, result.kind, if rows.grouped { n } else { 1 });
-    if !rows.grouped {
-        let blocks = b.kernels.card.blocks(&Job { copies: rows.n_slots as u32, ..job });
-        if blocks.kernel != Kernel::One {
-            return Err(Error::Internal(format!(
-                "experts of {} columns, which are more than a block holds",
-                product.k
-            )));
+    let (n, n_expert, n_slots) = (rows.n as u32, w.experts.n_expert as u32, rows.n_slots as u32);
+    let job = job(&source.input, product, result.kind, if rows.way == Way::Many { n } else { 1 });
+    let (card, no_blocks) =
+        (&b.kernels.card, || Error::Internal(format!("no block holds experts of {} columns", product.k)));
+    let (experts, share) = (w.chosen.address(), share as u32);
+    match rows.way {
+        Way::Single => {
+            let blocks = card.blocks(&Job { copies: n_slots, ..job });
+            if blocks.kernel != Kernel::One {
+                return Err(no_blocks());
+            }
+            let params = matmul(b, source, product, result, &blocks);
+            let is_told = u32::from(is_told);
+            launch_product(b, product, &blocks, &KigoMatmul { experts, share, is_told, ..params })
         }
-        let params = matmul(b, source, product, result, &blocks);
-        let params =
-            KigoMatmul { experts: w.chosen.address(), share: share as u32, is_told: u32::from(is_told), ..params };
-        return launch_product(b, product, &blocks, &params);
+        Way::Few => {
+            let blocks = card.grouped(&job, n_slots, n_expert).ok_or_else(no_blocks)?;
+            prepare(b, source, product, blocks.kernel)?;
+            let params = matmul(b, source, product, result, &blocks);
+            launch_product(b, product, &blocks, &KigoMatmul { experts, share, n: n_slots, ..params })
+        }
+        Way::Many => {
+            let blocks = card.blocks(&Job { copies: n_expert, each: n_slots.div_ceil(n_expert.max(1)), ..job });
+            prepare(b, source, product, blocks.kernel)?;
+            let params = matmul(b, source, product, result, &blocks);
+            launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), n_expert, ..params })
+        }
     }
-    let each = (rows.n_slots as u32).div_ceil(n_expert.max(1));
-    let blocks = b.kernels.card.blocks(&Job { copies: n_expert, each, ..job });
-    prepare(b, source, product, blocks.kernel)?;
-    let params = matmul(b, source, product, result, &blocks);
-    launch_product(b, product, &blocks, &KigoMatmul { starts: w.starts.address(), n_expert, ..params })
 }
 
 fn kernels(b: &CudaBackend) -> Result<&Kernels> {

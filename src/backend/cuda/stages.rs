@@ -70,6 +70,8 @@ pub struct Sizes {
     post_norm: bool,
     /// Rows of the products of the feed-forward layer.
     pub n_products: usize,
+    /// Rows that there are operands of at most.
+    n_operands: usize,
     /// Bytes of [`experts::Workspace`].
     experts: usize,
     /// Bytes of what the kernel `step` has.
@@ -101,6 +103,7 @@ impl Sizes {
             counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
             post_norm: desc.post_norm,
             n_products: desc.experts.map_or(n_rows, |experts| experts::n_products(experts, n_rows)),
+            n_operands: desc.experts.map_or(n_rows, |experts| experts::n_operands(experts, n_rows)),
             experts: desc.experts.map_or(0, |experts| experts::bytes(experts, n_rows, desc.n_embd).iter().sum()),
             step: super::step::bytes(desc)?,
         };
@@ -126,8 +129,8 @@ impl Sizes {
             n * self.n_turns * 8,
             self.n_turns * 16,
             self.n_magnitudes * n * 4,
-            n.max(self.n_products) / 8 * self.widest() / 64 * activation_bytes(true),
-            n.max(self.n_products) * 4,
+            self.n_operands / 8 * self.widest() / 64 * activation_bytes(true),
+            self.n_operands * 4,
             blocks::MOST_CLUSTERS as usize * blocks::CLUSTER as usize * KIGO_LATE as usize * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
@@ -558,7 +561,8 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
         return Ok(());
     }
     let (buffer, factors) = (&b.work.records, b.work.factors.address());
-    let is_second = kernel == Kernel::Few8 && b.work.takes_second.fetch_xor(true, Ordering::Relaxed);
+    let is_few = matches!(kernel, Kernel::Few8 | Kernel::Grouped);
+    let is_second = is_few && b.work.takes_second.fetch_xor(true, Ordering::Relaxed);
     let records = buffer.address() + if is_second { (buffer.len() / 2) as u64 } else { 0 };
     let prep = KigoPrep { input, records, factors, bf16: u32::from(bf16), order, is_rest: 0, pad: 0 };
     if source.operands != 0 {
@@ -569,10 +573,10 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
     let (n_rows, quads, has_norm) = (input.n.next_multiple_of(8), input.stride / 4, input.norm != KIGO_NORM_NONE);
     (source.prepared, source.records) = (Some((bf16, order)), records);
     let [few, few_normed] = &b.kernels.prep_few;
-    if kernel == Kernel::Few8 && !has_norm {
+    if is_few && !has_norm {
         return launch(b, few, [n_rows, quads.div_ceil(THREADS), 1], THREADS, 0, &prep);
     }
-    if kernel == Kernel::Few8 && input.norm == KIGO_NORM_RMS && quads <= PREP_NORMED {
+    if is_few && input.norm == KIGO_NORM_RMS && quads <= PREP_NORMED {
         let threads = quads.next_multiple_of(32).clamp(THREADS, PREP_THREADS);
         return launch(b, few_normed, [n_rows, 1, 1], threads, input.stride * 4, &prep);
     }
@@ -741,7 +745,7 @@ pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
     let after = (l.ffn_post_norm, w.x_magnitudes(layer + 1, false));
     let bias = [l.ffn_down_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
     if let Some(experts) = &w.experts {
-        return experts::ffn_down(b, &l.ffn_down, bias, after, experts);
+        return experts::ffn_down(b, layer, bias, after, experts);
     }
     let mut source = plain(w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
     source.operands = ff_operands(b, layer);

@@ -1,6 +1,6 @@
 //! Single stages of the GPU against f64: random matrices of any type, their products, the error of what was computed.
 
-use kigo::backend::cuda::blocks::{Card, Job, Kernel};
+use kigo::backend::cuda::blocks::{Blocks, Card, Job, Kernel};
 use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, stride, wants_bf16};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::module::Function;
@@ -13,6 +13,7 @@ use super::launches::Gpu;
 use super::random_blocks::{Random, blocks, is_moderate, tensor};
 
 mod attention;
+mod experts;
 mod heads;
 mod products;
 mod rows;
