@@ -16,6 +16,13 @@ constexpr int kPartColumns = 64;
 // Where the result of row `row` and column `column` of a part stands: so that the rows of a lane's columns are in all banks.
 __device__ __forceinline__ int result_place(int row, int column) { return column * kItemRows + (row ^ column / 2 % 4 * 8); }
 
+// Sums of slice `slice` of the rows of a block whose first tile is `tile`, in column `column`: a product that is split has them in
+// memory, those of each slice and each block of tiles as columns of kItemRows.
+__device__ __forceinline__ float* slice_sums(const KigoMatmul& p, uint32_t slice, uint32_t tile, uint32_t column) {
+    const uint32_t n_blocks = (p.n_tiles + kItemTiles - 1) / kItemTiles, n_columns = (p.n + kPartColumns - 1) / kPartColumns * kPartColumns;
+    return reinterpret_cast<float*>(p.late) + ((size_t(slice) * n_blocks + tile / kItemTiles) * n_columns + column) * kItemRows;
+}
+
 // Four neighbouring rows of a column of `out`.
 struct FourRows {
     float* at;
