@@ -42,7 +42,9 @@ pub(super) fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: Kig
     let records = gpu.filled(n_groups * input.stride as usize / 64 * activation_bytes(true), 0xff);
     let order = blocks.kernel.order();
     let factors = gpu.filled(n_groups * 8 * 4, 0xff);
-    let late = gpu.filled(grid[0] as usize * KIGO_LATE as usize * 4, 0xff);
+    let splits = blocks.kernel == Kernel::PrefillSplit;
+    let n_late = if splits { job.sums() as usize } else { grid[0] as usize * KIGO_LATE as usize };
+    let late = gpu.filled(n_late * 4, 0xff);
     (params.records, params.factors, params.late) = (records.address(), factors.address(), late.address());
     let shared_bytes = if has_norm { input.stride * 4 } else { 0 };
     let prepared = KigoPrep {
@@ -56,6 +58,9 @@ pub(super) fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: Kig
     };
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
     gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(quant), blocks.shared_bytes, &params);
+    if splits {
+        gpu.launch(&gpu.function("slices", "add_slices"), Card::adders(params.n, params.n_tiles), THREADS, 0, &params);
+    }
     gpu.synchronize();
 }
 
@@ -311,7 +316,7 @@ fn check_products(gpu: &Gpu, quant_type: QuantType, n_rows: usize, k: usize, ran
     worst
 }
 
-/// 19 records are seven slices, one fewer than there are blocks in the cluster that shares them on sm_90a.
+/// 19 records are seven slices, so that where the blocks of sm_90a have a slice each some have none.
 #[test]
 #[ignore = "needs a GPU"]
 fn slices_of_products_may_be_empty() {
