@@ -5,7 +5,8 @@
 // Columns of a warp.
 constexpr int kColumns = 4;
 
-// Grid: columns, kWarps * kColumns for a block; blocks of tiles. All loads of a lane are under way at a time.
+// Grid: columns, kWarps * kColumns for a block; blocks of tiles. All loads of a lane are under way at a time, and those of what it
+// takes to finish.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) add_slices(const __grid_constant__ KigoMatmul p) {
     using namespace prefill;
     __shared__ __align__(16) float sums[kWarps][kColumns * kItemRows];
@@ -15,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) add_slices(const __gri
     pdl_wait();
     pdl_launch();
     if (column >= p.n) return;
+    const Finisher<kColumns, true> finisher(p, 0, tile, column, p.n, lane);
     float4 v[kColumns][kSlices] = {};
 #pragma unroll
     for (int i = 0; i < kColumns; i++) {
@@ -35,5 +37,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) add_slices(const __gri
         *reinterpret_cast<float4*>(sums[warp] + result_place(4 * lane, i)) = sum;
     }
     __syncwarp();
-    Finisher<kColumns, true>(p, 0, tile, column, p.n, lane).finish(sums[warp]);
+    finisher.finish(sums[warp]);
 }

@@ -106,8 +106,8 @@ struct Times {
     narrow: ([(u32, u32); NARROW_PARTS as usize], u32),
     /// Of `matmul_prefill_wide`, with 1, 2 and 3 parts; the same.
     wide: ([(u32, u32); WIDE_PARTS as usize], u32),
-    /// Of `matmul_prefill_split` and `add_slices`, whatever its parts.
-    split: (u32, u32),
+    /// Of `matmul_prefill_split` and `add_slices`, with 1 and 2 parts.
+    split: [(u32, u32); NARROW_PARTS as usize],
     /// Cycles that finishing a part of gate and up takes, while the next item is multiplied: of the first, and of the second.
     finish: (u32, u32),
 }
@@ -116,13 +116,13 @@ struct Times {
 const PLAIN_TIMES: Times = Times {
     narrow: ([(555, 9500), (591, 10_350)], 8500),
     wide: ([(560, 14_600), (860, 14_600), (918, 14_600)], 7500),
-    split: (1400, 22_000),
+    split: [(1440, 14_300), (1520, 18_300)],
     finish: (8500, 16_000),
 };
 const CODED_TIMES: Times = Times {
     narrow: ([(555, 500), (640, 500)], 500),
     wide: ([(560, 14_800), (760, 14_800), (816, 14_800)], 14_800),
-    split: (1400, 17_000),
+    split: [(750, 29_000), (750, 29_000)],
     finish: (15_500, 18_000),
 };
 
@@ -381,7 +381,9 @@ impl Card {
         let split = parts.min(NARROW_PARTS);
         let n_split = |n_slots: u32| n_groups * parts.div_ceil(split) * (SLICES / n_slots);
         let of_split = |n_slots: u32| {
-            let of_block = (n_units * n_slots).div_ceil(SLICES) * times.split.0 + times.split.1;
+            let [one, two] = times.split;
+            let (of_unit, besides) = if split > 1 { two } else { one };
+            let of_block = (n_units * n_slots).div_ceil(SLICES) * of_unit + besides;
             u64::from(n_split(n_slots).div_ceil(n_clusters)) * u64::from(of_block)
         };
         let n_slots = if of_split(1) <= of_split(MOST_SLICES) { 1 } else { MOST_SLICES };
