@@ -574,25 +574,21 @@ template <class Type, int kParts, bool kManyRegisters>
 __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Type, kParts, false>::kResultSlots> results, const Late& late, int warp, int lane) {
     constexpr int kColumns = kPartColumns / kFinisherWarps<Type, kParts, false>, kFloats = kColumns * kItemRows;
     uint32_t late_phase = 0;
-    bool dry = true;
-    for (Items<kParts, false> items(p); items.any();) {
+    for (Items<kParts, false> items(p); items.any(); items.advance()) {
         // The multipliers do the rest of the last item.
-        const uint32_t parts = dry || items.is_last() ? 1 : items.parts();
+        const uint32_t parts = items.is_last() ? 1 : items.parts();
 #pragma unroll 1
         for (uint32_t part = 0; part < parts; part++) {
             const int column = warp * kColumns;
-            const Finisher<kColumns, kManyRegisters> finisher(p, items.expert, items.tile(), items.column() + part * kPartColumns + column, items.last, lane, dry);
+            const Finisher<kColumns, kManyRegisters> finisher(p, items.expert, items.tile(), items.column() + part * kPartColumns + column, items.last, lane);
             float* at = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4) + warp * kFloats;
-            if (dry) {
-                // Nothing to wait for.
-            } else if (part < 2) {
+            if (part < 2) {
                 results.wait_full();
             } else {
                 barrier_wait(late.fetched + warp, late_phase);
                 late_phase ^= 1;
             }
             finisher.finish(at);
-            if (dry) continue;
             if (part == 0 && parts > 2) {
                 barrier_wait(late.full, late_phase);
                 fence_copies();
@@ -606,8 +602,6 @@ __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Typ
             }
             if (part < 2) results.advance();
         }
-        if (!dry) items.advance();
-        dry = false;
     }
 }
 

@@ -109,14 +109,12 @@ __device__ __forceinline__ void gate_usual(float4 (&gate)[kFours], float4 (&up)[
     }
 }
 
-// What becomes of some columns' results of a block, as a warp; the first column is `first`. One that is `dry` only runs through the
-// code: that would come from memory when everything else is done, at 8 us for gate and up.
+// What becomes of some columns' results of a block, as a warp; the first column is `first`.
 template <int kColumns, bool kManyRegisters>
 struct Finisher {
     const KigoMatmul& p;
     uint32_t expert, tile, first, last;
     int lane;
-    bool dry;
     // Columns that exist; whether all rows do, and those of a lane may be moved as one, and columns in eights or all of them.
     uint32_t n_columns;
     bool whole;
@@ -124,9 +122,8 @@ struct Finisher {
     float factor;
     CachePlace place;
 
-    __device__ __forceinline__ Finisher(const KigoMatmul& p, uint32_t expert, uint32_t tile, uint32_t first, uint32_t last, int lane,
-                                        bool dry = false)
-        : p(p), expert(expert), tile(tile), first(first), last(last), lane(lane), dry(dry), n_columns(first < last ? min(last - first, kColumns) : 0),
+    __device__ __forceinline__ Finisher(const KigoMatmul& p, uint32_t expert, uint32_t tile, uint32_t first, uint32_t last, int lane)
+        : p(p), expert(expert), tile(tile), first(first), last(last), lane(lane), n_columns(first < last ? min(last - first, kColumns) : 0),
           factor(0), place{} {
         const bool rows_whole = p.out % 16 == 0 && p.out_stride % 4 == 0 &&
                                 (tile + kItemTiles) * kTileRows <= (p.kind == KIGO_GATED ? 2 * p.n_rows : p.n_rows);
@@ -145,8 +142,7 @@ struct Finisher {
 
     // `results` are those of the first column; `i` counts from it.
     __device__ __forceinline__ float4 four(const float* results, int row, int i) const {
-        float4 v = {1, 1, 1, 1};
-        if (!dry) v = *reinterpret_cast<const float4*>(results + result_place(row, i));
+        const float4 v = *reinterpret_cast<const float4*>(results + result_place(row, i));
         const float by = __shfl_sync(~0u, factor, i);
         return {__fmul_rn(v.x, by), __fmul_rn(v.y, by), __fmul_rn(v.z, by), __fmul_rn(v.w, by)};
     }
@@ -173,14 +169,14 @@ struct Finisher {
 
     // Raises the magnitudes of all columns. One by one, blocks that end at a time would wait for each other: a line has 32 of them.
     __device__ __forceinline__ void raise(float most) const {
-        if (!dry && lane < int(n_columns)) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + lane, most);
+        if (lane < int(n_columns)) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + lane, most);
     }
 
     // Writes rows `row` to `row` + 3 of column i as operands, by 16 lanes that have the fours of 64 rows.
     __device__ __forceinline__ void put_operands(uint32_t row, int i, float4 v) const {
         const uint32_t column = first + i;
         const Quad quad = make_quad<false>(v);
-        if (dry || column >= last) return;
+        if (column >= last) return;
         const QuadPlace at(row / 4);
         const SwizzledPlace place(at, column % 8);
         uint8_t* to = reinterpret_cast<uint8_t*>(p.operands) + size_t(at.unit) * ((p.n + 7) / 8) * 1024 + column * 128;
@@ -219,9 +215,7 @@ struct Finisher {
             }
             gate_usual<kKind>(v, up);
 #pragma unroll
-            for (int j = 0; j < kTogether; j++) {
-                if (!dry) *reinterpret_cast<float4*>(out(row, start + 2 * j + lane / 16)) = v[j];
-            }
+            for (int j = 0; j < kTogether; j++) *reinterpret_cast<float4*>(out(row, start + 2 * j + lane / 16)) = v[j];
 #pragma unroll
             for (int j = 0; j < kTogether; j++) {
                 if (p.magnitudes) collect<16>(most, largest_of(v[j]), start + 2 * j + lane / 16);
@@ -252,7 +246,7 @@ struct Finisher {
                 const float4 b = before[i];
                 before[i] = {row_value(p, kKind, 0, v.x, b.x), row_value(p, kKind, 0, v.y, b.y), row_value(p, kKind, 0, v.z, b.z),
                              row_value(p, kKind, 0, v.w, b.w)};
-                if (!dry) *reinterpret_cast<float4*>(out(row, start + i)) = before[i];
+                *reinterpret_cast<float4*>(out(row, start + i)) = before[i];
             }
 #pragma unroll
             for (int i = 0; i < kTogether; i++) {
@@ -359,7 +353,6 @@ struct Finisher {
                 turn_pair(low.z, high.z, now[1].x, now[1].y);
                 turn_pair(low.w, high.w, now[1].z, now[1].w);
             }
-            if (dry) continue;
             store_halves(to, low, scale);
             store_halves(to + 8, high, scale);
         }
@@ -396,7 +389,6 @@ struct Finisher {
             float4 v = *reinterpret_cast<const float4*>(results + result_place(row, lane % kColumns));
             v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor), __fmul_rn(v.z, factor), __fmul_rn(v.w, factor)};
             if (kBiased) v = plus(v, {__ldg(bias), __ldg(bias + 1), __ldg(bias + 2), __ldg(bias + 3)});
-            if (dry) continue;
             to[0] = saturated_half(v.x);
             to[KIGO_PAGE] = saturated_half(v.y);
             to[2 * KIGO_PAGE] = saturated_half(v.z);
@@ -418,9 +410,7 @@ struct Finisher {
             if (!p.bias[0] && !p.bias[1] && !p.bias[2]) return finish_whole_heads<false>(results);
             if (p.bias[0] && p.bias[1] && p.bias[2]) return finish_whole_heads<true>(results);
         }
-        // What is not usual need not be fast.
-        if (p.kind == KIGO_QKV && !dry) return finish_heads(results);
-        if (p.kind == KIGO_QKV) return;
+        if (p.kind == KIGO_QKV) return finish_heads(results);
         if (n_columns == 0 || (p.kind == KIGO_GATED ? tile / 2 : tile) * kTileRows >= p.n_rows) return;
         if (whole && p.kind == KIGO_GATED) {
             const bool biased = p.bias[0] || p.bias[1];
@@ -431,7 +421,7 @@ struct Finisher {
             if (p.kind == KIGO_ADD) return p.bias[0] ? finish_whole<true, true>(results) : finish_whole<true, false>(results);
             if (stores) return p.bias[0] ? finish_whole<false, true>(results) : finish_whole<false, false>(results);
         }
-        if (!dry) finish_rows(results);
+        finish_rows(results);
     }
 };
 
