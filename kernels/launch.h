@@ -66,7 +66,7 @@ typedef struct {
 #define KIGO_NORM_RMS 1
 #define KIGO_NORM_LAYER 2
 
-/* Numbers that a block of matmul_prefill_wide has in memory for a while. */
+/* Numbers that a block of matmul_prefill_wide has in memory for a while: those of a part of its results. */
 #define KIGO_LATE 8192
 
 /* In which order prep writes: */
@@ -134,11 +134,12 @@ typedef struct {
 #define KIGO_SILU_CLAMPED 2
 
 /* matmul_one, matmul_few8, matmul_few16, matmul_few32, matmul_grouped, matmul_many, matmul_many_narrow, and on sm_90a matmul_prefill,
- * matmul_prefill_wide and matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads (matmul_prefill of types of 16 bits 640) and
- * clusters of 2 blocks, or of 8 with an item each: out [n][n_rows] = x [n][k] times the transposed matrix [n_rows][k]. With more than 32
- * rows, matmul_few32_F32 has 32 for each block in y. With experts, each row of the product has the matrix of one of them; tiles (n_tiles
- * each) and biases of all stand one after the other. Then row i of matmul_one, which has a grid of n rows in y, and of matmul_grouped
- * takes row i / share of x; those of many have rows that stand by expert (KigoGroup), and matmul_many has a grid of all experts in z. */
+ * matmul_prefill_wide and matmul_prefill_split, which want KIGO_ORDER_SWIZZLED, 512 threads (matmul_prefill of types of 16 bits 640,
+ * matmul_prefill_split 384, which add_slices of slices.cu has to follow) and clusters of 2 blocks: out [n][n_rows] = x [n][k] times the
+ * transposed matrix [n_rows][k]. With more than 32 rows, matmul_few32_F32 has 32 for each block in y. With experts, each row of the
+ * product has the matrix of one of them; tiles (n_tiles each) and biases of all stand one after the other. Then row i of matmul_one,
+ * which has a grid of n rows in y, and of matmul_grouped takes row i / share of x; those of many have rows that stand by expert
+ * (KigoGroup), and matmul_many has a grid of all experts in z. */
 typedef struct {
     /* Read by matmul_one. */
     KigoInput input;
@@ -156,7 +157,8 @@ typedef struct {
     /* matmul_prefill...: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED, of n_rows that are a multiple of 64; 0: not
      * wanted. */
     uint64_t operands;
-    /* matmul_prefill_wide: room for f32 [blocks][KIGO_LATE]. */
+    /* matmul_prefill_wide: room for f32 [blocks][KIGO_LATE]; matmul_prefill_split, add_slices: for the sums of all slices, see
+     * slice_sums in prefill_finish.cuh. */
     uint64_t late;
     uint32_t n;
     uint32_t n_rows;
@@ -173,7 +175,8 @@ typedef struct {
     KigoQkv qkv;
     float scale;
     float softcap;
-    /* matmul_one, matmul_few, matmul_grouped: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. */
+    /* matmul_one, matmul_few, matmul_grouped: slots of a warp's ring, from 2 to KIGO_MAX_SLOTS. matmul_prefill_split: slices of a
+     * block, 1 or 2. */
     uint32_t n_slots;
     /* matmul_few16, matmul_few32: columns whose sums are added at a time, 8, 16 or 32. */
     uint32_t sum_columns;

@@ -613,21 +613,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) KIGO_NAME(matmul_many_
 #define KIGO_CLUSTER(n_blocks)
 #endif
 
-extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads<Type, 2, false>, 1)
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster) __launch_bounds__(prefill::kThreads<Type, 2, false>, 1)
     KIGO_NAME(matmul_prefill, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, false>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
-extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<false>) __launch_bounds__(prefill::kThreads<Type, 3, false>, 1)
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster) __launch_bounds__(prefill::kThreads<Type, 3, false>, 1)
     KIGO_NAME(matmul_prefill_wide, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (Type::kOperand == Operand::kF16) prefill::multiply<Type, 3, false>(p, reinterpret_cast<uint8_t*>(shared));
 #endif
 }
 
-extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster<true>) __launch_bounds__(prefill::kThreads<Type, 2, true>, 1)
+extern "C" __global__ void KIGO_CLUSTER(prefill::kCluster) __launch_bounds__(prefill::kThreads<Type, 2, true>, 1)
     KIGO_NAME(matmul_prefill_split, KIGO_QUANT)(const __grid_constant__ KigoMatmul p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (Type::kOperand != Operand::kF32) prefill::multiply<Type, 2, true>(p, reinterpret_cast<uint8_t*>(shared));

@@ -8,7 +8,8 @@
 // 64 columns. Activations come in the order KIGO_ORDER_SWIZZLED, whose columns of k stand as the tensor cores match them with a
 // lane's weights.
 //
-// Where there are few items, a cluster of eight blocks has one of 8 tiles, and each block one of its slices of k.
+// Where there are few items, a cluster has one or two slices of one item. Their sums go to memory, and another kernel adds them
+// (slices.cu): blocks that add what others have must all run at a time, and of clusters of eight no more than 15 do.
 //
 // What is added in which order is as in fragments.cuh. What follows a product, scales or minima, is not known here: operands have
 // all of it.
@@ -20,18 +21,15 @@
 
 namespace prefill {
 
-// Blocks of a cluster, and those of them that have the same columns.
-template <bool kSplits>
-constexpr int kCluster = kSplits ? kSlices : 2;
-template <bool kSplits>
-constexpr int kSharing = kSplits ? 1 : kCluster<kSplits>;
+// Blocks of a cluster.
+constexpr int kCluster = 2;
 constexpr int kMultipliers = 2, kMultiplierWarps = kMultipliers * kGroupThreads / kWarp;
 // Whether a type's records are taken by the tensor cores as they are.
 template <class Type>
 constexpr bool kOnlyCodes = Type::kScaleBytes == 0 && Type::Planes::Low::kWords == 16;
-// Warpgroups that finish results: two where there are registers for them.
+// Warpgroups that finish results: two where there are registers for them, none where slices are added later.
 template <class Type, int kParts, bool kSplits>
-constexpr int kFinishers = kOnlyCodes<Type> && kParts < 3 && !kSplits ? 2 : 1;
+constexpr int kFinishers = kSplits ? 0 : kOnlyCodes<Type> && kParts < 3 ? 2 : 1;
 template <class Type, int kParts, bool kSplits>
 constexpr int kFinisherWarps = kFinishers<Type, kParts, kSplits> * kGroupThreads / kWarp;
 template <class Type, int kParts, bool kSplits>
@@ -42,8 +40,8 @@ constexpr int kMostFinisherWarps = kGroupThreads / kWarp;
 constexpr int kWeightCopiers = 2;
 // Dynamic shared memory of a block.
 constexpr int kSharedBytes = 227 * 1024;
-// Parts of results that wait to be finished.
-constexpr int kResultSlots = 2, kResultBytes = kPartColumns * kItemRows * 4;
+// A part of results.
+constexpr int kResultBytes = kPartColumns * kItemRows * 4;
 // Items that the multipliers are told ahead.
 constexpr int kToldSlots = 2;
 
@@ -52,24 +50,24 @@ struct Told {
     uint32_t parts, expert, tile, column, last;
 };
 
-// Registers of a thread of each warpgroup: those that multiply need two for each result.
-template <class Type, int kParts, bool kSplits>
-constexpr int kMultiplierRegisters = kParts > 2 ? (kOnlyCodes<Type> ? 208 : 224) : kSplits ? 184 : kOnlyCodes<Type> ? 152 : 184;
-template <class Type, int kParts, bool kSplits>
-constexpr int kCopierRegisters = kParts > 2 ? 24 : kSplits || !kOnlyCodes<Type> ? 40 : 32;
+// Registers of a thread of each warpgroup: those that multiply need two for each result. Where none finishes, all have the same.
+template <class Type, int kParts>
+constexpr int kMultiplierRegisters = kParts > 2 ? (kOnlyCodes<Type> ? 208 : 224) : kOnlyCodes<Type> ? 152 : 184;
+template <class Type, int kParts>
+constexpr int kCopierRegisters = kParts > 2 ? 24 : kOnlyCodes<Type> ? 32 : 40;
 // All together have what a block is launched with.
-template <class Type, int kParts, bool kSplits>
-constexpr int kLaunchRegisters = 65536 / kThreads<Type, kParts, kSplits> / 8 * 8;
-template <class Type, int kParts, bool kSplits>
-constexpr int kFinisherRegisters = (kThreads<Type, kParts, kSplits> / kGroupThreads * kLaunchRegisters<Type, kParts, kSplits> -
-                                    2 * kMultiplierRegisters<Type, kParts, kSplits> - kCopierRegisters<Type, kParts, kSplits>) /
-                                   kFinishers<Type, kParts, kSplits> / 8 * 8;
+template <class Type, int kParts>
+constexpr int kLaunchRegisters = 65536 / kThreads<Type, kParts, false> / 8 * 8;
+template <class Type, int kParts>
+constexpr int kFinisherRegisters = (kThreads<Type, kParts, false> / kGroupThreads * kLaunchRegisters<Type, kParts> -
+                                    2 * kMultiplierRegisters<Type, kParts> - kCopierRegisters<Type, kParts>) /
+                                   kFinishers<Type, kParts, false> / 8 * 8;
 
 constexpr int min_of(int a, int b) { return a < b ? a : b; }
 
 // The shared memory of a block, after `kAlign` bytes at most: slots of activations, of weights, of results, of what is told,
 // barriers. Records of one unit are in the slots of activations.
-template <class Type, int kParts>
+template <class Type, int kParts, bool kSplits>
 struct Plan {
     static constexpr bool kBf16 = Type::kOperand == Operand::kBf16;
     static constexpr int kAlign = 1024;
@@ -81,8 +79,10 @@ struct Plan {
     static constexpr int kRecordStep = (Record<Type>::kBytes + kLine - 1) / kLine * kLine;
     static constexpr int kWeightBytes = kItemTiles * kRecordStep;
     static constexpr int kSlotBytes = kInputBytes + (kJoined ? (kWeightBytes + kAlign - 1) / kAlign * kAlign : 0);
+    // Parts of results that wait to be finished.
+    static constexpr int kResultSlots = kSplits ? 0 : 2;
     static constexpr int kRest = kSharedBytes - kAlign - kResultSlots * kResultBytes - 384;
-    static constexpr int kWeightSlots = kJoined ? 0 : 2;
+    static constexpr int kWeightSlots = kJoined ? 0 : kSplits ? 4 : 2;
     static constexpr int kSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kSlotBytes, 8);
     static_assert(kSlots >= 2);
     static constexpr int kWeights = kSlots * kSlotBytes, kResults = kWeights + kWeightSlots * kWeightBytes;
@@ -141,14 +141,22 @@ struct Late {
     uint64_t *full, *fetched;
 };
 
-template <bool kSplits>
-__device__ __forceinline__ uint32_t rank_in_cluster() { return blockIdx.x % kCluster<kSplits>; }
+__device__ __forceinline__ uint32_t rank_in_cluster() { return blockIdx.x % kCluster; }
 
-// The records that a block multiplies.
+// Pieces that an item is cut into along k: n_slots slices each.
 template <bool kSplits>
-__device__ __forceinline__ Slice block_slice(uint32_t n_records) {
-    Slice out(n_records, rank_in_cluster<true>());
-    if (!kSplits) out.first = 0, out.last = n_records;
+__device__ __forceinline__ uint32_t pieces(const KigoMatmul& p) { return kSplits ? kSlices / p.n_slots : 1; }
+
+// The records that a block multiplies, perhaps none.
+template <bool kSplits>
+__device__ __forceinline__ Slice block_slice(const KigoMatmul& p) {
+    Slice out(p.n_records, 0);
+    out.last = p.n_records;
+    if (kSplits) {
+        const uint32_t first = blockIdx.x / kCluster % pieces<true>(p) * p.n_slots;
+        out.first = Slice(p.n_records, first).first;
+        out.last = Slice(p.n_records, first + p.n_slots - 1).last;
+    }
     return out;
 }
 
@@ -160,21 +168,22 @@ struct Items {
     // Rows first .. last are those of the expert, or all.
     uint32_t expert = 0, first = 0, last, n_wide, n_narrow, n_wide_items, n_items, item;
 
-    __device__ __forceinline__ Items(const KigoMatmul& p) : p(p), last(p.n), item(blockIdx.x / kCluster<kSplits>) {
+    __device__ __forceinline__ Items(const KigoMatmul& p) : p(p), last(p.n), item(blockIdx.x / kCluster / pieces<kSplits>(p)) {
         cut();
         find();
     }
 
     __device__ __forceinline__ bool any() const { return item < n_items; }
     __device__ __forceinline__ void advance() {
-        item += gridDim.x / kCluster<kSplits>;
+        // Pieces have an item each.
+        item += kSplits ? n_items : gridDim.x / kCluster;
         find();
     }
     __device__ __forceinline__ bool is_wide() const { return item < n_wide_items; }
     // The first tile of this block. Clusters that run at a time share tiles.
     __device__ __forceinline__ uint32_t tile() const {
         const uint32_t group = is_wide() ? item / n_wide : (item - n_wide_items) / n_narrow;
-        return (group * kSharing<kSplits> + (kSplits ? 0 : rank_in_cluster<kSplits>())) * kItemTiles;
+        return (group * kCluster + rank_in_cluster()) * kItemTiles;
     }
     __device__ __forceinline__ uint32_t column() const {
         const uint32_t part = is_wide() ? item % n_wide * kParts : n_wide * kParts + (item - n_wide_items) % n_narrow * p.narrow_parts;
@@ -190,7 +199,7 @@ struct Items {
         return !next.any();
     }
 
-    static constexpr uint32_t kTiles = kSharing<kSplits> * kItemTiles;
+    static constexpr uint32_t kTiles = kCluster * kItemTiles;
 
     // Looks up the expert's rows and cuts them.
     __device__ __forceinline__ void cut() {
@@ -217,14 +226,14 @@ struct Items {
 
 template <class Type, int kMost, bool kSplits>
 struct Multiplier {
-    using P = Plan<Type, kMost>;
+    using P = Plan<Type, kMost, kSplits>;
     // Steps of a record, each 16 columns of k. Operands of four are in registers: two that are multiplied, two that come next.
     static constexpr int kPerUnit = 4, kAhead = 2, kSteps = P::kUnits * kPerUnit;
     static constexpr bool kOnlyCodes = prefill::kOnlyCodes<Type>;
 
     Slots<P::kSlots> inputs;
     Slots<P::kWeightSlots> weights;
-    Slots<kResultSlots> results;
+    Slots<P::kResultSlots> results;
     Late late;
     uint32_t late_phase = 0;
     // Parts of the item before that are still to be handed on.
@@ -239,13 +248,12 @@ struct Multiplier {
 
     // `tile` is the warp's in the block.
     __device__ __forceinline__ Multiplier(const Slots<P::kSlots>& inputs, const Slots<P::kWeightSlots>& weights,
-                                          const Slots<kResultSlots>& results, const Late& late, int tile)
+                                          const Slots<P::kResultSlots>& results, const Late& late, int tile)
         : inputs(inputs), weights(weights), results(results), late(late) {
         from = shared_address(P::kJoined ? inputs.at + P::kInputBytes : weights.at) + (kOnlyCodes ? tile / 4 * 4 : tile) * P::kRecordStep;
         if (kOnlyCodes) from = wgmma_rows_word(from);
-        const int thread = threadIdx.x % kGroupThreads, per_block = kGroupThreads / kSharing<kSplits>;
-        const uint32_t rank = kSplits ? rank_in_cluster<kSplits>() : thread / per_block;
-        to_release = thread % per_block == 0 ? cluster_address(inputs.barriers + P::kSlots, rank) : 0;
+        const int thread = threadIdx.x % kGroupThreads, per_block = kGroupThreads / kCluster;
+        to_release = thread % per_block == 0 ? cluster_address(inputs.barriers + P::kSlots, thread / per_block) : 0;
         // In registers from here on, and not computed again in loops.
         asm volatile("" : "+r"(from), "+r"(to_release));
     }
@@ -423,12 +431,19 @@ struct Multiplier {
         before_parts = kParts;
     }
 
-    // Computes the sums of a slice.
+    // Computes the sums of slices, and writes them where slices.cu looks for them.
     template <int kParts>
-    __device__ __forceinline__ void run_slice(uint32_t n_records, int tile, int lane) {
-        multiply_records<kParts>(n_records, lane, [] {});
-        hand_on(products[0], tile, lane);
-        if constexpr (kParts > 1) hand_on(products[1], tile, lane);
+    __device__ __forceinline__ void run_slices(const KigoMatmul& p, const Slice& slices, const Told& told, int tile, int lane) {
+        const uint32_t each = Slice(p.n_records, 0).last;
+        for (uint32_t first = slices.first; first < slices.last; first += each) {
+            multiply_records<kParts>(min(each, slices.last - first), lane, [] {});
+            if (told.tile >= p.n_tiles) continue;
+            float* to = slice_sums(p, first / each, told.tile, told.column + 2 * (lane % 4)) + tile * kTileRows + lane / 4;
+#pragma unroll
+            for (int i = 0; i < 32 * kParts; i++) {
+                to[(8 * (i / 4) + i % 2) * kItemRows + i / 2 % 2 * 8] = products[i / 32][i % 32];
+            }
+        }
     }
 
     // Finishes the other parts of the last item, while the finishers do the first.
@@ -436,7 +451,7 @@ struct Multiplier {
         constexpr int kColumns = 8;
         if (told.parts < 2) return;
         const int part = told.parts > 2 ? 1 + tile / 4 : 1, n = told.parts > 2 ? 2 : 1, first = (told.parts > 2 ? tile % 4 : tile) * n * kColumns;
-        const Slots<kResultSlots> before = results.back();
+        const Slots<P::kResultSlots> before = results.back();
         const float* from = reinterpret_cast<const float*>(before.at) + before.slot * (kResultBytes / 4);
         if (part == 1) before.wait_full();
         if (part == 2) barrier_wait(late.full, late_phase ^ 1), from = late.at;
@@ -446,7 +461,7 @@ struct Multiplier {
         }
     }
 
-    __device__ __forceinline__ void run_items(const KigoMatmul& p, uint32_t n_records, Slots<kToldSlots> told, int tile, int lane) {
+    __device__ __forceinline__ void run_items(const KigoMatmul& p, Slots<kToldSlots> told, int tile, int lane) {
         bool any = false;
         while (true) {
             told.wait_full();
@@ -455,35 +470,39 @@ struct Multiplier {
             if (parts == 0) break;
             told.advance();
             any = true;
-            if constexpr (kSplits) {
-                // Its slice may be empty.
-                if (n_records == 0) continue;
-                if (parts == 2) {
-                    run_slice<2>(n_records, tile, lane);
-                } else {
-                    run_slice<1>(n_records, tile, lane);
-                }
-            } else if (kMost > 2 && parts > 2) {
-                run<kMost>(n_records, tile, lane);
+            if (kMost > 2 && parts > 2) {
+                run<kMost>(p.n_records, tile, lane);
             } else if (parts == 2) {
-                run<2>(n_records, tile, lane);
+                run<2>(p.n_records, tile, lane);
             } else {
-                run<1>(n_records, tile, lane);
+                run<1>(p.n_records, tile, lane);
             }
         }
-        if (!kSplits) hand_on_before(tile, lane);
-        if (!kSplits && any) finish_last(p, reinterpret_cast<const Told*>(told.at)[told.back().slot], tile, lane);
+        hand_on_before(tile, lane);
+        if (any) finish_last(p, reinterpret_cast<const Told*>(told.at)[told.back().slot], tile, lane);
+    }
+
+    // Computes the block's slices of its only item.
+    __device__ __forceinline__ void run_pieces(const KigoMatmul& p, const Slots<kToldSlots>& told, int tile, int lane) {
+        told.wait_full();
+        const Told item = reinterpret_cast<const Told*>(told.at)[told.slot];
+        const Slice slices = block_slice<true>(p);
+        if (item.parts == 2) {
+            run_slices<2>(p, slices, item, tile, lane);
+        } else {
+            run_slices<1>(p, slices, item, tile, lane);
+        }
     }
 };
 
 // Copies the records of half of a block's tiles, as one warp of two: an instruction copies for one lane at a time.
 template <class Type, int kMost, bool kSplits>
-__device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs,
-                                             Slots<Plan<Type, kMost>::kWeightSlots> weights, int half, int lane) {
-    using P = Plan<Type, kMost>;
+__device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Type, kMost, kSplits>::kSlots> inputs,
+                                             Slots<Plan<Type, kMost, kSplits>::kWeightSlots> weights, int half, int lane) {
+    using P = Plan<Type, kMost, kSplits>;
     constexpr int kTiles = kItemTiles / kWeightCopiers, kBytes = Record<Type>::kBytes;
     const int of_item = half * kTiles + lane % kTiles;
-    const Slice slice = block_slice<kSplits>(p.n_records);
+    const Slice slice = block_slice<kSplits>(p);
     // What is copied first depends on no kernel before, unless these say which rows are of which expert.
     uint32_t n_early = p.starts ? 0 : P::kJoined ? P::kSlots : P::kWeightSlots;
     if (n_early == 0) pdl_wait();
@@ -514,11 +533,11 @@ __device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Typ
 
 // Copies the activations of items, as one thread: for both blocks the half of the columns that is this block's.
 template <class Type, int kMost, bool kSplits>
-__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost>::kSlots> inputs, Slots<kToldSlots> told) {
-    using P = Plan<Type, kMost>;
+__device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type, kMost, kSplits>::kSlots> inputs, Slots<kToldSlots> told) {
+    using P = Plan<Type, kMost, kSplits>;
     constexpr uint32_t kBytes = P::kJoined ? kItemTiles * Record<Type>::kBytes : 0;
-    const uint32_t n_groups = (p.n + 7) / 8, mask = (1 << kCluster<false>) - 1;
-    const Slice slice = block_slice<kSplits>(p.n_records);
+    const uint32_t n_groups = (p.n + 7) / 8, mask = (1 << kCluster) - 1;
+    const Slice slice = block_slice<kSplits>(p);
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(p.records);
     // What stands behind the larger parts of all units.
     const uint8_t* rests = halves + size_t(p.input.stride / kUnitK) * n_groups * 1024;
@@ -531,7 +550,7 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
     };
     for (Items<kMost, kSplits> items(p); items.any(); items.advance()) {
         const uint32_t group = items.column() / 8, n = min(items.parts() * (kPartColumns / 8), (items.last + 7) / 8 - group);
-        const uint32_t half = kSplits ? n : (n + 1) / 2, rank = kSplits ? 0 : rank_in_cluster<kSplits>();
+        const uint32_t half = (n + 1) / 2, rank = rank_in_cluster();
         const uint32_t before = rank * half, bytes = (rank == 0 ? half : n - half) * 1024;
         announce({items.parts(), items.expert, items.tile(), items.column(), items.last});
 #pragma unroll 1
@@ -540,22 +559,19 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
             uint8_t* to = inputs.at + inputs.slot * P::kSlotBytes + before * 1024;
             const size_t from = (size_t(unit) * n_groups + group + before) * 1024;
             barrier_expect(inputs.full(), n * (P::kBf16 ? 2048 : 1024) + kBytes);
-            if (kSplits) {
-                copy_bulk(to, halves + from, bytes, inputs.full());
-                if (P::kBf16) copy_bulk(to + P::kHalvesBytes, rests + from, bytes, inputs.full());
-            } else if (bytes > 0) {
+            if (bytes > 0) {
                 copy_bulk_cluster(to, halves + from, bytes, inputs.full(), mask);
                 if (P::kBf16) copy_bulk_cluster(to + P::kHalvesBytes, rests + from, bytes, inputs.full(), mask);
             }
             inputs.advance();
         }
     }
-    announce({});
+    if (!kSplits) announce({});
 }
 
 // Finishes what the multipliers hand on, as one warp of those that do.
 template <class Type, int kParts, bool kManyRegisters>
-__device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultSlots> results, const Late& late, int warp, int lane) {
+__device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Type, kParts, false>::kResultSlots> results, const Late& late, int warp, int lane) {
     constexpr int kColumns = kPartColumns / kFinisherWarps<Type, kParts, false>, kFloats = kColumns * kItemRows;
     uint32_t late_phase = 0;
     for (Items<kParts, false> items(p); items.any(); items.advance()) {
@@ -589,50 +605,27 @@ __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<kResultS
     }
 }
 
-// Adds the slices that the blocks of the cluster have handed on, and finishes, as one warp of four: each has four columns.
-template <class Type, int kParts>
-__device__ __forceinline__ void finish_slices(const KigoMatmul& p, const uint8_t* results, uint8_t* scratch, int warp, int lane) {
-    constexpr int kWarps = kFinisherWarps<Type, kParts, true>, kColumns = kResultSlots * kPartColumns / kSlices / kWarps;
-    const Items<kParts, true> items(p);
-    const int column = (rank_in_cluster<true>() * kWarps + warp) * kColumns;
-    if (!items.any() || column >= int(items.parts()) * kPartColumns) return;
-    const uint32_t each = Slice(p.n_records, 0).last, n_slices = (p.n_records + each - 1) / each;
-    float* sums = reinterpret_cast<float*>(scratch) + warp * kColumns * kItemRows;
-    for (int i = 0; i < kColumns; i++) {
-        const float* from = reinterpret_cast<const float*>(results) + result_place(4 * lane, column + i);
-        float4 sum = {0, 0, 0, 0};
-#pragma unroll 8
-        for (uint32_t slice = 0; slice < n_slices; slice++) {
-            const float4 v = load_cluster(cluster_address(from, slice));
-            sum = {__fadd_rn(sum.x, v.x), __fadd_rn(sum.y, v.y), __fadd_rn(sum.z, v.z), __fadd_rn(sum.w, v.w)};
-        }
-        *reinterpret_cast<float4*>(sums + result_place(4 * lane, i)) = sum;
-    }
-    __syncwarp();
-    Finisher<kColumns, true>(p, items.expert, items.tile(), items.column() + column, items.last, lane).finish(sums);
-}
-
-// Grid: blocks whose clusters share the items.
+// Grid: blocks whose clusters share the items, or have the pieces of one after the other.
 template <class Type, int kMost, bool kSplits>
 __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
-    using P = Plan<Type, kMost>;
+    using P = Plan<Type, kMost, kSplits>;
     shared += (P::kAlign - shared_address(shared) % P::kAlign) % P::kAlign;
     const int group = threadIdx.x / kGroupThreads, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     uint64_t* barriers = reinterpret_cast<uint64_t*>(shared + P::kBarriers);
     const Slots<P::kSlots> inputs = {shared, barriers};
     const Slots<P::kWeightSlots> weights = {shared + P::kWeights, inputs.barriers + 2 * P::kSlots};
-    const Slots<kResultSlots> results = {shared + P::kResults, weights.barriers + 2 * P::kWeightSlots};
-    const Slots<kToldSlots> told = {shared + P::kTold, results.barriers + 2 * kResultSlots};
+    const Slots<P::kResultSlots> results = {shared + P::kResults, weights.barriers + 2 * P::kWeightSlots};
+    const Slots<kToldSlots> told = {shared + P::kTold, results.barriers + 2 * P::kResultSlots};
     uint64_t* late_full = told.barriers + 2 * kToldSlots;
     const Late late = {reinterpret_cast<float*>(p.late) + blockIdx.x * (kResultBytes / 4), late_full, late_full + 1};
     if (threadIdx.x == 0) {
         auto init = [](uint64_t* barriers, int n_slots, int n_full, int n_empty) {
             for (int i = 0; i < 2 * n_slots; i++) barrier_init(barriers + i, i < n_slots ? n_full : n_empty);
         };
-        init(inputs.barriers, P::kSlots, 1, kSharing<kSplits> * kMultipliers);
+        init(inputs.barriers, P::kSlots, 1, kCluster * kMultipliers);
         init(weights.barriers, P::kWeightSlots, kWeightCopiers, kMultiplierWarps);
         // Every thread arrives: racecheck does not see that a warp's first lane does so for the others.
-        init(results.barriers, kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps<Type, kMost, kSplits> * kWarp);
+        init(results.barriers, P::kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps<Type, kMost, kSplits> * kWarp);
         init(told.barriers, kToldSlots, 1, kMultiplierWarps * kWarp);
         barrier_init(late.full, kMultiplierWarps * kWarp);
         for (int i = 0; i < kMostFinisherWarps; i++) barrier_init(late.fetched + i, 1);
@@ -642,28 +635,24 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
     if (warp >= kWeightCopiers) pdl_wait();
     pdl_launch();
     if (group == 0) {
-        give_registers<kCopierRegisters<Type, kMost, kSplits>>();
+        if constexpr (!kSplits) give_registers<kCopierRegisters<Type, kMost>>();
         if (warp < kWeightCopiers) copy_weights<Type, kMost, kSplits>(p, inputs, weights, warp, lane);
         if (warp == kWeightCopiers && lane == 0) copy_inputs<Type, kMost, kSplits>(p, inputs, told);
-        __syncwarp();
-        if (kSplits) cluster_wait();
     } else if (group <= kFinishers<Type, kMost, kSplits>) {
-        constexpr int kRegisters = kFinisherRegisters<Type, kMost, kSplits>;
-        give_registers<kRegisters>();
-        const int own = warp - kGroupThreads / kWarp;
-        if constexpr (kSplits) {
-            cluster_wait();
-            finish_slices<Type, kMost>(p, results.at, shared, own, lane);
-        } else {
-            finish_items<Type, kMost, (kRegisters > 64)>(p, results, late, own, lane);
+        if constexpr (!kSplits) {
+            constexpr int kRegisters = kFinisherRegisters<Type, kMost>;
+            give_registers<kRegisters>();
+            finish_items<Type, kMost, (kRegisters > 64)>(p, results, late, warp - kGroupThreads / kWarp, lane);
         }
     } else {
-        take_registers<kMultiplierRegisters<Type, kMost, kSplits>>();
+        if constexpr (!kSplits) take_registers<kMultiplierRegisters<Type, kMost>>();
         const int tile = warp - (1 + kFinishers<Type, kMost, kSplits>) * kGroupThreads / kWarp;
-        const Slice slice = block_slice<kSplits>(p.n_records);
         Multiplier<Type, kMost, kSplits> multiplier(inputs, weights, results, late, tile);
-        multiplier.run_items(p, slice.last - slice.first, told, tile, lane);
-        if (kSplits) cluster_wait();
+        if constexpr (kSplits) {
+            multiplier.run_pieces(p, told, tile, lane);
+        } else {
+            multiplier.run_items(p, told, tile, lane);
+        }
     }
     // No block ends while another copies to it or reads from it.
     __syncwarp();

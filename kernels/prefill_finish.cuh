@@ -16,6 +16,13 @@ constexpr int kPartColumns = 64;
 // Where the result of row `row` and column `column` of a part stands: so that the rows of a lane's columns are in all banks.
 __device__ __forceinline__ int result_place(int row, int column) { return column * kItemRows + (row ^ column / 2 % 4 * 8); }
 
+// Sums of slice `slice` of the rows of a block whose first tile is `tile`, in column `column`: a product that is split has them in
+// memory, those of each slice and each block of tiles as columns of kItemRows.
+__device__ __forceinline__ float* slice_sums(const KigoMatmul& p, uint32_t slice, uint32_t tile, uint32_t column) {
+    const uint32_t n_blocks = (p.n_tiles + kItemTiles - 1) / kItemTiles, n_columns = (p.n + kPartColumns - 1) / kPartColumns * kPartColumns;
+    return reinterpret_cast<float*>(p.late) + ((size_t(slice) * n_blocks + tile / kItemTiles) * n_columns + column) * kItemRows;
+}
+
 // Four neighbouring rows of a column of `out`.
 struct FourRows {
     float* at;
@@ -146,10 +153,23 @@ struct Finisher {
 
     __device__ __forceinline__ static float largest_of(float4 v) { return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))); }
 
-    // Raises magnitudes of columns i, of which each `n_lanes` lanes have one.
-    __device__ __forceinline__ void raise(float largest, int i, int n_lanes) const {
-        for (int step = 1; step < n_lanes; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-        if (lane % n_lanes == 0 && first + i < last) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + i, largest);
+    // Brings the largest magnitude of column i, of which each kLanes lanes have one, to the lanes that have it in `most`: those of
+    // column lane % kColumns.
+    template <int kLanes>
+    __device__ __forceinline__ void collect(float& most, float largest, int i) const {
+#pragma unroll
+        for (int step = 1; step < kLanes; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+        const int own = lane % kColumns;
+        if constexpr (kLanes == 16) {
+            const float other = __shfl_xor_sync(~0u, largest, 16);
+            if (own == (i ^ 1)) most = other;
+        }
+        if (own == i) most = largest;
+    }
+
+    // Raises the magnitudes of all columns. One by one, blocks that end at a time would wait for each other: a line has 32 of them.
+    __device__ __forceinline__ void raise(float most) const {
+        if (lane < int(n_columns)) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + lane, most);
     }
 
     // Writes rows `row` to `row` + 3 of column i as operands, by 16 lanes that have the fours of 64 rows.
@@ -183,6 +203,7 @@ struct Finisher {
         const uint32_t row = (tile / 2 + pair) * kTileRows + of_pair;
         float4 bias[2] = {};
         if (kBiased) bias[0] = biases(0, row), bias[1] = biases(1, row);
+        float most = 0;
 #pragma unroll 1
         for (int start = 0; start < int(n_columns); start += 2 * kTogether) {
             float4 v[kTogether], up[kTogether];
@@ -197,12 +218,13 @@ struct Finisher {
             for (int j = 0; j < kTogether; j++) *reinterpret_cast<float4*>(out(row, start + 2 * j + lane / 16)) = v[j];
 #pragma unroll
             for (int j = 0; j < kTogether; j++) {
-                if (p.magnitudes) raise(largest_of(v[j]), start + 2 * j + lane / 16, 16);
+                if (p.magnitudes) collect<16>(most, largest_of(v[j]), start + 2 * j + lane / 16);
             }
             if (!p.operands) continue;
 #pragma unroll
             for (int j = 0; j < kTogether; j++) put_operands(row, start + 2 * j + lane / 16, v[j]);
         }
+        if (p.magnitudes) raise(most);
     }
 
     template <bool kAdds, bool kBiased>
@@ -210,6 +232,7 @@ struct Finisher {
         constexpr int kTogether = kManyRegisters && kColumns > 4 ? 8 : 4;
         const uint32_t row = tile * kTileRows + 4 * lane;
         const float4 bias = kBiased ? biases(0, row) : float4{};
+        float most = 0;
 #pragma unroll 1
         for (int start = 0; start < int(n_columns); start += kTogether) {
             float4 before[kTogether] = {};
@@ -227,9 +250,10 @@ struct Finisher {
             }
 #pragma unroll
             for (int i = 0; i < kTogether; i++) {
-                if (p.magnitudes) raise(largest_of(before[i]), start + i, kWarp);
+                if (p.magnitudes) collect<kWarp>(most, largest_of(before[i]), start + i);
             }
         }
+        if (p.magnitudes) raise(most);
     }
 
     // What is not.
@@ -237,6 +261,7 @@ struct Finisher {
         const bool is_gated = p.kind == KIGO_GATED;
         const int pair = lane % 16 / 4, of_pair = lane % 4 * 4;
         const uint32_t row = is_gated ? (tile / 2 + pair) * kTileRows + of_pair : tile * kTileRows + 4 * lane;
+        float most = 0;
 #pragma unroll 1
         for (int start = 0; start < kColumns; start += is_gated ? 2 : 1) {
             const int i = start + (is_gated ? lane / 16 : 0);
@@ -252,10 +277,12 @@ struct Finisher {
             const float4 value = {value_of(v.x, up.x, before.x, row), value_of(v.y, up.y, before.y, row + 1),
                                   value_of(v.z, up.z, before.z, row + 2), value_of(v.w, up.w, before.w, row + 3)};
             rows.store(value);
-            if (p.magnitudes) raise(rows.largest(value), i, is_gated ? 16 : kWarp);
+            if (p.magnitudes && is_gated) collect<16>(most, rows.largest(value), i);
+            if (p.magnitudes && !is_gated) collect<kWarp>(most, rows.largest(value), i);
             // Rows are a multiple of 64: all lanes of a unit have some that exist, or none.
             if (p.operands && row < p.n_rows) put_operands(row, i, value);
         }
+        if (p.magnitudes) raise(most);
     }
 
     // Eight rows of four columns at a time.

@@ -5,7 +5,9 @@ use super::layout::{
     THREADS, TILE_ROWS, WARPS, activation_bytes, code_bits, record_bytes, record_columns, stride, wants_bf16,
 };
 use super::module::has_code_for;
-use super::params::{KIGO_FLASH_SHARED, KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE};
+use super::params::{
+    KIGO_FLASH_SHARED, KIGO_LATE, KIGO_MAX_SLOTS, KIGO_ORDER_FRAGMENTS, KIGO_ORDER_SWIZZLED, KIGO_PIECE,
+};
 use crate::backend::DeviceInfo;
 use crate::quant::QuantType;
 
@@ -63,7 +65,7 @@ pub enum Kernel {
     Prefill,
     /// The same with more rows for a block.
     PrefillWide,
-    /// The same where there are few items: a cluster of blocks has one, and each block a slice of it.
+    /// The same where there are few items: a cluster has one or two slices of one, and `add_slices` of `kernels/slices.cu` adds them.
     PrefillSplit,
 }
 
@@ -73,7 +75,8 @@ impl Kernel {
         match self {
             // Warpgroups that copy, finish and multiply.
             Kernel::Prefill if is_plain(quant) => (1 + 2 + 2) * 128,
-            Kernel::Prefill | Kernel::PrefillWide | Kernel::PrefillSplit => (1 + 1 + 2) * 128,
+            Kernel::Prefill | Kernel::PrefillWide => (1 + 1 + 2) * 128,
+            Kernel::PrefillSplit => (1 + 2) * 128,
             _ => THREADS,
         }
     }
@@ -92,13 +95,16 @@ impl Kernel {
 pub const CLUSTER: u32 = 2;
 /// Clusters of it at most.
 pub const MOST_CLUSTERS: u32 = 72;
-/// Blocks of a cluster of `matmul_prefill_split`.
-const SPLIT_CLUSTER: u32 = 8;
 /// Rows of activations of a block of `matmul_many`.
 const MANY_COLUMNS: u32 = 128;
+/// Slices of a matrix along k, `kSlices` of `kernels/fragments.cuh`, and those that a block of `matmul_prefill_split` has at most.
+const SLICES: u32 = WARPS;
+const MOST_SLICES: u32 = 2;
 /// Tiles of an item of a block, rows of a part of an item.
 const ITEM_TILES: u32 = 8;
 const PART_ROWS: u32 = 64;
+/// Rows that a block of `add_slices` has: `kColumns` for each warp.
+const ADDED_ROWS: u32 = 4 * WARPS;
 /// Parts of an item at most, of `matmul_prefill_wide` and of the others.
 const WIDE_PARTS: u32 = 3;
 const NARROW_PARTS: u32 = 2;
@@ -110,8 +116,8 @@ struct Times {
     narrow: ([(u32, u32); NARROW_PARTS as usize], u32),
     /// Of `matmul_prefill_wide`, with 1, 2 and 3 parts; the same.
     wide: ([(u32, u32); WIDE_PARTS as usize], u32),
-    /// Of `matmul_prefill_split`, whatever its parts.
-    split: (u32, u32),
+    /// Of `matmul_prefill_split` and `add_slices`, with 1 and 2 parts.
+    split: [(u32, u32); NARROW_PARTS as usize],
     /// Cycles that finishing a part of gate and up takes, while the next item is multiplied: of the first, and of the second.
     finish: (u32, u32),
 }
@@ -120,13 +126,13 @@ struct Times {
 const PLAIN_TIMES: Times = Times {
     narrow: ([(555, 9500), (591, 10_350)], 8500),
     wide: ([(560, 14_600), (860, 14_600), (918, 14_600)], 7500),
-    split: (1400, 22_000),
+    split: [(1440, 14_300), (1520, 18_300)],
     finish: (8500, 16_000),
 };
 const CODED_TIMES: Times = Times {
     narrow: ([(555, 500), (640, 500)], 500),
     wide: ([(560, 14_800), (760, 14_800), (816, 14_800)], 14_800),
-    split: (1400, 17_000),
+    split: [(750, 29_000), (750, 29_000)],
     finish: (15_500, 18_000),
 };
 
@@ -172,6 +178,20 @@ pub struct Job {
     /// Rows that each of them has on average; `n` is the most that one may have.
     pub each: u32,
 }
+
+impl Job {
+    /// Numbers that all slices of the result have, as `slice_sums` of `kernels/prefill_finish.cuh` has them.
+    pub fn sums(&self) -> u64 {
+        let item = u64::from(ITEM_TILES) * TILE_ROWS as u64;
+        u64::from(SLICES)
+            * u64::from(self.n_tiles.div_ceil(ITEM_TILES))
+            * u64::from(self.n.next_multiple_of(PART_ROWS))
+            * item
+    }
+}
+
+/// Numbers that `KigoMatmul::late` has room for: a part for each block, or the slices that it has of two.
+pub const LATE: usize = (MOST_CLUSTERS * CLUSTER * NARROW_PARTS * MOST_SLICES * KIGO_LATE) as usize;
 
 /// `pieces` of kernels that cut in another way.
 const NO_PIECES: (u32, u32) = (0, 1);
@@ -397,15 +417,25 @@ impl Card {
         let all = || (0..=parts / most).rev().flat_map(|n_wide| (1..=most).rev().map(move |narrow| (n_wide, narrow)));
         let pieces = all().min_by_key(|pieces| time(*pieces)).unwrap_or((parts / most, most));
         let split = parts.min(NARROW_PARTS);
-        let n_split = job.n_tiles.div_ceil(ITEM_TILES) * parts.div_ceil(split);
-        let turns = n_split.div_ceil((self.n_sm / SPLIT_CLUSTER).max(1));
-        let of_split = n_units.div_ceil(SPLIT_CLUSTER) * times.split.0 + times.split.1;
-        if u64::from(turns) * u64::from(of_split) < time(pieces) {
-            return blocks(Kernel::PrefillSplit, SPLIT_CLUSTER * n_split, (0, split));
+        let n_split = |n_slots: u32| n_groups * parts.div_ceil(split) * (SLICES / n_slots);
+        let of_split = |n_slots: u32| {
+            let [one, two] = times.split;
+            let (of_unit, besides) = if split > 1 { two } else { one };
+            let of_block = (n_units * n_slots).div_ceil(SLICES) * of_unit + besides;
+            u64::from(n_split(n_slots).div_ceil(n_clusters)) * u64::from(of_block)
+        };
+        let n_slots = if of_split(1) <= of_split(MOST_SLICES) { 1 } else { MOST_SLICES };
+        if job.sums() <= LATE as u64 && of_split(n_slots) < time(pieces) {
+            return Blocks { n_slots, ..blocks(Kernel::PrefillSplit, CLUSTER * n_split(n_slots), (0, split)) };
         }
         let (wide, narrow) = n_items(pieces);
         let kernel = if is_wide(pieces) { Kernel::PrefillWide } else { Kernel::Prefill };
         blocks(kernel, CLUSTER * (wide + narrow).clamp(1, n_clusters), pieces)
+    }
+
+    /// Blocks of `add_slices` after a product with so many rows and tiles.
+    pub fn adders(n: u32, n_tiles: u32) -> [u32; 3] {
+        [n.div_ceil(ADDED_ROWS), n_tiles.div_ceil(ITEM_TILES), 1]
     }
 
     fn many(&self, job: &Job) -> Blocks {

@@ -15,9 +15,9 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_LATE, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV,
-    KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput, KigoMatmul,
-    KigoPrep, KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
+    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput, KigoMatmul, KigoPrep,
+    KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -131,7 +131,7 @@ impl Sizes {
             self.n_magnitudes * n * 4,
             self.n_operands / 8 * self.widest() / 64 * activation_bytes(true),
             self.n_operands * 4,
-            blocks::MOST_CLUSTERS as usize * blocks::CLUSTER as usize * KIGO_LATE as usize * 4,
+            blocks::LATE * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
             n * 4 + n * self.counters * 4,
@@ -171,7 +171,7 @@ pub struct Workspace {
     takes_second: AtomicBool,
     /// f32 `[n]`
     factors: DeviceBuffer,
-    /// f32 `[blocks of a product, KIGO_LATE]`
+    /// f32 `[LATE]`: results of a product that are not finished.
     late: DeviceBuffer,
     /// `KigoRow [n]`
     pub rows: DeviceBuffer,
@@ -293,6 +293,7 @@ pub struct Kernels {
     prep: Function,
     /// The same for few rows, as they are and normed.
     prep_few: [Function; 2],
+    add_slices: Function,
     heads: Function,
     add_normed: Function,
     /// Where there are experts.
@@ -319,6 +320,7 @@ impl Kernels {
             types,
             prep,
             prep_few: [few.function("prep_few")?, few.function("prep_few_normed")?],
+            add_slices: Module::load(context, embedded("slices")?)?.function("add_slices")?,
             heads: rows.function("heads")?,
             add_normed: rows.function("add_normed")?,
             experts: desc.experts.map(|_| experts::Kernels::new(context, &card)).transpose()?,
@@ -590,7 +592,12 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
 /// Queues a product whose rows stand as its kernel takes them.
 pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, params: &KigoMatmul) -> Result<()> {
     let kernel = b.kernels.types.of(product.quant)?.of(blocks.kernel);
-    launch(b, kernel, blocks.grid, blocks.kernel.threads(product.quant), blocks.shared_bytes, params)
+    launch(b, kernel, blocks.grid, blocks.kernel.threads(product.quant), blocks.shared_bytes, params)?;
+    if blocks.kernel == Kernel::PrefillSplit {
+        let grid = Card::adders(params.n, params.n_tiles);
+        launch(b, &b.kernels.add_slices, grid, THREADS, 0, params)?;
+    }
+    Ok(())
 }
 
 /// Queues a product.

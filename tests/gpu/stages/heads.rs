@@ -87,7 +87,6 @@ struct Heads {
 /// The largest error of q, keys and values of `n` rows.
 fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &mut Random) -> f64 {
     const N_HEAD: [usize; 3] = [6, 2, 2];
-    const K: usize = 256;
     // The first row is not the first of a page; layer 0 of the pages stays as it is.
     const FIRST: usize = 57;
     const LAYER: usize = 1;
@@ -96,12 +95,14 @@ fn check_qkv(gpu: &Gpu, types: [QuantType; 3], heads: Heads, n: usize, random: &
     const TABLE: usize = 3;
     const OTHERS: usize = 5;
     let Heads { head_dim, n_rot, halves, has_bias, turns: has_turns, norm } = heads;
+    // Columns enough that the product of many rows is split along them.
+    let k = if n > 32 && types[0] == QuantType::F16 { 2048 } else { 256 };
     let (dp, per_head) = (head_width(head_dim), head_dim.div_ceil(16));
-    let rows = Rows::random(gpu, n, K, random);
+    let rows = Rows::random(gpu, n, k, random);
     let x = rows.normed(KIGO_NORM_RMS);
     let turns: Vec<f32> = (0..n * n_rot).map(|_| random.uniform()).collect();
     let parts: Vec<Matrix> =
-        (0..3).map(|part| Matrix::random(types[part], N_HEAD[part] * head_dim, K, random)).collect();
+        (0..3).map(|part| Matrix::random(types[part], N_HEAD[part] * head_dim, k, random)).collect();
     let biases = N_HEAD.map(|n_head| activations(n_head * head_dim, random));
 
     let n_pages = (FIRST + n).div_ceil(PAGE);
