@@ -26,7 +26,9 @@ impl Mixture {
         random: &mut Random,
     ) -> Mixture {
         let each = if gated { 2 } else { 1 };
-        let matrices: Vec<Matrix> = (0..n_expert * each).map(|_| Matrix::random(quant_type, rows, k, random)).collect();
+        let pool = blocks(quant_type, random, is_moderate);
+        let matrix = |_| Matrix { quant_type, rows, cols: k, data: tensor(quant_type, rows * k, &pool, random) };
+        let matrices: Vec<Matrix> = (0..n_expert * each).map(matrix).collect();
         let n_tiles = matrices[0].n_tiles();
         let place = |(i, matrix): (usize, &Matrix)| matrix.place(each, i / each * each * n_tiles + i % each);
         let parts: Vec<_> = matrices.iter().enumerate().map(|part| (part.1, place(part))).collect();
@@ -156,7 +158,7 @@ fn check_groups(
         gate.iter().zip(&up).map(|(&gate, up)| activated(gate, KIGO_SILU) * up).collect()
     };
     // Few of them, since that of the host takes long.
-    let some: Vec<usize> = (0..n_slots).step_by(n_slots.div_ceil(24)).collect();
+    let some: Vec<usize> = (0..n_slots).step_by(n_slots.div_ceil(12)).collect();
     let found: Vec<f32> = some.iter().flat_map(|slot| &single[slot * n_rows..][..n_rows]).copied().collect();
     let error = nmse(&found, &some.iter().flat_map(|&slot| expected(slot)).collect::<Vec<_>>());
     assert!(error <= MAX_QUANTISED, "{name}: squared error {error:e}");
