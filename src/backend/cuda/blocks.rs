@@ -520,7 +520,9 @@ mod tests {
                             let name = format!("{card:?} {job:?} {blocks:?}");
                             assert!(blocks.shared_bytes <= card.most_shared(blocks.kernel), "{name}");
                             assert!(blocks.shared_bytes.is_multiple_of(16), "{name}");
-                            assert!((2..=KIGO_MAX_SLOTS).contains(&blocks.n_slots), "{name}");
+                            let fewest = if blocks.kernel == Kernel::PrefillSplit { 1 } else { 2 };
+                            assert!((fewest..=KIGO_MAX_SLOTS).contains(&blocks.n_slots), "{name}");
+                            assert!(blocks.kernel != Kernel::PrefillSplit || job.sums() <= LATE as u64, "{name}");
                             assert!(blocks.grid.iter().all(|n| *n > 0), "{name}");
                             let enough = match blocks.kernel {
                                 Kernel::One => n == 1,
@@ -546,7 +548,7 @@ mod tests {
 
     #[test]
     fn kernels_are_those_for_the_number_of_rows_where_there_is_room() {
-        let kernel = |card: Card, quant, n| card.blocks(&job(quant, n, 4096, true, 256)).kernel;
+        let kernel = |card: Card, quant, n| card.blocks(&job(quant, n, 1024, true, 256)).kernel;
         for &quant in QuantType::ALL {
             let of_rows = [1, 2, 8, 9, 16, 17, 32, 33].map(|n| kernel(H200, quant, n));
             let few = [Kernel::Few8, Kernel::Few16, Kernel::Few32].map(|kernel| [kernel, kernel]);
@@ -577,6 +579,8 @@ mod tests {
         assert_eq!(prefill(2048, 2048, 1024, true), (Kernel::Prefill, (0, 2), 132), "finishing would take longer");
         assert_eq!(prefill(512, 4096, 256, false), (Kernel::Prefill, (0, 2), 128));
         assert_eq!(prefill(128, 8192, 128, false), (Kernel::PrefillSplit, (0, 2), 128));
+        let slices = |n_tiles| H200.blocks(&job(QuantType::F16, 128, 4096, true, n_tiles)).n_slots;
+        assert_eq!([128, 256].map(slices), [1, 2], "a slice for each block where not all multiprocessors have one");
         // Down of qwen2-0.5b, whose eighth slice is empty.
         assert_eq!(H200.blocks(&job(QuantType::Q4_K, 128, 4864, false, 56)).kernel, Kernel::PrefillSplit);
         // Of gpt-oss, and of one with many rows and columns.
