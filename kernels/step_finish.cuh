@@ -154,36 +154,63 @@ struct Finisher {
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns);
     }
 
-    // Finishes an item, the `turn`-th of all stages.
-    __device__ __forceinline__ void finish_item(const KigoStage& s, uint32_t item, uint32_t turn, Factor& factor) const {
+    // A lane's row of an item.
+    struct ItemRow {
+        // Its number in the product, in its biases and among the results; which of the experts that are used it is of.
+        uint32_t row, of_biases, to, i;
+        bool has;
+        float bias[2];
+    };
+
+    // The row of an item, and its biases, which are on their way.
+    __device__ __forceinline__ ItemRow open_item(const KigoStage& s, uint32_t item) const {
         const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
-        uint32_t row = item * n_rows + lane, of_biases = row, to = row, i = 0;
+        const uint32_t first = item * n_rows + lane;
+        ItemRow out = {first, first, first, 0, false, {0, 0}};
         if (kMixes && s.mixture) {
-            i = item / s.per_expert;
-            const uint32_t expert = await_expert(s, i);
-            row = item % s.per_expert * n_rows + lane;
-            of_biases = expert * s.n_rows + row;
-            to = i * s.out_stride + row;
+            out.i = item / s.per_expert;
+            const uint32_t expert = await_expert(s, out.i);
+            out.row = item % s.per_expert * n_rows + lane;
+            out.of_biases = expert * s.n_rows + out.row;
+            out.to = out.i * s.out_stride + out.row;
         }
-        const bool has = lane < n_rows && row < s.n_rows;
-        float bias[2] = {0, 0};
+        out.has = lane < n_rows && out.row < s.n_rows;
 #pragma unroll
         for (int part = 0; part < 2; part++) {
-            if (has && s.bias[part]) bias[part] = __ldg(bias_at(s, part, of_biases));
+            if (out.has && s.bias[part]) out.bias[part] = __ldg(bias_at(s, part, out.of_biases));
         }
+        return out;
+    }
+
+    // Finishes an item, the `turn`-th of all stages.
+    __device__ __forceinline__ void finish_item(const KigoStage& s, const ItemRow& at, uint32_t turn, Factor& factor) const {
         await_turn(turn);
         if (!factor.is_known) factor = {sums.inverse, true};
         const float sum = sum_of(turn, kSlices);
-        const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[i] : factor.value;
+        const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
         float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
         const float up = __shfl_down_sync(~0u, value, kTileRows);
         give_back(turn);
-        if (!has) return;
-        value = finished(s, add_bias(s, 0, bias[0], value), add_bias(s, 1, bias[1], up));
+        if (!at.has) return;
+        value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
         if (s.kind == KIGO_STAGE_LOGITS) {
-            reinterpret_cast<float*>(p.logits)[row] = value;
+            reinterpret_cast<float*>(p.logits)[at.row] = value;
         } else {
-            set.store(s.out, to, value);
+            set.store(s.out, at.to, value);
+        }
+    }
+
+    // Finishes this block's items of a stage; the biases of each are asked for before the one before is finished.
+    __device__ __forceinline__ void finish_items(const KigoStage& s, uint32_t& turn, Factor& factor) const {
+        uint32_t item = first_item(s);
+        if (item >= s.n_items) return;
+        ItemRow next = open_item(s, item);
+#pragma unroll 1
+        while (item < s.n_items) {
+            const ItemRow at = next;
+            item += gridDim.x;
+            if (item < s.n_items) next = open_item(s, item);
+            finish_item(s, at, turn++, factor);
         }
     }
 
@@ -240,8 +267,7 @@ struct Finisher {
             if (s.take != KIGO_TAKE_SAME && !(kMixes && s.take == KIGO_TAKE_ROUTE)) factor.is_known = false;
             if (s.take == KIGO_TAKE_RESIDUAL) factor = take_residual(s, n_taken++);
             if (kMixes && s.kind == KIGO_STAGE_ROUTER) continue;
-#pragma unroll 1
-            for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x) finish_item(s, item, turn++, factor);
+            finish_items(s, turn, factor);
         }
     }
 };
