@@ -12,6 +12,7 @@
 #include "step_attention.cuh"
 #include "step_experts.cuh"
 #include "step_finish.cuh"
+#include "step_scales.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -473,10 +474,10 @@ struct Worker {
                 uint32_t offset = 0;
 #pragma unroll 1
                 for (uint32_t i = 0; i < piece.n(); i++) {
-                    decltype(scales_of<Type>(columns, lane)) scales[kTiles];
+                    RecordScales<Type> scales[kTiles];
 #pragma unroll
                     for (int tile = 0; tile < kTiles; tile++) {
-                        scales[tile] = scales_of<Type>(slot(at[tile]) + offset + Record<Type>::kScales, lane);
+                        scales[tile] = RecordScales<Type>(slot(at[tile]) + offset + Record<Type>::kScales, lane);
                     }
                     // Not all units: code has to be fetched too, by the time each stage comes to it.
 #pragma unroll 2
@@ -486,7 +487,7 @@ struct Worker {
 #pragma unroll
                         for (int tile = 0; tile < kTiles; tile++) {
                             const auto in = load_unit_shared<Type>(slot(at[tile]) + offset, unit, lane);
-                            w[tile] = make_fragments<Type>(in, scales[tile], unit);
+                            w[tile] = scales[tile].make_fragments(in, unit);
                         }
 #pragma unroll
                         for (int j = 0; j < 4; j++) {

@@ -1,0 +1,46 @@
+// The scales of quantised weights in `step`, whose warps multiply with a single row, so that unpacking weights is most of their work.
+#pragma once
+
+#include "fragments.cuh"
+
+namespace {
+
+// Those of a record in a warp. The four lanes of a row would come to the same: each makes those of one of four units, and they give
+// them to each other.
+template <class Type>
+struct RecordScales {
+    static constexpr int kUnits = Type::kRecordK / kUnitK, kParts = kAffineParts<Type>;
+    static_assert(kUnits == 1 || kUnits == 4);
+
+    Affine own[kParts];
+
+    RecordScales() = default;
+
+    __device__ __forceinline__ RecordScales(const uint8_t* at, int lane) {
+        const auto scales = Type::load_scales(at, lane / 4);
+#pragma unroll
+        for (int part = 0; part < kParts; part++) own[part] = Type::affine(scales, lane % 4 % kUnits, part);
+    }
+
+    // The same as make_fragments of unit `index`; called by all lanes.
+    __device__ __forceinline__ Fragments<Type> make_fragments(const typename Type::Planes::Unit& unit, int index) const {
+        Fragments<Type> out;
+#pragma unroll
+        for (int part = 0; part < kParts; part++) {
+            Affine affine = own[part];
+            if constexpr (kUnits > 1) {
+#pragma unroll
+                for (int row = 0; row < 2; row++) {
+                    affine.scale[row] = __shfl_sync(~0u, affine.scale[row], index, kUnits);
+                    affine.offset[row] = __shfl_sync(~0u, affine.offset[row], index, kUnits);
+                }
+            }
+            constexpr int kEach = 4 / kParts;
+#pragma unroll
+            for (int j = part * kEach; j < (part + 1) * kEach; j++) make_weights<Type>(unit, j, affine, out.a[j]);
+        }
+        return out;
+    }
+};
+
+}  // namespace
