@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::Card;
+use super::blocks::{Card, Chunks};
 use super::context::Context;
 use super::kv_cache::PAGE;
 use super::module::{Function, Module, embedded};
@@ -12,7 +12,7 @@ use super::stages::{launch, mix_operands};
 use crate::Result;
 use crate::model::ModelDesc;
 
-/// Threads of a block of the attention kernels.
+/// Threads of a block of the attention kernels, if nothing else is said.
 const ATTENTION_THREADS: u32 = 128;
 const FLASH_THREADS: u32 = 384;
 /// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
@@ -27,8 +27,8 @@ const MOST_PAGE_UNITS: usize = 40;
 /// The attention kernels of a model.
 pub struct Kernels {
     decode: Function,
-    /// The shared memory of its blocks where they take chunks; else 0.
-    chunks: u32,
+    /// Its blocks where they take chunks.
+    chunks: Option<Chunks>,
     prefill: Function,
     prefill_shared: u32,
     /// Attention of many rows where it has a kernel of its own, on sm_90a.
@@ -41,8 +41,10 @@ impl Kernels {
     pub fn new(context: &Arc<Context>, card: &Card, desc: &ModelDesc, head_width: usize) -> Result<Kernels> {
         let module = Module::load(context, embedded("attention")?)?;
         let decode = module.function(&format!("attn_decode_{head_width}"))?;
-        let chunks = card.chunks_shared(head_width, desc.n_head / desc.n_head_kv);
-        decode.set_max_shared_bytes(chunks)?;
+        let chunks = card.chunks(head_width, desc.n_head / desc.n_head_kv);
+        if let Some(chunks) = chunks {
+            decode.set_max_shared_bytes(chunks.shared_bytes)?;
+        }
         let prefill = module.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
@@ -120,8 +122,10 @@ fn decode(b: &CudaBackend, layer: usize) -> Result<()> {
     let (n, n_blocks, kernels) = (b.shape.n as u32, b.work.sizes.counters as u32, &b.kernels.attention);
     // A block takes a page at a time, or eight of short and of long contexts.
     let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64);
-    let per_sm = if kernels.chunks == 0 && b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most as u32);
+    let by_pages =
+        Chunks { per_sm: if b.kernels.head_width <= 64 { 4 } else { 2 }, threads: ATTENTION_THREADS, shared_bytes: 0 };
+    let blocks = kernels.chunks.unwrap_or(by_pages);
+    let splits = (blocks.per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most as u32);
     let params = params(b, layer, splits);
-    launch(b, &kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, kernels.chunks, &params)
+    launch(b, &kernels.decode, [n_blocks, n, splits], blocks.threads, blocks.shared_bytes, &params)
 }

@@ -12,10 +12,12 @@ use crate::quant::QuantType;
 /// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
 const UNDER_WAY: u32 = 64 << 10;
 
-/// Bytes of the pages that a block has at a time, `kPages` of `kernels/chunks.cuh`, and most shared memory that it has besides what
-/// it is given.
-const CHUNKS_PAGES: u32 = 96 << 10;
+/// Bytes of the pages that the blocks of a multiprocessor have at a time, `kPages` of `kernels/chunks.cuh`, and most shared memory
+/// that a block has besides what it is given.
+const CHUNKS_PAGES: u32 = 192 << 10;
 const CHUNKS_STATIC: u32 = 4096;
+/// Warps of the blocks of a multiprocessor that take chunks: `kChunkWarps` there.
+const CHUNKS_WARPS: u32 = 8;
 
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
@@ -166,6 +168,14 @@ pub struct Job {
 /// `pieces` of kernels that cut in another way.
 const NO_PIECES: (u32, u32) = (0, 1);
 
+/// The blocks of attention that takes chunks: how many a multiprocessor has, and what each is given.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunks {
+    pub per_sm: u32,
+    pub threads: u32,
+    pub shared_bytes: u32,
+}
+
 /// How a product is launched, with blocks of [`THREADS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
@@ -233,12 +243,14 @@ impl Card {
         self.sm_90a && quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill)
     }
 
-    /// Dynamic shared memory of a block of `attn_decode` where it takes chunks, for groups of so many heads of this width: pages,
-    /// and two states of each head; 0 where it does not.
-    pub fn chunks_shared(&self, head_width: usize, group: usize) -> u32 {
-        let bytes = CHUNKS_PAGES + (2 * group.min(16) * (head_width + 8) * 4) as u32;
-        let takes = self.sm_90a && bytes + CHUNKS_STATIC <= self.block_shared && [64, 96, 128].contains(&head_width);
-        if takes { bytes } else { 0 }
+    /// The blocks of `attn_decode` where it takes chunks, for groups of so many heads of this width: the dynamic shared memory is of
+    /// pages and of two states of each head.
+    pub fn chunks(&self, head_width: usize, group: usize) -> Option<Chunks> {
+        let per_sm = if head_width == 128 { 1 } else { 2 };
+        let shared_bytes = CHUNKS_PAGES / per_sm + (2 * group.min(16) * (head_width + 8) * 4) as u32;
+        let fits = shared_bytes + CHUNKS_STATIC <= self.block_shared;
+        let takes = self.sm_90a && fits && [64, 96, 128].contains(&head_width);
+        takes.then_some(Chunks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes })
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
@@ -428,14 +440,15 @@ mod tests {
     }
 
     #[test]
-    fn two_blocks_that_take_chunks_fit_on_a_multiprocessor() {
+    fn blocks_that_take_chunks_fit_on_a_multiprocessor() {
         for (width, group) in [64, 96, 128].into_iter().flat_map(|width| (1..=8).map(move |group| (width, group))) {
-            let bytes = H200.chunks_shared(width, group) + CHUNKS_STATIC + RESERVED;
-            assert!(2 * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+            let chunks = H200.chunks(width, group).unwrap();
+            let bytes = chunks.shared_bytes + CHUNKS_STATIC + RESERVED;
+            assert!(chunks.per_sm * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
         }
-        assert!(H200.chunks_shared(128, 40) > 0);
-        assert_eq!(H200.chunks_shared(256, 2), 0);
-        assert_eq!(A100.chunks_shared(64, 4), 0);
+        assert!(H200.chunks(128, 40).is_some());
+        assert!(H200.chunks(256, 2).is_none());
+        assert!(A100.chunks(64, 4).is_none());
     }
 
     #[test]
