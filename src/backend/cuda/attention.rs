@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::{Card, Chunks};
+use super::blocks::{AttentionBlocks, Card};
 use super::context::Context;
 use super::kv_cache::PAGE;
 use super::module::{Function, Module, embedded};
@@ -28,7 +28,7 @@ const MOST_PAGE_UNITS: usize = 40;
 pub struct Kernels {
     decode: Function,
     /// Its blocks where they take chunks.
-    chunks: Option<Chunks>,
+    chunks: Option<AttentionBlocks>,
     prefill: Function,
     prefill_shared: u32,
     /// Attention of many rows where it has a kernel of its own, on sm_90a.
@@ -122,8 +122,8 @@ fn decode(b: &CudaBackend, layer: usize) -> Result<()> {
     let (n, n_blocks, kernels) = (b.shape.n as u32, b.work.sizes.counters as u32, &b.kernels.attention);
     // A block takes a page at a time, or eight of short and of long contexts.
     let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64);
-    let by_pages =
-        Chunks { per_sm: if b.kernels.head_width <= 64 { 4 } else { 2 }, threads: ATTENTION_THREADS, shared_bytes: 0 };
+    let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
+    let by_pages = AttentionBlocks { per_sm, threads: ATTENTION_THREADS, shared_bytes: 0 };
     let blocks = kernels.chunks.unwrap_or(by_pages);
     let splits = (blocks.per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most as u32);
     let params = params(b, layer, splits);

@@ -168,11 +168,14 @@ pub struct Job {
 /// `pieces` of kernels that cut in another way.
 const NO_PIECES: (u32, u32) = (0, 1);
 
-/// The blocks of attention that takes chunks: how many a multiprocessor has, and what each is given.
+/// The blocks of attention of single rows.
 #[derive(Debug, Clone, Copy)]
-pub struct Chunks {
+pub struct AttentionBlocks {
+    /// How many a multiprocessor has.
     pub per_sm: u32,
+    /// Threads of each.
     pub threads: u32,
+    /// Dynamic shared memory of each.
     pub shared_bytes: u32,
 }
 
@@ -245,12 +248,12 @@ impl Card {
 
     /// The blocks of `attn_decode` where it takes chunks, for groups of so many heads of this width: the dynamic shared memory is of
     /// pages and of two states of each head.
-    pub fn chunks(&self, head_width: usize, group: usize) -> Option<Chunks> {
+    pub fn chunks(&self, head_width: usize, group: usize) -> Option<AttentionBlocks> {
         let per_sm = if head_width == 128 { 1 } else { 2 };
         let shared_bytes = CHUNKS_PAGES / per_sm + (2 * group.min(16) * (head_width + 8) * 4) as u32;
         let fits = shared_bytes + CHUNKS_STATIC <= self.block_shared;
         let takes = self.sm_90a && fits && [64, 96, 128].contains(&head_width);
-        takes.then_some(Chunks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes })
+        takes.then_some(AttentionBlocks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes })
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
