@@ -12,8 +12,7 @@ use super::stages::{launch, mix_operands};
 use crate::Result;
 use crate::model::ModelDesc;
 
-/// Threads of a block of the attention kernels, if nothing else is said.
-const ATTENTION_THREADS: u32 = 128;
+const PREFILL_THREADS: u32 = 128;
 const FLASH_THREADS: u32 = 384;
 /// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
 const FLASH_KEYS: u32 = 512;
@@ -27,8 +26,7 @@ const MOST_PAGE_UNITS: usize = 40;
 /// The attention kernels of a model.
 pub struct Kernels {
     decode: Function,
-    /// Its blocks where they take chunks.
-    chunks: Option<AttentionBlocks>,
+    blocks: AttentionBlocks,
     prefill: Function,
     prefill_shared: u32,
     /// Attention of many rows where it has a kernel of its own, on sm_90a.
@@ -41,15 +39,13 @@ impl Kernels {
     pub fn new(context: &Arc<Context>, card: &Card, desc: &ModelDesc, head_width: usize) -> Result<Kernels> {
         let module = Module::load(context, embedded("attention")?)?;
         let decode = module.function(&format!("attn_decode_{head_width}"))?;
-        let chunks = card.chunks(head_width, desc.n_head / desc.n_head_kv);
-        if let Some(chunks) = chunks {
-            decode.set_max_shared_bytes(chunks.shared_bytes)?;
-        }
+        let blocks = card.attention(head_width, desc.n_head / desc.n_head_kv);
+        decode.set_max_shared_bytes(blocks.shared_bytes)?;
         let prefill = module.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
         let flash = if card.flashes(head_width) { Some(flash(context, head_width)?) } else { None };
-        Ok(Kernels { decode, chunks, prefill, prefill_shared, flash })
+        Ok(Kernels { decode, blocks, prefill, prefill_shared, flash })
     }
 }
 
@@ -114,7 +110,7 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
         return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
     }
     let grid = [b.shape.n_tiles as u32, b.desc.n_head as u32, 1];
-    launch(b, &kernels.prefill, grid, ATTENTION_THREADS, kernels.prefill_shared, &params)
+    launch(b, &kernels.prefill, grid, PREFILL_THREADS, kernels.prefill_shared, &params)
 }
 
 /// Attention of single rows. More blocks than their pages give work, or than fit on the device, gain nothing.
@@ -122,10 +118,8 @@ fn decode(b: &CudaBackend, layer: usize) -> Result<()> {
     let (n, n_blocks, kernels) = (b.shape.n as u32, b.work.sizes.counters as u32, &b.kernels.attention);
     // A block takes a page at a time, or eight of short and of long contexts.
     let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64);
-    let per_sm = if b.kernels.head_width <= 64 { 4 } else { 2 };
-    let by_pages = AttentionBlocks { per_sm, threads: ATTENTION_THREADS, shared_bytes: 0 };
-    let blocks = kernels.chunks.unwrap_or(by_pages);
-    let splits = (blocks.per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most as u32);
+    let AttentionBlocks { per_sm, threads, shared_bytes } = kernels.blocks;
+    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most as u32);
     let params = params(b, layer, splits);
-    launch(b, &kernels.decode, [n_blocks, n, splits], blocks.threads, blocks.shared_bytes, &params)
+    launch(b, &kernels.decode, [n_blocks, n, splits], threads, shared_bytes, &params)
 }

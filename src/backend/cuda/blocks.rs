@@ -18,6 +18,8 @@ const CHUNKS_PAGES: u32 = 192 << 10;
 const CHUNKS_STATIC: u32 = 4096;
 /// Warps of the blocks of a multiprocessor that take chunks: `kChunkWarps` there.
 const CHUNKS_WARPS: u32 = 8;
+/// Threads of a block that takes pages one after the other: `kThreads` of `kernels/attention.cu`.
+const PAGES_THREADS: u32 = 128;
 
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
@@ -246,14 +248,16 @@ impl Card {
         self.sm_90a && quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill)
     }
 
-    /// The blocks of `attn_decode` where it takes chunks, for groups of so many heads of this width: the dynamic shared memory is of
-    /// pages and of two states of each head.
-    pub fn chunks(&self, head_width: usize, group: usize) -> Option<AttentionBlocks> {
+    /// The blocks of `attn_decode`, for groups of so many heads of this width: where it takes chunks, the dynamic shared memory is
+    /// of pages and of two states of each head.
+    pub fn attention(&self, head_width: usize, group: usize) -> AttentionBlocks {
         let per_sm = if head_width == 128 { 1 } else { 2 };
         let shared_bytes = CHUNKS_PAGES / per_sm + (2 * group.min(16) * (head_width + 8) * 4) as u32;
         let fits = shared_bytes + CHUNKS_STATIC <= self.block_shared;
-        let takes = self.sm_90a && fits && [64, 96, 128].contains(&head_width);
-        takes.then_some(AttentionBlocks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes })
+        if self.sm_90a && fits && [64, 96, 128].contains(&head_width) {
+            return AttentionBlocks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes };
+        }
+        AttentionBlocks { per_sm: if head_width <= 64 { 4 } else { 2 }, threads: PAGES_THREADS, shared_bytes: 0 }
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
@@ -445,13 +449,13 @@ mod tests {
     #[test]
     fn blocks_that_take_chunks_fit_on_a_multiprocessor() {
         for (width, group) in [64, 96, 128].into_iter().flat_map(|width| (1..=8).map(move |group| (width, group))) {
-            let chunks = H200.chunks(width, group).unwrap();
-            let bytes = chunks.shared_bytes + CHUNKS_STATIC + RESERVED;
-            assert!(chunks.per_sm * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+            let blocks = H200.attention(width, group);
+            let bytes = blocks.shared_bytes + CHUNKS_STATIC + RESERVED;
+            assert!(blocks.per_sm * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
         }
-        assert!(H200.chunks(128, 40).is_some());
-        assert!(H200.chunks(256, 2).is_none());
-        assert!(A100.chunks(64, 4).is_none());
+        assert!(H200.attention(128, 40).shared_bytes > 0);
+        assert_eq!(H200.attention(256, 2).shared_bytes, 0);
+        assert_eq!(A100.attention(64, 4).shared_bytes, 0);
     }
 
     #[test]

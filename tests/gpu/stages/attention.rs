@@ -105,8 +105,8 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
     prefill.set_max_shared_bytes(prefill_shared).unwrap();
 
     let card = Card::new(gpu.context().info());
-    let decode_shared = card.chunks_shared(dp, group);
-    decode.set_max_shared_bytes(decode_shared).unwrap();
+    let blocks = card.attention(dp, group);
+    decode.set_max_shared_bytes(blocks.shared_bytes).unwrap();
     let flashes = card.flashes(dp);
     let flash = flashes.then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
     if let Some(flash) = &flash {
@@ -187,7 +187,8 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
             };
             match (how, &flash) {
                 (How::Decode(splits), _) => {
-                    gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, decode_shared, &params);
+                    let grid = [n_blocks as u32, n as u32, splits];
+                    gpu.launch(&decode, grid, blocks.threads, blocks.shared_bytes, &params);
                 }
                 // Fewer blocks than pairs of heads, so that a block has several.
                 (How::Flash, Some(flash)) => gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params),
