@@ -1,5 +1,5 @@
 // Attention of `step`: a block takes a kv head with up to 8 of its heads and the pages of a chunk, some at a time: a team of warps
-// takes one. K and V of earlier tokens are loaded while q is still being computed. The chunks of a head are spread over blocks, which
+// takes one. Wide heads are mixed by two blocks, which both compute the scores, since registers do not hold K and V of all of it. K and V of earlier tokens are loaded while q is still being computed. The chunks of a head are spread over blocks, which
 // hand them on as marked words for some warps to put together, as the kernels of larger batches do it.
 #pragma once
 
@@ -18,8 +18,11 @@ constexpr uint32_t kHeads = kStepWarps;
 // Heads that a team of warps takes at the same time at most.
 constexpr uint32_t kMostHeadsOfTeam = 3;
 
+// Blocks that share the elements of a head.
+__device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp > 64 ? 2 : 1; }
+
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
-// [kPagesAtOnce][heads][kDp].
+// [kPagesAtOnce][heads][elements].
 template <int kDp>
 struct AttentionScratch {
     // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
@@ -32,19 +35,20 @@ struct AttentionScratch {
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
 
-// The part of an attention that is a block's: some heads, and every so many-th chunk of the pages that the row sees.
-struct AttentionPart {
-    uint32_t head_kv, of_group, split, n_splits, position, first_page, n_pages, first_chunk, n_chunks;
+// The share of an attention that is a block's: some heads, a part of their elements, every so many-th chunk of the pages that the row sees.
+struct AttentionShare {
+    uint32_t head_kv, of_group, of_head, split, n_splits, position, first_page, n_pages, first_chunk, n_chunks;
 
-    AttentionPart() = default;
+    AttentionShare() = default;
 
-    __device__ __forceinline__ AttentionPart(const KigoAttention& p, uint32_t position) : position(position) {
-        const uint32_t of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads;
+    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position) : position(position) {
+        const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
         n_splits = gridDim.x / (p.n_head_kv * of_kv);
         const uint32_t unit = blockIdx.x / n_splits;
         split = blockIdx.x % n_splits;
         head_kv = unit / of_kv;
-        of_group = unit % of_kv;
+        of_group = unit % of_kv / n_parts;
+        of_head = unit % n_parts;
         first_page = first_page_of(position, p.before);
         n_pages = position / KIGO_PAGE + 1;
         first_chunk = first_page / kChunk;
@@ -67,33 +71,33 @@ struct AttentionPart {
 // Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
     uint64_t pages[KIGO_STEP_PAGES];
-    AttentionPart part;
+    AttentionShare share;
     uint32_t position;
 };
 
-// Bytes of a block's pages that are brought to L2 ahead of those being attended to: all blocks' have to have room there.
-constexpr uint32_t kNear = 256 << 10;
+// Pages that are brought to L2 ahead of those being attended to: all blocks' have to have room there.
+constexpr uint32_t kNear = kChunk;
 
-__device__ __forceinline__ constexpr uint32_t page_bytes(uint32_t dp) { return 2 * KIGO_PAGE * dp * sizeof(__half); }
-
-// Sends for a page, which comes to L2.
-__device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp) {
+// Sends for a page, which comes to L2: for K or V, where another block sends for the other.
+__device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32_t of_head) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(page_bytes(dp)) : "memory");
+    const uint32_t bytes = 2 * KIGO_PAGE * dp * sizeof(__half) / parts_of_head(dp);
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address + of_head * bytes), "r"(bytes) : "memory");
 #endif
 }
 
 // Notes the pages of an attention and brings the first of them to L2, some threads one each.
 __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
     const KigoAttention& p = a.attention;
-    const AttentionPart part(p, sight.position);
-    if (threadIdx.x == 0) sight.part = part;
-    if (!part.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
-    const uint32_t page = part.page(threadIdx.x);
-    if (!part.sees(page)) return;
-    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page) + page_offset(p, a.heads.qkv.dp, part.head_kv);
+    const uint32_t dp = a.heads.qkv.dp;
+    const AttentionShare share(p, dp, sight.position);
+    if (threadIdx.x == 0) sight.share = share;
+    if (!share.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
+    const uint32_t page = share.page(threadIdx.x);
+    if (!share.sees(page)) return;
+    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page) + page_offset(p, dp, share.head_kv);
     sight.pages[threadIdx.x] = address;
-    if (threadIdx.x < kNear / page_bytes(a.heads.qkv.dp)) bring_page(address, a.heads.qkv.dp);
+    if (threadIdx.x < kNear) bring_page(address, dp, share.of_head);
 }
 
 // Marked words: f32 in the lower half of 64 bits, the mark of the attention that wrote it in the upper. So one buffer serves all layers: no
@@ -118,19 +122,19 @@ __device__ __forceinline__ uint64_t* chunk_words(uint64_t partials, const KigoAt
 }
 
 // Puts the chunks together, a warp 32 elements of a head.
-__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, const AttentionPart& part, uint64_t partials, uint32_t mark,
+__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, const AttentionShare& share, uint64_t partials, uint32_t mark,
                                                const WordSet& set) {
     // Chunks at a time, of which a lane each computes the factors.
     constexpr uint32_t kAtOnce = kWarp;
     const KigoAttention& p = a.attention;
-    const uint32_t lane = threadIdx.x % kWarp, dp = a.heads.qkv.dp, parts = dp / kWarp;
+    const uint32_t lane = threadIdx.x % kWarp, dp = a.heads.qkv.dp, n_parts = dp / kWarp;
 #pragma unroll 1
-    for (uint32_t unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x; unit < p.n_head * parts; unit += kStepWarps * gridDim.x) {
-        const uint32_t head = unit / parts, d = unit % parts * kWarp + lane;
+    for (uint32_t unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x; unit < p.n_head * n_parts; unit += kStepWarps * gridDim.x) {
+        const uint32_t head = unit / n_parts, d = unit % n_parts * kWarp + lane;
         float M = -INFINITY, L = -0.0f, O = -0.0f;
 #pragma unroll 1
-        for (uint32_t first = 0; first < part.n_chunks; first += kAtOnce) {
-            const uint32_t n = min(kAtOnce, part.n_chunks - first);
+        for (uint32_t first = 0; first < share.n_chunks; first += kAtOnce) {
+            const uint32_t n = min(kAtOnce, share.n_chunks - first);
             auto words_of = [&](uint32_t i) { return chunk_words(partials, p, dp, first + i, head); };
             uint64_t m, l, o[kAtOnce] = {};
             Patience patience;
@@ -139,12 +143,14 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, cons
                 m = load_marked(own), l = load_marked(own + 1);
 #pragma unroll
                 for (uint32_t i = 0; i < kAtOnce; i++) {
-                    if (i < n) o[i] = load_marked(words_of(i) + 2 + d);
+                    if (i >= n) break;
+                    o[i] = load_marked(words_of(i) + 2 + d);
                 }
                 uint32_t differs = (m >> 32 ^ mark) | (l >> 32 ^ mark);
 #pragma unroll
                 for (uint32_t i = 0; i < kAtOnce; i++) {
-                    if (i < n) differs |= o[i] >> 32 ^ mark;
+                    if (i >= n) break;
+                    differs |= o[i] >> 32 ^ mark;
                 }
                 if (__all_sync(~0u, differs == 0)) break;
                 patience.wait();
@@ -177,23 +183,24 @@ template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
                                        uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
-    // Tiles of keys and of dimensions that a warp has of a page; pairs of elements that a thread folds.
-    constexpr int kKeys = 8 / kTeam, kDims = kDp / 8 / kTeam, kMixed = kDims > 4 ? kDims / 2 : kDims;
-    constexpr int kFolded = (kHeads * kDp / 2 + kStepThreads - 1) / kStepThreads;
+    // Elements that the block mixes; tiles of keys and of them that a warp has of a page; pairs of them that a thread folds.
+    constexpr int kOwn = kDp / parts_of_head(kDp);
+    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam, kFolded = (kHeads * kOwn / 2 + kStepThreads - 1) / kStepThreads;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
     float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
     const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
     const uint32_t side = warp / kTeam, part = warp % kTeam;
-    const AttentionPart& own = sight.part;
+    const AttentionShare& own = sight.share;
     const uint32_t position = own.position;
     const bool is_alone = own.n_chunks == 1;
     if (own.any()) {
         const uint32_t group = p.n_head / p.n_head_kv, head_kv = own.head_kv, m_first = own.of_group * kHeads;
+        const uint32_t first_dim = own.of_head * kOwn;
         const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
         // Zeros, lest the compiler keep them for the next time.
-        uint4 k[kKeys][kPieces] = {}, v[kMixed][2] = {};
+        uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
         auto load_k = [&](uint32_t i) {
             if (!own.sees(own.page(i))) return;
             const uint4* from = at<uint4>(sight.pages[i]);
@@ -203,18 +210,17 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
             }
         };
-        // Of the tiles of dimensions that a warp mixes at a time, from the `first`-th on.
-        auto load_v = [&](uint4 (&to)[kMixed][2], uint32_t i, int first) {
+        auto load_v = [&](uint32_t i) {
             if (!own.sees(own.page(i))) return;
             const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
 #pragma unroll
-            for (int n = 0; n < kMixed; n++) {
+            for (int n = 0; n < kDims; n++) {
 #pragma unroll
-                for (int h = 0; h < 2; h++) to[n][h] = __ldcg(from + ((part * kDims + first + n) * 8 + g) * 8 + h * 4 + t);
+                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
             }
         };
         load_k(side);
-        load_v(v, side, 0);
+        load_v(side);
 
         for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
@@ -297,7 +303,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
                 to[e.place] = rounded[0];
                 to[e.place + 8] = rounded[1];
-                if (e.part == 0 || own.of_group != 0) continue;
+                if (e.part == 0 || own.of_group != 0 || own.of_head != 0) continue;
                 const uint32_t last = own.n_pages - 1;
                 __half* keys = at<__half>(sight.pages[(last / kChunk - own.first_chunk) / own.n_splits * kChunk + last % kChunk]);
                 const uint32_t of_page = position % KIGO_PAGE;
@@ -323,8 +329,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
 #pragma unroll 1
         for (uint32_t first = 0; own.page(first) < own.n_pages; first += kPagesAtOnce) {
             const uint32_t mine = first + side, page = own.page(mine), next = mine + kPagesAtOnce;
-            const uint32_t far = first + kNear / page_bytes(kDp) + thread;
-            if (thread < kPagesAtOnce && own.sees(own.page(far))) bring_page(sight.pages[far], kDp);
+            const uint32_t far = first + kNear + thread;
+            if (thread < kPagesAtOnce && own.sees(own.page(far))) bring_page(sight.pages[far], kDp, own.of_head);
             if (own.sees(page)) {
                 const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
                 // What this token adds is not in memory yet.
@@ -347,9 +353,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                         return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
                     },
                     [&](int i, int j) { return k[i][j]; });
-                // The scores are there: the second half of V takes the place of K.
-                auto& second = reinterpret_cast<uint4(&)[kMixed][2]>(k);
-                if constexpr (kMixed < kDims) load_v(second, mine, kMixed);
+                load_k(next);
                 cap_scores(p, scored);
                 if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
                     mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
@@ -381,59 +385,55 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                     w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
                 }
                 sum_weights(l, w);
-                if (part == 0 && t == 0 && g < heads) s.page_sums[side][g] = make_float2(m[0], l[0]);
-                const auto mix_tiles = [&](int first) {
-                    if (is_last) {
+                if (is_last) {
 #pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
+                    for (int h = 0; h < 2; h++) {
+                        const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
 #pragma unroll
-                            for (int n = 0; n < kMixed; n++) {
-                                const uint32_t value = __half_as_ushort(s.v[(part * kDims + first + n) * 8 + g]) * 0x10001u;
-                                const uint32_t word = of_piece / 2;
-                                auto put = [&](uint32_t& to, uint32_t i) {
-                                    const uint32_t mask = word == i ? place : 0;
-                                    to = (to & ~mask) | (value & mask);
-                                };
-                                put(v[n][h].x, 0);
-                                put(v[n][h].y, 1);
-                                put(v[n][h].z, 2);
-                                put(v[n][h].w, 3);
-                            }
-                        }
-#pragma unroll
-                        for (int n = 0; n < kMixed; n++) {
-#pragma unroll
-                            for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
+                        for (int n = 0; n < kDims; n++) {
+                            const uint32_t value = __half_as_ushort(s.v[first_dim + (part * kDims + n) * 8 + g]) * 0x10001u;
+                            const uint32_t word = of_piece / 2;
+                            auto put = [&](uint32_t& to, uint32_t i) {
+                                const uint32_t mask = word == i ? place : 0;
+                                to = (to & ~mask) | (value & mask);
+                            };
+                            put(v[n][h].x, 0);
+                            put(v[n][h].y, 1);
+                            put(v[n][h].z, 2);
+                            put(v[n][h].w, 3);
                         }
                     }
-                    float o[kMixed][4];
-                    mix<kMixed>(o, w, [&](int n, int h) { return v[n][h]; });
-                    if (g >= heads) return;
-                    float* to = mixes + (side * heads + g) * kDp + (part * kDims + first) * 8 + 2 * t;
 #pragma unroll
-                    for (int n = 0; n < kMixed; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
-                };
-#pragma unroll 1
-                for (int first = 0; first < kDims; first += kMixed) {
-                    mix_tiles(first);
+                    for (int n = 0; n < kDims; n++) {
 #pragma unroll
-                    for (int n = 0; n < kMixed; n++) v[n][0] = second[n][0], v[n][1] = second[n][1];
+                        for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
+                    }
                 }
+                float o[kDims][4];
+                mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
+                load_v(next);
+                if (g < heads) {
+                    if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
+                    float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
+#pragma unroll
+                    for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
+                }
+            } else {
+                load_k(next);
+                load_v(next);
             }
-            load_k(next);
-            load_v(v, next, 0);
             step_sync();
             const bool ends = (first + kPagesAtOnce) % kChunk == 0 || own.page(first) + kPagesAtOnce >= own.n_pages;
 #pragma unroll
             for (int i = 0; i < kFolded; i++) {
-                const uint32_t pair = i * kStepThreads + thread, of = pair / (kDp / 2), d = pair % (kDp / 2) * 2;
+                const uint32_t pair = i * kStepThreads + thread, of = pair / (kOwn / 2), of_own = pair % (kOwn / 2) * 2;
+                const uint32_t d = first_dim + of_own;
                 if (of >= heads) break;
 #pragma unroll
                 for (uint32_t of_page = 0; of_page < kPagesAtOnce; of_page++) {
                     if (!own.sees(own.page(first + of_page))) continue;
                     const float2 ml = s.page_sums[of_page][of];
-                    const float2 mixed = *reinterpret_cast<const float2*>(mixes + (of_page * heads + of) * kDp + d);
+                    const float2 mixed = *reinterpret_cast<const float2*>(mixes + (of_page * heads + of) * kOwn + of_own);
                     const Factors f = rescale(M[i], ml.x);
                     L[i] = fold(L[i], ml.y, f);
                     O[i] = make_float2(fold(O[i].x, mixed.x, f), fold(O[i].y, mixed.y, f));

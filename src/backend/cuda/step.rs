@@ -177,9 +177,14 @@ fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
     MOST_CHUNKS * desc.n_head * (head_width + 2) * 8
 }
 
-/// Positions up to which blocks can attend: each has a kv head with some of its heads, and chunks of it.
-fn most_positions(desc: &ModelDesc, n_blocks: u32) -> usize {
-    let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK);
+/// Blocks that share the elements of a head: `parts_of_head` of `kernels/step_attention.cuh`.
+fn parts_of_head(head_width: usize) -> usize {
+    if head_width > 64 { 2 } else { 1 }
+}
+
+/// Positions up to which blocks can attend: each has a kv head with some of its heads, a part of their elements, and some chunks.
+fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
+    let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * parts_of_head(head_width);
     let of_block = KIGO_STEP_PAGES as usize * kv_cache::PAGE / CHUNK;
     (n_blocks as usize / n_groups * of_block).min(MOST_CHUNKS) * CHUNK
 }
@@ -534,7 +539,7 @@ impl Step {
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
-        if !wanted || !fits(desc) || !card.crowds || most_positions(desc, card.n_sm) == 0 {
+        if !wanted || !fits(desc) || !card.crowds || most_positions(desc, b.kernels.head_width, card.n_sm) == 0 {
             return Ok(None);
         }
         let memory = DeviceBuffer::new(&b.context, Purpose::Workspace, bytes(desc)?, "the workspace")?;
@@ -587,7 +592,7 @@ impl Step {
             set_bytes: set_bytes(desc) as u32,
             router_at: listing.router_at(),
         };
-        let n_positions = most_positions(desc, card.n_sm);
+        let n_positions = most_positions(desc, b.kernels.head_width, card.n_sm);
         Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes, n_positions }))
     }
 
@@ -681,7 +686,8 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -
     let columns = listing.columns * 128;
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
     // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
-    let attention = (36 + KIGO_STEP_PAGES_AT_ONCE as usize * heads * 4) * head_width + KIGO_STEP_ATTENTION as usize;
+    let mixes = KIGO_STEP_PAGES_AT_ONCE as usize * heads * head_width / parts_of_head(head_width) * 4;
+    let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
     let row = stride(desc.n_embd) as u32 * 4;
     let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
     let scratch = columns.max(attention as u32).max(row).max(router).next_multiple_of(LINE);
