@@ -1,5 +1,5 @@
 // Attention of `step`: a block takes a kv head with up to 8 of its heads and the pages of a chunk, some at a time: a team of warps
-// takes one. Wide heads are mixed by two blocks, which both compute the scores, since registers do not hold K and V of all of it. K and V of earlier tokens are loaded while q is still being computed. The chunks of a head are spread over blocks, which
+// takes one. Blocks share the elements of wide heads; all of them compute the scores. K and V of earlier tokens are loaded while q is still being computed. The chunks of a head are spread over blocks, which
 // hand them on as marked words for some warps to put together, as the kernels of larger batches do it.
 #pragma once
 
@@ -18,8 +18,10 @@ constexpr uint32_t kHeads = kStepWarps;
 // Heads that a team of warps takes at the same time at most.
 constexpr uint32_t kMostHeadsOfTeam = 3;
 
-// Blocks that share the elements of a head.
-__device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp > 64 ? 2 : 1; }
+// Elements of a head that a block mixes, and blocks that share a head.
+constexpr uint32_t kOwn = kWarp;
+
+__device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
 
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
 // [kPagesAtOnce][heads][elements].
@@ -183,8 +185,7 @@ template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
                                        uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
-    // Elements that the block mixes; tiles of keys and of them that a warp has of a page; pairs of them that a thread folds.
-    constexpr int kOwn = kDp / parts_of_head(kDp);
+    // Tiles of keys and of the block's elements that a warp has of a page; pairs of elements that a thread folds.
     constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam, kFolded = (kHeads * kOwn / 2 + kStepThreads - 1) / kStepThreads;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;

@@ -247,7 +247,7 @@ fn long_contexts_as_one_kernel() {
         let describe = |desc: &mut ModelDesc| features.describe(desc);
         let mut stages = backend_for(&path, &gpu(), (LONGEST, MAX_ROWS, DecodePath::Stages), describe).unwrap();
         let mut step = step_backend_for(&path, LONGEST, describe);
-        // Behind the first chunk; in the middle of one; so many that they are put together in two turns; all that fit.
+        // Behind the first chunk; in the middle of one; up to more than are put together at a time, where kv heads are few.
         for (n_tokens, sequence) in [530, 1_300, 4_110, 16_400, LONGEST].into_iter().zip((0..).step_by(3)) {
             let tokens = &tokens[..n_tokens];
             let expected = last_logits(&mut *stages, sequence, tokens, N_SINGLE);
