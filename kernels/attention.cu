@@ -19,13 +19,10 @@ namespace {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 template <int kDp>
 constexpr bool kTakesChunks = kDp == 64 || kDp == 96 || kDp == 128;
-template <int kDp>
-constexpr uint32_t kDecodeThreads = kTakesChunks<kDp> ? kChunkWarps<kDp> * kWarp : kThreads;
+static_assert(kPairedWarps * kWarp == kThreads);
 #else
 template <int kDp>
 constexpr bool kTakesChunks = false;
-template <int kDp>
-constexpr uint32_t kDecodeThreads = kThreads;
 #endif
 
 // From how many pages on, and up to how many, each is a unit of its own. Fewer are sooner read by one block than put together,
@@ -299,7 +296,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     if (lane == 0) atomicMax(magnitude_of_row, top);
 }
 
-template <int kDp>
+template <int kDp, uint32_t kWarps>
 __device__ __forceinline__ void attend_alone(const KigoAttention& p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (kTakesChunks<kDp>) {
@@ -307,7 +304,7 @@ __device__ __forceinline__ void attend_alone(const KigoAttention& p) {
         const uint32_t position = __ldcg(&(at<KigoRow>(p.rows) + blockIdx.y)->position);
         const uint32_t seen = position / KIGO_PAGE + 1 - first_page_of(position, p.before);
         const bool by_page = kDp > 64 && seen >= kFewestPageUnits && seen <= min(kMostWidePageUnits, p.splits);
-        if (!by_page) return chunks<kDp>(p);
+        if (!by_page) return chunks<kDp, kWarps>(p);
         if (threadIdx.x >= kThreads) return;
     }
 #endif
@@ -502,10 +499,9 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
 }  // namespace
 
 #define KIGO_ATTENTION(dp, decode_blocks, prefill_blocks)                                             \
-    extern "C" __global__ void                                                                        \
-    __launch_bounds__(kDecodeThreads<dp>, kTakesChunks<dp> ? 2 * kThreads / kDecodeThreads<dp> : decode_blocks) \
+    extern "C" __global__ void __launch_bounds__(kThreads, kTakesChunks<dp> ? 2 : decode_blocks)      \
         attn_decode_##dp(const __grid_constant__ KigoAttention p) {                                   \
-        attend_alone<dp>(p);                                                                          \
+        attend_alone<dp, kThreads / kWarp>(p);                                                        \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(kThreads, prefill_blocks)                            \
         attn_prefill_##dp(const __grid_constant__ KigoAttention p) {                                  \
@@ -519,3 +515,10 @@ KIGO_ATTENTION(96, 2, 2)
 KIGO_ATTENTION(128, 2, 2)
 KIGO_ATTENTION(192, 2, 2)
 KIGO_ATTENTION(256, 2, 2)
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Few rows: a block has as many warps and slots as two of attn_decode_128.
+extern "C" __global__ void __launch_bounds__(kLoneWarps* kWarp, 1) attn_decode_lone_128(const __grid_constant__ KigoAttention p) {
+    attend_alone<128, kLoneWarps>(p);
+}
+#endif

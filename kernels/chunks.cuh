@@ -9,12 +9,11 @@
 
 namespace {
 
-// Warps of a block, and bytes of the pages that it has at a time. Of wide pages one block with all of a multiprocessor's memory takes
-// as many at once as a chunk has; two with half of it take them in turns.
-template <int kDp>
-constexpr uint32_t kChunkWarps = kDp == 128 ? 8 : 4;
-template <int kDp>
-constexpr uint32_t kPages = kDp == 128 ? 192 << 10 : 96 << 10;
+// Warps of a block where two are on a multiprocessor, and where one is alone.
+constexpr uint32_t kPairedWarps = 4, kLoneWarps = 8;
+// Bytes of the pages that a block has at a time.
+template <uint32_t kWarps>
+constexpr uint32_t kPages = kWarps * (24 << 10);
 // Up to so many pages are read by one block where they are of two chunks: to put what two blocks have together takes as long.
 constexpr uint32_t kAlone = 8;
 // Up to how many pages, if they are wide, attn_decode takes singly in place of chunks.
@@ -57,13 +56,13 @@ __device__ __forceinline__ void copy_pair(float2* to, const float2* from) {
 
 // Puts the partials of a row's chunks together, which come to `memory` as many at a time as fit; a thread has some pairs of dimensions.
 // The factors of all of them are computed at the same time, as the largest score so far does not depend on the sums.
-template <int kDp>
+template <int kDp, uint32_t kWarps>
 __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* areas, uint32_t first_page, uint32_t units, uint64_t area_of_lane,
                                         uint32_t row, uint32_t head, uint32_t heads, float2* memory) {
-    constexpr uint32_t kWarps = kChunkWarps<kDp>, kThreads = kWarps * kWarp, kPairs = kDp / 2, kOfHead = kPairs + 1;
+    constexpr uint32_t kThreads = kWarps * kWarp, kPairs = kDp / 2, kOfHead = kPairs + 1;
     constexpr uint32_t kMost = (16 * kPairs + kThreads - 1) / kThreads;
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n_pairs = heads * kPairs, of_unit = heads * kOfHead;
-    const uint32_t at_once = min(uint32_t(kWarp), kPages<kDp> / ((of_unit + heads) * uint32_t(sizeof(float2))));
+    const uint32_t at_once = min(uint32_t(kWarp), kPages<kWarps> / ((of_unit + heads) * uint32_t(sizeof(float2))));
     // Behind the partials, of each unit the heads'.
     Factors* factors = reinterpret_cast<Factors*>(memory + at_once * of_unit);
     float* largest_of_heads = reinterpret_cast<float*>(factors + at_once * heads);
@@ -134,12 +133,11 @@ __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* 
     if (lane == 0) atomicMax(at<uint32_t>(p.magnitudes) + row, top);
 }
 
-template <int kDp>
+template <int kDp, uint32_t kWarps>
 __device__ __forceinline__ void chunks(const KigoAttention& p) {
     // Bytes of K or V of a page, and how many pages a block has at a time; pieces of 16 bytes of a vector that a lane holds; tiles of
     // dimensions; floats of a head's state.
-    constexpr uint32_t kHalf = KIGO_PAGE * kDp * sizeof(__half), kSlots = kPages<kDp> / (2 * kHalf);
-    constexpr uint32_t kWarps = kChunkWarps<kDp>;
+    constexpr uint32_t kHalf = KIGO_PAGE * kDp * sizeof(__half), kSlots = kPages<kWarps> / (2 * kHalf);
     constexpr int kPieces = kDp / 32, kTiles = kDp / 8, kMixed = kTiles % 8 == 0 ? 8 : 4, kState = kDp + 8;
     // K and V of each slot; then the state of the chunk, and that of the chunks before where one block has two: O, then M and L.
     extern __shared__ __align__(128) uint8_t slots[];
@@ -352,7 +350,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
     }
     if (alone) return;
     __syncthreads();
-    if (is_last) combine<kDp>(p, areas, first_page, units, area_of_unit, row, head, heads, reinterpret_cast<float2*>(slots));
+    if (is_last) combine<kDp, kWarps>(p, areas, first_page, units, area_of_unit, row, head, heads, reinterpret_cast<float2*>(slots));
 }
 
 }  // namespace

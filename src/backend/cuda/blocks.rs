@@ -16,7 +16,7 @@ const UNDER_WAY: u32 = 64 << 10;
 /// that a block has besides what it is given.
 const CHUNKS_PAGES: u32 = 192 << 10;
 const CHUNKS_STATIC: u32 = 4096;
-/// Warps of the blocks of a multiprocessor that take chunks: `kChunkWarps` there.
+/// Warps of the blocks of a multiprocessor that take chunks: `kLoneWarps` there.
 const CHUNKS_WARPS: u32 = 8;
 /// Threads of a block that takes pages one after the other: `kThreads` of `kernels/attention.cu`.
 const PAGES_THREADS: u32 = 128;
@@ -251,13 +251,21 @@ impl Card {
     /// The blocks of `attn_decode`, for groups of so many heads of this width: where it takes chunks, the dynamic shared memory is
     /// of pages and of two states of each head.
     pub fn attention(&self, head_width: usize, group: usize) -> AttentionBlocks {
-        let per_sm = if head_width == 128 { 1 } else { 2 };
+        let takes = self.sm_90a && [64, 96, 128].contains(&head_width);
+        let by_pages =
+            AttentionBlocks { per_sm: if head_width <= 64 { 4 } else { 2 }, threads: PAGES_THREADS, shared_bytes: 0 };
+        if takes { self.chunks(head_width, group, 2).unwrap_or(by_pages) } else { by_pages }
+    }
+
+    /// Those of `attn_decode_lone`, which are alone on a multiprocessor; `None` where there is no such kernel.
+    pub fn lone_attention(&self, head_width: usize, group: usize) -> Option<AttentionBlocks> {
+        if self.sm_90a && head_width == 128 { self.chunks(head_width, group, 1) } else { None }
+    }
+
+    fn chunks(&self, head_width: usize, group: usize, per_sm: u32) -> Option<AttentionBlocks> {
         let shared_bytes = CHUNKS_PAGES / per_sm + (2 * group.min(16) * (head_width + 8) * 4) as u32;
         let fits = shared_bytes + CHUNKS_STATIC <= self.block_shared;
-        if self.sm_90a && fits && [64, 96, 128].contains(&head_width) {
-            return AttentionBlocks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes };
-        }
-        AttentionBlocks { per_sm: if head_width <= 64 { 4 } else { 2 }, threads: PAGES_THREADS, shared_bytes: 0 }
+        fits.then_some(AttentionBlocks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes })
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
@@ -449,9 +457,11 @@ mod tests {
     #[test]
     fn blocks_that_take_chunks_fit_on_a_multiprocessor() {
         for (width, group) in [64, 96, 128].into_iter().flat_map(|width| (1..=8).map(move |group| (width, group))) {
-            let blocks = H200.attention(width, group);
-            let bytes = blocks.shared_bytes + CHUNKS_STATIC + RESERVED;
-            assert!(blocks.per_sm * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+            for blocks in [Some(H200.attention(width, group)), H200.lone_attention(width, group)].into_iter().flatten()
+            {
+                let bytes = blocks.shared_bytes + CHUNKS_STATIC + RESERVED;
+                assert!(blocks.per_sm * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+            }
         }
         assert!(H200.attention(128, 40).shared_bytes > 0);
         assert_eq!(H200.attention(256, 2).shared_bytes, 0);
