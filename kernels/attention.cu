@@ -19,6 +19,7 @@ namespace {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 template <int kDp>
 constexpr bool kTakesChunks = kDp == 64 || kDp == 96 || kDp == 128;
+static_assert(kPairedWarps * kWarp == kThreads);
 #else
 template <int kDp>
 constexpr bool kTakesChunks = false;
@@ -114,7 +115,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         load_k(address);
         load_v(address);
     }
-    if constexpr (kQShared) __syncthreads();
+    if constexpr (kQShared) barrier_wait(1, kThreads);
 
     float M[2] = {-INFINITY, -INFINITY}, L[2] = {-0.0f, -0.0f}, O[kPieces][4];
 #pragma unroll
@@ -149,7 +150,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
             page_largest[warp][g] = m[0];
             page_largest[warp][g + 8] = m[1];
         }
-        __syncthreads();
+        barrier_wait(1, kThreads);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int i = g + 8 * r;
@@ -158,7 +159,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         uint32_t w[4][4];
         weigh(w[0], s, m);
         page_weights[warp][lane] = make_uint4(w[0][0], w[0][1], w[0][2], w[0][3]);
-        __syncthreads();
+        barrier_wait(1, kThreads);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             uint4 x = page_weights[j][lane];
@@ -221,14 +222,14 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         return;
     }
 
-    __syncthreads();
+    barrier_wait(1, kThreads);
     if (threadIdx.x == 0) {
         __threadfence();
         uint32_t* counter = at<uint32_t>(p.counters) + row * gridDim.x + blockIdx.x;
         is_last = atomicInc(counter, blocks - 1) == blocks - 1;  // wraps to 0 for the next use
         __threadfence();
     }
-    __syncthreads();
+    barrier_wait(1, kThreads);
     if (!is_last) return;
 
     // The last block folds the units: a warp has a head, a lane two dimensions in every 64.
@@ -295,7 +296,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     if (lane == 0) atomicMax(magnitude_of_row, top);
 }
 
-template <int kDp>
+template <int kDp, uint32_t kWarps>
 __device__ __forceinline__ void attend_alone(const KigoAttention& p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     if constexpr (kTakesChunks<kDp>) {
@@ -303,7 +304,8 @@ __device__ __forceinline__ void attend_alone(const KigoAttention& p) {
         const uint32_t position = __ldcg(&(at<KigoRow>(p.rows) + blockIdx.y)->position);
         const uint32_t seen = position / KIGO_PAGE + 1 - first_page_of(position, p.before);
         const bool by_page = kDp > 64 && seen >= kFewestPageUnits && seen <= min(kMostWidePageUnits, p.splits);
-        if (!by_page) return chunks<kDp>(p);
+        if (!by_page) return chunks<kDp, kWarps>(p);
+        if (threadIdx.x >= kThreads) return;
     }
 #endif
     decode<kDp>(p);
@@ -499,7 +501,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
 #define KIGO_ATTENTION(dp, decode_blocks, prefill_blocks)                                             \
     extern "C" __global__ void __launch_bounds__(kThreads, kTakesChunks<dp> ? 2 : decode_blocks)      \
         attn_decode_##dp(const __grid_constant__ KigoAttention p) {                                   \
-        attend_alone<dp>(p);                                                                          \
+        attend_alone<dp, kThreads / kWarp>(p);                                                        \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(kThreads, prefill_blocks)                            \
         attn_prefill_##dp(const __grid_constant__ KigoAttention p) {                                  \
@@ -513,3 +515,10 @@ KIGO_ATTENTION(96, 2, 2)
 KIGO_ATTENTION(128, 2, 2)
 KIGO_ATTENTION(192, 2, 2)
 KIGO_ATTENTION(256, 2, 2)
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Few rows: a block has as many warps and slots as two of attn_decode_128.
+extern "C" __global__ void __launch_bounds__(kLoneWarps* kWarp, 1) attn_decode_lone_128(const __grid_constant__ KigoAttention p) {
+    attend_alone<128, kLoneWarps>(p);
+}
+#endif

@@ -9,9 +9,11 @@
 
 namespace {
 
-constexpr uint32_t kWarps = kThreads / kWarp;
+// Warps of a block where two are on a multiprocessor, and where one is alone.
+constexpr uint32_t kPairedWarps = 4, kLoneWarps = 8;
 // Bytes of the pages that a block has at a time.
-constexpr uint32_t kPages = 96 << 10;
+template <uint32_t kWarps>
+constexpr uint32_t kPages = kWarps * (24 << 10);
 // Up to so many pages are read by one block where they are of two chunks: to put what two blocks have together takes as long.
 constexpr uint32_t kAlone = 8;
 // Up to how many pages, if they are wide, attn_decode takes singly in place of chunks.
@@ -35,6 +37,7 @@ __device__ __forceinline__ void await(const uint64_t* full, uint32_t phase) {
 
 // Whose turn it is to fold a page: a barrier's phase ends with each kWarps-th turn. Who waits for a turn is less than kWarps turns
 // behind what can have ended, so that the phase it asks for is the latest or the one under way.
+template <uint32_t kWarps>
 struct Turns {
     uint64_t ended[kWarps];
 
@@ -52,17 +55,21 @@ __device__ __forceinline__ void copy_pair(float2* to, const float2* from) {
 }
 
 // Puts the partials of a row's chunks together, which come to `memory` as many at a time as fit; a thread has some pairs of dimensions.
-// The loops are not unrolled: code that runs once takes longer to fetch than to run.
-template <int kDp>
+// The factors of all of them are computed at the same time, as the largest score so far does not depend on the sums.
+template <int kDp, uint32_t kWarps>
 __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* areas, uint32_t first_page, uint32_t units, uint64_t area_of_lane,
                                         uint32_t row, uint32_t head, uint32_t heads, float2* memory) {
-    constexpr uint32_t kThreads = kWarps * kWarp, kPairs = kDp / 2, kOfHead = kPairs + 1, kMost = (16 * kPairs + kThreads - 1) / kThreads;
+    constexpr uint32_t kThreads = kWarps * kWarp, kPairs = kDp / 2, kOfHead = kPairs + 1;
+    constexpr uint32_t kMost = (16 * kPairs + kThreads - 1) / kThreads;
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, n_pairs = heads * kPairs, of_unit = heads * kOfHead;
-    const uint32_t at_once = min(uint32_t(kWarp), kPages / (of_unit * uint32_t(sizeof(float2))));
-    float M[kMost], L[kMost];
+    const uint32_t at_once = min(uint32_t(kWarp), kPages<kWarps> / ((of_unit + heads) * uint32_t(sizeof(float2))));
+    // Behind the partials, of each unit the heads'.
+    Factors* factors = reinterpret_cast<Factors*>(memory + at_once * of_unit);
+    float* largest_of_heads = reinterpret_cast<float*>(factors + at_once * heads);
+    float L[kMost];
     float2 O[kMost];
 #pragma unroll
-    for (uint32_t i = 0; i < kMost; i++) M[i] = -INFINITY, L[i] = -0.0f, O[i] = make_float2(-0.0f, -0.0f);
+    for (uint32_t i = 0; i < kMost; i++) L[i] = -0.0f, O[i] = make_float2(-0.0f, -0.0f);
 #pragma unroll 1
     for (uint32_t first = 0; first < units; first += at_once) {
         const uint32_t n = min(at_once, units - first);
@@ -79,16 +86,33 @@ __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* 
         copy_async_commit();
         copy_async_wait<0>();
         __syncthreads();
-#pragma unroll 2
-        for (uint32_t unit = 0; unit < n; unit++) {
+        // A lane has a unit.
+#pragma unroll 1
+        for (uint32_t h = warp; h < heads; h += kWarps) {
+            const float m = lane < n ? memory[lane * of_unit + h * kOfHead].x : -INFINITY;
+            const float so_far = first > 0 ? largest_of_heads[h] : -INFINITY;
+            float M = fmaxf(so_far, m);
 #pragma unroll
-            for (uint32_t i = 0; i < kMost; i++) {
-                const uint32_t pair = i * kThreads + threadIdx.x;
-                if (pair >= n_pairs) break;
-                const float2* of_head = memory + unit * of_unit + pair / kPairs * kOfHead;
-                const float2 ml = of_head[0], o = of_head[1 + pair % kPairs];
-                const Factors f = rescale(M[i], ml.x);
-                L[i] = fold(L[i], ml.y, f);
+            for (uint32_t apart = 1; apart < kWarp; apart *= 2) {
+                const float of_lower = __shfl_up_sync(~0u, M, apart);
+                if (lane >= apart) M = fmaxf(M, of_lower);
+            }
+            float before = __shfl_up_sync(~0u, M, 1);
+            if (lane == 0) before = so_far;
+            if (lane < n) factors[lane * heads + h] = rescale(before, m);
+            if (lane == kWarp - 1) largest_of_heads[h] = M;
+        }
+        __syncthreads();
+#pragma unroll
+        for (uint32_t i = 0; i < kMost; i++) {
+            const uint32_t pair = i * kThreads + threadIdx.x, of = pair / kPairs;
+            if (pair >= n_pairs) break;
+#pragma unroll 4
+            for (uint32_t unit = 0; unit < n; unit++) {
+                const float2* of_head = memory + unit * of_unit + of * kOfHead;
+                const float2 o = of_head[1 + pair % kPairs];
+                const Factors f = factors[unit * heads + of];
+                L[i] = fold(L[i], of_head[0].y, f);
                 O[i] = make_float2(fold(O[i].x, o.x, f), fold(O[i].y, o.y, f));
             }
         }
@@ -100,7 +124,7 @@ __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* 
         if (pair >= n_pairs) break;
         const uint32_t of_row = head + pair / kPairs, d = pair % kPairs * 2;
         if (d >= p.head_dim) continue;
-        const float inverse = last_factor(p, of_row, M[i], L[i]);
+        const float inverse = last_factor(p, of_row, largest_of_heads[pair / kPairs], L[i]);
         const float2 x = make_float2(__fmul_rn(O[i].x, inverse), __fmul_rn(O[i].y, inverse));
         *reinterpret_cast<float2*>(at<float>(p.out) + static_cast<uint64_t>(row) * p.out_stride + of_row * p.head_dim + d) = x;
         top = max(top, max(magnitude(x.x), magnitude(x.y)));
@@ -109,16 +133,16 @@ __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* 
     if (lane == 0) atomicMax(at<uint32_t>(p.magnitudes) + row, top);
 }
 
-template <int kDp>
+template <int kDp, uint32_t kWarps>
 __device__ __forceinline__ void chunks(const KigoAttention& p) {
     // Bytes of K or V of a page, and how many pages a block has at a time; pieces of 16 bytes of a vector that a lane holds; tiles of
     // dimensions; floats of a head's state.
-    constexpr uint32_t kHalf = KIGO_PAGE * kDp * sizeof(__half), kSlots = kPages / (2 * kHalf);
+    constexpr uint32_t kHalf = KIGO_PAGE * kDp * sizeof(__half), kSlots = kPages<kWarps> / (2 * kHalf);
     constexpr int kPieces = kDp / 32, kTiles = kDp / 8, kMixed = kTiles % 8 == 0 ? 8 : 4, kState = kDp + 8;
     // K and V of each slot; then the state of the chunk, and that of the chunks before where one block has two: O, then M and L.
     extern __shared__ __align__(128) uint8_t slots[];
     __shared__ uint64_t full[kSlots][2];
-    __shared__ Turns turns;
+    __shared__ Turns<kWarps> turns;
     __shared__ bool is_last;
 
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4, t = lane % 4;
@@ -326,7 +350,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
     }
     if (alone) return;
     __syncthreads();
-    if (is_last) combine<kDp>(p, areas, first_page, units, area_of_unit, row, head, heads, reinterpret_cast<float2*>(slots));
+    if (is_last) combine<kDp, kWarps>(p, areas, first_page, units, area_of_unit, row, head, heads, reinterpret_cast<float2*>(slots));
 }
 
 }  // namespace

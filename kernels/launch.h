@@ -399,8 +399,8 @@ typedef struct {
 
 #define KIGO_NO_ATTENTION 0xFFFFFFFFu
 
-/* Pages that a row of `step` sees at most, and columns of the vectors that it takes as they are, without the residual stream. */
-#define KIGO_STEP_PAGES 32
+/* Pages of a row that a block of `step` attends to at most, and columns of the vectors that it takes as they are, without the residual stream. */
+#define KIGO_STEP_PAGES 64
 #define KIGO_STEP_MOST_COLUMNS 16384
 /* Experts that `step` can choose from. */
 #define KIGO_STEP_EXPERTS 256
@@ -481,8 +481,7 @@ typedef struct {
 /* Threads of a block of `step`, and most of the shared memory that it has besides. */
 #define KIGO_STEP_THREADS 384
 #define KIGO_STEP_STATIC 9216
-/* Elements of a head that a block of `step` mixes, wider heads being spread over blocks, and pages that it takes at a time. */
-#define KIGO_STEP_OWN 32
+/* Pages that a block of `step` attends to at a time. */
 #define KIGO_STEP_PAGES_AT_ONCE 4
 /* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
 #define KIGO_STEP_ATTENTION 9600
@@ -501,6 +500,8 @@ typedef struct {
     uint64_t x;
     /* f32 [rows of the head] */
     uint64_t logits;
+    /* What attention hands on of each chunk of 512 positions, [chunks][n_head][dp + 2] of 64 bits. */
+    uint64_t partials;
     uint32_t n_stages;
     uint32_t stride;
     /* Slots of a warp's ring, their bytes. */

@@ -596,18 +596,19 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         // Every stage has a barrier: behind it all warps are done with the stage before.
         if (s.take == KIGO_TAKE_SAME) step_sync();
         if (s.kind == KIGO_STAGE_ATTENTION) {
+            const uint32_t mark = block.number * p.n_stages + i;
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<32, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
                     break;
                 case 64:
-                    attend<64, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<64, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
                     break;
                 case 96:
-                    attend<96, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<96, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
                     break;
                 default:
-                    attend<128, kHeadsOfTeam>(block.attention, block.sight, worker.set(), worker.operands().columns);
+                    attend<128, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
             }
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;

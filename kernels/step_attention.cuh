@@ -1,5 +1,6 @@
-// Attention of `step`: a block takes a kv head with up to 8 of its heads, and some pages at a time: a team of warps takes one.
-// K and V of earlier tokens are loaded while q is still being computed.
+// Attention of `step`: a block takes a kv head with up to 8 of its heads and the pages of a chunk, some at a time: a team of warps
+// takes one. Blocks share the elements of wide heads; all of them compute the scores. K and V of earlier tokens are loaded while q is still being computed. The chunks of a head are spread over blocks, which
+// hand them on as marked words for some warps to put together, as the kernels of larger batches do it.
 #pragma once
 
 #include "attention.cuh"
@@ -10,17 +11,20 @@ namespace {
 
 // Pages that a block takes at a time, and warps that take one together.
 constexpr uint32_t kPagesAtOnce = KIGO_STEP_PAGES_AT_ONCE, kTeam = kStepWarps / kPagesAtOnce;
-// Heads that a block attends with at a time: a warp folds one.
+static_assert(kChunk % kPagesAtOnce == 0);
+// Heads that a block attends with.
 constexpr uint32_t kHeads = kStepWarps;
-
-// Elements of the mix that a block computes: those of wider heads are spread over blocks, which all compute the scores.
-constexpr uint32_t kOwn = KIGO_STEP_OWN;
 
 // Heads that a team of warps takes at the same time at most.
 constexpr uint32_t kMostHeadsOfTeam = 3;
 
+// Elements of a head that a block mixes, and blocks that share a head.
+constexpr uint32_t kOwn = kWarp;
+
+__device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
+
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
-// [kPagesAtOnce][heads][kOwn].
+// [kPagesAtOnce][heads][elements].
 template <int kDp>
 struct AttentionScratch {
     // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
@@ -33,97 +37,192 @@ struct AttentionScratch {
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
 
-// Where a row is, and the pages that its next attention sees, from `first_page` on.
+// The share of an attention that is a block's: some heads, a part of their elements, every so many-th chunk of the pages that the row sees.
+struct AttentionShare {
+    uint32_t head_kv, of_group, of_head, split, n_splits, position, first_page, n_pages, first_chunk, n_chunks;
+
+    AttentionShare() = default;
+
+    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position) : position(position) {
+        const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
+        n_splits = gridDim.x / (p.n_head_kv * of_kv);
+        const uint32_t unit = blockIdx.x / n_splits;
+        split = blockIdx.x % n_splits;
+        head_kv = unit / of_kv;
+        of_group = unit % of_kv / n_parts;
+        of_head = unit % n_parts;
+        first_page = first_page_of(position, p.before);
+        n_pages = position / KIGO_PAGE + 1;
+        first_chunk = first_page / kChunk;
+        n_chunks = (n_pages - 1) / kChunk + 1 - first_chunk;
+        // Blocks that no heads are left for.
+        if (head_kv >= p.n_head_kv) split = n_chunks;
+    }
+
+    __device__ __forceinline__ bool any() const { return split < n_chunks; }
+
+    // The i-th page of all of the block's chunks; not all are seen.
+    __device__ __forceinline__ uint32_t page(uint32_t i) const { return (first_chunk + split + i / kChunk * n_splits) * kChunk + i % kChunk; }
+
+    __device__ __forceinline__ bool sees(uint32_t page) const { return page >= first_page && page < n_pages; }
+
+    // Whether the token's own page is the block's.
+    __device__ __forceinline__ bool has_last() const { return (n_chunks - 1) % n_splits == split; }
+};
+
+// Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
     uint64_t pages[KIGO_STEP_PAGES];
-    uint32_t position, first_page, n_pages;
+    AttentionShare share;
+    uint32_t position;
 };
 
-// Which parts of groups of heads are this block's: every `apart`-th block has some.
-struct HeadGroups {
-    uint32_t of_kv, n, apart;
+// Pages that are brought to L2 ahead of those being attended to: all blocks' have to have room there.
+constexpr uint32_t kNear = kChunk;
 
-    __device__ __forceinline__ HeadGroups(const KigoAttention& p, uint32_t dp) {
-        of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * (dp / kOwn);
-        n = p.n_head_kv * of_kv;
-        apart = max(1u, gridDim.x / n);
-    }
+// Sends for a page, which comes to L2: for K or V, where another block sends for the other.
+__device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32_t of_head) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t bytes = 2 * KIGO_PAGE * dp * sizeof(__half) / parts_of_head(dp);
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address + of_head * bytes), "r"(bytes) : "memory");
+#endif
+}
 
-    __device__ __forceinline__ bool any() const { return blockIdx.x % apart == 0 && blockIdx.x / apart < n; }
-};
-
-// Notes the pages of an attention and brings what it needs of them to L2, some threads one each.
+// Notes the pages of an attention and brings the first of them to L2, some threads one each.
 __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
     const KigoAttention& p = a.attention;
-    const HeadGroups groups(p, a.heads.qkv.dp);
-    if (!groups.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
-    const uint32_t first = first_page_of(sight.position, p.before), n_pages = sight.position / KIGO_PAGE + 1;
-    const uint32_t page = first + threadIdx.x;
-    if (threadIdx.x == 0) {
-        sight.first_page = first;
-        sight.n_pages = n_pages;
-    }
-    if (page >= n_pages) return;
-    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page);
+    const uint32_t dp = a.heads.qkv.dp;
+    const AttentionShare share(p, dp, sight.position);
+    if (threadIdx.x == 0) sight.share = share;
+    if (!share.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
+    const uint32_t page = share.page(threadIdx.x);
+    if (!share.sees(page)) return;
+    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page) + page_offset(p, dp, share.head_kv);
     sight.pages[threadIdx.x] = address;
-    [[maybe_unused]] const uint32_t dp = a.heads.qkv.dp;
-    for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address + page_offset(p, dp, unit / groups.of_kv)),
-                     "r"(uint32_t(2 * KIGO_PAGE * dp * sizeof(__half)))
-                     : "memory");
-#endif
+    if (threadIdx.x < kNear) bring_page(address, dp, share.of_head);
+}
+
+// Marked words: f32 in the lower half of 64 bits, the mark of the attention that wrote it in the upper. So one buffer serves all layers: no
+// word of an attention is written before all of the one before have been read, as q depends on all of them.
+__device__ __forceinline__ uint64_t marked(float value, uint32_t mark) { return uint64_t(mark) << 32 | __float_as_uint(value); }
+
+__device__ __forceinline__ void store_marked(uint64_t* to, float2 values, uint32_t mark) {
+    asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(marked(values.x, mark)), "l"(marked(values.y, mark)) : "memory");
+}
+
+__device__ __forceinline__ uint64_t load_marked(const uint64_t* from) {
+    uint64_t word;
+    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ float value_of(uint64_t word) { return __uint_as_float(uint32_t(word)); }
+
+// Where the marked words of a chunk of a head are: its largest score, the sum of weights, the mix.
+__device__ __forceinline__ uint64_t* chunk_words(uint64_t partials, const KigoAttention& p, uint32_t dp, uint32_t chunk, uint32_t head) {
+    return at<uint64_t>(partials) + (uint64_t(chunk) * p.n_head + head) * (dp + 2);
+}
+
+// Puts the chunks together, a warp 32 elements of a head.
+__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, const AttentionShare& share, uint64_t partials, uint32_t mark,
+                                               const WordSet& set) {
+    // Chunks at a time, of which a lane each computes the factors.
+    constexpr uint32_t kAtOnce = kWarp;
+    const KigoAttention& p = a.attention;
+    const uint32_t lane = threadIdx.x % kWarp, dp = a.heads.qkv.dp, n_parts = dp / kWarp;
+#pragma unroll 1
+    for (uint32_t unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x; unit < p.n_head * n_parts; unit += kStepWarps * gridDim.x) {
+        const uint32_t head = unit / n_parts, d = unit % n_parts * kWarp + lane;
+        float M = -INFINITY, L = -0.0f, O = -0.0f;
+#pragma unroll 1
+        for (uint32_t first = 0; first < share.n_chunks; first += kAtOnce) {
+            const uint32_t n = min(kAtOnce, share.n_chunks - first);
+            auto words_of = [&](uint32_t i) { return chunk_words(partials, p, dp, first + i, head); };
+            uint64_t m, l, o[kAtOnce] = {};
+            Patience patience;
+            while (true) {
+                const uint64_t* own = words_of(min(lane, n - 1));
+                m = load_marked(own), l = load_marked(own + 1);
+#pragma unroll
+                for (uint32_t i = 0; i < kAtOnce; i++) {
+                    if (i >= n) break;
+                    o[i] = load_marked(words_of(i) + 2 + d);
+                }
+                uint32_t differs = (m >> 32 ^ mark) | (l >> 32 ^ mark);
+#pragma unroll
+                for (uint32_t i = 0; i < kAtOnce; i++) {
+                    if (i >= n) break;
+                    differs |= o[i] >> 32 ^ mark;
+                }
+                if (__all_sync(~0u, differs == 0)) break;
+                patience.wait();
+            }
+            // The largest score so far does not depend on the sums.
+            float largest = lane < n ? fmaxf(M, value_of(m)) : M;
+#pragma unroll
+            for (uint32_t apart = 1; apart < kWarp; apart *= 2) {
+                const float of_lower = __shfl_up_sync(~0u, largest, apart);
+                if (lane >= apart) largest = fmaxf(largest, of_lower);
+            }
+            float before = __shfl_up_sync(~0u, largest, 1);
+            if (lane == 0) before = M;
+            const Factors of_lane = rescale(before, value_of(m));
+            M = __shfl_sync(~0u, largest, kWarp - 1);
+#pragma unroll
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                if (i >= n) break;
+                const Factors f = {__shfl_sync(~0u, of_lane.state, i), __shfl_sync(~0u, of_lane.partial, i)};
+                L = fold(L, __shfl_sync(~0u, value_of(l), i), f);
+                O = fold(O, value_of(o[i]), f);
+            }
+        }
+        const float factor = last_factor(p, head, M, L);
+        if (d < p.head_dim) set.store(a.out, head * p.head_dim + d, __fmul_rn(O, factor));
     }
 }
 
 template <int kDp, uint32_t kAtOnce>
-__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, const WordSet& set, uint8_t* memory) {
+__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
+                                       uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
-    // Tiles of keys and of dimensions that a warp has of a page.
-    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam;
+    // Tiles of keys and of the block's elements that a warp has of a page; pairs of elements that a thread folds.
+    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam, kFolded = (kHeads * kOwn / 2 + kStepThreads - 1) / kStepThreads;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
     float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
     const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
     const uint32_t side = warp / kTeam, part = warp % kTeam;
-    const HeadGroups groups(p, kDp);
-    if (!groups.any()) return;
-    const uint32_t group = p.n_head / p.n_head_kv;
-    const uint32_t position = sight.position, first_page = sight.first_page, n_pages = sight.n_pages;
-
-#pragma unroll 1
-    for (uint32_t unit = blockIdx.x / groups.apart; unit < groups.n; unit += gridDim.x / groups.apart) {
-        const uint32_t head_kv = unit / groups.of_kv, of_group = unit % groups.of_kv;
-        const uint32_t m_first = of_group / (kDp / kOwn) * kHeads, first_dim = of_group % (kDp / kOwn) * kOwn;
+    const AttentionShare& own = sight.share;
+    const uint32_t position = own.position;
+    const bool is_alone = own.n_chunks == 1;
+    if (own.any()) {
+        const uint32_t group = p.n_head / p.n_head_kv, head_kv = own.head_kv, m_first = own.of_group * kHeads;
+        const uint32_t first_dim = own.of_head * kOwn;
         const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
-        const uint64_t here = page_offset(p, kDp, head_kv);
         // Zeros, lest the compiler keep them for the next time.
         uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
-        auto load_k = [&](uint32_t page) {
-            if (page >= n_pages) return;
-            const uint4* from = at<uint4>(sight.pages[page - first_page] + here);
+        auto load_k = [&](uint32_t i) {
+            if (!own.sees(own.page(i))) return;
+            const uint4* from = at<uint4>(sight.pages[i]);
 #pragma unroll
             for (int j = 0; j < kPieces; j++) {
 #pragma unroll
-                for (int i = 0; i < kKeys; i++) k[i][j] = __ldcg(from + key_of(kKeys * part + i, g) * (kDp / 8) + j * 4 + t);
+                for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
             }
         };
-        auto load_v = [&](uint32_t page) {
-            if (page >= n_pages) return;
-            const uint4* from = at<uint4>(sight.pages[page - first_page] + here) + KIGO_PAGE * (kDp / 8);
+        auto load_v = [&](uint32_t i) {
+            if (!own.sees(own.page(i))) return;
+            const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
 #pragma unroll
             for (int n = 0; n < kDims; n++) {
 #pragma unroll
                 for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
             }
         };
-        uint32_t page = first_page + side;
-        load_k(page);
-        load_v(page);
+        load_k(side);
+        load_v(side);
 
-        // The unit before is done with this memory.
-        if (unit != blockIdx.x / groups.apart) step_sync();
         for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
         }
@@ -132,8 +231,9 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         static_assert(kAtOnce <= kMostHeadsOfTeam);
         const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
         const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
+        const uint32_t n_vectors = heads + (own.has_last() ? 2 : 0);
 #pragma unroll 1
-        for (uint32_t first = 0; first < heads + 2; first += kAtOnce * n_teams) {
+        for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
             bool has[kAtOnce];
             HeadElements elements[kAtOnce];
             float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
@@ -148,7 +248,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             auto which = [&](uint32_t i) { return first + i * n_teams + team; };
 #pragma unroll
             for (uint32_t i = 0; i < kAtOnce; i++) {
-                has[i] = team < n_teams && which(i) < heads + 2 && pair < n_pairs;
+                has[i] = team < n_teams && which(i) < n_vectors && pair < n_pairs;
                 const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + head_kv + (which(i) == heads ? 0 : p.n_head_kv);
                 const uint32_t tile = of_all * per_head + pair / 8;
                 elements[i] = head_elements(qkv, tile, pair % 8);
@@ -204,8 +304,9 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
                 to[e.place] = rounded[0];
                 to[e.place + 8] = rounded[1];
-                if (e.part == 0 || of_group != 0) continue;
-                __half* keys = cached_keys(qkv, {at<__half>(sight.pages[n_pages - 1 - first_page]), 0}, head_kv);
+                if (e.part == 0 || own.of_group != 0 || own.of_head != 0) continue;
+                const uint32_t last = own.n_pages - 1;
+                __half* keys = at<__half>(sight.pages[(last / kChunk - own.first_chunk) / own.n_splits * kChunk + last % kChunk]);
                 const uint32_t of_page = position % KIGO_PAGE;
                 if (e.part == 1) {
                     keys[of_page * kDp + e.place] = rounded[0];
@@ -218,14 +319,23 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         }
         step_sync();
 
-        // A warp folds the pages' mixes of a head, a lane one cell of it.
-        float M1 = -INFINITY, L1 = -0.0f, O1 = -0.0f, Mc = -INFINITY, Lc = -0.0f, Oc = -0.0f;
+        // A thread folds the pages' mixes of some pairs of elements.
+        float M[kFolded], L[kFolded];
+        float2 O[kFolded];
+        const auto clear = [&] {
+#pragma unroll
+            for (int i = 0; i < kFolded; i++) M[i] = -INFINITY, L[i] = -0.0f, O[i] = make_float2(-0.0f, -0.0f);
+        };
+        clear();
 #pragma unroll 1
-        for (uint32_t first = first_page; first < n_pages; first += kPagesAtOnce) {
-            if (page < n_pages) {
+        for (uint32_t first = 0; own.page(first) < own.n_pages; first += kPagesAtOnce) {
+            const uint32_t mine = first + side, page = own.page(mine), next = mine + kPagesAtOnce;
+            const uint32_t far = first + kNear + thread;
+            if (thread < kPagesAtOnce && own.sees(own.page(far))) bring_page(sight.pages[far], kDp, own.of_head);
+            if (own.sees(page)) {
                 const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
                 // What this token adds is not in memory yet.
-                const bool is_last = page == n_pages - 1;
+                const bool is_last = page == own.n_pages - 1;
                 if (is_last) {
 #pragma unroll
                     for (int i = 0; i < kKeys; i++) {
@@ -244,7 +354,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                         return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
                     },
                     [&](int i, int j) { return k[i][j]; });
-                load_k(page + kPagesAtOnce);
+                load_k(next);
                 cap_scores(p, scored);
                 if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
                     mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
@@ -302,36 +412,50 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 }
                 float o[kDims][4];
                 mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
-                load_v(page + kPagesAtOnce);
+                load_v(next);
                 if (g < heads) {
                     if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
                     float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
 #pragma unroll
                     for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
                 }
+            } else {
+                load_k(next);
+                load_v(next);
             }
-            page += kPagesAtOnce;
             step_sync();
-#pragma unroll 1
-            for (uint32_t of = 0; warp < heads && of < min(kPagesAtOnce, n_pages - first); of++) {
-                const float2 ml = s.page_sums[of][warp];
-                const float mixed = mixes[(of * heads + warp) * kOwn + lane];
-                Factors f = rescale(Mc, ml.x);
-                Lc = fold(Lc, ml.y, f);
-                Oc = fold(Oc, mixed, f);
-                if ((first + of + 1) % kChunk != 0 && first + of + 1 != n_pages) continue;
-                f = rescale(M1, Mc);
-                L1 = fold(L1, Lc, f);
-                O1 = fold(O1, Oc, f);
-                Mc = -INFINITY, Lc = -0.0f, Oc = -0.0f;
+            const bool ends = (first + kPagesAtOnce) % kChunk == 0 || own.page(first) + kPagesAtOnce >= own.n_pages;
+#pragma unroll
+            for (int i = 0; i < kFolded; i++) {
+                const uint32_t pair = i * kStepThreads + thread, of = pair / (kOwn / 2), of_own = pair % (kOwn / 2) * 2;
+                const uint32_t d = first_dim + of_own;
+                if (of >= heads) break;
+#pragma unroll
+                for (uint32_t of_page = 0; of_page < kPagesAtOnce; of_page++) {
+                    if (!own.sees(own.page(first + of_page))) continue;
+                    const float2 ml = s.page_sums[of_page][of];
+                    const float2 mixed = *reinterpret_cast<const float2*>(mixes + (of_page * heads + of) * kOwn + of_own);
+                    const Factors f = rescale(M[i], ml.x);
+                    L[i] = fold(L[i], ml.y, f);
+                    O[i] = make_float2(fold(O[i].x, mixed.x, f), fold(O[i].y, mixed.y, f));
+                }
+                if (!ends) continue;
+                if (is_alone) {
+                    const float factor = last_factor(p, head + of, M[i], L[i]);
+                    const uint32_t at = (head + of) * p.head_dim + d;
+                    if (d < p.head_dim) set.store(a.out, at, __fmul_rn(O[i].x, factor));
+                    if (d + 1 < p.head_dim) set.store(a.out, at + 1, __fmul_rn(O[i].y, factor));
+                    continue;
+                }
+                uint64_t* to = chunk_words(partials, p, kDp, own.page(first) / kChunk - own.first_chunk, head + of);
+                if (d == 0) store_marked(to, make_float2(M[i], L[i]), mark);
+                store_marked(to + 2 + d, O[i], mark);
             }
-            if (first + kPagesAtOnce < n_pages) step_sync();
+            if (ends) clear();
+            if (own.page(first + kPagesAtOnce) < own.n_pages) step_sync();
         }
-        if (warp >= heads) continue;
-        const float factor = last_factor(p, head + warp, M1, L1);
-        const uint32_t d = first_dim + lane;
-        if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O1, factor));
     }
+    if (!is_alone) combine_chunks(a, own, partials, mark, set);
 }
 
 }  // namespace

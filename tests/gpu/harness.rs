@@ -82,19 +82,24 @@ pub fn backend_for(
 
 /// A model on the GPU whose single sequences run as one kernel, with a description that may say what no architecture says.
 pub fn step_backend(path: &Path, change: impl FnOnce(&mut ModelDesc)) -> CudaBackend {
+    step_backend_for(path, MAX_POSITIONS, change)
+}
+
+/// The same for sequences of up to `n_ctx` positions.
+pub fn step_backend_for(path: &Path, n_ctx: usize, change: impl FnOnce(&mut ModelDesc)) -> CudaBackend {
     let Some(Device::Cuda(ordinal)) = Device::parse(&gpu()) else { panic!("KIGO_TEST_DEVICE is {}", gpu()) };
     let gguf = Gguf::open(path).unwrap();
     let mut desc = arch::describe(gguf.metadata()).unwrap();
     change(&mut desc);
     let plan = Weights::plan(&gguf, &desc).unwrap();
-    let (context, sizes) = (Context::open(ordinal).unwrap(), (MAX_POSITIONS, MAX_ROWS..=MAX_ROWS, DecodePath::Step));
+    let (context, sizes) = (Context::open(ordinal).unwrap(), (n_ctx, MAX_ROWS..=MAX_ROWS, DecodePath::Step));
     let loaded = CudaBackend::load(&gguf, &desc, &plan, || Ok(context), sizes, &Progress::default(), &mut || Ok(()));
     loaded.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Most positions of a sequence and rows of a batch in these tests.
 const MAX_POSITIONS: usize = 4096;
-const MAX_ROWS: usize = 512;
+pub const MAX_ROWS: usize = 512;
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
@@ -109,6 +114,29 @@ pub fn all_logits(backend: &mut dyn Backend, sequence: SequenceId, tokens: &[u32
     for rows in rows.chunks(chunk) {
         backend.forward(rows).unwrap_or_else(|error| panic!("{error}"));
         all.extend((0..rows.len()).map(|i| backend.logits(i).unwrap().to_vec()));
+    }
+    backend.sequence_free(sequence);
+    all
+}
+
+/// The logits after each of the last `n` of `tokens`, which are run row by row behind batches of the others.
+pub fn last_logits(backend: &mut dyn Backend, sequence: SequenceId, tokens: &[u32], n: usize) -> Vec<Vec<f32>> {
+    let n_before = tokens.len() - n;
+    let row = |(position, &token): (usize, &u32)| Row {
+        token,
+        position: position as u32,
+        sequence,
+        logits: position >= n_before,
+    };
+    let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
+    backend.sequence_reserve(sequence, tokens.len()).unwrap();
+    for rows in rows[..n_before].chunks(MAX_ROWS) {
+        backend.forward(rows).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let mut all = Vec::new();
+    for row in rows[n_before..].chunks(1) {
+        backend.forward(row).unwrap_or_else(|error| panic!("{error}"));
+        all.push(backend.logits(0).unwrap().to_vec());
     }
     backend.sequence_free(sequence);
     all

@@ -226,6 +226,41 @@ fn delays_change_nothing() {
     }
 }
 
+/// Contexts of one chunk and of many, which blocks of the kernel share, with windows, sinks and capped scores: as one kernel, with
+/// delays and without, beside kernel by kernel.
+#[test]
+#[ignore = "needs a GPU"]
+fn long_contexts_as_one_kernel() {
+    const LONGEST: usize = 20_000;
+    const N_SINGLE: usize = 40;
+    let tokens: Vec<u32> = (0..LONGEST as u32).map(|i| (i * 379 + 11) % N_VOCAB as u32).collect();
+    let folder = Folder::new();
+    let layers = |window| [Some(window), None].map(|window| LayerDesc { window, rope: Some(0) }).to_vec();
+    let features = [
+        Features { sinks: true, layers: layers(700), ..Features::default() },
+        Features::default(),
+        Features { attn_softcap: Some(1.5), layers: layers(513), ..Features::default() },
+        Features { sinks: true, attn_softcap: Some(2.0), ..Features::default() },
+    ];
+    for (shape, features) in SHAPES.iter().filter(|shape| shape.head_dim <= 128).zip(features.iter().cycle()) {
+        let path = folder.write("model.gguf", &draft_with(shape, features, &[QuantType::F16], 9).writer());
+        let describe = |desc: &mut ModelDesc| features.describe(desc);
+        let mut stages = backend_for(&path, &gpu(), (LONGEST, MAX_ROWS, DecodePath::Stages), describe).unwrap();
+        let mut step = step_backend_for(&path, LONGEST, describe);
+        // Behind the first chunk; in the middle of one; up to more than are put together at a time, where kv heads are few.
+        for (n_tokens, sequence) in [530, 1_300, 4_110, 16_400, LONGEST].into_iter().zip((0..).step_by(3)) {
+            let tokens = &tokens[..n_tokens];
+            let expected = last_logits(&mut *stages, sequence, tokens, N_SINGLE);
+            for (nanoseconds, sequence) in [0, 2_000, 30_000].into_iter().zip(sequence..) {
+                assert!(step.delay_steps(nanoseconds), "{shape:?} is not run as one kernel");
+                let found = last_logits(&mut step, sequence, tokens, N_SINGLE);
+                let same = found.iter().zip(&expected).all(|(found, expected)| bits(found) == bits(expected));
+                assert!(same, "{n_tokens} positions, delays of up to {nanoseconds} ns: {shape:?}, {features:?}");
+            }
+        }
+    }
+}
+
 /// Mixtures of experts, whose choice on the CPU may differ where two are nearly equal: as one kernel, with delays and without,
 /// beside kernel by kernel.
 #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::blocks::Card;
+use super::blocks::{AttentionBlocks, Card};
 use super::context::Context;
 use super::kv_cache::PAGE;
 use super::module::{Function, Module, embedded};
@@ -12,8 +12,7 @@ use super::stages::{launch, mix_operands};
 use crate::Result;
 use crate::model::ModelDesc;
 
-/// Threads of a block of the attention kernels.
-const ATTENTION_THREADS: u32 = 128;
+const PREFILL_THREADS: u32 = 128;
 const FLASH_THREADS: u32 = 384;
 /// From so many keys of a row on `attn_flash` is faster than `attn_prefill`: each tile begins and ends longer.
 const FLASH_KEYS: u32 = 512;
@@ -26,13 +25,27 @@ const MOST_PAGE_UNITS: usize = 40;
 
 /// The attention kernels of a model.
 pub struct Kernels {
-    decode: Function,
-    /// The shared memory of its blocks where they take chunks; else 0.
-    chunks: u32,
+    decode: Decode,
+    /// That of few rows, where it has a kernel of its own.
+    lone: Option<Decode>,
     prefill: Function,
     prefill_shared: u32,
     /// Attention of many rows where it has a kernel of its own, on sm_90a.
     flash: Option<Function>,
+}
+
+/// Attention of single rows.
+struct Decode {
+    kernel: Function,
+    blocks: AttentionBlocks,
+}
+
+impl Decode {
+    fn new(module: &Module, name: &str, blocks: AttentionBlocks) -> Result<Decode> {
+        let kernel = module.function(name)?;
+        kernel.set_max_shared_bytes(blocks.shared_bytes)?;
+        Ok(Decode { kernel, blocks })
+    }
 }
 
 impl Kernels {
@@ -40,14 +53,16 @@ impl Kernels {
     /// Those of loading kernels.
     pub fn new(context: &Arc<Context>, card: &Card, desc: &ModelDesc, head_width: usize) -> Result<Kernels> {
         let module = Module::load(context, embedded("attention")?)?;
-        let decode = module.function(&format!("attn_decode_{head_width}"))?;
-        let chunks = card.chunks_shared(head_width, desc.n_head / desc.n_head_kv);
-        decode.set_max_shared_bytes(chunks)?;
+        let group = desc.n_head / desc.n_head_kv;
+        let decode = Decode::new(&module, &format!("attn_decode_{head_width}"), card.attention(head_width, group))?;
+        let lone = card.lone_attention(head_width, group);
+        let lone = lone.map(|blocks| Decode::new(&module, &format!("attn_decode_lone_{head_width}"), blocks));
+        let lone = lone.transpose()?;
         let prefill = module.function(&format!("attn_prefill_{head_width}"))?;
         let prefill_shared = head_width as u32 * if head_width <= 128 { 512 } else { 384 };
         prefill.set_max_shared_bytes(prefill_shared)?;
         let flash = if card.flashes(head_width) { Some(flash(context, head_width)?) } else { None };
-        Ok(Kernels { decode, chunks, prefill, prefill_shared, flash })
+        Ok(Kernels { decode, lone, prefill, prefill_shared, flash })
     }
 }
 
@@ -112,7 +127,7 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
         return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
     }
     let grid = [b.shape.n_tiles as u32, b.desc.n_head as u32, 1];
-    launch(b, &kernels.prefill, grid, ATTENTION_THREADS, kernels.prefill_shared, &params)
+    launch(b, &kernels.prefill, grid, PREFILL_THREADS, kernels.prefill_shared, &params)
 }
 
 /// Attention of single rows. More blocks than their pages give work, or than fit on the device, gain nothing.
@@ -120,8 +135,10 @@ fn decode(b: &CudaBackend, layer: usize) -> Result<()> {
     let (n, n_blocks, kernels) = (b.shape.n as u32, b.work.sizes.counters as u32, &b.kernels.attention);
     // A block takes a page at a time, or eight of short and of long contexts.
     let most = b.n_ctx.div_ceil(PAGE).min(MOST_PAGE_UNITS).max(b.n_ctx.div_ceil(CHUNK) + 1).min(64);
-    let per_sm = if kernels.chunks == 0 && b.kernels.head_width <= 64 { 4 } else { 2 };
-    let splits = (per_sm * b.kernels.card.n_sm / (n_blocks * n)).clamp(1, most as u32);
+    // Blocks that are alone on a multiprocessor, while there are no more of them.
+    let n_sm = b.kernels.card.n_sm;
+    let Decode { kernel, blocks } = kernels.lone.as_ref().filter(|_| n_blocks * n <= n_sm).unwrap_or(&kernels.decode);
+    let splits = (blocks.per_sm * n_sm / (n_blocks * n)).clamp(1, most as u32);
     let params = params(b, layer, splits);
-    launch(b, &kernels.decode, [n_blocks, n, splits], ATTENTION_THREADS, kernels.chunks, &params)
+    launch(b, kernel, [n_blocks, n, splits], blocks.threads, blocks.shared_bytes, &params)
 }

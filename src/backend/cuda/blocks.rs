@@ -14,10 +14,14 @@ use crate::quant::QuantType;
 /// Bytes under way to a multiprocessor that read fastest (`kernels/notes.md`): all slots of its rings but one of each.
 const UNDER_WAY: u32 = 64 << 10;
 
-/// Bytes of the pages that a block has at a time, `kPages` of `kernels/chunks.cuh`, and most shared memory that it has besides what
-/// it is given.
-const CHUNKS_PAGES: u32 = 96 << 10;
+/// Bytes of the pages that the blocks of a multiprocessor have at a time, `kPages` of `kernels/chunks.cuh`, and most shared memory
+/// that a block has besides what it is given.
+const CHUNKS_PAGES: u32 = 192 << 10;
 const CHUNKS_STATIC: u32 = 4096;
+/// Warps of the blocks of a multiprocessor that take chunks: `kLoneWarps` there.
+const CHUNKS_WARPS: u32 = 8;
+/// Threads of a block that takes pages one after the other: `kThreads` of `kernels/attention.cu`.
+const PAGES_THREADS: u32 = 128;
 
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
@@ -196,6 +200,17 @@ pub const LATE: usize = (MOST_CLUSTERS * CLUSTER * NARROW_PARTS * MOST_SLICES * 
 /// `pieces` of kernels that cut in another way.
 const NO_PIECES: (u32, u32) = (0, 1);
 
+/// The blocks of attention of single rows.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionBlocks {
+    /// How many a multiprocessor has.
+    pub per_sm: u32,
+    /// Threads of each.
+    pub threads: u32,
+    /// Dynamic shared memory of each.
+    pub shared_bytes: u32,
+}
+
 /// How a product is launched, with blocks of [`THREADS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blocks {
@@ -264,12 +279,24 @@ impl Card {
         self.sm_90a && quant != QuantType::F32 && PREFILL_SHARED <= self.most_shared(Kernel::Prefill)
     }
 
-    /// Dynamic shared memory of a block of `attn_decode` where it takes chunks, for groups of so many heads of this width: pages,
-    /// and two states of each head; 0 where it does not.
-    pub fn chunks_shared(&self, head_width: usize, group: usize) -> u32 {
-        let bytes = CHUNKS_PAGES + (2 * group.min(16) * (head_width + 8) * 4) as u32;
-        let takes = self.sm_90a && bytes + CHUNKS_STATIC <= self.block_shared && [64, 96, 128].contains(&head_width);
-        if takes { bytes } else { 0 }
+    /// The blocks of `attn_decode`, for groups of so many heads of this width: where it takes chunks, the dynamic shared memory is
+    /// of pages and of two states of each head.
+    pub fn attention(&self, head_width: usize, group: usize) -> AttentionBlocks {
+        let takes = self.sm_90a && [64, 96, 128].contains(&head_width);
+        let by_pages =
+            AttentionBlocks { per_sm: if head_width <= 64 { 4 } else { 2 }, threads: PAGES_THREADS, shared_bytes: 0 };
+        if takes { self.chunks(head_width, group, 2).unwrap_or(by_pages) } else { by_pages }
+    }
+
+    /// Those of `attn_decode_lone`, which are alone on a multiprocessor; `None` where there is no such kernel.
+    pub fn lone_attention(&self, head_width: usize, group: usize) -> Option<AttentionBlocks> {
+        if self.sm_90a && head_width == 128 { self.chunks(head_width, group, 1) } else { None }
+    }
+
+    fn chunks(&self, head_width: usize, group: usize, per_sm: u32) -> Option<AttentionBlocks> {
+        let shared_bytes = CHUNKS_PAGES / per_sm + (2 * group.min(16) * (head_width + 8) * 4) as u32;
+        let fits = shared_bytes + CHUNKS_STATIC <= self.block_shared;
+        fits.then_some(AttentionBlocks { per_sm, threads: CHUNKS_WARPS / per_sm * 32, shared_bytes })
     }
 
     /// The blocks of a product: of the kernel that is made for so many rows, or the next one that has enough shared memory.
@@ -496,14 +523,17 @@ mod tests {
     }
 
     #[test]
-    fn two_blocks_that_take_chunks_fit_on_a_multiprocessor() {
+    fn blocks_that_take_chunks_fit_on_a_multiprocessor() {
         for (width, group) in [64, 96, 128].into_iter().flat_map(|width| (1..=8).map(move |group| (width, group))) {
-            let bytes = H200.chunks_shared(width, group) + CHUNKS_STATIC + RESERVED;
-            assert!(2 * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+            for blocks in [Some(H200.attention(width, group)), H200.lone_attention(width, group)].into_iter().flatten()
+            {
+                let bytes = blocks.shared_bytes + CHUNKS_STATIC + RESERVED;
+                assert!(blocks.per_sm * bytes <= H200.sm_shared, "heads of {width}, {group} a group");
+            }
         }
-        assert!(H200.chunks_shared(128, 40) > 0);
-        assert_eq!(H200.chunks_shared(256, 2), 0);
-        assert_eq!(A100.chunks_shared(64, 4), 0);
+        assert!(H200.attention(128, 40).shared_bytes > 0);
+        assert_eq!(H200.attention(256, 2).shared_bytes, 0);
+        assert_eq!(A100.attention(64, 4).shared_bytes, 0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Its results have the same bits as those of the kernels of `stages.rs`, so that a sequence may go from one to the other. It
 //! runs where all blocks fit on the card at the same time and exchange vectors through L2: from sm_90 on. Models that it
-//! cannot run, and long contexts, whose attention it does not spread over blocks, go the way of larger batches.
+//! cannot run, and contexts longer than what blocks can note pages of, go the way of larger batches.
 
 use super::CudaBackend;
 use super::attention;
@@ -14,12 +14,11 @@ use super::module::{Function, Module, embedded};
 use super::params::{
     KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
     KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_APART,
-    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_OWN, KIGO_STEP_PAGES,
-    KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS,
-    KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL,
-    KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K,
-    KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention,
-    KigoStep, bytes_of,
+    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
+    KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE,
+    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
+    KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1,
+    KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -33,9 +32,15 @@ use crate::quant::QuantType;
 /// `Q4_1` a token takes 15 % less on an H200, with the 10 MB of a Qwen2 of 0.5B in `Q4_K_M` 8 %, with those of Llamas of 1B and 8B 4 to
 /// 19 %. Smaller layers have not been measured.
 const FEWEST_LAYER_BYTES: u64 = 2 << 20;
-/// Positions up to which it is faster than the kernels of larger batches, which spread the attention of a row over blocks.
-const MOST_POSITIONS: usize = 1024;
-const _: () = assert!(MOST_POSITIONS.div_ceil(kv_cache::PAGE) < KIGO_STEP_PAGES as usize);
+/// Positions of a chunk, the part of a context that a block attends to at a time: `kChunk` of `kernels/attention.cuh`.
+const CHUNK: usize = 8 * kv_cache::PAGE;
+/// Chunks that a block takes at most: with more of them the kernels of larger batches are faster.
+const CHUNKS_OF_BLOCK: usize = 2;
+const _: () = assert!(CHUNKS_OF_BLOCK * CHUNK <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
+/// Chunks of a context at most, which decide what their partial results take.
+const MOST_CHUNKS: usize = 80;
+/// Elements of a head that a block mixes: `kOwn` of `kernels/step_attention.cuh`.
+const OWN: usize = 32;
 /// Widest heads that its registers hold.
 const MOST_HEAD_WIDTH: usize = 128;
 /// Bytes under way to a multiprocessor: with 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`.
@@ -76,11 +81,12 @@ const NUMBER_BYTES: usize = 256;
 /// The kernel, and what it reads.
 pub struct Step {
     kernel: Function,
-    /// The number, stages, attentions, words.
+    /// The number, stages, attentions, partial results of attention, words.
     memory: DeviceBuffer,
     params: KigoStep,
     n_blocks: u32,
     shared_bytes: u32,
+    n_positions: usize,
 }
 
 /// Words of a layer, and where they start: offsets in bytes from the layer's first.
@@ -167,7 +173,19 @@ pub fn bytes(desc: &ModelDesc) -> Result<usize> {
     let n_layer = desc.n_layer();
     let stages = (n_layer * STAGES_OF_LAYER + 1) * size_of::<KigoStage>();
     let attentions = n_layer * size_of::<KigoStageAttention>();
-    Ok(NUMBER_BYTES + (stages + attentions).next_multiple_of(LINE as usize) + WORD_SETS * set_bytes(desc))
+    let lists = (stages + attentions).next_multiple_of(LINE as usize);
+    Ok(NUMBER_BYTES + lists + partial_bytes(desc, kv_cache::head_width(desc)?) + WORD_SETS * set_bytes(desc))
+}
+
+/// Bytes of what attention hands on of chunks: marked words of the mix of each head, of its largest score and the sum of its weights.
+fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
+    MOST_CHUNKS * desc.n_head * (head_width + 2) * 8
+}
+
+/// Positions up to which it runs steps: a block has a kv head with some of its heads, a part of their elements, and some chunks.
+fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
+    let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * (head_width / OWN);
+    (n_blocks as usize / n_groups * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
 }
 
 /// Bytes of the words of a step.
@@ -520,7 +538,7 @@ impl Step {
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
-        if !wanted || !fits(desc) || !card.crowds {
+        if !wanted || !fits(desc) || !card.crowds || most_positions(desc, b.kernels.head_width, card.n_sm) == 0 {
             return Ok(None);
         }
         let memory = DeviceBuffer::new(&b.context, Purpose::Workspace, bytes(desc)?, "the workspace")?;
@@ -549,7 +567,8 @@ impl Step {
         }
         memory.upload(&b.stream, NUMBER_BYTES, &lists)?;
         // No word is there.
-        memory.fill_part_u8(&b.stream, memory.len() - WORD_SETS * set_bytes(desc)..memory.len(), 0xFF)?;
+        let words = memory.len() - WORD_SETS * set_bytes(desc);
+        memory.fill_part_u8(&b.stream, words..memory.len(), 0xFF)?;
         let name = if desc.experts.is_some() { "step_experts" } else { "step" };
         let kernel = Module::load(&b.context, embedded("step")?)?.function(name)?;
         kernel.set_max_shared_bytes(card.block_shared.saturating_sub(KIGO_STEP_STATIC))?;
@@ -560,6 +579,7 @@ impl Step {
             rows: b.work.rows.address(),
             x: b.work.x.address(),
             logits: b.work.logits.address(),
+            partials: memory.address() + (words - partial_bytes(desc, b.kernels.head_width)) as u64,
             n_stages: listing.stages.len() as u32,
             stride: stride(desc.n_embd) as u32,
             n_slots,
@@ -571,7 +591,8 @@ impl Step {
             set_bytes: set_bytes(desc) as u32,
             router_at: listing.router_at(),
         };
-        Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes }))
+        let n_positions = most_positions(desc, b.kernels.head_width, card.n_sm);
+        Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes, n_positions }))
     }
 
     /// Lets every warp sleep up to so many nanoseconds in every stage.
@@ -581,7 +602,7 @@ impl Step {
 
     /// Whether it runs steps at this position.
     pub fn takes(&self, position: u32) -> bool {
-        (position as usize) < MOST_POSITIONS
+        (position as usize) < self.n_positions
     }
 
     /// Where the number of the step is, which `embed` raises.
@@ -664,8 +685,8 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -
     let columns = listing.columns * 128;
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
     // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
-    let attention =
-        36 * head_width + (KIGO_STEP_ATTENTION + KIGO_STEP_PAGES_AT_ONCE * KIGO_STEP_OWN * 4 * heads as u32) as usize;
+    let mixes = KIGO_STEP_PAGES_AT_ONCE as usize * heads * OWN * 4;
+    let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
     let row = stride(desc.n_embd) as u32 * 4;
     let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
     let scratch = columns.max(attention as u32).max(row).max(router).next_multiple_of(LINE);

@@ -3,6 +3,7 @@
 use super::heads::{HALF_POISON, PAGE, head_width, widened};
 use super::products::{no_product, prepared};
 use super::*;
+use kigo::backend::cuda::blocks::AttentionBlocks;
 
 /// A number from -1 up to 1 as a half, rounded towards zero.
 fn half(random: &mut Random, scale: f32) -> u16 {
@@ -58,10 +59,11 @@ struct Scores {
     sinks: bool,
 }
 
-/// Which kernel attends: `attn_decode` with so many splits, or one for many rows.
+/// Which kernel attends: `attn_decode` with so many splits, or `attn_decode_lone` where there is one, or one for many rows.
 #[derive(Debug, Clone, Copy)]
 enum How {
     Decode(u32),
+    Lone(u32),
     Prefill,
     Flash,
 }
@@ -105,8 +107,12 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
     prefill.set_max_shared_bytes(prefill_shared).unwrap();
 
     let card = Card::new(gpu.context().info());
-    let decode_shared = card.chunks_shared(dp, group);
-    decode.set_max_shared_bytes(decode_shared).unwrap();
+    let blocks = card.attention(dp, group);
+    decode.set_max_shared_bytes(blocks.shared_bytes).unwrap();
+    let lone = card.lone_attention(dp, group).map(|blocks| (kernel("decode_lone"), blocks));
+    if let Some((lone, blocks)) = &lone {
+        lone.set_max_shared_bytes(blocks.shared_bytes).unwrap();
+    }
     let flashes = card.flashes(dp);
     let flash = flashes.then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
     if let Some(flash) = &flash {
@@ -179,15 +185,22 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 before: if window == 0 { KIGO_ALL_BEFORE } else { window as u32 - 1 },
                 softcap: softcap * log2_e,
                 softcap_rate: if softcap > 0.0 { 2.0 / softcap } else { 0.0 },
-                splits: if let How::Decode(splits) = how { splits } else { 1 },
+                splits: if let How::Decode(splits) | How::Lone(splits) = how { splits } else { 1 },
                 out_stride: width as u32,
                 n_tiles: 1,
                 n: n as u32,
                 pad: 0,
             };
+            let alone = |kernel, blocks: &AttentionBlocks, splits| {
+                let grid = [n_blocks as u32, n as u32, splits];
+                gpu.launch(kernel, grid, blocks.threads, blocks.shared_bytes, &params);
+            };
             match (how, &flash) {
-                (How::Decode(splits), _) => {
-                    gpu.launch(&decode, [n_blocks as u32, n as u32, splits], 128, decode_shared, &params);
+                (How::Decode(splits), _) => alone(&decode, &blocks, splits),
+                (How::Lone(splits), _) => {
+                    let (kernel, blocks) =
+                        lone.as_ref().map_or((&decode, &blocks), |(kernel, blocks)| (kernel, blocks));
+                    alone(kernel, blocks, splits);
                 }
                 // Fewer blocks than pairs of heads, so that a block has several.
                 (How::Flash, Some(flash)) => gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params),
@@ -229,10 +242,10 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         let mut checked = vec![0, n / 2, n - 1];
         checked.dedup();
         for row in checked {
-            for splits in [1, 3, 64] {
-                let alone = run(row, 1, How::Decode(splits)).remove(0);
+            for how in [1, 3, 64].into_iter().flat_map(|splits| [How::Decode(splits), How::Lone(splits)]) {
+                let alone = run(row, 1, how).remove(0);
                 let same = bits(&alone) == bits(&together[row]);
-                assert!(same, "{name}: other bits of row {row} in decode with {splits} splits than in prefill");
+                assert!(same, "{name}: other bits of row {row} by {how:?} than in prefill");
             }
             let heads: Vec<usize> = (0..n_head).collect();
             let expected = concurrently(&heads, |&head| {
