@@ -509,7 +509,8 @@ __device__ __forceinline__ void flash(const KigoAttention& p) {
     extern __shared__ uint8_t dynamic[];
     const uint32_t shared = (shared_address(dynamic) + P::kAlign - 1) / P::kAlign * P::kAlign;
     for (uint32_t i = threadIdx.x; i < kStages * 256; i += kThreads) {
-        asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared + P::kValues + i / 256 * P::kValueBytes + kDp * kRowBytes + i % 256 * 4), "r"(kOnes) : "memory");
+        const uint32_t at = shared + P::kValues + i / 256 * P::kValueBytes + kDp * kRowBytes + i % 256 * 4;
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(kOnes) : "memory");
     }
     fence_written();
     if (threadIdx.x < 4 * kStages) {

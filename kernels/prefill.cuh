@@ -457,7 +457,8 @@ struct Multiplier {
         if (part == 2) barrier_wait(late.full, late_phase ^ 1), from = late.at;
 #pragma unroll 1
         for (int column = first; column < first + n * kColumns; column += kColumns) {
-            Finisher<kColumns, true>(p, told.expert, told.tile, told.column + part * kPartColumns + column, told.last, lane).finish(from + column * kItemRows);
+            const Finisher<kColumns, true> finisher(p, told.expert, told.tile, told.column + part * kPartColumns + column, told.last, lane);
+            finisher.finish(from + column * kItemRows);
         }
     }
 
@@ -516,7 +517,9 @@ __device__ __forceinline__ void copy_weights(const KigoMatmul& p, Slots<Plan<Typ
                 slots.wait_empty();
                 if (!P::kJoined && lane == 0) barrier_expect(slots.full(), kTiles * kBytes);
                 __syncwarp();
-                if (lane < kTiles) copy_bulk(to + slots.slot * slot_bytes + of_item * P::kRecordStep, records + size_t(place) * kBytes, kBytes, slots.full());
+                if (lane < kTiles) {
+                    copy_bulk(to + slots.slot * slot_bytes + of_item * P::kRecordStep, records + size_t(place) * kBytes, kBytes, slots.full());
+                }
                 slots.advance();
                 place = place + 1 == p.n_records ? 0 : place + 1;
                 if (n_early > 0 && --n_early == 0) pdl_wait();
@@ -571,7 +574,8 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
 
 // Finishes what the multipliers hand on, as one warp of those that do.
 template <class Type, int kParts, bool kManyRegisters>
-__device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Type, kParts, false>::kResultSlots> results, const Late& late, int warp, int lane) {
+__device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Type, kParts, false>::kResultSlots> results, const Late& late,
+                                             int warp, int lane) {
     constexpr int kColumns = kPartColumns / kFinisherWarps<Type, kParts, false>, kFloats = kColumns * kItemRows;
     uint32_t late_phase = 0;
     for (Items<kParts, false> items(p); items.any(); items.advance()) {
@@ -580,7 +584,8 @@ __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Typ
 #pragma unroll 1
         for (uint32_t part = 0; part < parts; part++) {
             const int column = warp * kColumns;
-            const Finisher<kColumns, kManyRegisters> finisher(p, items.expert, items.tile(), items.column() + part * kPartColumns + column, items.last, lane);
+            const uint32_t first = items.column() + part * kPartColumns + column;
+            const Finisher<kColumns, kManyRegisters> finisher(p, items.expert, items.tile(), first, items.last, lane);
             float* at = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4) + warp * kFloats;
             if (part < 2) {
                 results.wait_full();

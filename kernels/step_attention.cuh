@@ -1,6 +1,7 @@
 // Attention of `step`: a block takes a kv head with up to 8 of its heads and the pages of a chunk, some at a time: a team of warps
-// takes one. Blocks share the elements of wide heads; all of them compute the scores. K and V of earlier tokens are loaded while q is still being computed. The chunks of a head are spread over blocks, which
-// hand them on as marked words for some warps to put together, as the kernels of larger batches do it.
+// takes one. Blocks share the elements of wide heads; all of them compute the scores. K and V of earlier tokens are loaded while q is
+// still being computed. The chunks of a head are spread over blocks, which hand them on as marked words for some warps to put together,
+// as the kernels of larger batches do it.
 #pragma once
 
 #include "attention.cuh"
@@ -238,7 +239,9 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             HeadElements elements[kAtOnce];
             float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
             const uint32_t* at_words[2 * kAtOnce];
-            const auto bias_of = [&](const HeadElements& e) { return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2]; };
+            const auto bias_of = [&](const HeadElements& e) {
+                return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
+            };
             // Two of a head's elements of a vector, which may be null.
             const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
                 if (!vector) return {0, 0};

@@ -13,7 +13,8 @@ namespace {
 
 static_assert(KIGO_STEP_EXPERTS == kStepThreads, "a thread has a logit");
 
-// What the router needs in shared memory, in parts: the order of experts (order_of) and their logits; the slice's weights, then as operands, and activations.
+// What the router needs in shared memory, in parts: the order of experts (order_of) and their logits; the slice's weights, then as
+// operands, and activations.
 struct RouterMemory {
     uint32_t order[KIGO_STEP_EXPERTS];
     float logits[KIGO_STEP_EXPERTS];

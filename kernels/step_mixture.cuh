@@ -55,8 +55,9 @@ struct ExpertPath {
     const Mixture& mixture;
 
     __device__ __forceinline__ void open_stage(const KigoStage& s, uint32_t item, uint32_t group) const {
-        const uint32_t n_groups = s.n_used / s.n_turns;
-        route = {s.weights, item, s.per_expert ? item / s.per_expert : group, s.per_expert, s.n_tiles, s.n_used, group, n_groups, s.take == KIGO_TAKE_EXPERTS};
+        const uint32_t n_groups = s.n_used / s.n_turns, of_used = s.per_expert ? item / s.per_expert : group;
+        const bool has_own = s.take == KIGO_TAKE_EXPERTS;
+        route = {s.weights, item, of_used, s.per_expert, s.n_tiles, s.n_used, group, n_groups, has_own};
     }
 
     __device__ __forceinline__ uint32_t chosen(uint32_t number) const { return mixture.chosen(route.of_used, number); }

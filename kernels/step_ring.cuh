@@ -243,7 +243,8 @@ struct PieceList {
 
     __device__ __forceinline__ Piece piece() const {
         const bool ends_item = record + n == slice_last;
-        return {record + (kMixes ? route->more : 0), n | (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0)};
+        const uint32_t ends = (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0);
+        return {record + (kMixes ? route->more : 0), n | ends};
     }
 
     // Starts over from where another one is.
