@@ -32,8 +32,10 @@ struct Item {
 // warps have an item each.
 template <int kTiles, bool kGrouped = false>
 struct Stream {
-    // Records that are copied at a time: fewer copies keep those busy who start them.
-    static constexpr uint32_t kMost = TypeRecord::kBytes < KIGO_PIECE ? KIGO_PIECE / TypeRecord::kBytes : 1;
+    // Records that are copied at a time: fewer copies keep those busy who start them. Of pairs of tiles as many that a ring has room for
+    // three: `PAIR_PIECE` of blocks.rs.
+    static constexpr uint32_t kPiece = kTiles == 1 ? KIGO_PIECE : 2432;
+    static constexpr uint32_t kMost = TypeRecord::kBytes < kPiece ? kPiece / TypeRecord::kBytes : 1;
     using TypeRing = Ring<kMost * TypeRecord::kBytes, kTiles>;
 
     // Tiles side by side: the item that they belong to; the first of them and the last of its matrix, experts before included; the place

@@ -123,7 +123,7 @@ run_sanitize() {
         more=''
         [ $tool = memcheck ] && more='--leak-check full'
         # Each warp of each block has barriers of its own, more than the tool tracks unasked.
-        [ $tool = synccheck ] && more='--num-cuda-barriers 16384'
+        [ $tool = synccheck ] && more='--num-cuda-barriers 12288'
         # shellcheck disable=SC2086
         part $tool "$sanitizer" --tool $tool $more --error-exitcode 9 \
             "$here/bin/gpu" --ignored --test-threads=1 --exact sanitize::two_layers_of_odd_sizes

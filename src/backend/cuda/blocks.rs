@@ -37,6 +37,8 @@ const LONE_GAIN: (u32, u32) = (5, 100);
 const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
 /// The same of `matmul_few8`, `matmul_few16` and `matmul_few32`: words of rings.
 const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
+/// Bytes that kernels for few rows copy together of each tile of a pair: `kPiece` of `kernels/matmul.cu`.
+const PAIR_PIECE: u32 = 2432;
 /// Slots of experts that `matmul_grouped` takes at most, and those of a group: `kMostGrouped` and `kGroupSlots` of
 /// `kernels/slot_groups.cuh`.
 pub const MOST_GROUPED: usize = 256;
@@ -331,7 +333,7 @@ impl Card {
 
     /// `matmul_one` with so many blocks on a multiprocessor; one that is alone may have fewer slots than it should.
     fn one_with(&self, job: &Job, per_sm: u32, n_blocks: u32) -> Option<Blocks> {
-        let piece = piece_bytes(job.quant);
+        let piece = piece_bytes(job.quant, KIGO_PIECE);
         let (busy, of_piece) = slices(job);
         let wanted = slots(of_piece, per_sm * busy);
         let fewest = if per_sm == 1 { 2 } else { slots(piece, per_sm * WARPS).min(wanted) };
@@ -375,7 +377,7 @@ impl Card {
     /// time.
     fn few_with(&self, job: &Job, (kernel, columns): (Kernel, &[u32]), per_sm: u32, n_blocks: u32) -> Option<Blocks> {
         let of_kernel = self.block_shared - self.most_shared(kernel);
-        let piece = piece_bytes(job.quant);
+        let piece = piece_bytes(job.quant, PAIR_PIECE);
         let slot = 2 * piece.next_multiple_of(LINE);
         // Teams of `matmul_grouped` may leave warps over, which have no ring.
         let busy = slices(job).0;
@@ -486,10 +488,10 @@ impl Card {
     }
 }
 
-/// Bytes of the records that are copied together at most.
-fn piece_bytes(quant: QuantType) -> u32 {
+/// Bytes of the records that are copied together, where so many may be.
+fn piece_bytes(quant: QuantType, most: u32) -> u32 {
     let record = record_bytes(quant) as u32;
-    (KIGO_PIECE / record).max(1) * record
+    (most / record).max(1) * record
 }
 
 /// Warps of a block that have a slice of a tile, and bytes of a piece of theirs on average: narrow matrices have fewer slices, and
@@ -498,7 +500,7 @@ fn slices(job: &Job) -> (u32, u32) {
     let record = record_bytes(job.quant) as u32;
     let n_records = stride(job.k).div_ceil(record_columns(job.quant)).max(1) as u32;
     let of_slice = n_records.div_ceil(WARPS);
-    let n_pieces = (of_slice * record).div_ceil(piece_bytes(job.quant));
+    let n_pieces = (of_slice * record).div_ceil(piece_bytes(job.quant, KIGO_PIECE));
     (n_records.div_ceil(of_slice), of_slice * record / n_pieces)
 }
 
