@@ -746,7 +746,7 @@ fn batches_fit_into_the_memory() {
         run.assert_clean("batches");
         run.said[0].clone()
     };
-    let found: Vec<String> = (36..60).step_by(2).map(of).collect();
+    let found: Vec<String> = (50..76).step_by(2).map(of).collect();
     println!("{found:?}");
     let sizes: Vec<usize> = found.iter().filter_map(|text| text.parse().ok()).collect();
     assert!(found[..found.len() - sizes.len()].iter().all(|text| text == "OUT_OF_MEMORY"), "{found:?}");
