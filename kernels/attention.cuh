@@ -164,6 +164,16 @@ __device__ __forceinline__ float fold(float state, float partial, Factors f) {
     return __fmaf_rn(state, f.state, __fmul_rn(partial, f.partial));
 }
 
+// The largest of a lane's value and those of the lanes before it.
+__device__ __forceinline__ float largest_so_far(float value, uint32_t lane) {
+#pragma unroll
+    for (uint32_t apart = 1; apart < kWarp; apart *= 2) {
+        const float of_lower = __shfl_up_sync(~0u, value, apart);
+        if (lane >= apart) value = fmaxf(value, of_lower);
+    }
+    return value;
+}
+
 // What the mix of values O is multiplied with at the end: the state's sum of weights, with the sink, an unscaled score that
 // stands for no key, folded in, divides it.
 __device__ __forceinline__ float last_factor(const KigoAttention& p, uint32_t head, float M, float L) {

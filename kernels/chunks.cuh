@@ -91,12 +91,7 @@ __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* 
         for (uint32_t h = warp; h < heads; h += kWarps) {
             const float m = lane < n ? memory[lane * of_unit + h * kOfHead].x : -INFINITY;
             const float so_far = first > 0 ? largest_of_heads[h] : -INFINITY;
-            float M = fmaxf(so_far, m);
-#pragma unroll
-            for (uint32_t apart = 1; apart < kWarp; apart *= 2) {
-                const float of_lower = __shfl_up_sync(~0u, M, apart);
-                if (lane >= apart) M = fmaxf(M, of_lower);
-            }
+            const float M = largest_so_far(fmaxf(so_far, m), lane);
             float before = __shfl_up_sync(~0u, M, 1);
             if (lane == 0) before = so_far;
             if (lane < n) factors[lane * heads + h] = rescale(before, m);

@@ -159,12 +159,7 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, cons
                 patience.wait();
             }
             // The largest score so far does not depend on the sums.
-            float largest = lane < n ? fmaxf(M, value_of(m)) : M;
-#pragma unroll
-            for (uint32_t apart = 1; apart < kWarp; apart *= 2) {
-                const float of_lower = __shfl_up_sync(~0u, largest, apart);
-                if (lane >= apart) largest = fmaxf(largest, of_lower);
-            }
+            const float largest = largest_so_far(lane < n ? fmaxf(M, value_of(m)) : M, lane);
             float before = __shfl_up_sync(~0u, largest, 1);
             if (lane == 0) before = M;
             const Factors of_lane = rescale(before, value_of(m));

@@ -175,14 +175,6 @@ __device__ __forceinline__ uint32_t cluster_address(const void* at, uint32_t ran
     return out;
 }
 
-__device__ __forceinline__ float4 load_cluster(uint32_t at) {
-    float4 v = {};
-#if __CUDA_ARCH__ >= 900
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at) : "memory");
-#endif
-    return v;
-}
-
 // Arrives at a barrier of any block of the cluster, after what the tensor cores have read there.
 __device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900

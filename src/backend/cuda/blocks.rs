@@ -640,6 +640,21 @@ mod tests {
     }
 
     #[test]
+    fn copies_of_constants_are_those_of_the_kernels() {
+        let (matmul, groups) =
+            (include_str!("../../../kernels/matmul.cu"), include_str!("../../../kernels/slot_groups.cuh"));
+        let chunks = include_str!("../../../kernels/chunks.cuh");
+        for (source, line) in [
+            (matmul, format!("kPiece = kTiles == 1 ? KIGO_PIECE : {PAIR_PIECE};")),
+            (groups, format!("kGroupSlots = {GROUP_SLOTS}, kMostGrouped = {MOST_GROUPED};")),
+            (chunks, format!("kLoneWarps = {CHUNKS_WARPS};")),
+            (chunks, format!("kPages = kWarps * ({} << 10);", (CHUNKS_PAGES / CHUNKS_WARPS) >> 10)),
+        ] {
+            assert!(source.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
     fn groups_have_as_many_blocks_as_there_may_be_items() {
         let grouped =
             |card: Card, quant, n_tiles, n_slots| card.grouped(&job(quant, 1, 768, false, n_tiles), n_slots, 32);

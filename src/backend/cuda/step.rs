@@ -538,7 +538,8 @@ impl Step {
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
-        if !wanted || !fits(desc) || !card.crowds || most_positions(desc, b.kernels.head_width, card.n_sm) == 0 {
+        let n_positions = most_positions(desc, b.kernels.head_width, card.n_sm);
+        if !wanted || !fits(desc) || !card.crowds || n_positions == 0 {
             return Ok(None);
         }
         let memory = DeviceBuffer::new(&b.context, Purpose::Workspace, bytes(desc)?, "the workspace")?;
@@ -591,7 +592,6 @@ impl Step {
             set_bytes: set_bytes(desc) as u32,
             router_at: listing.router_at(),
         };
-        let n_positions = most_positions(desc, b.kernels.head_width, card.n_sm);
         Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes, n_positions }))
     }
 
