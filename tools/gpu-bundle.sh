@@ -41,6 +41,7 @@ install_program gpu test --no-run --test gpu
 install_program anti_cheat test --no-run --test anti_cheat
 install_program kigo-bench build -p kigo-bench
 install_c haiku examples/haiku.c
+install_c start benches/start.c
 install_c generate tests/c_api/generate.c
 cp "$shared" "$output/lib/libkigo.so.0"
 cp tests/data/tiny-llama* "$output/data/"

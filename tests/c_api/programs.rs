@@ -113,6 +113,22 @@ fn c21_reload() {
     run(&build(&source("reload.c"), "reload", Link::None), &[&model(), shared_library()]);
 }
 
+/// What the bench of starts prints has each part, and they are parts of the whole.
+#[test]
+fn starts_are_told_by_part() {
+    let program = build(&root().join("benches/start.c"), "start", Link::None);
+    let told = run(&program, &[shared_library(), &model(), "cpu".as_ref()]);
+    let of = |part: &str| -> f64 {
+        let behind = told.split_once(part).unwrap_or_else(|| panic!("no {part:?} in {told}")).1;
+        behind.trim_start().split([' ', ',', '(', ')', '\n']).next().unwrap().parse().unwrap()
+    };
+    let sum = of(": open") + of(", load") + of("prompt and token");
+    assert!((sum - of("to the first token")).abs() < 1.0, "{told}");
+    for part in ["(header", ", tokenizer", ", device", ", weights", ", prepare"] {
+        assert!(of(part) <= of(", load") + 0.1, "{part} of {told}");
+    }
+}
+
 #[test]
 fn owners_of_cpp() {
     for standard in ["c++11", "c++20"] {

@@ -6,7 +6,8 @@
 #   run.sh haiku SMOLLM2         a haiku with the current minute, then the anti-cheat check at KIGO_TEST_MINUTES
 #   run.sh sanitize              memcheck, racecheck, initcheck and synccheck on a small model
 #   run.sh bench MODEL...        kigo-bench on each; KIGO_BENCH_ARGS is added
-#   run.sh all SMOLLM2 [MODEL..] all of these; bench of all the models
+#   run.sh start MODEL...        from opening the library to the first token, by part, five processes each
+#   run.sh all SMOLLM2 [MODEL..] all of these; bench and start of all the models
 #   run.sh benchmarks FOLDER [NAME...]
 #                                the figures of docs/benchmarks.md: kigo-bench on FOLDER/NAME.gguf, which is made, and
 #                                removed afterwards, where it is not there: one at a time, 18 GB. NAME is a shape and a
@@ -147,6 +148,22 @@ run_bench() {
     done
 }
 
+# starts MODEL: measures starts, after one that brings the files near.
+starts() {
+    for i in 0 1 2 3 4 5; do
+        "$here/bin/start" "$here/lib/libkigo.so.0" "$1" "$KIGO_TEST_DEVICE" >"$out/told" || return
+        [ $i -eq 0 ] || cat "$out/told"
+    done
+    rm "$out/told"
+}
+
+run_start() {
+    [ $# -gt 0 ] || usage
+    for model; do
+        part "start-$(basename "$model" .gguf)" starts "$model"
+    done
+}
+
 # The files of docs/benchmarks.md, and those that say most of them in a third of the time.
 all_files='qwen2-0.5b-f16 qwen2-0.5b-q4_k_m llama-1b-f16 llama-1b-q4_k_m llama-8b-f16 llama-8b-q8_0 llama-8b-q4_k_m
     gpt-oss-20b-mxfp4 qwen3-30b-a3b-q4_k_m'
@@ -206,6 +223,7 @@ case $what in
     haiku) run_haiku "$@" ;;
     sanitize) run_sanitize ;;
     bench) run_bench "$@" ;;
+    start) run_start "$@" ;;
     benchmarks) run_benchmarks "$@" ;;
     all)
         [ $# -gt 0 ] || usage
@@ -213,6 +231,7 @@ case $what in
         run_sanitize
         run_haiku "$1"
         run_bench "$@"
+        run_start "$@"
         ;;
     *) usage ;;
 esac
