@@ -221,12 +221,21 @@ __device__ __forceinline__ uint64_t block_sum_before(uint64_t value, uint64_t& t
     return before;
 }
 
+// A number in global memory, for atomics: without knowing where it is they would bring code for shared memory along.
+template <class T>
+__device__ __forceinline__ T* global(T* at) {
+    __builtin_assume(__isGlobal(at));
+    return at;
+}
+
+__device__ __forceinline__ unsigned long long* global(Key* at) { return global(reinterpret_cast<unsigned long long*>(at)); }
+
 // Whether this is the last block of the row to come here; it then sees what the others wrote.
 __device__ bool is_last(uint32_t* counter) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        s.last = atomicAdd(counter, 1) == gridDim.x - 1;
+        s.last = atomicAdd(global(counter), 1) == gridDim.x - 1;
         if (s.last) *counter = 0;
         __threadfence();
     }
@@ -578,11 +587,11 @@ __device__ void finish_few(float largest, uint32_t n) {
 // Adds a block's best candidate; the last block of the row takes the best of all. One thread calls it.
 __device__ void finish_greedy(Key least) {
     KigoSampleWork* work = s.task.work;
-    atomicMax(reinterpret_cast<unsigned long long*>(&work->complement), ~least);
+    atomicMax(global(&work->complement), ~least);
     __threadfence();
-    if (atomicInc(&work->scanned, gridDim.x - 1) != gridDim.x - 1) return;
+    if (atomicInc(global(&work->scanned), gridDim.x - 1) != gridDim.x - 1) return;
     __threadfence();
-    const Key best = ~atomicExch(reinterpret_cast<unsigned long long*>(&work->complement), 0ull);
+    const Key best = ~atomicExch(global(&work->complement), 0ull);
     if (rank_of(best) == 0) {
         fail(id_of(best));
     } else {
@@ -831,7 +840,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_weigh(const __g
     __syncthreads();
     for (int i = threadIdx.x; i < kBins * kSteps; i += kThreads) {
         const uint64_t sum = s.slice[i / kBins].get(i % kBins);
-        if (sum) atomicAdd(reinterpret_cast<unsigned long long*>(&s.task.work->sums[i / kBins][i % kBins]), sum);
+        if (sum) atomicAdd(global(&s.task.work->sums[i / kBins][i % kBins]), sum);
     }
     if (is_last(&s.task.work->weighed)) finish_by_bins(largest, bins);
 }
