@@ -15,9 +15,9 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput, KigoMatmul, KigoPrep,
-    KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_ORDER_SWIZZLED,
+    KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput,
+    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -25,6 +25,9 @@ use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
+/// Rows from which on those of up to so many columns are normed by `prep_normed_...`, each by a warp.
+const PREP_MANY: u32 = 1024;
+const PREP_WIDTHS: [u32; 2] = [2048, 4096];
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kAtOnce` of `kernels/prep.cu`.
 const PREP_BLOCKS: u32 = 4;
@@ -291,6 +294,8 @@ pub struct Kernels {
     /// Those of tensor types.
     pub types: TypeTable,
     prep: Function,
+    /// The same for many rows that are normed, of up to as many columns as [`PREP_WIDTHS`] has.
+    prep_normed: [Function; 2],
     /// The same for few rows, as they are and normed.
     prep_few: [Function; 2],
     add_slices: Function,
@@ -312,13 +317,15 @@ impl Kernels {
         let head_width = kv_cache::head_width(desc)?;
         let rows = Module::load(context, embedded("rows")?)?;
         let card = Card::new(context.info());
-        let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
+        let preps = Module::load(context, embedded("prep")?)?;
+        let prep = preps.function("prep")?;
         let few = Module::load(context, embedded("prep_few")?)?;
         // All but what it has besides: a number for each warp.
         prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
         Ok(Kernels {
             types,
             prep,
+            prep_normed: [preps.function("prep_normed_2048")?, preps.function("prep_normed_4096")?],
             prep_few: [few.function("prep_few")?, few.function("prep_few_normed")?],
             add_slices: Module::load(context, embedded("slices")?)?.function("add_slices")?,
             heads: rows.function("heads")?,
@@ -582,6 +589,11 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
         let threads = quads.next_multiple_of(32).clamp(THREADS, PREP_THREADS);
         return launch(b, few_normed, [n_rows, 1, 1], threads, input.stride * 4, &prep);
     }
+    let is_many = input.n >= PREP_MANY && order == KIGO_ORDER_SWIZZLED && !bf16 && input.norm == KIGO_NORM_RMS;
+    let of_width = PREP_WIDTHS.iter().position(|width| is_many && input.stride <= *width);
+    if let Some(kernel) = of_width.and_then(|index| b.kernels.prep_normed.get(index)) {
+        return launch(b, kernel, [n_rows / 8, 1, 1], THREADS, 0, &prep);
+    }
     // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
     let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
     let parts = (PREP_BLOCKS * b.kernels.card.n_sm / n_rows).clamp(most.div_ceil(PREP_LOADS), most);
@@ -595,7 +607,7 @@ pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, param
     launch(b, kernel, blocks.grid, blocks.kernel.threads(product.quant), blocks.shared_bytes, params)?;
     if blocks.kernel == Kernel::PrefillSplit {
         let grid = Card::adders(params.n, params.n_tiles);
-        launch(b, &b.kernels.add_slices, grid, THREADS, 0, params)?;
+        launch(b, &b.kernels.add_slices, grid, blocks::ADDING_THREADS, 0, params)?;
     }
     Ok(())
 }
