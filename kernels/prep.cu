@@ -133,10 +133,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constan
     }
 }
 
-// Many rows after an RMSNorm, as halves in KIGO_ORDER_SWIZZLED: a warp has a row of up to 128 * kEach columns, and all of it under way
-// at a time. Sums are those of prepare_row: sums[i] is what its warp i has.
-template <int kEach>
-__device__ __forceinline__ void prepare_normed(const KigoPrep& p) {
+// Many rows after an RMSNorm, as halves in KIGO_ORDER_SWIZZLED, in blocks of eight: a warp has a row of up to 2,048 columns, and all of
+// it under way at a time. Sums are those of prepare_row: sums[i] is what its warp i has.
+extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed(const __grid_constant__ KigoPrep p) {
+    constexpr int kEach = 16;
     const KigoInput& in = p.input;
     const uint32_t lane = threadIdx.x % kWarp, row = blockIdx.x * kWarps + threadIdx.x / kWarp, n_quads = in.stride / 4;
     const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
@@ -182,7 +182,3 @@ __device__ __forceinline__ void prepare_normed(const KigoPrep& p) {
     const float factor = __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all, float(in.k)), in.eps))));
     reinterpret_cast<float*>(p.factors)[row] = from == KIGO_NO_ROW ? 0 : factor;
 }
-
-// Blocks of eight rows, of up to so many columns.
-extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed_2048(const __grid_constant__ KigoPrep p) { prepare_normed<16>(p); }
-extern "C" __global__ void __launch_bounds__(kThreads) prep_normed_4096(const __grid_constant__ KigoPrep p) { prepare_normed<32>(p); }

@@ -2,22 +2,21 @@
 #include "fragments.cuh"
 #include "prefill_finish.cuh"
 
-// Warps of a block: few, so that short prompts have blocks for all multiprocessors. Columns of a warp.
-constexpr int kAdders = 4, kColumns = 4;
+// Columns of a warp.
+constexpr int kColumns = 4;
 
-// Grid: columns, kAdders * kColumns for a block; blocks of tiles. All loads of a lane are under way at a time, and those of what it
+// Grid: columns, kWarps * kColumns for a block; blocks of tiles. All loads of a lane are under way at a time, and those of what it
 // takes to finish.
-extern "C" __global__ void __launch_bounds__(kAdders* kWarp, 2) add_slices(const __grid_constant__ KigoMatmul p) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) add_slices(const __grid_constant__ KigoMatmul p) {
     using namespace prefill;
-    __shared__ __align__(16) float sums[kAdders][kColumns * kItemRows];
+    __shared__ __align__(16) float sums[kWarps][kColumns * kItemRows];
     const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const uint32_t column = (blockIdx.x * kAdders + warp) * kColumns, tile = blockIdx.y * kItemTiles;
+    const uint32_t column = (blockIdx.x * kWarps + warp) * kColumns, tile = blockIdx.y * kItemTiles;
     const uint32_t each = Slice(p.n_records, 0).last, n_slices = (p.n_records + each - 1) / each;
     pdl_wait();
     pdl_launch();
     if (column >= p.n) return;
     const Finisher<kColumns, true> finisher(p, 0, tile, column, p.n, lane);
-    finisher.prefetch();
     float4 v[kColumns][kSlices] = {};
 #pragma unroll
     for (int i = 0; i < kColumns; i++) {

@@ -109,10 +109,8 @@ const MOST_SLICES: u32 = 2;
 /// Tiles of an item of a block, rows of a part of an item.
 const ITEM_TILES: u32 = 8;
 const PART_ROWS: u32 = 64;
-/// Warps of a block of `add_slices`, and rows that it has: `kAdders` of `kernels/slices.cu`, with `kColumns` for each.
-const ADDERS: u32 = 4;
-pub const ADDING_THREADS: u32 = ADDERS * 32;
-const ADDED_ROWS: u32 = 4 * ADDERS;
+/// Rows that a block of `add_slices` has: `kColumns` for each warp.
+const ADDED_ROWS: u32 = 4 * WARPS;
 /// Parts of an item at most, of `matmul_prefill_wide` and of the others.
 const WIDE_PARTS: u32 = 3;
 const NARROW_PARTS: u32 = 2;
@@ -645,13 +643,11 @@ mod tests {
     fn copies_of_constants_are_those_of_the_kernels() {
         let (matmul, groups) =
             (include_str!("../../../kernels/matmul.cu"), include_str!("../../../kernels/slot_groups.cuh"));
-        let (chunks, slices) =
-            (include_str!("../../../kernels/chunks.cuh"), include_str!("../../../kernels/slices.cu"));
+        let chunks = include_str!("../../../kernels/chunks.cuh");
         for (source, line) in [
             (matmul, format!("kPiece = kTiles == 1 ? KIGO_PIECE : {PAIR_PIECE};")),
             (groups, format!("kGroupSlots = {GROUP_SLOTS}, kMostGrouped = {MOST_GROUPED};")),
             (chunks, format!("kLoneWarps = {CHUNKS_WARPS};")),
-            (slices, format!("kAdders = {ADDERS}, kColumns = {};", ADDED_ROWS / ADDERS)),
             (chunks, format!("kPages = kWarps * ({} << 10);", (CHUNKS_PAGES / CHUNKS_WARPS) >> 10)),
         ] {
             assert!(source.contains(&line), "{line}");

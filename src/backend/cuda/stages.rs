@@ -25,9 +25,9 @@ use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
-/// Rows from which on those of up to so many columns are normed by `prep_normed_...`, each by a warp.
+/// Rows from which on those of up to so many columns are normed by `prep_normed`, each by a warp.
 const PREP_MANY: u32 = 1024;
-const PREP_WIDTHS: [u32; 2] = [2048, 4096];
+const PREP_WIDTH: u32 = 2048;
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kAtOnce` of `kernels/prep.cu`.
 const PREP_BLOCKS: u32 = 4;
@@ -294,8 +294,8 @@ pub struct Kernels {
     /// Those of tensor types.
     pub types: TypeTable,
     prep: Function,
-    /// The same for many rows that are normed, of up to as many columns as [`PREP_WIDTHS`] has.
-    prep_normed: [Function; 2],
+    /// The same for many rows that are normed, of up to [`PREP_WIDTH`] columns.
+    prep_normed: Function,
     /// The same for few rows, as they are and normed.
     prep_few: [Function; 2],
     add_slices: Function,
@@ -325,7 +325,7 @@ impl Kernels {
         Ok(Kernels {
             types,
             prep,
-            prep_normed: [preps.function("prep_normed_2048")?, preps.function("prep_normed_4096")?],
+            prep_normed: preps.function("prep_normed")?,
             prep_few: [few.function("prep_few")?, few.function("prep_few_normed")?],
             add_slices: Module::load(context, embedded("slices")?)?.function("add_slices")?,
             heads: rows.function("heads")?,
@@ -589,10 +589,9 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
         let threads = quads.next_multiple_of(32).clamp(THREADS, PREP_THREADS);
         return launch(b, few_normed, [n_rows, 1, 1], threads, input.stride * 4, &prep);
     }
-    let is_many = input.n >= PREP_MANY && order == KIGO_ORDER_SWIZZLED && !bf16 && input.norm == KIGO_NORM_RMS;
-    let of_width = PREP_WIDTHS.iter().position(|width| is_many && input.stride <= *width);
-    if let Some(kernel) = of_width.and_then(|index| b.kernels.prep_normed.get(index)) {
-        return launch(b, kernel, [n_rows / 8, 1, 1], THREADS, 0, &prep);
+    let is_many = input.n >= PREP_MANY && input.stride <= PREP_WIDTH;
+    if is_many && input.norm == KIGO_NORM_RMS && order == KIGO_ORDER_SWIZZLED && !bf16 {
+        return launch(b, &b.kernels.prep_normed, [n_rows / 8, 1, 1], THREADS, 0, &prep);
     }
     // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
     let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
@@ -607,7 +606,7 @@ pub fn launch_product(b: &CudaBackend, product: &Product, blocks: &Blocks, param
     launch(b, kernel, blocks.grid, blocks.kernel.threads(product.quant), blocks.shared_bytes, params)?;
     if blocks.kernel == Kernel::PrefillSplit {
         let grid = Card::adders(params.n, params.n_tiles);
-        launch(b, &b.kernels.add_slices, grid, blocks::ADDING_THREADS, 0, params)?;
+        launch(b, &b.kernels.add_slices, grid, THREADS, 0, params)?;
     }
     Ok(())
 }

@@ -59,8 +59,7 @@ pub(super) fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: Kig
     gpu.launch_rows(gpu.prep(), n.next_multiple_of(8), shared_bytes, &prepared);
     gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(quant), blocks.shared_bytes, &params);
     if splits {
-        let adders = Card::adders(params.n, params.n_tiles);
-        gpu.launch(&gpu.function("slices", "add_slices"), adders, ADDING_THREADS, 0, &params);
+        gpu.launch(&gpu.function("slices", "add_slices"), Card::adders(params.n, params.n_tiles), THREADS, 0, &params);
     }
     gpu.synchronize();
 }
