@@ -97,8 +97,8 @@ template <bool kBf16, bool kWholeWarp = false>
 __device__ __forceinline__ Quad make_quad(float4 v) {
     if constexpr (kBf16) {
         const float4 r = {round_bf16(v.x), round_bf16(v.y), round_bf16(v.z), round_bf16(v.w)};
-        return {pair_up<kWholeWarp>({pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)}),
-                pair_up<kWholeWarp>({pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)), pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))})};
+        const uint2 rests = {pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)), pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))};
+        return {pair_up<kWholeWarp>({pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)}), pair_up<kWholeWarp>(rests)};
     } else {
         return {pair_up<kWholeWarp>({pack_halves(v.x, v.y), pack_halves(v.z, v.w)}), {}};
     }
