@@ -243,8 +243,8 @@ struct Multiplier {
     uint32_t from;
     // Of one thread for each block of the cluster: the barrier there that the first slot is empty; 0 for others.
     uint32_t to_release;
-    // Of one item: sums over slices, and where weights come from registers sums of the slice under way. Others have these on their own
-    // for each number of parts. Products that ptxas finds no registers for, so that they wait for each other, are what decides.
+    // Of one item: sums over slices, and where weights come from registers sums of the slice under way. Others have those on their own
+    // for each number of parts: either way ptxas finds registers for products under way, the other way round it does not.
     float total[kMost][32];
     float joint[kOnlyCodes ? 1 : kMost][32];
 
