@@ -81,24 +81,26 @@ __device__ __forceinline__ uint32_t pack_bf16(float a, float b) {
     return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
 }
 
-// Pairs of what two lanes have of columns 32 apart: the lane of the first ones takes pairs 0 and 1, the other 2 and 3.
+// Pairs of what two lanes have of columns 32 apart: the lane of the first ones takes pairs 0 and 1, the other 2 and 3. Where the
+// whole warp calls it, ptxas need not look up which lanes have the same mask.
+template <bool kWholeWarp>
 __device__ __forceinline__ uint2 pair_up(uint2 mine) {
     const bool second = threadIdx.x & 8;
-    const uint32_t group = 0xffffu << (threadIdx.x % kWarp & 16);
+    const uint32_t group = kWholeWarp ? ~0u : 0xffffu << (threadIdx.x % kWarp & 16);
     const uint32_t theirs = __shfl_xor_sync(group, second ? mine.x : mine.y, 8);
     const uint32_t first = second ? theirs : mine.x, other = second ? mine.y : theirs;
     return {__byte_perm(first, other, 0x5410), __byte_perm(first, other, 0x7632)};
 }
 
 // Called by aligned groups of 16 lanes, which hold a unit's 64 columns.
-template <bool kBf16>
+template <bool kBf16, bool kWholeWarp = false>
 __device__ __forceinline__ Quad make_quad(float4 v) {
     if constexpr (kBf16) {
         const float4 r = {round_bf16(v.x), round_bf16(v.y), round_bf16(v.z), round_bf16(v.w)};
-        return {pair_up({pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)}),
-                pair_up({pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)), pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))})};
+        const uint2 rests = {pack_bf16(round_bf16(v.x - r.x), round_bf16(v.y - r.y)), pack_bf16(round_bf16(v.z - r.z), round_bf16(v.w - r.w))};
+        return {pair_up<kWholeWarp>({pack_bf16(r.x, r.y), pack_bf16(r.z, r.w)}), pair_up<kWholeWarp>(rests)};
     } else {
-        return {pair_up({pack_halves(v.x, v.y), pack_halves(v.z, v.w)}), {}};
+        return {pair_up<kWholeWarp>({pack_halves(v.x, v.y), pack_halves(v.z, v.w)}), {}};
     }
 }
 

@@ -42,12 +42,13 @@ constexpr int kWeightCopiers = 2;
 constexpr int kSharedBytes = 227 * 1024;
 // A part of results.
 constexpr int kResultBytes = kPartColumns * kItemRows * 4;
-// Items that the multipliers are told ahead.
-constexpr int kToldSlots = 2;
+// Items that are told ahead: finishers may be one behind the multipliers.
+constexpr int kToldSlots = 4;
 
-// What they are told: how many parts an item has, or 0 that none follows, and which it is. The last two stay.
+// What multipliers and finishers are told: how many parts an item has, or 0 that none follows, which it is, and whether it is the
+// cluster's last. That and the last item stay.
 struct Told {
-    uint32_t parts, expert, tile, column, last;
+    uint32_t parts, expert, tile, column, last, is_last;
 };
 
 // Registers of a thread of each warpgroup: those that multiply need two for each result. Where none finishes, all have the same.
@@ -81,12 +82,12 @@ struct Plan {
     static constexpr int kSlotBytes = kInputBytes + (kJoined ? (kWeightBytes + kAlign - 1) / kAlign * kAlign : 0);
     // Parts of results that wait to be finished.
     static constexpr int kResultSlots = kSplits ? 0 : 2;
-    static constexpr int kRest = kSharedBytes - kAlign - kResultSlots * kResultBytes - 384;
+    static constexpr int kRest = kSharedBytes - kAlign - kResultSlots * kResultBytes - 448;
     static constexpr int kWeightSlots = kJoined ? 0 : kSplits ? 4 : 2;
     static constexpr int kSlots = min_of((kRest - kWeightSlots * kWeightBytes) / kSlotBytes, 8);
     static_assert(kSlots >= 2);
     static constexpr int kWeights = kSlots * kSlotBytes, kResults = kWeights + kWeightSlots * kWeightBytes;
-    static constexpr int kTold = kResults + kResultSlots * kResultBytes, kBarriers = kTold + 64;
+    static constexpr int kTold = kResults + kResultSlots * kResultBytes, kBarriers = kTold + 96;
     static constexpr int kEnd = kBarriers + 16 * (kSlots + kWeightSlots + kResultSlots + kToldSlots) + 8 * (1 + kMostFinisherWarps);
     static_assert(sizeof(Told) * kToldSlots <= kBarriers - kTold);
     static_assert(kAlign + kEnd <= kSharedBytes);
@@ -242,9 +243,10 @@ struct Multiplier {
     uint32_t from;
     // Of one thread for each block of the cluster: the barrier there that the first slot is empty; 0 for others.
     uint32_t to_release;
-    // Of one item: sums over slices, sums of the slice under way.
+    // Of one item: sums over slices, and where weights come from registers sums of the slice under way. Others have those on their own
+    // for each number of parts: either way ptxas finds registers for products under way, the other way round it does not.
     float total[kMost][32];
-    float products[kMost][32];
+    float joint[kOnlyCodes ? 1 : kMost][32];
 
     // `tile` is the warp's in the block.
     __device__ __forceinline__ Multiplier(const Slots<P::kSlots>& inputs, const Slots<P::kWeightSlots>& weights,
@@ -286,7 +288,7 @@ struct Multiplier {
 
     // Starts the products of a step of the unit in the slot.
     template <int kParts>
-    __device__ __forceinline__ void multiply(const uint32_t (&a)[4], int index, int keep) {
+    __device__ __forceinline__ void multiply(float (*products)[32], const uint32_t (&a)[4], int index, int keep) {
         const uint64_t columns = wgmma_columns(inputs.at + inputs.slot * P::kSlotBytes) + index % kPerUnit * 2;
         wgmma_fence();
         wgmma<P::kBf16, kParts>(products, a, columns, keep);
@@ -321,7 +323,7 @@ struct Multiplier {
 
     // Starts the products of a unit, whose weights are taken from shared memory.
     template <int kParts>
-    __device__ __forceinline__ void start_shared(int keep) {
+    __device__ __forceinline__ void start_shared(float (*products)[32], int keep) {
         inputs.wait_full();
         const uint32_t rows = from + inputs.slot * (P::kSlotBytes / 16);
         const uint64_t columns = wgmma_columns(inputs.at + inputs.slot * P::kSlotBytes);
@@ -337,12 +339,12 @@ struct Multiplier {
 
     // Computes `products` of so many records of the warpgroup's tiles; `meanwhile` is done while the first are multiplied.
     template <int kParts, class Meanwhile>
-    __device__ __forceinline__ void multiply_shared(uint32_t n, Meanwhile meanwhile) {
-        start_shared<kParts>(0);
+    __device__ __forceinline__ void multiply_shared(float (*products)[32], uint32_t n, Meanwhile meanwhile) {
+        start_shared<kParts>(products, 0);
         int before = inputs.slot;
         inputs.advance();
         uint32_t left = n - 1;
-        if (left > 0) start_shared<kParts>(1);
+        if (left > 0) start_shared<kParts>(products, 1);
         meanwhile();
 #pragma unroll 1
         while (left > 0) {
@@ -350,7 +352,7 @@ struct Multiplier {
             release_inputs(before);
             before = inputs.slot;
             inputs.advance();
-            if (--left > 0) start_shared<kParts>(1);
+            if (--left > 0) start_shared<kParts>(products, 1);
         }
         wgmma_wait<0>();
         release_inputs(before);
@@ -360,8 +362,8 @@ struct Multiplier {
 
     // Computes `products` of so many records of the warp's tile, which come in the rings.
     template <int kParts, class Meanwhile>
-    __device__ __forceinline__ void multiply_records(uint32_t n, int lane, Meanwhile meanwhile) {
-        if constexpr (kOnlyCodes) return multiply_shared<kParts>(n, meanwhile);
+    __device__ __forceinline__ void multiply_records(float (*products)[32], uint32_t n, int lane, Meanwhile meanwhile) {
+        if constexpr (kOnlyCodes) return multiply_shared<kParts>(products, n, meanwhile);
         uint32_t a[kPerUnit][4];
         Next next_unit;
         int keep = 0, before = 0;
@@ -375,7 +377,7 @@ struct Multiplier {
 #pragma unroll
             for (int index = 0; index < kSteps; index++) {
                 if (!P::kJoined && index % kPerUnit == 0) inputs.wait_full();
-                multiply<kParts>(a[index % kPerUnit], index, keep);
+                multiply<kParts>(products, a[index % kPerUnit], index, keep);
                 keep = 1;
                 const int next = (index + kAhead) % kSteps;
                 if (next == 0) {
@@ -417,14 +419,16 @@ struct Multiplier {
     template <int kParts>
     __device__ __forceinline__ void run(uint32_t n_records, int tile, int lane) {
         const uint32_t each = Slice(n_records, 0).last;
-        multiply_records<kParts>(each, lane, [&] { hand_on_before(tile, lane); });
+        float own[kOnlyCodes ? kParts : 1][32];
+        float(*const products)[32] = kOnlyCodes ? own : joint;
+        multiply_records<kParts>(products, each, lane, [&] { hand_on_before(tile, lane); });
 #pragma unroll
         for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = __fadd_rn(0, products[i / 32][i % 32]);
 #pragma unroll 1
         for (uint32_t first = each; first < n_records; first += each) {
             uint32_t n = min(each, n_records - first);
             asm volatile("" : "+r"(n));
-            multiply_records<kParts>(n, lane, [] {});
+            multiply_records<kParts>(products, n, lane, [] {});
 #pragma unroll
             for (int i = 0; i < kParts * 32; i++) total[i / 32][i % 32] = __fadd_rn(total[i / 32][i % 32], products[i / 32][i % 32]);
         }
@@ -436,7 +440,9 @@ struct Multiplier {
     __device__ __forceinline__ void run_slices(const KigoMatmul& p, const Slice& slices, const Told& told, int tile, int lane) {
         const uint32_t each = Slice(p.n_records, 0).last;
         for (uint32_t first = slices.first; first < slices.last; first += each) {
-            multiply_records<kParts>(min(each, slices.last - first), lane, [] {});
+            float own[kOnlyCodes ? kParts : 1][32];
+            float(*const products)[32] = kOnlyCodes ? own : joint;
+            multiply_records<kParts>(products, min(each, slices.last - first), lane, [] {});
             if (told.tile >= p.n_tiles) continue;
             float* to = slice_sums(p, first / each, told.tile, told.column + 2 * (lane % 4)) + tile * kTileRows + lane / 4;
 #pragma unroll
@@ -551,11 +557,16 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
         barrier_arrive(told.full());
         told.advance();
     };
+    // Which items there are depends on no kernel before, unless these say which rows are of which expert.
+    bool waits = !p.starts;
+    if (!waits) pdl_wait();
     for (Items<kMost, kSplits> items(p); items.any(); items.advance()) {
         const uint32_t group = items.column() / 8, n = min(items.parts() * (kPartColumns / 8), (items.last + 7) / 8 - group);
         const uint32_t half = (n + 1) / 2, rank = rank_in_cluster();
         const uint32_t before = rank * half, bytes = (rank == 0 ? half : n - half) * 1024;
-        announce({items.parts(), items.expert, items.tile(), items.column(), items.last});
+        announce({items.parts(), items.expert, items.tile(), items.column(), items.last, items.is_last()});
+        if (waits) pdl_wait();
+        waits = false;
 #pragma unroll 1
         for (uint32_t unit = slice.first * P::kUnits; unit < slice.last * P::kUnits; unit++) {
             inputs.wait_empty();
@@ -575,17 +586,22 @@ __device__ __forceinline__ void copy_inputs(const KigoMatmul& p, Slots<Plan<Type
 // Finishes what the multipliers hand on, as one warp of those that do.
 template <class Type, int kParts, bool kManyRegisters>
 __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Type, kParts, false>::kResultSlots> results, const Late& late,
-                                             int warp, int lane) {
+                                             Slots<kToldSlots> told, int warp, int lane) {
     constexpr int kColumns = kPartColumns / kFinisherWarps<Type, kParts, false>, kFloats = kColumns * kItemRows;
     uint32_t late_phase = 0;
-    for (Items<kParts, false> items(p); items.any(); items.advance()) {
+    while (true) {
+        told.wait_full();
+        const volatile Told& item = reinterpret_cast<const volatile Told*>(told.at)[told.slot];
         // The multipliers do the rest of the last item.
-        const uint32_t parts = items.is_last() ? 1 : items.parts();
+        const uint32_t parts = item.is_last ? min(item.parts, 1) : item.parts;
+        if (parts == 0) break;
 #pragma unroll 1
         for (uint32_t part = 0; part < parts; part++) {
+            // What depends on the lane is computed anew: all of it would not fit into registers.
+            asm volatile("" : "+r"(lane));
             const int column = warp * kColumns;
-            const uint32_t first = items.column() + part * kPartColumns + column;
-            const Finisher<kColumns, kManyRegisters> finisher(p, items.expert, items.tile(), first, items.last, lane);
+            const Finisher<kColumns, kManyRegisters> finisher(p, item.expert, item.tile, item.column + part * kPartColumns + column, item.last, lane);
+            finisher.prefetch();
             float* at = reinterpret_cast<float*>(results.at) + results.slot * (kResultBytes / 4) + warp * kFloats;
             if (part < 2) {
                 results.wait_full();
@@ -607,6 +623,8 @@ __device__ __forceinline__ void finish_items(const KigoMatmul& p, Slots<Plan<Typ
             }
             if (part < 2) results.advance();
         }
+        barrier_arrive(told.empty());
+        told.advance();
     }
 }
 
@@ -631,13 +649,13 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         init(weights.barriers, P::kWeightSlots, kWeightCopiers, kMultiplierWarps);
         // Every thread arrives: racecheck does not see that a warp's first lane does so for the others.
         init(results.barriers, P::kResultSlots, kMultiplierWarps * kWarp, kFinisherWarps<Type, kMost, kSplits> * kWarp);
-        init(told.barriers, kToldSlots, 1, kMultiplierWarps * kWarp);
+        init(told.barriers, kToldSlots, 1, (kMultiplierWarps + kFinisherWarps<Type, kMost, kSplits>) * kWarp);
         barrier_init(late.full, kMultiplierWarps * kWarp);
         for (int i = 0; i < kMostFinisherWarps; i++) barrier_init(late.fetched + i, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     cluster_wait();
-    if (warp >= kWeightCopiers) pdl_wait();
+    if (warp > kWeightCopiers) pdl_wait();
     pdl_launch();
     if (group == 0) {
         if constexpr (!kSplits) give_registers<kCopierRegisters<Type, kMost>>();
@@ -647,7 +665,7 @@ __device__ __forceinline__ void multiply(const KigoMatmul& p, uint8_t* shared) {
         if constexpr (!kSplits) {
             constexpr int kRegisters = kFinisherRegisters<Type, kMost>;
             give_registers<kRegisters>();
-            finish_items<Type, kMost, (kRegisters > 64)>(p, results, late, warp - kGroupThreads / kWarp, lane);
+            finish_items<Type, kMost, (kRegisters > 80)>(p, results, late, told, warp - kGroupThreads / kWarp, lane);
         }
     } else {
         if constexpr (!kSplits) take_registers<kMultiplierRegisters<Type, kMost>>();

@@ -14,7 +14,7 @@ constexpr int kItemTiles = 8, kItemRows = kItemTiles * kTileRows;
 constexpr int kPartColumns = 64;
 
 // Where the result of row `row` and column `column` of a part stands: so that the rows of a lane's columns are in all banks.
-__device__ __forceinline__ int result_place(int row, int column) { return column * kItemRows + (row ^ column / 2 % 4 * 8); }
+__device__ __forceinline__ uint32_t result_place(uint32_t row, uint32_t column) { return column * kItemRows + (row ^ column / 2 % 4 * 8); }
 
 // Sums of slice `slice` of the rows of a block whose first tile is `tile`, in column `column`: a product that is split has them in
 // memory, those of each slice and each block of tiles as columns of kItemRows.
@@ -76,24 +76,36 @@ __device__ __forceinline__ float divide_usual(float a, float b) {
     return __fmaf_rn(inverse, __fmaf_rn(-b, out, a), out);
 }
 
+// The larger one, or NaN where one of them is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+    float out;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+    return out;
+}
+
 // gate = gated(gate, up, kKind), of KIGO_SILU or KIGO_SILU_CLAMPED; where no number is unusual all are computed at a time.
 template <uint32_t kKind, int kFours>
 __device__ __forceinline__ void gate_usual(float4 (&gate)[kFours], float4 (&up)[kFours]) {
     constexpr bool kClamped = kKind == KIGO_SILU_CLAMPED;
     float *a = &gate[0].x, *b = &up[0].x;
-    float under[4 * kFours], most = 0, least = 1, most_under = 1;
+    float under[4 * kFours];
 #pragma unroll
     for (int i = 0; i < 4 * kFours; i++) {
         if (kClamped) a[i] = fminf(a[i], 7.0f), b[i] = fminf(fmaxf(b[i], -7.0f), 7.0f);
         under[i] = 1 + expf(kClamped ? -1.702f * a[i] : -a[i]);
-        most = fmaxf(most, fabsf(a[i]));
-        least = fminf(least, fabsf(a[i]));
-        most_under = fmaxf(most_under, under[i]);
     }
-    // Largest and least pass over a NaN.
-    bool usual = most < 0x1p60f && least > 0x1p-60f && most_under < 0x1p40f;
+    // Every fourth on its own, so that few wait for each other.
+    float most[4], least[4], most_under[4];
 #pragma unroll
-    for (int i = 0; i < 4 * kFours; i++) usual = usual && under[i] >= 1;
+    for (int i = 0; i < 4 * kFours; i++) {
+        const float size = fabsf(a[i]);
+        most[i % 4] = i < 4 ? size : max_or_nan(most[i % 4], size);
+        least[i % 4] = i < 4 ? size : fminf(least[i % 4], size);
+        most_under[i % 4] = i < 4 ? under[i] : fmaxf(most_under[i % 4], under[i]);
+    }
+    const bool usual = max_or_nan(max_or_nan(most[0], most[1]), max_or_nan(most[2], most[3])) < 0x1p60f &&
+                       fminf(fminf(least[0], least[1]), fminf(least[2], least[3])) > 0x1p-60f &&
+                       fmaxf(fmaxf(most_under[0], most_under[1]), fmaxf(most_under[2], most_under[3])) < 0x1p40f;
 #pragma unroll
     for (int i = 0; i < 4 * kFours; i++) {
         if (usual) {
@@ -113,8 +125,7 @@ __device__ __forceinline__ void gate_usual(float4 (&gate)[kFours], float4 (&up)[
 template <int kColumns, bool kManyRegisters>
 struct Finisher {
     const KigoMatmul& p;
-    uint32_t expert, tile, first, last;
-    int lane;
+    uint32_t expert, tile, first, last, lane;
     // Columns that exist; whether all rows do, and those of a lane may be moved as one, and columns in eights or all of them.
     uint32_t n_columns;
     bool whole;
@@ -122,7 +133,7 @@ struct Finisher {
     float factor;
     CachePlace place;
 
-    __device__ __forceinline__ Finisher(const KigoMatmul& p, uint32_t expert, uint32_t tile, uint32_t first, uint32_t last, int lane)
+    __device__ __forceinline__ Finisher(const KigoMatmul& p, uint32_t expert, uint32_t tile, uint32_t first, uint32_t last, uint32_t lane)
         : p(p), expert(expert), tile(tile), first(first), last(last), lane(lane), n_columns(first < last ? min(last - first, kColumns) : 0),
           factor(0), place{} {
         const bool rows_whole = p.out % 16 == 0 && p.out_stride % 4 == 0 &&
@@ -140,14 +151,25 @@ struct Finisher {
         return tile + kItemTiles + p.first_tile <= p.qkv.n_head * ((p.qkv.head_dim + kTileRows - 1) / kTileRows);
     }
 
+    // Brings what results are added to near, which may have left L2: for each column four lines.
+    __device__ __forceinline__ void prefetch() const {
+        if (!whole || p.kind != KIGO_ADD) return;
+        for (uint32_t line = lane; line < 4 * n_columns; line += kWarp) {
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(out(tile * kTileRows + line % 4 * kWarp, line / 4)));
+        }
+    }
+
     // `results` are those of the first column; `i` counts from it.
-    __device__ __forceinline__ float4 four(const float* results, int row, int i) const {
+    __device__ __forceinline__ float4 four(const float* results, uint32_t row, uint32_t i) const {
+        return four(results, row, i, __shfl_sync(~0u, factor, i));
+    }
+
+    __device__ __forceinline__ static float4 four(const float* results, uint32_t row, uint32_t i, float by) {
         const float4 v = *reinterpret_cast<const float4*>(results + result_place(row, i));
-        const float by = __shfl_sync(~0u, factor, i);
         return {__fmul_rn(v.x, by), __fmul_rn(v.y, by), __fmul_rn(v.z, by), __fmul_rn(v.w, by)};
     }
 
-    __device__ __forceinline__ float* out(uint32_t row, int i) const {
+    __device__ __forceinline__ float* out(uint32_t row, uint32_t i) const {
         return reinterpret_cast<float*>(p.out) + size_t(first + i) * p.out_stride + row;
     }
 
@@ -156,10 +178,10 @@ struct Finisher {
     // Brings the largest magnitude of column i, of which each kLanes lanes have one, to the lanes that have it in `most`: those of
     // column lane % kColumns.
     template <int kLanes>
-    __device__ __forceinline__ void collect(float& most, float largest, int i) const {
+    __device__ __forceinline__ void collect(float& most, float largest, uint32_t i) const {
 #pragma unroll
         for (int step = 1; step < kLanes; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-        const int own = lane % kColumns;
+        const uint32_t own = lane % kColumns;
         if constexpr (kLanes == 16) {
             const float other = __shfl_xor_sync(~0u, largest, 16);
             if (own == (i ^ 1)) most = other;
@@ -167,13 +189,33 @@ struct Finisher {
         if (own == i) most = largest;
     }
 
+    // The same of columns start, start + 2 and so on for the lower 16 lanes, of those between for the upper ones: while lanes have
+    // several, each keeps every second of them.
+    template <int kTogether>
+    __device__ __forceinline__ void collect_pairs(float& most, float (&largest)[kTogether], uint32_t start) const {
+#pragma unroll
+        for (int step = 1; step < kTogether; step *= 2) {
+#pragma unroll
+            for (int i = 0; i < kTogether / 2 / step; i++) {
+                const bool second = lane & step;
+                const float kept = second ? largest[2 * i + 1] : largest[2 * i], given = second ? largest[2 * i] : largest[2 * i + 1];
+                largest[i] = fmaxf(kept, __shfl_xor_sync(~0u, given, step));
+            }
+        }
+#pragma unroll
+        for (int step = kTogether; step < 16; step *= 2) largest[0] = fmaxf(largest[0], __shfl_xor_sync(~0u, largest[0], step));
+        const uint32_t own = lane % kColumns - start;
+        const float value = __shfl_sync(~0u, largest[0], own % 2 * 16 + own / 2 % kTogether);
+        if (own < 2 * kTogether) most = value;
+    }
+
     // Raises the magnitudes of all columns. One by one, blocks that end at a time would wait for each other: a line has 32 of them.
     __device__ __forceinline__ void raise(float most) const {
-        if (lane < int(n_columns)) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + lane, most);
+        if (lane < n_columns) raise_magnitude(reinterpret_cast<uint32_t*>(p.magnitudes) + first + lane, most);
     }
 
     // Writes rows `row` to `row` + 3 of column i as operands, by 16 lanes that have the fours of 64 rows.
-    __device__ __forceinline__ void put_operands(uint32_t row, int i, float4 v) const {
+    __device__ __forceinline__ void put_operands(uint32_t row, uint32_t i, float4 v) const {
         const uint32_t column = first + i;
         const Quad quad = make_quad<false>(v);
         if (column >= last) return;
@@ -195,34 +237,49 @@ struct Finisher {
     }
 
     // What is usual, apart: without branches between them, so that values are computed at a time. A lane's rows are the same in
-    // all columns.
+    // all columns, of which it has every second.
     template <uint32_t kKind, bool kBiased>
     __device__ __forceinline__ void finish_gated(const float* results) const {
         constexpr int kTogether = kManyRegisters && kColumns > 4 ? 4 : 2;
-        const int pair = lane % 16 / 4, of_pair = lane % 4 * 4;
-        const uint32_t row = (tile / 2 + pair) * kTileRows + of_pair;
+        const uint32_t pair = lane % 16 / 4, of_pair = lane % 4 * 4, odd = lane / 16;
+        const uint32_t row = (tile / 2 + pair) * kTileRows + of_pair, column = first + odd;
         float4 bias[2] = {};
         if (kBiased) bias[0] = biases(0, row), bias[1] = biases(1, row);
+        const QuadPlace at(row / 4);
+        const SwizzledPlace place(at, column % 8);
+        uint8_t* operands = reinterpret_cast<uint8_t*>(p.operands) + size_t(at.unit) * ((p.n + 7) / 8) * 1024 + size_t(column) * 128;
+        float* to = out(row, odd);
         float most = 0;
 #pragma unroll 1
-        for (int start = 0; start < int(n_columns); start += 2 * kTogether) {
+        for (uint32_t start = 0; start < n_columns; start += 2 * kTogether) {
             float4 v[kTogether], up[kTogether];
 #pragma unroll
             for (int j = 0; j < kTogether; j++) {
-                v[j] = four(results, 32 * pair + of_pair, start + 2 * j + lane / 16);
-                up[j] = four(results, 32 * pair + 16 + of_pair, start + 2 * j + lane / 16);
+                const uint32_t i = start + 2 * j + odd;
+                const float by = __shfl_sync(~0u, factor, i);
+                v[j] = four(results, 32 * pair + of_pair, i, by);
+                up[j] = four(results, 32 * pair + 16 + of_pair, i, by);
                 if (kBiased) v[j] = plus(v[j], bias[0]), up[j] = plus(up[j], bias[1]);
             }
             gate_usual<kKind>(v, up);
 #pragma unroll
-            for (int j = 0; j < kTogether; j++) *reinterpret_cast<float4*>(out(row, start + 2 * j + lane / 16)) = v[j];
+            for (int j = 0; j < kTogether; j++, to += 2 * size_t(p.out_stride)) *reinterpret_cast<float4*>(to) = v[j];
+            if (p.operands) {
 #pragma unroll
-            for (int j = 0; j < kTogether; j++) {
-                if (p.magnitudes) collect<16>(most, largest_of(v[j]), start + 2 * j + lane / 16);
+                for (int j = 0; j < kTogether; j++, operands += 256) {
+                    // The column's number in its eight differs in bits 1 and 2.
+                    const uint32_t by = (start + 2 * j) % 8 * 16;
+                    const Quad quad = make_quad<false, true>(v[j]);
+                    *reinterpret_cast<uint32_t*>(operands + (place.first ^ by)) = quad.high.x;
+                    *reinterpret_cast<uint32_t*>(operands + (place.second ^ by)) = quad.high.y;
+                }
             }
-            if (!p.operands) continue;
+            if (p.magnitudes) {
+                float largest[kTogether];
 #pragma unroll
-            for (int j = 0; j < kTogether; j++) put_operands(row, start + 2 * j + lane / 16, v[j]);
+                for (int j = 0; j < kTogether; j++) largest[j] = largest_of(v[j]);
+                collect_pairs(most, largest, start);
+            }
         }
         if (p.magnitudes) raise(most);
     }
@@ -234,7 +291,7 @@ struct Finisher {
         const float4 bias = kBiased ? biases(0, row) : float4{};
         float most = 0;
 #pragma unroll 1
-        for (int start = 0; start < int(n_columns); start += kTogether) {
+        for (uint32_t start = 0; start < n_columns; start += kTogether) {
             float4 before[kTogether] = {};
 #pragma unroll
             for (int i = 0; kAdds && i < kTogether; i++) before[i] = __ldcg(reinterpret_cast<const float4*>(out(row, start + i)));
@@ -259,12 +316,12 @@ struct Finisher {
     // What is not.
     __device__ __forceinline__ void finish_rows(const float* results) const {
         const bool is_gated = p.kind == KIGO_GATED;
-        const int pair = lane % 16 / 4, of_pair = lane % 4 * 4;
+        const uint32_t pair = lane % 16 / 4, of_pair = lane % 4 * 4;
         const uint32_t row = is_gated ? (tile / 2 + pair) * kTileRows + of_pair : tile * kTileRows + 4 * lane;
         float most = 0;
 #pragma unroll 1
         for (int start = 0; start < kColumns; start += is_gated ? 2 : 1) {
-            const int i = start + (is_gated ? lane / 16 : 0);
+            const uint32_t i = start + (is_gated ? lane / 16 : 0);
             const FourRows rows(p, row, first + i, last);
             const float4 v = four(results, is_gated ? 32 * pair + of_pair : 4 * lane, i);
             const float4 up = four(results, is_gated ? 32 * pair + 16 + of_pair : 0, i);
@@ -290,7 +347,7 @@ struct Finisher {
 #pragma unroll 1
         for (uint32_t of_block = 0; of_block < kItemTiles && tile + of_block < p.n_tiles; of_block++) {
             const HeadElements e = head_elements(p.qkv, tile + of_block + p.first_tile, lane % 8);
-            const int row = of_block * kTileRows + lane % 8;
+            const uint32_t row = of_block * kTileRows + lane % 8;
             float2 turn[kColumns / 4];
 #pragma unroll
             for (int step = 0; step < kColumns / 4; step++) {
@@ -298,7 +355,7 @@ struct Finisher {
             }
 #pragma unroll
             for (int step = 0; step < kColumns / 4; step++) {
-                const int i = 4 * step + lane / 8;
+                const uint32_t i = 4 * step + lane / 8;
                 const float by = __shfl_sync(~0u, factor, i);
                 const CachePlace at = {reinterpret_cast<__half*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(place.page), i)),
                                        __shfl_sync(~0u, place.position, i)};
@@ -333,7 +390,7 @@ struct Finisher {
         if (turns) next[0] = __ldcg(turn), next[1] = __ldcg(turn + 1);
 #pragma unroll(kManyRegisters ? 4 : 1)
         for (int start = 0; start < kColumns; start += 2) {
-            const int i = start + lane / 16;
+            const uint32_t i = start + lane / 16;
             now[0] = next[0], now[1] = next[1];
             turn += qkv.turns_stride;
             if (turns && start + 2 < kColumns) next[0] = __ldcg(turn), next[1] = __ldcg(turn + 1);

@@ -1,4 +1,4 @@
-// prep: the activations of a batch, normed, as operands of the tensor cores.
+// prep: the activations of a batch, normed, as operands of the tensor cores; prep_normed: the same of many rows.
 #include "activations.cuh"
 
 // Quads that a thread has under way. One after the other, each would wait for L2 by itself: that took most of the time.
@@ -27,9 +27,9 @@ __device__ __forceinline__ void each_quad(const KigoInput& in, uint32_t from, ui
     }
 }
 
-template <bool kBf16>
+template <bool kBf16, bool kWholeWarp = false>
 __device__ __forceinline__ Quad scaled_quad(float4 v, float scale) {
-    return make_quad<kBf16>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
+    return make_quad<kBf16, kWholeWarp>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
 }
 
 // What activate_row makes of row `from`, with several loads at a time, and of one without a norm what is this block's part.
@@ -131,4 +131,54 @@ extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constan
     } else {
         prepare<false>(p);
     }
+}
+
+// Many rows after an RMSNorm, as halves in KIGO_ORDER_SWIZZLED, in blocks of eight: a warp has a row of up to 2,048 columns, and all of
+// it under way at a time. Sums are those of prepare_row: sums[i] is what its warp i has.
+extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed(const __grid_constant__ KigoPrep p) {
+    constexpr int kEach = 16;
+    const KigoInput& in = p.input;
+    const uint32_t lane = threadIdx.x % kWarp, row = blockIdx.x * kWarps + threadIdx.x / kWarp, n_quads = in.stride / 4;
+    const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
+    if (blockIdx.x == 0) prefetch_norm(in);
+    pdl_wait();
+    pdl_launch();
+    uint32_t from = row < in.n ? row : KIGO_NO_ROW;
+    if (row < in.n && in.select) from = __ldcg(reinterpret_cast<const uint32_t*>(in.select) + row);
+    const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
+    float4 v[kEach] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; i++) {
+        const uint32_t quad = i * kWarp + lane;
+        if (quad < n_quads && from != KIGO_NO_ROW) v[i] = __ldcg(x + quad);
+    }
+    float sums[kWarps] = {}, largest = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; i++) {
+        const uint32_t quad = i * kWarp + lane;
+        const float4 w = quad < n_quads ? __ldg(weight + quad) : float4{};
+        float& sum = sums[i % kWarps];
+        sum = __fmaf_rn(v[i].x, v[i].x, __fmaf_rn(v[i].y, v[i].y, __fmaf_rn(v[i].z, v[i].z, __fmaf_rn(v[i].w, v[i].w, sum))));
+        v[i] = {__fmul_rn(v[i].x, w.x), __fmul_rn(v[i].y, w.y), __fmul_rn(v[i].z, w.z), __fmul_rn(v[i].w, w.w)};
+        largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v[i].x), fabsf(v[i].y))), fmaxf(fabsf(v[i].z), fabsf(v[i].w)));
+    }
+#pragma unroll
+    for (int i = 0; i < kWarps; i++) sums[i] = warp_sum(sums[i]);
+    float all = sums[0];
+#pragma unroll
+    for (int i = 1; i < kWarps; i++) all = __fadd_rn(all, sums[i]);
+    float scale, inverse;
+    range_scale(warp_max(largest), scale, inverse);
+    const SwizzledPlace place(QuadPlace(lane), row % 8);
+    uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + (size_t(lane / 16) * gridDim.x + blockIdx.x) * 1024 + row % 8 * 128;
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; i++, to += size_t(kWarp / 16) * gridDim.x * 1024) {
+        const Quad quad = scaled_quad<false, true>(v[i], scale);
+        if (i * kWarp + lane >= n_quads) continue;
+        *reinterpret_cast<uint32_t*>(to + place.first) = quad.high.x;
+        *reinterpret_cast<uint32_t*>(to + place.second) = quad.high.y;
+    }
+    if (lane > 0) return;
+    const float factor = __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all, float(in.k)), in.eps))));
+    reinterpret_cast<float*>(p.factors)[row] = from == KIGO_NO_ROW ? 0 : factor;
 }

@@ -15,9 +15,9 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_QKV, KIGO_SILU,
-    KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput, KigoMatmul, KigoPrep,
-    KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_ORDER_SWIZZLED,
+    KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput,
+    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -25,6 +25,9 @@ use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
+/// Rows from which on those of up to so many columns are normed by `prep_normed`, each by a warp.
+const PREP_MANY: u32 = 1024;
+const PREP_WIDTH: u32 = 2048;
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kAtOnce` of `kernels/prep.cu`.
 const PREP_BLOCKS: u32 = 4;
@@ -291,6 +294,8 @@ pub struct Kernels {
     /// Those of tensor types.
     pub types: TypeTable,
     prep: Function,
+    /// The same for many rows that are normed, of up to [`PREP_WIDTH`] columns.
+    prep_normed: Function,
     /// The same for few rows, as they are and normed.
     prep_few: [Function; 2],
     add_slices: Function,
@@ -312,13 +317,15 @@ impl Kernels {
         let head_width = kv_cache::head_width(desc)?;
         let rows = Module::load(context, embedded("rows")?)?;
         let card = Card::new(context.info());
-        let prep = Module::load(context, embedded("prep")?)?.function("prep")?;
+        let preps = Module::load(context, embedded("prep")?)?;
+        let prep = preps.function("prep")?;
         let few = Module::load(context, embedded("prep_few")?)?;
         // All but what it has besides: a number for each warp.
         prep.set_max_shared_bytes(card.block_shared.saturating_sub(1 << 10))?;
         Ok(Kernels {
             types,
             prep,
+            prep_normed: preps.function("prep_normed")?,
             prep_few: [few.function("prep_few")?, few.function("prep_few_normed")?],
             add_slices: Module::load(context, embedded("slices")?)?.function("add_slices")?,
             heads: rows.function("heads")?,
@@ -581,6 +588,10 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
     if is_few && input.norm == KIGO_NORM_RMS && quads <= PREP_NORMED {
         let threads = quads.next_multiple_of(32).clamp(THREADS, PREP_THREADS);
         return launch(b, few_normed, [n_rows, 1, 1], threads, input.stride * 4, &prep);
+    }
+    let is_many = input.n >= PREP_MANY && input.stride <= PREP_WIDTH;
+    if is_many && input.norm == KIGO_NORM_RMS && order == KIGO_ORDER_SWIZZLED && !bf16 {
+        return launch(b, &b.kernels.prep_normed, [n_rows / 8, 1, 1], THREADS, 0, &prep);
     }
     // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
     let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };

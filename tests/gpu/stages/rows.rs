@@ -185,3 +185,39 @@ fn few_rows_are_prepared_as_any_are() {
         }
     }
 }
+
+#[test]
+#[ignore = "needs a GPU"]
+fn many_normed_rows_are_prepared_as_any_are() {
+    let (gpu, random) = (Gpu::open(), &mut fresh("normed"));
+    let kernel = gpu.function("prep", "prep_normed");
+    for k in [37, 64, 1000, 1536, 2048] {
+        let rows = Rows::random(&gpu, 29, k, random);
+        for n in [5, 24, 29] {
+            // Five of them are other rows than the first five, and one is none.
+            let select = gpu.words(&[7, 2, KIGO_NO_ROW, 0, 4]);
+            let mut input = rows.input(0, n, KIGO_NORM_RMS);
+            input.select = if n == 5 { select.address() } else { 0 };
+            let n_rows = n.next_multiple_of(8);
+            let written = |kernel: &Function, blocks: usize, shared_bytes: u32| {
+                let records = gpu.filled(n_rows / 8 * input.stride as usize / 64 * activation_bytes(false), 0xff);
+                let factors = gpu.filled(n_rows * 4, 0xff);
+                let (to, of) = (records.address(), factors.address());
+                let params = KigoPrep {
+                    input,
+                    records: to,
+                    factors: of,
+                    bf16: 0,
+                    order: KIGO_ORDER_SWIZZLED,
+                    is_rest: 0,
+                    pad: 0,
+                };
+                gpu.launch(kernel, [blocks as u32, 1, 1], THREADS, shared_bytes, &params);
+                gpu.synchronize();
+                (gpu.read_words(&records), gpu.read_words(&factors))
+            };
+            let expected = written(gpu.prep(), n_rows, input.stride * 4);
+            assert!(written(&kernel, n_rows / 8, 0) == expected, "{n} rows of {k} columns");
+        }
+    }
+}
