@@ -612,7 +612,7 @@
  *   "load_ms": Milliseconds that loading took in all.
  *   "header_ms": Milliseconds of these for the header and its metadata.
  *   "tokenizer_ms": Milliseconds for making the tokenizer, on a GPU while the weights are brought there.
- *   "device_ms": Milliseconds until the device was ready.
+ *   "device_ms": Milliseconds until the device was ready, with the start of its driver.
  *   "weights_ms": Milliseconds for bringing the weights to the device.
  *   "prepare_ms": Milliseconds for what follows, before a token can be computed.
  *

@@ -21,7 +21,7 @@ pub struct LoadTimes {
     pub header: Duration,
     /// Making the tokenizer, on a GPU beside what follows.
     pub tokenizer: Duration,
-    /// Making the device ready.
+    /// Starting its driver, and making the device ready.
     pub device: Duration,
     /// Bringing the weights to their device, with the kernels that this takes.
     pub weights: Duration,
@@ -33,6 +33,8 @@ pub struct LoadTimes {
 pub(super) struct Told<'a> {
     path: &'a Path,
     begun: Instant,
+    /// When the device was known, and the file could be read.
+    chosen: Instant,
     /// When the weights began to be read.
     read: Instant,
     times: LoadTimes,
@@ -40,7 +42,8 @@ pub(super) struct Told<'a> {
 
 impl<'a> Told<'a> {
     pub(super) fn new(path: &'a Path) -> Told<'a> {
-        Told { path, begun: Instant::now(), read: Instant::now(), times: LoadTimes::default() }
+        let now = Instant::now();
+        Told { path, begun: now, chosen: now, read: now, times: LoadTimes::default() }
     }
 
     fn tell(&self, level: Level, text: impl FnOnce() -> String) {
@@ -52,8 +55,10 @@ impl<'a> Told<'a> {
         LoadTimes { total: self.begun.elapsed(), ..self.times }
     }
 
-    /// The device was chosen.
-    pub(super) fn device(&self, options: &LoadOptions, device: Device) {
+    /// The device was chosen, for which its driver may have been started.
+    pub(super) fn device(&mut self, options: &LoadOptions, device: Device) {
+        self.chosen = Instant::now();
+        self.times.device = self.chosen - self.begun;
         if options.device == "auto" {
             self.tell(Level::Info, || match (device, check_gpu(0)) {
                 (Device::Cpu, Err(error)) => format!("device auto is cpu: {error}"),
@@ -65,7 +70,7 @@ impl<'a> Told<'a> {
 
     /// The header was read.
     pub(super) fn header(&mut self, gguf: &Gguf, desc: &ModelDesc, options: &LoadOptions, n_ctx: usize) {
-        self.times.header = self.begun.elapsed();
+        self.times.header = self.chosen.elapsed();
         let ms = ms(self.times.header);
         self.tell(Level::Info, || {
             let (n_tensors, bytes, architecture) = (gguf.tensors().len(), gguf.file_bytes(), desc.architecture);
@@ -94,10 +99,10 @@ impl<'a> Told<'a> {
         self.tell(Level::Info, || format!("made the tokenizer in {ms:.1} ms: {} tokens", tokenizer.n_vocab()));
     }
 
-    /// The device was ready after this time, at that moment.
+    /// The device took so long besides to be ready, at that moment.
     #[cfg(feature = "cuda")]
     pub(super) fn opened(&mut self, time: Duration, at: Instant) {
-        self.times.device = time;
+        self.times.device += time;
         self.reading(at);
     }
 
