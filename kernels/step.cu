@@ -529,6 +529,12 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
+// A width of heads that is known when the kernel is compiled.
+template <int kDp>
+struct HeadWidth {
+    static constexpr int value = kDp;
+};
+
 // The kernel, for models with mixtures of experts or without.
 template <bool kMixes>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
@@ -597,19 +603,30 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         if (s.take == KIGO_TAKE_SAME) step_sync();
         if (s.kind == KIGO_STAGE_ATTENTION) {
             const uint32_t mark = block.number * p.n_stages + i;
+            const auto attend_with = [&](auto dp) {
+                attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+            };
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<32>{});
                     break;
                 case 64:
-                    attend<64, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<64>{});
                     break;
                 case 96:
-                    attend<96, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<96>{});
+                    break;
+                case 128:
+                    attend_with(HeadWidth<128>{});
+                    break;
+                case 192:
+                    attend_with(HeadWidth<192>{});
                     break;
                 default:
-                    attend<128, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<256>{});
             }
+            const uint32_t n_chunks = block.sight.share.n_chunks;
+            if (n_chunks > 1) combine_chunks(block.attention, n_chunks, p.partials, mark, worker.set());
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
             if (routes) make_router(s, worker.router(), block.mixture);

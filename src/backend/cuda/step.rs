@@ -36,13 +36,13 @@ const FEWEST_LAYER_BYTES: u64 = 2 << 20;
 const CHUNK: usize = 8 * kv_cache::PAGE;
 /// Chunks that a block takes at most: with more of them the kernels of larger batches are faster.
 const CHUNKS_OF_BLOCK: usize = 2;
-const _: () = assert!(CHUNKS_OF_BLOCK * CHUNK <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
+/// With those that it looks at ahead of a chunk, and asks for ahead of that.
+const PAGES_AHEAD: usize = CHUNK / kv_cache::PAGE + KIGO_STEP_PAGES_AT_ONCE as usize;
+const _: () = assert!(CHUNKS_OF_BLOCK * CHUNK + PAGES_AHEAD * kv_cache::PAGE <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
 /// Chunks of a context at most, which decide what their partial results take.
 const MOST_CHUNKS: usize = 80;
 /// Elements of a head that a block mixes: `kOwn` of `kernels/step_attention.cuh`.
 const OWN: usize = 32;
-/// Widest heads that its registers hold.
-const MOST_HEAD_WIDTH: usize = 128;
 /// Bytes under way to a multiprocessor: with 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`.
 const UNDER_WAY: u32 = 64 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
@@ -137,7 +137,7 @@ fn fits(desc: &ModelDesc) -> bool {
     desc.experts.is_none_or(|experts| fits_experts(experts, desc.n_ff))
         && desc.norm == Norm::Rms
         && desc.qk_norm != Some(QkNorm::Row)
-        && kv_cache::head_width(desc).is_ok_and(|width| width <= MOST_HEAD_WIDTH)
+        && kv_cache::head_width(desc).is_ok()
         && [desc.n_embd, desc.n_embd_q(), desc.n_ff].iter().all(|width| width.is_multiple_of(4))
         && desc.n_embd_q().max(desc.n_ff) <= KIGO_STEP_MOST_COLUMNS as usize
 }
@@ -182,10 +182,11 @@ fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
     MOST_CHUNKS * desc.n_head * (head_width + 2) * 8
 }
 
-/// Positions up to which it runs steps: a block has a kv head with some of its heads, a part of their elements, and some chunks.
+/// Positions up to which it runs steps: a block has a kv head with some of its heads, a part of their elements, and some chunks. Where
+/// there are more of these units than blocks, some have several, one after the other.
 fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
     let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * (head_width / OWN);
-    (n_blocks as usize / n_groups * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
+    ((n_blocks as usize / n_groups).max(1) * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
 }
 
 /// Bytes of the words of a step.
@@ -539,7 +540,7 @@ impl Step {
             DecodePath::Stages => false,
         };
         let n_positions = most_positions(desc, b.kernels.head_width, card.n_sm);
-        if !wanted || !fits(desc) || !card.crowds || n_positions == 0 {
+        if !wanted || !fits(desc) || !card.crowds {
             return Ok(None);
         }
         let memory = DeviceBuffer::new(&b.context, Purpose::Workspace, bytes(desc)?, "the workspace")?;
