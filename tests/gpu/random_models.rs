@@ -215,7 +215,7 @@ fn delays_change_nothing() {
     let tokens = &tokens()[..80];
     let folder = Folder::new();
     for shape in SHAPES.iter().chain([&MANY_HEADS]) {
-        for quant_type in [QuantType::F16, QuantType::Q8_0] {
+        for quant_type in [QuantType::F16, QuantType::Q8_0, QuantType::BF16, QuantType::F32] {
             let path = folder.write("model.gguf", &draft(shape, &[quant_type], 5).writer());
             let mut backend = step_backend(&path, |_| ());
             let expected = all_logits(&mut backend, 0, tokens, 1);
