@@ -644,6 +644,10 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
     store_part(&block.attention, load_part(attentions));
     step_sync();
+    if (threadIdx.x == 0) {
+        block.sight.units = UnitsOfBlock(block.attention.attention, block.attention.heads.qkv.dp);
+    }
+    step_sync();
     bring_near(block.attention, table, block.sight);
 
     // Where there are experts, kv heads often have many heads.

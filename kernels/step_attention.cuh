@@ -57,22 +57,33 @@ struct HeadUnit {
     }
 };
 
-// What a block has of an attention: its first unit, from which the next is `apart` on, and the pages of its chunks, every n_splits-th.
-struct AttentionShare {
-    uint32_t first_unit, apart, n_units;
-    // Chunks that the row sees; the block's first among them.
-    uint32_t n_chunks, split, n_splits;
-    // The block's first page, how many at its start the row does not see, and how many there are with those, 0 of none.
-    uint32_t first_page, n_unseen, n_pages;
+// What a block has of every attention: its first unit, from which the next is `apart` on, and every n_splits-th chunk.
+struct UnitsOfBlock {
+    uint32_t first_unit, apart, n_units, split, n_splits;
 
-    AttentionShare() = default;
+    UnitsOfBlock() = default;
 
-    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position) {
+    __device__ __forceinline__ UnitsOfBlock(const KigoAttention& p, uint32_t dp) {
         n_units = p.n_head_kv * HeadUnit::per_kv(p, dp);
         n_splits = max(1u, gridDim.x / n_units);
         apart = gridDim.x / n_splits;
         first_unit = blockIdx.x / n_splits;
         split = blockIdx.x % n_splits;
+    }
+};
+
+// What it has of one.
+struct AttentionShare {
+    // Chunks that the row sees; the block's first page, how many at its start the row does not see, and how many there are with those, 0
+    // of none.
+    uint32_t n_chunks, first_page, n_unseen, n_pages;
+    // From one of its chunks to the next.
+    uint32_t n_splits;
+
+    AttentionShare() = default;
+
+    __device__ __forceinline__ AttentionShare(const UnitsOfBlock& units, const KigoAttention& p, uint32_t position) : n_splits(units.n_splits) {
+        const uint32_t split = units.split;
         const uint32_t first_seen = first_page_of(position, p.before), first_chunk = first_seen / kChunk;
         const uint32_t n_seen = position / KIGO_PAGE + 1;
         n_chunks = (n_seen - 1) / kChunk + 1 - first_chunk;
@@ -80,7 +91,7 @@ struct AttentionShare {
         n_unseen = max(first_seen, first_page) - first_page;
         n_pages = 0;
         // Some blocks have no units.
-        if (first_unit >= n_units || split >= n_chunks) return;
+        if (units.first_unit >= units.n_units || split >= n_chunks) return;
         const uint32_t n_before = (n_chunks - 1 - split) / n_splits;
         n_pages = n_before * kChunk + min(kChunk, n_seen - page(n_before * kChunk));
     }
@@ -89,14 +100,12 @@ struct AttentionShare {
     __device__ __forceinline__ uint32_t page(uint32_t i) const { return first_page + i + i / kChunk * (n_splits - 1) * kChunk; }
 
     __device__ __forceinline__ bool sees(uint32_t i) const { return i >= n_unseen && i < n_pages; }
-
-    // Whether the last of its pages is the token's own.
-    __device__ __forceinline__ bool has_last() const { return (n_chunks - 1 - split) % n_splits == 0; }
 };
 
 // Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
     uint64_t pages[KIGO_STEP_PAGES];
+    UnitsOfBlock units;
     AttentionShare share;
     uint32_t position;
 };
@@ -117,14 +126,15 @@ __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t
     if (threadIdx.x >= KIGO_STEP_PAGES) return;
     const KigoAttention& p = a.attention;
     const uint32_t dp = a.heads.qkv.dp;
-    const AttentionShare share(p, dp, sight.position);
+    const UnitsOfBlock units = sight.units;
+    const AttentionShare share(units, p, sight.position);
     if (threadIdx.x == 0) sight.share = share;
     if (!share.sees(threadIdx.x)) return;
     const uint64_t page = __ldcg(at<uint64_t>(table) + p.table + share.page(threadIdx.x));
     sight.pages[threadIdx.x] = page;
     if (threadIdx.x >= kNear) return;
 #pragma unroll 1
-    for (uint32_t unit = share.first_unit; unit < share.n_units; unit += share.apart) {
+    for (uint32_t unit = units.first_unit; unit < units.n_units; unit += units.apart) {
         const HeadUnit of(p, dp, unit);
         bring_page(page + page_offset(p, dp, of.head_kv), dp, of.of_head);
     }
@@ -220,9 +230,11 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     const AttentionShare own = sight.share;
     if (own.n_pages == 0) return;
     const uint32_t position = sight.position, group = p.n_head / p.n_head_kv;
-    const bool has_last = own.has_last();
+    const UnitsOfBlock units = sight.units;
+    // Whether the last of its pages is the token's own.
+    const bool has_last = own.page(own.n_pages - 1) == position / KIGO_PAGE;
 #pragma unroll 1
-    for (uint32_t unit = own.first_unit; unit < own.n_units; unit += own.apart) {
+    for (uint32_t unit = units.first_unit; unit < units.n_units; unit += units.apart) {
         const HeadUnit of(p, kDp, unit);
         const uint32_t m_first = of.of_group * kHeads, first_dim = of.of_head * kOwn;
         const uint32_t head = of.head_kv * group + m_first, heads = min(kHeads, group - m_first);
@@ -251,7 +263,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         load_v(side);
 
         // The unit before is done with this memory.
-        if (unit != own.first_unit) step_sync();
+        if (unit != units.first_unit) step_sync();
         for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
         }
@@ -464,7 +476,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                     const float factor = last_factor(p, head + warp, M, L);
                     if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O, factor));
                 } else if (ends) {
-                    uint64_t* to = chunk_words(partials, p, kDp, own.split + first / kChunk * own.n_splits, head + warp);
+                    uint64_t* to = chunk_words(partials, p, kDp, units.split + first / kChunk * own.n_splits, head + warp);
                     if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
                     store_marked(to + 2 + d, O, mark);
                     M = -INFINITY, L = -0.0f, O = -0.0f;
