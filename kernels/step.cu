@@ -645,7 +645,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     store_part(&block.attention, load_part(attentions));
     step_sync();
     if (threadIdx.x == 0) {
-        block.sight.units = UnitsOfBlock(block.attention.attention, block.attention.heads.qkv.dp);
+        block.sight.heads = BlockHeads(block.attention.attention, block.attention.heads.qkv.dp);
     }
     step_sync();
     bring_near(block.attention, table, block.sight);
