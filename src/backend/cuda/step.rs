@@ -8,9 +8,7 @@ use super::CudaBackend;
 use super::attention;
 use super::blocks::Card;
 use super::kv_cache;
-use super::layout::{
-    Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride, wants_bf16,
-};
+use super::layout::{Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride, wants_bf16};
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
@@ -18,9 +16,9 @@ use super::params::{
     KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_APART,
     KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
     KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE,
-    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_BF16, KIGO_TYPE_F16, KIGO_TYPE_F32, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
-    KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1,
-    KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_BF16, KIGO_TYPE_F16, KIGO_TYPE_F32, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS,
+    KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0,
+    KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -40,7 +38,8 @@ const CHUNK: usize = 8 * kv_cache::PAGE;
 const CHUNKS_OF_BLOCK: usize = 2;
 /// With those that it looks at ahead of a chunk, and asks for ahead of that.
 const PAGES_AHEAD: usize = CHUNK / kv_cache::PAGE + KIGO_STEP_PAGES_AT_ONCE as usize;
-const _: () = assert!(CHUNKS_OF_BLOCK * CHUNK + PAGES_AHEAD * kv_cache::PAGE <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
+const _: () =
+    assert!(CHUNKS_OF_BLOCK * CHUNK + PAGES_AHEAD * kv_cache::PAGE <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
 /// Chunks of a context at most, which decide what their partial results take.
 const MOST_CHUNKS: usize = 80;
 /// Widest heads of which two warps hold a page, and positions up to which wider ones are faster than with the kernels of larger batches:
@@ -513,8 +512,7 @@ impl Listing<'_> {
     /// Adds the router, whose slices of tiles are one block's each; `None` where the kernel cannot compute it.
     fn router(&mut self, router: &Product, taken: Taken, out: u64, mixture: u32) -> Option<()> {
         let given = Given { kind: KIGO_STAGE_ROUTER, out, bias: [None; 2] };
-        let stage =
-            KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given) };
+        let stage = KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given) };
         if router.quant != QuantType::F32 || stage.n_items > self.n_blocks {
             return None;
         }
