@@ -45,27 +45,42 @@ struct Block {
 };
 static_assert(sizeof(Block) <= KIGO_STEP_STATIC);
 
-// Operands of the activations, as `matmul_one` has them: 128 bytes a unit.
+// Operands of the activations, as `matmul_one` has them: 128 bytes a unit. Of pairs of bfloat16 the rests stand `to_rests` further; 0 of
+// halves.
+template <bool kPairs>
 struct Operands {
     uint8_t* columns;
+    uint32_t to_rests;
 
     // Puts quad first + i kWarp of the row; called by aligned groups of 16 lanes for as many quads.
     __device__ __forceinline__ void put(uint32_t first, uint32_t i, float4 v, float scale) const { put_at(first, i * kWarp, v, scale); }
 
     // Puts quad first + more, where `more` is a multiple of 16.
     __device__ __forceinline__ void put_at(uint32_t first, uint32_t more, float4 v, float scale) const {
+        const QuadPlace place(first);
+        uint8_t* to = columns + place.unit * 128 + place.in_row() + more * 8;
+        if (kPairs && to_rests > 0) {
+            const Quad value = make_quad<true>(v);
+            *reinterpret_cast<uint2*>(to) = value.high;
+            *reinterpret_cast<uint2*>(to + to_rests) = value.low;
+            return;
+        }
         const Quad value =
             make_quad<false>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
-        const QuadPlace place(first);
-        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
+        *reinterpret_cast<uint2*>(to) = value.high;
     }
 
     // Those of the i-th of some vectors.
-    __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2}; }
+    __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2, to_rests}; }
 };
 
-// What the warps of a block do together, stage by stage.
-template <bool kMixes>
+// Bytes of a vector's operands to the rests of pairs of bfloat16, or 0 where they are halves.
+__device__ __forceinline__ uint32_t rests_of(const KigoStage& s) {
+    return s.quant == KIGO_TYPE_BF16 || s.quant == KIGO_TYPE_F32 ? s.stride * 2 : 0;
+}
+
+// What the warps of a block do together, stage by stage; kPairs: some products are of pairs of bfloat16.
+template <bool kMixes, bool kPairs>
 struct Worker {
     const KigoStep& p;
     Block& block;
@@ -75,10 +90,18 @@ struct Worker {
         return reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
     }
 
-    __device__ __forceinline__ Operands operands() const { return {reinterpret_cast<uint8_t*>(x()) + p.stride * 4}; }
+    __device__ __forceinline__ uint8_t* columns() const { return reinterpret_cast<uint8_t*>(x()) + p.stride * 4; }
+
+    __device__ __forceinline__ Operands<kPairs> operands(const KigoStage& s) const { return {columns(), kPairs ? rests_of(s) : 0}; }
+
+    // What a stage's vector is multiplied with, whose largest magnitude is known, and the inverse.
+    __device__ __forceinline__ static void operand_scale(const KigoStage& s, float magnitude, float& scale, float& inverse) {
+        scale = inverse = 1;
+        if (!kPairs || rests_of(s) == 0) range_scale(magnitude, scale, inverse);
+    }
 
     __device__ __forceinline__ RouterMemory& router() const {
-        return *reinterpret_cast<RouterMemory*>(operands().columns + p.router_at);
+        return *reinterpret_cast<RouterMemory*>(columns() + p.router_at);
     }
 
     __device__ __forceinline__ WordSet set() const { return {block.number, p.set_bytes}; }
@@ -165,7 +188,7 @@ struct Worker {
         const uint32_t lane = this_thread() % kWarp;
         constexpr int kHeld = 4;
         float4* x = this->x();
-        const Operands operands = this->operands();
+        const auto operands = this->operands(s);
         const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
         const Own own(s);
         const uint32_t first = own.first + lane, last_given = min(own.last, s.k / 4);
@@ -244,7 +267,7 @@ struct Worker {
 #pragma unroll 1
         for (uint32_t q = first + kHeld * kWarp; q < own.last; q += kWarp) weigh_at(q);
         float scale, inverse;
-        range_scale(max_of_all(largest, turn), scale, inverse);
+        operand_scale(s, max_of_all(largest, turn), scale, inverse);
         if (this_thread() == 0) {
             block.sums.inverse = inverse;
             arrive_mbarrier(&block.sums.taken);
@@ -280,8 +303,8 @@ struct Worker {
             largest = fmaxf(largest, largest_of(values_of(given.in[i])));
         }
         float scale, inverse;
-        range_scale(max_of_all(largest, turn), scale, inverse);
-        const Operands operands = this->operands();
+        operand_scale(s, max_of_all(largest, turn), scale, inverse);
+        const auto operands = this->operands(s);
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
             if (i * kWarp >= n) break;
@@ -302,10 +325,16 @@ struct Worker {
     }
 
     // What a lane multiplies a unit with; `at` are its first columns.
-    __device__ __forceinline__ static Activations<Operand::kF16> columns_at(const uint8_t* at) {
-        Activations<Operand::kF16> v;
+    template <Operand kOperand = Operand::kF16>
+    __device__ __forceinline__ static Activations<kOperand> columns_at(const uint8_t* at, uint32_t to_rests = 0) {
+        Activations<kOperand> v;
 #pragma unroll
-        for (int h = 0; h < 2; h++) *reinterpret_cast<uint4*>(v.high + 4 * h) = *reinterpret_cast<const uint4*>(at + h * 64);
+        for (int h = 0; h < 2; h++) {
+            *reinterpret_cast<uint4*>(v.high + 4 * h) = *reinterpret_cast<const uint4*>(at + h * 64);
+            if constexpr (kOperand != Operand::kF16) {
+                *reinterpret_cast<uint4*>(v.low + 4 * h) = *reinterpret_cast<const uint4*>(at + to_rests + h * 64);
+            }
+        }
         return v;
     }
 
@@ -379,15 +408,19 @@ struct Worker {
     }
 
     __device__ __forceinline__ void multiply_pieces(const KigoStage& s, Piece first, PieceReader& reader, Closing& closing) const {
-#define KIGO_CASE(type)                                       \
-    case KIGO_TYPE_##type:                                    \
-        if (s.per_item == 1) {                                \
-            multiply_pieces<type, 1>(first, reader, closing); \
-        } else {                                              \
-            multiply_pieces<type, 2>(first, reader, closing); \
-        }                                                     \
+#define KIGO_CASE(type)                                                                     \
+    case KIGO_TYPE_##type:                                                                  \
+        if constexpr (kPairs || type::kOperand == Operand::kF16) {                          \
+            if (s.per_item == 1) {                                                          \
+                multiply_pieces<type, 1>(first, kPairs ? rests_of(s) : 0, reader, closing); \
+            } else {                                                                        \
+                multiply_pieces<type, 2>(first, kPairs ? rests_of(s) : 0, reader, closing); \
+            }                                                                               \
+        }                                                                                   \
         break;
         switch (s.quant) {
+            KIGO_CASE(F32)
+            KIGO_CASE(BF16)
             KIGO_CASE(F16)
             KIGO_CASE(Q4_0)
             KIGO_CASE(Q4_1)
@@ -413,19 +446,36 @@ struct Worker {
     // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other. The first pieces
     // are there.
     template <class Type, int kTiles>
-    __device__ __forceinline__ void multiply_pieces(Piece first, PieceReader& reader, Closing& closing) const {
+    __device__ __forceinline__ void multiply_pieces(Piece first, uint32_t to_rests, PieceReader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
-        const uint8_t* all_columns = operands().columns + lane % 4 * 16;
+        const uint8_t* all_columns = columns() + lane % 4 * 16;
         RingPlace at[kTiles];
         auto wait = [&] {
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) reader.wait(at[tile]);
         };
-        if constexpr (Type::kGroupK == 0) {
+        if constexpr (Type::kOperand == Operand::kF32) {
+            Piece piece = first;
+            reader.places(at);
+            while (true) {
+                const auto v = columns_at<Operand::kF32>(all_columns + piece.record * 128, to_rests);
+#pragma unroll
+                for (int tile = 0; tile < kTiles; tile++) {
+                    const auto w = make_fragments<Type>(load_unit_shared<Type>(slot(at[tile]), 0, lane), NoScales{}, 0);
+                    multiply_add<Type>(closing.acc[tile], w, v);
+                }
+                reader.give_back(at, lane == 0);
+                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
+                if (piece.has(Piece::kEndsStage)) return;
+                reader.places(at);
+                wait();
+                piece = reader.piece(at[0]);
+            }
+        } else if constexpr (Type::kGroupK == 0) {
             // Records come from shared memory while those before them are multiplied.
             struct Loaded {
                 typename Type::Planes::Unit unit[kTiles];
-                Activations<Operand::kF16> v;
+                Activations<Type::kOperand> v;
                 uint32_t bits;
             } one, other;
             auto load = [&](Loaded& to, bool is_there) {
@@ -434,14 +484,19 @@ struct Worker {
                 to.bits = piece.bits;
 #pragma unroll
                 for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit_shared<Type>(slot(at[tile]), 0, lane);
-                to.v = columns_at(all_columns + piece.record * 128);
+                to.v = columns_at<Type::kOperand>(all_columns + piece.record * 128, to_rests);
             };
             auto products = [&](const Loaded& of, int j) {
 #pragma unroll
                 for (int tile = 0; tile < kTiles; tile++) {
                     uint32_t a[4];
                     Type::Planes::codes(of.unit[tile], j, a);
-                    mma_f16(closing.acc[tile], a, of.v.high + 2 * j);
+                    if constexpr (Type::kOperand == Operand::kBf16) {
+                        mma_bf16(closing.acc[tile], a, of.v.high + 2 * j);
+                        mma_bf16(closing.acc[tile], a, of.v.low + 2 * j);
+                    } else {
+                        mma_f16(closing.acc[tile], a, of.v.high + 2 * j);
+                    }
                 }
             };
             auto step = [&](const Loaded& now, Loaded& then) {
@@ -529,8 +584,15 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
-// The kernel, for models with mixtures of experts or without.
-template <bool kMixes>
+// A width of heads that is known when the kernel is compiled.
+template <int kDp>
+struct HeadWidth {
+    static constexpr int value = kDp;
+};
+
+// The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without: the code that a model does
+// not need makes it slower.
+template <bool kMixes, bool kPairs>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
     __shared__ Block block;
     const uint32_t warp = threadIdx.x / kWarp;
@@ -575,12 +637,16 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     if (threadIdx.x == 0) block.sight.position = __ldcg(&row->position);
     if (threadIdx.x == 0) block.number = __ldcg(reinterpret_cast<const uint32_t*>(p.number));
     if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace::first(StepRing(p, memory, block.rings, warp)), 0};
-    const Worker<kMixes> worker = {p, block};
+    const Worker<kMixes, kPairs> worker = {p, block};
     float4* x = worker.x();
     for (uint32_t q = threadIdx.x; q < p.stride / 4; q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));
     if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
     store_part(&block.attention, load_part(attentions));
+    step_sync();
+    if (threadIdx.x == 0) {
+        block.sight.heads = BlockHeads(block.attention.attention, block.attention.heads.qkv.dp);
+    }
     step_sync();
     bring_near(block.attention, table, block.sight);
 
@@ -597,19 +663,30 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         if (s.take == KIGO_TAKE_SAME) step_sync();
         if (s.kind == KIGO_STAGE_ATTENTION) {
             const uint32_t mark = block.number * p.n_stages + i;
+            const auto attend_with = [&](auto dp) {
+                attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.columns());
+            };
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<32>{});
                     break;
                 case 64:
-                    attend<64, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<64>{});
                     break;
                 case 96:
-                    attend<96, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<96>{});
+                    break;
+                case 128:
+                    attend_with(HeadWidth<128>{});
+                    break;
+                case 192:
+                    attend_with(HeadWidth<192>{});
                     break;
                 default:
-                    attend<128, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<256>{});
             }
+            const uint32_t n_chunks = block.sight.share.n_chunks;
+            if (n_chunks > 1) combine_chunks(block.attention, n_chunks, p.partials, mark, worker.set());
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
             if (routes) make_router(s, worker.router(), block.mixture);
@@ -617,11 +694,11 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             if (kMixes && s.take == KIGO_TAKE_ROUTE) {
                 take_route(s, worker.router(), block.mixture, worker.set());
             }
-            typename Worker<kMixes>::Opening opening;
+            typename Worker<kMixes, kPairs>::Opening opening;
             if (!routes) opening = worker.open(s);
             if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
             if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
-            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(), block.largest, block.mixture, worker.set());
+            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(s), block.largest, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
             if (kMixes && i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {
@@ -646,8 +723,10 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false>(p); }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true, false>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true>(p); }
 
 #endif

@@ -10,9 +10,10 @@
 
 namespace {
 
-// Pages that a block takes at a time, and warps that take one together.
-constexpr uint32_t kPagesAtOnce = KIGO_STEP_PAGES_AT_ONCE, kTeam = kStepWarps / kPagesAtOnce;
-static_assert(kChunk % kPagesAtOnce == 0);
+// Warps that take a page together, as many as have registers for its keys; with heads of up to 128 elements two.
+__device__ __forceinline__ constexpr uint32_t warps_of_page(uint32_t dp) { return dp <= 128 ? 2 : 4; }
+
+static_assert(kStepWarps / warps_of_page(32) == KIGO_STEP_PAGES_AT_ONCE && kChunk % KIGO_STEP_PAGES_AT_ONCE == 0);
 // Heads that a block attends with.
 constexpr uint32_t kHeads = kStepWarps;
 
@@ -24,10 +25,11 @@ constexpr uint32_t kOwn = kWarp;
 
 __device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
 
-// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
-// [kPagesAtOnce][heads][elements].
+// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages that it takes at a time, f32
+// [pages][heads][elements].
 template <int kDp>
 struct AttentionScratch {
+    static constexpr uint32_t kTeam = warps_of_page(kDp), kPagesAtOnce = kStepWarps / kTeam;
     // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
     __half q[16][kDp + 8];
     __half k[kDp], v[kDp];
@@ -36,15 +38,16 @@ struct AttentionScratch {
     float2 page_sums[kPagesAtOnce][16];
     float squares[kMostHeadsOfTeam][kStepWarps];
 };
-static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
+static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION && sizeof(AttentionScratch<256>) <= 36 * 256 + KIGO_STEP_ATTENTION);
 
-// The share of an attention that is a block's: some heads, a part of their elements, every so many-th chunk of the pages that the row sees.
-struct AttentionShare {
-    uint32_t head_kv, of_group, of_head, split, n_splits, position, first_page, n_pages, first_chunk, n_chunks;
+// What a block has of every attention: a kv head with some of its heads, of which it mixes a part of the elements, and every n_splits-th
+// chunk that the row sees, from number `split` on.
+struct BlockHeads {
+    uint32_t head_kv, of_group, of_head, split, n_splits;
 
-    AttentionShare() = default;
+    BlockHeads() = default;
 
-    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position) : position(position) {
+    __device__ __forceinline__ BlockHeads(const KigoAttention& p, uint32_t dp) {
         const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
         n_splits = gridDim.x / (p.n_head_kv * of_kv);
         const uint32_t unit = blockIdx.x / n_splits;
@@ -52,28 +55,44 @@ struct AttentionShare {
         head_kv = unit / of_kv;
         of_group = unit % of_kv / n_parts;
         of_head = unit % n_parts;
-        first_page = first_page_of(position, p.before);
-        n_pages = position / KIGO_PAGE + 1;
-        first_chunk = first_page / kChunk;
-        n_chunks = (n_pages - 1) / kChunk + 1 - first_chunk;
         // Blocks that no heads are left for.
-        if (head_kv >= p.n_head_kv) split = n_chunks;
+        if (head_kv >= p.n_head_kv) split = ~0u;
+    }
+};
+
+// What it has of one.
+struct AttentionShare {
+    // Chunks that the row sees; the block's first page, how many at its start the row does not see, and how many there are with those, 0
+    // of none.
+    uint32_t n_chunks, first_page, n_unseen, n_pages;
+    // From one of its chunks to the next.
+    uint32_t n_splits;
+
+    AttentionShare() = default;
+
+    __device__ __forceinline__ AttentionShare(const BlockHeads& heads, const KigoAttention& p, uint32_t position) : n_splits(heads.n_splits) {
+        const uint32_t split = heads.split;
+        const uint32_t first_seen = first_page_of(position, p.before), first_chunk = first_seen / kChunk;
+        const uint32_t n_seen = position / KIGO_PAGE + 1;
+        n_chunks = (n_seen - 1) / kChunk + 1 - first_chunk;
+        first_page = (first_chunk + split) * kChunk;
+        n_unseen = max(first_seen, first_page) - first_page;
+        n_pages = 0;
+        if (split >= n_chunks) return;
+        const uint32_t n_before = (n_chunks - 1 - split) / n_splits;
+        n_pages = n_before * kChunk + min(kChunk, n_seen - page(n_before * kChunk));
     }
 
-    __device__ __forceinline__ bool any() const { return split < n_chunks; }
+    // The number of the block's i-th page.
+    __device__ __forceinline__ uint32_t page(uint32_t i) const { return first_page + i + i / kChunk * (n_splits - 1) * kChunk; }
 
-    // The i-th page of all of the block's chunks; not all are seen.
-    __device__ __forceinline__ uint32_t page(uint32_t i) const { return (first_chunk + split + i / kChunk * n_splits) * kChunk + i % kChunk; }
-
-    __device__ __forceinline__ bool sees(uint32_t page) const { return page >= first_page && page < n_pages; }
-
-    // Whether the token's own page is the block's.
-    __device__ __forceinline__ bool has_last() const { return (n_chunks - 1) % n_splits == split; }
+    __device__ __forceinline__ bool sees(uint32_t i) const { return i >= n_unseen && i < n_pages; }
 };
 
 // Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
     uint64_t pages[KIGO_STEP_PAGES];
+    BlockHeads heads;
     AttentionShare share;
     uint32_t position;
 };
@@ -81,7 +100,7 @@ struct Sight {
 // Pages that are brought to L2 ahead of those being attended to: all blocks' have to have room there.
 constexpr uint32_t kNear = kChunk;
 
-// Sends for a page, which comes to L2: for K or V, where another block sends for the other.
+// Sends for a block's part of a page, which comes to L2: for K or V, where another block sends for the other.
 __device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32_t of_head) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t bytes = 2 * KIGO_PAGE * dp * sizeof(__half) / parts_of_head(dp);
@@ -91,24 +110,24 @@ __device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32
 
 // Notes the pages of an attention and brings the first of them to L2, some threads one each.
 __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
+    if (threadIdx.x >= KIGO_STEP_PAGES) return;
     const KigoAttention& p = a.attention;
     const uint32_t dp = a.heads.qkv.dp;
-    const AttentionShare share(p, dp, sight.position);
+    const BlockHeads heads = sight.heads;
+    const AttentionShare share(heads, p, sight.position);
     if (threadIdx.x == 0) sight.share = share;
-    if (!share.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
-    const uint32_t page = share.page(threadIdx.x);
-    if (!share.sees(page)) return;
-    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page) + page_offset(p, dp, share.head_kv);
+    if (!share.sees(threadIdx.x)) return;
+    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + share.page(threadIdx.x)) + page_offset(p, dp, heads.head_kv);
     sight.pages[threadIdx.x] = address;
-    if (threadIdx.x < kNear) bring_page(address, dp, share.of_head);
+    if (threadIdx.x < kNear) bring_page(address, dp, heads.of_head);
 }
 
 // Marked words: f32 in the lower half of 64 bits, the mark of the attention that wrote it in the upper. So one buffer serves all layers: no
 // word of an attention is written before all of the one before have been read, as q depends on all of them.
 __device__ __forceinline__ uint64_t marked(float value, uint32_t mark) { return uint64_t(mark) << 32 | __float_as_uint(value); }
 
-__device__ __forceinline__ void store_marked(uint64_t* to, float2 values, uint32_t mark) {
-    asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(marked(values.x, mark)), "l"(marked(values.y, mark)) : "memory");
+__device__ __forceinline__ void store_marked(uint64_t* to, float value, uint32_t mark) {
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(marked(value, mark)) : "memory");
 }
 
 __device__ __forceinline__ uint64_t load_marked(const uint64_t* from) {
@@ -125,7 +144,7 @@ __device__ __forceinline__ uint64_t* chunk_words(uint64_t partials, const KigoAt
 }
 
 // Puts the chunks together, a warp 32 elements of a head.
-__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, const AttentionShare& share, uint64_t partials, uint32_t mark,
+__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint32_t n_chunks, uint64_t partials, uint32_t mark,
                                                const WordSet& set) {
     // Chunks at a time, of which a lane each computes the factors.
     constexpr uint32_t kAtOnce = kWarp;
@@ -136,8 +155,8 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, cons
         const uint32_t head = unit / n_parts, d = unit % n_parts * kWarp + lane;
         float M = -INFINITY, L = -0.0f, O = -0.0f;
 #pragma unroll 1
-        for (uint32_t first = 0; first < share.n_chunks; first += kAtOnce) {
-            const uint32_t n = min(kAtOnce, share.n_chunks - first);
+        for (uint32_t first = 0; first < n_chunks; first += kAtOnce) {
+            const uint32_t n = min(kAtOnce, n_chunks - first);
             auto words_of = [&](uint32_t i) { return chunk_words(partials, p, dp, first + i, head); };
             uint64_t m, l, o[kAtOnce] = {};
             Patience patience;
@@ -180,280 +199,268 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, cons
 template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
                                        uint8_t* memory) {
+    constexpr uint32_t kTeam = AttentionScratch<kDp>::kTeam, kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
     constexpr int kPieces = kDp / 32;
-    // Tiles of keys and of the block's elements that a warp has of a page; pairs of elements that a thread folds.
-    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam, kFolded = (kHeads * kOwn / 2 + kStepThreads - 1) / kStepThreads;
+    // Tiles of keys and of the block's elements that a warp has of a page.
+    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
     float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
     const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
     const uint32_t side = warp / kTeam, part = warp % kTeam;
-    const AttentionShare& own = sight.share;
-    const uint32_t position = own.position;
-    const bool is_alone = own.n_chunks == 1;
-    if (own.any()) {
-        const uint32_t group = p.n_head / p.n_head_kv, head_kv = own.head_kv, m_first = own.of_group * kHeads;
-        const uint32_t first_dim = own.of_head * kOwn;
-        const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
-        // Zeros, lest the compiler keep them for the next time.
-        uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
-        auto load_k = [&](uint32_t i) {
-            if (!own.sees(own.page(i))) return;
-            const uint4* from = at<uint4>(sight.pages[i]);
+    const AttentionShare own = sight.share;
+    if (own.n_pages == 0) return;
+    const uint32_t position = sight.position, group = p.n_head / p.n_head_kv;
+    const BlockHeads block = sight.heads;
+    const uint32_t m_first = block.of_group * kHeads, first_dim = block.of_head * kOwn;
+    const uint32_t head = block.head_kv * group + m_first, heads = min(kHeads, group - m_first);
+    // Whether the last of its pages is the token's own.
+    const bool has_last = own.page(own.n_pages - 1) == position / KIGO_PAGE;
+    // Zeros, lest the compiler keep them for the next time.
+    uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
+    auto load_k = [&](uint32_t i) {
+        if (!own.sees(i)) return;
+        const uint4* from = at<uint4>(sight.pages[i]);
 #pragma unroll
-            for (int j = 0; j < kPieces; j++) {
+        for (int j = 0; j < kPieces; j++) {
 #pragma unroll
-                for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
-            }
-        };
-        auto load_v = [&](uint32_t i) {
-            if (!own.sees(own.page(i))) return;
-            const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
-#pragma unroll
-            for (int n = 0; n < kDims; n++) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
-            }
-        };
-        load_k(side);
-        load_v(side);
-
-        for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
-            reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
+            for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
         }
-        step_sync();
-        // A team of warps takes a head of q, or that of k or v, and others at the same time; a thread a pair of elements of each.
-        static_assert(kAtOnce <= kMostHeadsOfTeam);
-        const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
-        const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
-        const uint32_t n_vectors = heads + (own.has_last() ? 2 : 0);
-#pragma unroll 1
-        for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
-            bool has[kAtOnce];
-            HeadElements elements[kAtOnce];
-            float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
-            const uint32_t* at_words[2 * kAtOnce];
-            const auto bias_of = [&](const HeadElements& e) {
-                return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
-            };
-            // Two of a head's elements of a vector, which may be null.
-            const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
-                if (!vector) return {0, 0};
-                const float* from = reinterpret_cast<const float*>(vector) + first;
-                return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : 0, e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : 0};
-            };
-            auto which = [&](uint32_t i) { return first + i * n_teams + team; };
+    };
+    auto load_v = [&](uint32_t i) {
+        if (!own.sees(i)) return;
+        const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
 #pragma unroll
-            for (uint32_t i = 0; i < kAtOnce; i++) {
-                has[i] = team < n_teams && which(i) < n_vectors && pair < n_pairs;
-                const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + head_kv + (which(i) == heads ? 0 : p.n_head_kv);
-                const uint32_t tile = of_all * per_head + pair / 8;
-                elements[i] = head_elements(qkv, tile, pair % 8);
-                // Does not depend on what is awaited.
-                turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], 0) : float2{};
-                biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
-                weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
-                const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
-                at_words[2 * i] = has[i] ? words : nullptr;
-                at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
-            }
-            Words<2 * kAtOnce> words;
-            words.await(at_words);
-            float low[kAtOnce], high[kAtOnce];
+        for (int n = 0; n < kDims; n++) {
 #pragma unroll
-            for (uint32_t i = 0; i < kAtOnce; i++) {
-                const HeadElements& e = elements[i];
-                low[i] = __uint_as_float(words.in[2 * i]), high[i] = __uint_as_float(words.in[2 * i + 1]);
-                if (!has[i] || !bias_of(e)) continue;
-                if (e.dims.low < qkv.head_dim) low[i] = __fadd_rn(low[i], biases[i].x);
-                if (e.dims.high < qkv.head_dim) high[i] = __fadd_rn(high[i], biases[i].y);
-            }
-            if (a.heads.norm_weight[0]) {
-                // Those before have been read.
-                if (first > 0) step_sync();
-#pragma unroll
-                for (uint32_t i = 0; i < kAtOnce; i++) {
-                    const float squares = warp_sum(has[i] ? __fmaf_rn(low[i], low[i], __fmul_rn(high[i], high[i])) : 0);
-                    if (lane == 0) s.squares[i][warp] = squares;
-                }
-                step_sync();
-#pragma unroll
-                for (uint32_t i = 0; i < kAtOnce; i++) {
-                    const HeadElements& e = elements[i];
-                    if (!has[i] || e.part == 2) continue;
-                    float sum = s.squares[i][team * team_warps];
-                    for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[i][team * team_warps + w]);
-                    const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
-                    if (e.dims.low < qkv.head_dim) low[i] = __fmul_rn(__fmul_rn(low[i], factor), weights[i].x);
-                    if (e.dims.high < qkv.head_dim) high[i] = __fmul_rn(__fmul_rn(high[i], factor), weights[i].y);
-                }
-            }
-#pragma unroll
-            for (uint32_t i = 0; i < kAtOnce; i++) {
-                if (!has[i]) continue;
-                const HeadElements& e = elements[i];
-                turn_elements(qkv, e, turns[i], low[i], high[i]);
-                if (e.part == 0) {
-                    low[i] = __fmul_rn(low[i], qkv.q_scale);
-                    high[i] = __fmul_rn(high[i], qkv.q_scale);
-                }
-                const __half rounded[2] = {saturated_half(low[i]), saturated_half(high[i])};
-                __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
-                to[e.place] = rounded[0];
-                to[e.place + 8] = rounded[1];
-                if (e.part == 0 || own.of_group != 0 || own.of_head != 0) continue;
-                const uint32_t last = own.n_pages - 1;
-                __half* keys = at<__half>(sight.pages[(last / kChunk - own.first_chunk) / own.n_splits * kChunk + last % kChunk]);
-                const uint32_t of_page = position % KIGO_PAGE;
-                if (e.part == 1) {
-                    keys[of_page * kDp + e.place] = rounded[0];
-                    keys[of_page * kDp + e.place + 8] = rounded[1];
-                } else {
-                    keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
-                    keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
-                }
-            }
+            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
         }
-        step_sync();
+    };
+    load_k(side);
+    load_v(side);
 
-        // A thread folds the pages' mixes of some pairs of elements.
-        float M[kFolded], L[kFolded];
-        float2 O[kFolded];
-        const auto clear = [&] {
-#pragma unroll
-            for (int i = 0; i < kFolded; i++) M[i] = -INFINITY, L[i] = -0.0f, O[i] = make_float2(-0.0f, -0.0f);
-        };
-        clear();
+    for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
+        reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
+    }
+    step_sync();
+    // A team of warps takes a head of q, or that of k or v, and others at the same time; a thread a pair of elements of each.
+    static_assert(kAtOnce <= kMostHeadsOfTeam);
+    const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
+    const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
+    const uint32_t n_vectors = heads + (has_last ? 2 : 0);
 #pragma unroll 1
-        for (uint32_t first = 0; own.page(first) < own.n_pages; first += kPagesAtOnce) {
-            const uint32_t mine = first + side, page = own.page(mine), next = mine + kPagesAtOnce;
-            const uint32_t far = first + kNear + thread;
-            if (thread < kPagesAtOnce && own.sees(own.page(far))) bring_page(sight.pages[far], kDp, own.of_head);
-            if (own.sees(page)) {
-                const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
-                // What this token adds is not in memory yet.
-                const bool is_last = page == own.n_pages - 1;
-                if (is_last) {
+    for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
+        bool has[kAtOnce];
+        HeadElements elements[kAtOnce];
+        float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
+        const uint32_t* at_words[2 * kAtOnce];
+        const auto bias_of = [&](const HeadElements& e) {
+            return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
+        };
+        // Two of a head's elements of a vector, which may be null.
+        const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
+            if (!vector) return {0, 0};
+            const float* from = reinterpret_cast<const float*>(vector) + first;
+            return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : 0, e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : 0};
+        };
+        auto which = [&](uint32_t i) { return first + i * n_teams + team; };
 #pragma unroll
-                    for (int i = 0; i < kKeys; i++) {
-                        const bool is_new = static_cast<int32_t>(key_of(kKeys * part + i, g)) == last_key;
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            has[i] = team < n_teams && which(i) < n_vectors && pair < n_pairs;
+            const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + block.head_kv + (which(i) == heads ? 0 : p.n_head_kv);
+            const uint32_t tile = of_all * per_head + pair / 8;
+            elements[i] = head_elements(qkv, tile, pair % 8);
+            // Does not depend on what is awaited.
+            turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], 0) : float2{};
+            biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
+            weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
+            const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
+            at_words[2 * i] = has[i] ? words : nullptr;
+            at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
+        }
+        Words<2 * kAtOnce> words;
+        words.await(at_words);
+        float low[kAtOnce], high[kAtOnce];
 #pragma unroll
-                        for (int j = 0; j < kPieces; j++) {
-                            const uint4 added = *reinterpret_cast<const uint4*>(s.k + 32 * j + 8 * t);
-                            k[i][j] = is_new ? added : k[i][j];
-                        }
-                    }
-                }
-                float scored[kKeys][4], m[2], l[2];
-                scores<kDp, kKeys>(
-                    scored,
-                    [&](int j, int r) {
-                        return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
-                    },
-                    [&](int i, int j) { return k[i][j]; });
-                load_k(next);
-                cap_scores(p, scored);
-                if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
-                    mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
-                }
-                largest<kKeys>(scored, m);
-                if (t == 0) {
-                    s.page_largest[side][part][g] = m[0];
-                    s.page_largest[side][part][g + 8] = m[1];
-                }
-                barrier_wait(2 + side, kTeam * kWarp);
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            const HeadElements& e = elements[i];
+            low[i] = __uint_as_float(words.in[2 * i]), high[i] = __uint_as_float(words.in[2 * i + 1]);
+            if (!has[i] || !bias_of(e)) continue;
+            if (e.dims.low < qkv.head_dim) low[i] = __fadd_rn(low[i], biases[i].x);
+            if (e.dims.high < qkv.head_dim) high[i] = __fadd_rn(high[i], biases[i].y);
+        }
+        if (a.heads.norm_weight[0]) {
+            // Those before have been read.
+            if (first > 0) step_sync();
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const auto& of = s.page_largest[side];
-                    const int i = g + 8 * r;
-                    m[r] = of[0][i];
-#pragma unroll
-                    for (uint32_t other = 1; other < kTeam; other++) m[r] = fmaxf(m[r], of[other][i]);
-                }
-                uint32_t w[4][4];
-#pragma unroll
-                for (int j = 0; j < kKeys / 2; j++) {
-                    weigh(w[j], scored + 2 * j, m);
-                    s.page_weights[side][part * (kKeys / 2) + j][lane] = make_uint4(w[j][0], w[j][1], w[j][2], w[j][3]);
-                }
-                barrier_wait(2 + side, kTeam * kWarp);
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const uint4 x = s.page_weights[side][j][lane];
-                    w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
-                }
-                sum_weights(l, w);
-                if (is_last) {
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
-#pragma unroll
-                        for (int n = 0; n < kDims; n++) {
-                            const uint32_t value = __half_as_ushort(s.v[first_dim + (part * kDims + n) * 8 + g]) * 0x10001u;
-                            const uint32_t word = of_piece / 2;
-                            auto put = [&](uint32_t& to, uint32_t i) {
-                                const uint32_t mask = word == i ? place : 0;
-                                to = (to & ~mask) | (value & mask);
-                            };
-                            put(v[n][h].x, 0);
-                            put(v[n][h].y, 1);
-                            put(v[n][h].z, 2);
-                            put(v[n][h].w, 3);
-                        }
-                    }
-#pragma unroll
-                    for (int n = 0; n < kDims; n++) {
-#pragma unroll
-                        for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
-                    }
-                }
-                float o[kDims][4];
-                mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
-                load_v(next);
-                if (g < heads) {
-                    if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
-                    float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
-#pragma unroll
-                    for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
-                }
-            } else {
-                load_k(next);
-                load_v(next);
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                const float squares = warp_sum(has[i] ? __fmaf_rn(low[i], low[i], __fmul_rn(high[i], high[i])) : 0);
+                if (lane == 0) s.squares[i][warp] = squares;
             }
             step_sync();
-            const bool ends = (first + kPagesAtOnce) % kChunk == 0 || own.page(first) + kPagesAtOnce >= own.n_pages;
 #pragma unroll
-            for (int i = 0; i < kFolded; i++) {
-                const uint32_t pair = i * kStepThreads + thread, of = pair / (kOwn / 2), of_own = pair % (kOwn / 2) * 2;
-                const uint32_t d = first_dim + of_own;
-                if (of >= heads) break;
-#pragma unroll
-                for (uint32_t of_page = 0; of_page < kPagesAtOnce; of_page++) {
-                    if (!own.sees(own.page(first + of_page))) continue;
-                    const float2 ml = s.page_sums[of_page][of];
-                    const float2 mixed = *reinterpret_cast<const float2*>(mixes + (of_page * heads + of) * kOwn + of_own);
-                    const Factors f = rescale(M[i], ml.x);
-                    L[i] = fold(L[i], ml.y, f);
-                    O[i] = make_float2(fold(O[i].x, mixed.x, f), fold(O[i].y, mixed.y, f));
-                }
-                if (!ends) continue;
-                if (is_alone) {
-                    const float factor = last_factor(p, head + of, M[i], L[i]);
-                    const uint32_t at = (head + of) * p.head_dim + d;
-                    if (d < p.head_dim) set.store(a.out, at, __fmul_rn(O[i].x, factor));
-                    if (d + 1 < p.head_dim) set.store(a.out, at + 1, __fmul_rn(O[i].y, factor));
-                    continue;
-                }
-                uint64_t* to = chunk_words(partials, p, kDp, own.page(first) / kChunk - own.first_chunk, head + of);
-                if (d == 0) store_marked(to, make_float2(M[i], L[i]), mark);
-                store_marked(to + 2 + d, O[i], mark);
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                const HeadElements& e = elements[i];
+                if (!has[i] || e.part == 2) continue;
+                float sum = s.squares[i][team * team_warps];
+                for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[i][team * team_warps + w]);
+                const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
+                if (e.dims.low < qkv.head_dim) low[i] = __fmul_rn(__fmul_rn(low[i], factor), weights[i].x);
+                if (e.dims.high < qkv.head_dim) high[i] = __fmul_rn(__fmul_rn(high[i], factor), weights[i].y);
             }
-            if (ends) clear();
-            if (own.page(first + kPagesAtOnce) < own.n_pages) step_sync();
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            if (!has[i]) continue;
+            const HeadElements& e = elements[i];
+            turn_elements(qkv, e, turns[i], low[i], high[i]);
+            if (e.part == 0) {
+                low[i] = __fmul_rn(low[i], qkv.q_scale);
+                high[i] = __fmul_rn(high[i], qkv.q_scale);
+            }
+            const __half rounded[2] = {saturated_half(low[i]), saturated_half(high[i])};
+            __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
+            to[e.place] = rounded[0];
+            to[e.place + 8] = rounded[1];
+            if (e.part == 0 || block.of_group != 0 || block.of_head != 0) continue;
+            __half* keys = at<__half>(sight.pages[own.n_pages - 1]);
+            const uint32_t of_page = position % KIGO_PAGE;
+            if (e.part == 1) {
+                keys[of_page * kDp + e.place] = rounded[0];
+                keys[of_page * kDp + e.place + 8] = rounded[1];
+            } else {
+                keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
+                keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
+            }
         }
     }
-    if (!is_alone) combine_chunks(a, own, partials, mark, set);
+    step_sync();
+
+    // A warp folds the pages' mixes of a head, a lane one element of it.
+    float M = -INFINITY, L = -0.0f, O = -0.0f;
+    uint32_t page = own.first_page + side;
+#pragma unroll 1
+    for (uint32_t first = 0; first < own.n_pages; first += kPagesAtOnce) {
+        const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread;
+        if (thread < kPagesAtOnce && own.sees(far)) bring_page(sight.pages[far], kDp, block.of_head);
+        if (own.sees(mine)) {
+            const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
+            // What this token adds is not in memory yet.
+            const bool is_last = last_key < KIGO_PAGE;
+            if (is_last) {
+#pragma unroll
+                for (int i = 0; i < kKeys; i++) {
+                    const bool is_new = static_cast<int32_t>(key_of(kKeys * part + i, g)) == last_key;
+#pragma unroll
+                    for (int j = 0; j < kPieces; j++) {
+                        const uint4 added = *reinterpret_cast<const uint4*>(s.k + 32 * j + 8 * t);
+                        k[i][j] = is_new ? added : k[i][j];
+                    }
+                }
+            }
+            float scored[kKeys][4], m[2], l[2];
+            scores<kDp, kKeys>(
+                scored,
+                [&](int j, int r) {
+                    return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
+                },
+                [&](int i, int j) { return k[i][j]; });
+            load_k(next);
+            cap_scores(p, scored);
+            if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
+                mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
+            }
+            largest<kKeys>(scored, m);
+            if (t == 0) {
+                s.page_largest[side][part][g] = m[0];
+                s.page_largest[side][part][g + 8] = m[1];
+            }
+            barrier_wait(2 + side, kTeam * kWarp);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const auto& of = s.page_largest[side];
+                const int i = g + 8 * r;
+                m[r] = of[0][i];
+#pragma unroll
+                for (uint32_t other = 1; other < kTeam; other++) m[r] = fmaxf(m[r], of[other][i]);
+            }
+            uint32_t w[4][4];
+#pragma unroll
+            for (int j = 0; j < kKeys / 2; j++) {
+                weigh(w[j], scored + 2 * j, m);
+                s.page_weights[side][part * (kKeys / 2) + j][lane] = make_uint4(w[j][0], w[j][1], w[j][2], w[j][3]);
+            }
+            barrier_wait(2 + side, kTeam * kWarp);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const uint4 x = s.page_weights[side][j][lane];
+                w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
+            }
+            sum_weights(l, w);
+            if (is_last) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
+#pragma unroll
+                    for (int n = 0; n < kDims; n++) {
+                        const uint32_t value = __half_as_ushort(s.v[first_dim + (part * kDims + n) * 8 + g]) * 0x10001u;
+                        const uint32_t word = of_piece / 2;
+                        auto put = [&](uint32_t& to, uint32_t i) {
+                            const uint32_t mask = word == i ? place : 0;
+                            to = (to & ~mask) | (value & mask);
+                        };
+                        put(v[n][h].x, 0);
+                        put(v[n][h].y, 1);
+                        put(v[n][h].z, 2);
+                        put(v[n][h].w, 3);
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < kDims; n++) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
+                }
+            }
+            float o[kDims][4];
+            mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
+            load_v(next);
+            if (g < heads) {
+                if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
+                float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
+#pragma unroll
+                for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
+            }
+        } else {
+            load_k(next);
+            load_v(next);
+        }
+        step_sync();
+        const bool ends_chunk = (first + kPagesAtOnce) % kChunk == 0, ends = ends_chunk || first + kPagesAtOnce >= own.n_pages;
+        if (warp < heads) {
+            const uint32_t n = min(kPagesAtOnce, own.n_pages - first);
+#pragma unroll 1
+            for (uint32_t of_page = max(first, own.n_unseen) - first; of_page < n; of_page++) {
+                const float2 ml = s.page_sums[of_page][warp];
+                const float mixed = mixes[(of_page * heads + warp) * kOwn + lane];
+                const Factors f = rescale(M, ml.x);
+                L = fold(L, ml.y, f);
+                O = fold(O, mixed, f);
+            }
+            const uint32_t d = first_dim + lane;
+            if (ends && own.n_chunks == 1) {
+                const float factor = last_factor(p, head + warp, M, L);
+                if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O, factor));
+            } else if (ends) {
+                uint64_t* to = chunk_words(partials, p, kDp, block.split + first / kChunk * own.n_splits, head + warp);
+                if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
+                store_marked(to + 2 + d, O, mark);
+                M = -INFINITY, L = -0.0f, O = -0.0f;
+            }
+        }
+        page += kPagesAtOnce + (ends_chunk ? (own.n_splits - 1) * kChunk : 0);
+        if (first + kPagesAtOnce < own.n_pages) step_sync();
+    }
 }
 
 }  // namespace
