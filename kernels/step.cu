@@ -1,4 +1,5 @@
-// A step of one sequence, from the embedding to the logits, as one kernel that stays on the multiprocessors: `step`.
+// A step of one sequence, or of some that decode together, from the embedding to the logits, as one kernel that stays on the
+// multiprocessors: `step`, `step_rows`.
 //
 // What a kernel of its own costs a stage is its start, the first weights' way from memory, and the wait for its slowest
 // block. Here weights flow across stages (step_ring.cuh), and vectors go from block to block as words (step_words.cuh). Each
@@ -27,23 +28,30 @@ struct alignas(16) WarpState {
     uint32_t turn;
 };
 
+// The largest magnitudes that warps have found in each row, of two stages in turns.
+struct RowMagnitudes {
+    alignas(16) uint32_t of_rows[2][KIGO_STEP_ROWS][kWarps];
+};
+struct NoRowMagnitudes {};
+
 // What a block has besides its dynamic memory.
-struct Block {
-    Sums sums;
+template <bool kMany>
+struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
+    Sums<kMany> sums;
     RingHeads rings[kStepWarps];
     WarpState warps[kStepWarps];
     Mixture mixture;
     // Of two stages in turns: a warp may still read one's when another is at the next.
     alignas(16) float largest[2][kWarps];
     float sums_of_warps[kWarps];
-    // Of the step.
-    uint32_t number;
+    // Of the step, as each row counts them; where the rows are.
+    uint32_t numbers[kMany ? KIGO_STEP_ROWS : 1], positions[kMany ? KIGO_STEP_ROWS : 1];
     // The stage at hand, the next, and the one after it.
     KigoStage stages[3];
     KigoStageAttention attention;
     Sight sight;
 };
-static_assert(sizeof(Block) <= KIGO_STEP_STATIC);
+static_assert(sizeof(Block<false>) <= KIGO_STEP_STATIC && sizeof(Block<true>) <= KIGO_STEP_ROWS_STATIC);
 
 // Operands of the activations, as `matmul_one` has them: 128 bytes a unit.
 struct Operands {
@@ -65,23 +73,30 @@ struct Operands {
 };
 
 // What the warps of a block do together, stage by stage.
-template <bool kMixes>
+template <bool kMixes, bool kMany>
 struct Worker {
     const KigoStep& p;
-    Block& block;
+    Block<kMany>& block;
 
-    // The residual stream.
-    __device__ __forceinline__ float4* x() const {
-        return reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
+    __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
+
+    // The residual stream of a row.
+    __device__ __forceinline__ float4* x(uint32_t row = 0) const {
+        return reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes) + row * (p.stride / 4);
     }
 
-    __device__ __forceinline__ Operands operands() const { return {reinterpret_cast<uint8_t*>(x()) + p.stride * 4}; }
+    __device__ __forceinline__ Operands operands(uint32_t row = 0) const {
+        return {reinterpret_cast<uint8_t*>(x(n_rows())) + row * p.operands_stride};
+    }
+
+    // Where sums of several rows are.
+    __device__ __forceinline__ float* sums_of_rows() const { return reinterpret_cast<float*>(operands().columns + p.sums_at); }
 
     __device__ __forceinline__ RouterMemory& router() const {
         return *reinterpret_cast<RouterMemory*>(operands().columns + p.router_at);
     }
 
-    __device__ __forceinline__ WordSet set() const { return {block.number, p.set_bytes}; }
+    __device__ __forceinline__ WordSet set(uint32_t row = 0) const { return {block.numbers[row], p.set_bytes, row}; }
 
     // The quads of a vector that a warp multiplies with: those of its slice, for which it need not wait for others.
     struct Own {
@@ -246,7 +261,7 @@ struct Worker {
         float scale, inverse;
         range_scale(max_of_all(largest, turn), scale, inverse);
         if (this_thread() == 0) {
-            block.sums.inverse = inverse;
+            block.sums.inverse[0] = inverse;
             arrive_mbarrier(&block.sums.taken);
         }
         const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
@@ -287,7 +302,7 @@ struct Worker {
             if (i * kWarp >= n) break;
             if (first + i * kWarp < own.last) operands.put(first, i, values_of(given.in[i]), scale);
         }
-        if (this_thread() == 0) block.sums.inverse = inverse;
+        if (this_thread() == 0) block.sums.inverse[0] = inverse;
         __syncwarp();
     }
 
@@ -301,6 +316,151 @@ struct Worker {
         }
     }
 
+    // Puts a warp's columns of a row that has been taken as operands once more, times `scale`.
+    template <bool kAdds>
+    __device__ __forceinline__ void scale_row(const KigoStage& s, const Own& own, uint32_t row, float scale) const {
+        const uint32_t first = own.first + this_thread() % kWarp, last_given = min(own.last, s.k / 4);
+#pragma unroll 1
+        for (uint32_t i = 0; first + i * kWarp < own.last; i++) {
+            const uint32_t q = first + i * kWarp;
+            float4 v = {0, 0, 0, 0};
+            if (kAdds) {
+                v = x(row)[q];
+                if (s.norm_weight) {
+                    const float4 w = __ldg(reinterpret_cast<const float4*>(s.norm_weight) + q);
+                    v = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
+                }
+            } else if (q < last_given) {
+                v = values_of(load_words(set(row).from(s.input) + 4 * q));
+            }
+            operands(row).put(first, i, v, scale);
+        }
+    }
+
+    // What a stage takes of several rows, kRows of them at a time and kQuads of a thread from each: words as they are, or (kAdds) the
+    // residual stream, to which they are added. Rows are taken as they are; the few that need a scale once more when it is known.
+    template <bool kAdds, int kQuads, int kRows>
+    __device__ __forceinline__ void take_rows(const KigoStage& s, const Own& own, uint32_t turn) const {
+        const uint32_t lane = this_thread() % kWarp, warp = this_thread() / kWarp, last_given = min(own.last, s.k / 4);
+        uint32_t (*largest_of)[kWarps] = block.of_rows[turn % 2];
+        if (lane < n_rows()) largest_of[lane][warp] = 0;
+        const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
+        bool is_first = true;
+        // Before, other warps may still need the operands of the stage before.
+        auto meet = [&] {
+            if (is_first) step_sync();
+            is_first = false;
+        };
+#pragma unroll 1
+        for (uint32_t first = own.first + lane; first - lane < own.last; first += kQuads * kWarp) {
+            float4 w[kAdds ? kQuads : 1];
+            if constexpr (kAdds) {
+#pragma unroll
+                for (int i = 0; i < kQuads; i++) {
+                    const uint32_t q = first + i * kWarp;
+                    w[i] = weight && q < own.last ? __ldg(weight + q) : float4{1, 1, 1, 1};
+                }
+            }
+#pragma unroll 1
+            for (uint32_t row = 0; row < n_rows(); row += kRows) {
+                Quads<kQuads, kWarp> given[kRows];
+                if (!kAdds || s.input) {
+                    await_rows(given, s, row, first, last_given);
+                } else {
+#pragma unroll
+                    for (int r = 0; r < kRows; r++) given[r] = {};
+                }
+                meet();
+#pragma unroll
+                for (int r = 0; r < kRows; r++) {
+                    if (row + r >= n_rows()) break;
+                    float largest = 0;
+#pragma unroll
+                    for (int i = 0; i < kQuads; i++) {
+                        const uint32_t q = first + i * kWarp;
+                        if (q >= own.last) break;
+                        float4 v = values_of(given[r].in[i]);
+                        if constexpr (kAdds) {
+                            float4* x = this->x(row + r);
+                            if (s.input) {
+                                const float4 old = x[q];
+                                v = {__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
+                                     __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
+                                x[q] = v;
+                            } else {
+                                v = x[q];
+                            }
+                            v = {__fmul_rn(v.x, w[i].x), __fmul_rn(v.y, w[i].y), __fmul_rn(v.z, w[i].z), __fmul_rn(v.w, w[i].w)};
+                        }
+                        largest = fmaxf(largest, ::largest_of(v));
+                        operands(row + r).put(first, i, v, 1);
+                    }
+                    __syncwarp();
+                    const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
+                    if (lane == 0) largest_of[row + r][warp] = max(largest_of[row + r][warp], bits);
+                }
+            }
+        }
+        meet();
+        __syncwarp();
+        step_sync();
+        const uint4* all = reinterpret_cast<const uint4*>(largest_of[min(lane, n_rows() - 1)]);
+        const uint4 a = all[0], b = all[1];
+        const float largest = __uint_as_float(max(max(max(a.x, a.y), max(a.z, a.w)), max(max(b.x, b.y), max(b.z, b.w))));
+        float scale, inverse;
+        range_scale(largest, scale, inverse);
+        if (warp == 0) {
+            if (lane < n_rows()) block.sums.inverse[lane] = inverse;
+            __syncwarp();
+            if (kAdds && lane == 0) arrive_mbarrier(&block.sums.taken);
+        }
+        uint32_t scaled = __ballot_sync(~0u, lane < n_rows() && has_range_scale(largest));
+        for (; scaled; scaled &= scaled - 1) {
+            const uint32_t row = __ffs(scaled) - 1;
+            scale_row<kAdds>(s, own, row, __shfl_sync(~0u, scale, row));
+        }
+        __syncwarp();
+    }
+
+    // Waits for words of some rows from `row` on, all of which are asked for at once.
+    template <int kQuads, int kRows>
+    __device__ __forceinline__ void await_rows(Quads<kQuads, kWarp> (&given)[kRows], const KigoStage& s, uint32_t row, uint32_t first,
+                                               uint32_t last) const {
+        auto words = [&](uint32_t r) { return set(min(row + r, n_rows() - 1)).from(s.input); };
+#pragma unroll
+        for (int r = 0; r < kRows; r++) {
+            given[r] = {};
+            if (row + r < n_rows()) given[r].ask(words(r), first, last);
+        }
+        Patience patience;
+        while (true) {
+            bool all = true;
+#pragma unroll
+            for (int r = 0; r < kRows; r++) all &= given[r].are_all_there();
+            if (__all_sync(~0u, all)) return;
+            patience.wait();
+#pragma unroll
+            for (int r = 0; r < kRows; r++) given[r].ask_again(words(r), first);
+        }
+    }
+
+    // Takes all rows' vectors, or residual streams, the `n_taken`-th time.
+    template <bool kAdds>
+    __device__ __forceinline__ void take_rows(const KigoStage& s, uint32_t turn, uint32_t n_taken) const {
+        if (kAdds) wait_mbarrier(&block.sums.read, n_taken % 2 ^ 1);
+        const Own own(s);
+        const uint32_t n_quads = (own.last - own.first + kWarp - 1) / kWarp;
+        if (n_quads <= 2) {
+            take_rows<kAdds, 2, 8>(s, own, turn);
+        } else if (n_quads <= 4) {
+            take_rows<kAdds, 4, 8>(s, own, turn);
+        } else if (kAdds || n_quads <= 8) {
+            take_rows<kAdds, 8, 4>(s, own, turn);
+        } else {
+            take_rows<kAdds, 16, 2>(s, own, turn);
+        }
+    }
+
     // What a lane multiplies a unit with; `at` are its first columns.
     __device__ __forceinline__ static Activations<Operand::kF16> columns_at(const uint8_t* at) {
         Activations<Operand::kF16> v;
@@ -311,7 +471,7 @@ struct Worker {
 
     // The sums of a warp for the item at hand, the `turn`-th of all stages.
     struct Closing {
-        Sums& sums;
+        const Worker& worker;
         uint32_t turn;
         // Where they go: a slice, and of the second tile kSlices of them further.
         uint32_t place;
@@ -320,12 +480,22 @@ struct Worker {
         // Hands them on.
         template <int kTiles>
         __device__ __forceinline__ void close_item() {
-            const uint32_t at = turn % kTurns, lane = this_thread() % kWarp;
-            wait_mbarrier(sums.empty + at, turn / kTurns % 2 ^ 1);
+            Sums<kMany>& sums = worker.block.sums;
+            const uint32_t at = turn % kTurns<kMany>, lane = this_thread() % kWarp;
+            wait_mbarrier(sums.empty + at, turn / kTurns<kMany> % 2 ^ 1);
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) {
                 float (&of_tile)[4] = acc[tile];
-                if (lane % 4 == 0) {
+                if constexpr (kMany) {
+                    const uint32_t n = worker.n_rows(), row = lane % 4 * 2;
+                    float* to = worker.sums_of_rows() + (((at * kMostTiles + tile) * kSlices + place) * n + row) * kTileRows + lane / 4;
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        if (row + i >= n) break;
+                        to[i * kTileRows] = of_tile[i];
+                        to[i * kTileRows + 8] = of_tile[i + 2];
+                    }
+                } else if (lane % 4 == 0) {
                     float* to = sums.turns[at][tile][0] + place * kTileRows + lane / 4;
                     to[0] = of_tile[0];
                     to[8] = of_tile[2];
@@ -366,7 +536,7 @@ struct Worker {
         if (item >= s.n_items) return;
         const auto part = StagePart::of<kMixes>(s, warp);
         const bool has = opening.piece.n() > 0;
-        Closing closing = {block.sums, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
+        Closing closing = {*this, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
         PieceReader reader(p, memory, block.rings, warp, opening.state.place);
         if (!has) {
             const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
@@ -415,7 +585,8 @@ struct Worker {
     template <class Type, int kTiles>
     __device__ __forceinline__ void multiply_pieces(Piece first, PieceReader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
-        const uint8_t* all_columns = operands().columns + lane % 4 * 16;
+        // Of several rows a lane multiplies with that of its column of the products; where there is none the result is nobody's.
+        const uint8_t* all_columns = operands(kMany ? min(lane / 4, n_rows() - 1) : 0).columns + lane % 4 * 16;
         RingPlace at[kTiles];
         auto wait = [&] {
 #pragma unroll
@@ -529,10 +700,16 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
-// The kernel, for models with mixtures of experts or without.
-template <bool kMixes>
+// A width of heads that is known when the kernel is compiled.
+template <int kDp>
+struct HeadWidth {
+    static constexpr int value = kDp;
+};
+
+// The kernel, for models with mixtures of experts or without, for one row or several.
+template <bool kMixes, bool kMany>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
-    __shared__ Block block;
+    __shared__ Block<kMany> block;
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * KIGO_STEP_SLOTS) {
         RingHeads& heads = block.rings[threadIdx.x / KIGO_STEP_SLOTS];
@@ -544,7 +721,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         init_mbarrier(&block.mixture.normed, 1);
     }
     if (threadIdx.x < KIGO_MAX_EXPERTS_USED) block.mixture.experts[threadIdx.x] = 0;
-    if (threadIdx.x < kTurns) {
+    if (threadIdx.x < kTurns<kMany>) {
         init_mbarrier(block.sums.full + threadIdx.x, kStepWarps);
         init_mbarrier(block.sums.empty + threadIdx.x, 1);
     }
@@ -560,9 +737,9 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
         if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
-        const auto* x = reinterpret_cast<const float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
-        const WordSet set(__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes);
-        return Finisher<kMixes>{p, block.sums, block.mixture, x, set}.run();
+        const Worker<kMixes, kMany> worker = {p, block};
+        const uint32_t number = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + (kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0));
+        return Finisher<kMixes, kMany>{p, block.sums, block.mixture, worker.x(), worker.sums_of_rows(), number}.run();
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
@@ -570,19 +747,23 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
     const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
     const auto* attentions = reinterpret_cast<const KigoStageAttention*>(p.attentions);
-    const auto* row = reinterpret_cast<const KigoRow*>(p.rows);
-    const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&row->pages));
-    if (threadIdx.x == 0) block.sight.position = __ldcg(&row->position);
-    if (threadIdx.x == 0) block.number = __ldcg(reinterpret_cast<const uint32_t*>(p.number));
+    const auto* rows = reinterpret_cast<const KigoRow*>(p.rows);
+    const Worker<kMixes, kMany> worker = {p, block};
+    const RowBlock attending(worker.n_rows());
+    const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&rows[attending.row].pages));
+    if (threadIdx.x < worker.n_rows()) {
+        block.numbers[threadIdx.x] = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + threadIdx.x);
+        block.positions[threadIdx.x] = __ldcg(&rows[threadIdx.x].position);
+    }
+    if (threadIdx.x == 0) block.sight.position = __ldcg(&rows[attending.row].position);
     if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace::first(StepRing(p, memory, block.rings, warp)), 0};
-    const Worker<kMixes> worker = {p, block};
     float4* x = worker.x();
-    for (uint32_t q = threadIdx.x; q < p.stride / 4; q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
+    for (uint32_t q = threadIdx.x; q < worker.n_rows() * (p.stride / 4); q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));
     if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
     store_part(&block.attention, load_part(attentions));
     step_sync();
-    bring_near(block.attention, table, block.sight);
+    bring_near(block.attention, table, attending, block.sight);
 
     // Where there are experts, kv heads often have many heads.
     constexpr uint32_t kHeadsOfTeam = kMixes ? kMostHeadsOfTeam : 2;
@@ -591,24 +772,37 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 #pragma unroll 1
     for (uint32_t i = 0; i < p.n_stages; i++) {
         const KigoStage& s = block.stages[i % 3];
-        if (p.delay) dawdle(p.delay, block.number * p.n_stages + i);
+        if (p.delay) dawdle(p.delay, block.numbers[0] * p.n_stages + i);
         const uint64_t part = i + 2 < p.n_stages ? load_part(stages + i + 2) : 0;
         // Every stage has a barrier: behind it all warps are done with the stage before.
         if (s.take == KIGO_TAKE_SAME) step_sync();
         if (s.kind == KIGO_STAGE_ATTENTION) {
-            const uint32_t mark = block.number * p.n_stages + i;
+            const auto mark_of = [&](uint32_t row) { return block.numbers[row] * p.n_stages + i; };
+            const auto partials_of = [&](uint32_t row) { return kMany ? p.partials + row * uint64_t(p.partials_stride) : p.partials; };
+            const uint32_t own = kMany ? attending.row : 0;
+            const auto attend_with = [&](auto dp) {
+                attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, partials_of(own), mark_of(own), worker.set(own), own,
+                                               worker.operands().columns);
+            };
             switch (block.attention.heads.qkv.dp) {
                 case 32:
-                    attend<32, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<32>{});
                     break;
                 case 64:
-                    attend<64, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<64>{});
                     break;
                 case 96:
-                    attend<96, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<96>{});
                     break;
                 default:
-                    attend<128, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.operands().columns);
+                    attend_with(HeadWidth<128>{});
+            }
+            // Other warps begin with those of each row.
+#pragma unroll 1
+            for (uint32_t row = 0; row < worker.n_rows(); row++) {
+                const uint32_t n_chunks = n_chunks_of(block.attention.attention, block.positions[row]);
+                const uint32_t first = (threadIdx.x / kWarp + row) % kStepWarps;
+                if (n_chunks > 1) combine_chunks(block.attention, n_chunks, partials_of(row), mark_of(row), worker.set(row), first);
             }
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
@@ -617,10 +811,15 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             if (kMixes && s.take == KIGO_TAKE_ROUTE) {
                 take_route(s, worker.router(), block.mixture, worker.set());
             }
-            typename Worker<kMixes>::Opening opening;
+            typename Worker<kMixes, kMany>::Opening opening;
             if (!routes) opening = worker.open(s);
-            if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
-            if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
+            if constexpr (kMany) {
+                if (s.take == KIGO_TAKE_RESIDUAL) worker.template take_rows<true>(s, i, n_taken++);
+                if (s.take == KIGO_TAKE_WORDS) worker.template take_rows<false>(s, i, 0);
+            } else {
+                if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
+                if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
+            }
             if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(), block.largest, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
@@ -633,7 +832,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 multiply_router(s, worker.router(), worker.set());
             }
             // What the next attention needs is looked up while words are on their way.
-            if (!is_near) bring_near(block.attention, table, block.sight);
+            if (!is_near) bring_near(block.attention, table, attending, block.sight);
             is_near = true;
             if (s.attention != KIGO_NO_ATTENTION) {
                 store_part(&block.attention, load_part(attentions + s.attention));
@@ -646,8 +845,10 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false>(p); }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true, false>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) { run_step<false, true>(p); }
 
 #endif

@@ -38,17 +38,29 @@ struct AttentionScratch {
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
 
+// The row that a block attends with, and which of the blocks with this row it is.
+struct RowBlock {
+    uint32_t row, number, n_blocks;
+
+    __device__ __forceinline__ explicit RowBlock(uint32_t n_rows) : n_blocks(gridDim.x / n_rows) {
+        // Blocks that are left over are behind those of the last row.
+        row = min(blockIdx.x / n_blocks, n_rows - 1);
+        number = blockIdx.x - row * n_blocks;
+    }
+};
+
 // The share of an attention that is a block's: some heads, a part of their elements, every so many-th chunk of the pages that the row sees.
 struct AttentionShare {
     uint32_t head_kv, of_group, of_head, split, n_splits, position, first_page, n_pages, first_chunk, n_chunks;
 
     AttentionShare() = default;
 
-    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position) : position(position) {
+    // That of a block among those that attend with a row.
+    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position, const RowBlock& block) : position(position) {
         const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
-        n_splits = gridDim.x / (p.n_head_kv * of_kv);
-        const uint32_t unit = blockIdx.x / n_splits;
-        split = blockIdx.x % n_splits;
+        n_splits = block.n_blocks / (p.n_head_kv * of_kv);
+        const uint32_t unit = block.number / n_splits;
+        split = block.number % n_splits;
         head_kv = unit / of_kv;
         of_group = unit % of_kv / n_parts;
         of_head = unit % n_parts;
@@ -90,10 +102,10 @@ __device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32
 }
 
 // Notes the pages of an attention and brings the first of them to L2, some threads one each.
-__device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
+__device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, const RowBlock& block, Sight& sight) {
     const KigoAttention& p = a.attention;
     const uint32_t dp = a.heads.qkv.dp;
-    const AttentionShare share(p, dp, sight.position);
+    const AttentionShare share(p, dp, sight.position, block);
     if (threadIdx.x == 0) sight.share = share;
     if (!share.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
     const uint32_t page = share.page(threadIdx.x);
@@ -124,20 +136,25 @@ __device__ __forceinline__ uint64_t* chunk_words(uint64_t partials, const KigoAt
     return at<uint64_t>(partials) + (uint64_t(chunk) * p.n_head + head) * (dp + 2);
 }
 
-// Puts the chunks together, a warp 32 elements of a head.
-__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, const AttentionShare& share, uint64_t partials, uint32_t mark,
-                                               const WordSet& set) {
+// Chunks that a row sees.
+__device__ __forceinline__ uint32_t n_chunks_of(const KigoAttention& p, uint32_t position) {
+    return position / KIGO_PAGE / kChunk + 1 - first_page_of(position, p.before) / kChunk;
+}
+
+// Puts the chunks of a row together, a warp 32 elements of a head.
+__device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint32_t n_chunks, uint64_t partials, uint32_t mark,
+                                               const WordSet& set, uint32_t warp) {
     // Chunks at a time, of which a lane each computes the factors.
     constexpr uint32_t kAtOnce = kWarp;
     const KigoAttention& p = a.attention;
     const uint32_t lane = threadIdx.x % kWarp, dp = a.heads.qkv.dp, n_parts = dp / kWarp;
 #pragma unroll 1
-    for (uint32_t unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x; unit < p.n_head * n_parts; unit += kStepWarps * gridDim.x) {
+    for (uint32_t unit = warp * gridDim.x + blockIdx.x; unit < p.n_head * n_parts; unit += kStepWarps * gridDim.x) {
         const uint32_t head = unit / n_parts, d = unit % n_parts * kWarp + lane;
         float M = -INFINITY, L = -0.0f, O = -0.0f;
 #pragma unroll 1
-        for (uint32_t first = 0; first < share.n_chunks; first += kAtOnce) {
-            const uint32_t n = min(kAtOnce, share.n_chunks - first);
+        for (uint32_t first = 0; first < n_chunks; first += kAtOnce) {
+            const uint32_t n = min(kAtOnce, n_chunks - first);
             auto words_of = [&](uint32_t i) { return chunk_words(partials, p, dp, first + i, head); };
             uint64_t m, l, o[kAtOnce] = {};
             Patience patience;
@@ -179,7 +196,7 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, cons
 
 template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
-                                       uint8_t* memory) {
+                                       uint32_t row, uint8_t* memory) {
     constexpr int kPieces = kDp / 32;
     // Tiles of keys and of the block's elements that a warp has of a page; pairs of elements that a thread folds.
     constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam, kFolded = (kHeads * kOwn / 2 + kStepThreads - 1) / kStepThreads;
@@ -251,7 +268,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 const uint32_t tile = of_all * per_head + pair / 8;
                 elements[i] = head_elements(qkv, tile, pair % 8);
                 // Does not depend on what is awaited.
-                turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], 0) : float2{};
+                turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], row) : float2{};
                 biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
                 weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
                 const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
@@ -453,7 +470,6 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             if (own.page(first + kPagesAtOnce) < own.n_pages) step_sync();
         }
     }
-    if (!is_alone) combine_chunks(a, own, partials, mark, set);
 }
 
 }  // namespace

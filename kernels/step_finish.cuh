@@ -2,45 +2,68 @@
 // results and hands them on, so that those go on with the next tiles meanwhile.
 #pragma once
 
+#include <type_traits>
+
 #include "epilogue.cuh"
 #include "route.cuh"
 #include "step_words.cuh"
 
 namespace {
 
-// Items whose sums wait to be added up.
-constexpr uint32_t kTurns = 4;
+// Items whose sums wait to be added up: fewer of several rows, whose sums need more room.
+template <bool kMany>
+constexpr uint32_t kTurns = kMany ? 2 : 4;
 // Tiles of an item at most: a lane has a row.
 constexpr uint32_t kMostTiles = 2;
 static_assert(kMostTiles * kTileRows == kWarp && kMostGroups <= kMostTiles);
 
+// The sums of a row; those of several rows are behind their operands, [kTurns][kMostTiles][kSlices][rows][kTileRows].
+struct RowSums {
+    float turns[kTurns<false>][kMostTiles][kSlices][kTileRows];
+};
+struct NoRowSums {};
+
 // What passes from those who multiply to who finishes.
-struct Sums {
-    float turns[kTurns][kMostTiles][kSlices][kTileRows];
+template <bool kMany>
+struct Sums : std::conditional_t<kMany, NoRowSums, RowSums> {
     // All warps have written their sums; they have been added up.
-    uint64_t full[kTurns], empty[kTurns];
+    uint64_t full[kTurns<kMany>], empty[kTurns<kMany>];
     // The residual stream has been added to; its squares have been.
     uint64_t taken, read;
-    // What products of the operands at hand are multiplied with, where there is a norm besides what follows from its sum of squares.
-    float inverse;
+    // What products of the operands at hand, of each row, are multiplied with, where there is a norm besides what follows from its sum of
+    // squares.
+    float inverse[kMany ? KIGO_STEP_ROWS : 1];
     // The stage that who finishes is at.
     KigoStage stage;
 };
 
-template <bool kMixes>
+template <bool kMixes, bool kMany>
 struct Finisher {
-    // Of the operands at hand.
+    // Of the operands at hand; of several rows a lane has that of its row.
     struct Factor {
         float value;
         bool is_known;
     };
 
     const KigoStep& p;
-    Sums& sums;
+    Sums<kMany>& sums;
     Mixture& mixture;
-    // The residual stream.
+    // The residual stream, row after row.
     const float4* x;
-    WordSet set;
+    // Where sums of several rows are.
+    const float* sums_of_rows;
+    // The number of the step; of several rows a lane has that of its row.
+    uint32_t number;
+
+    __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
+
+    // A row's value of those that lanes have, each its row's.
+    template <class T>
+    __device__ __forceinline__ static T of_row(T value, uint32_t row) {
+        return kMany ? __shfl_sync(~0u, value, row) : value;
+    }
+
+    __device__ __forceinline__ float inverse() const { return sums.inverse[kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0]; }
 
     // Takes over the description of a stage, a part of it through each lane.
     __device__ __forceinline__ void open_stage(uint32_t number) const {
@@ -92,8 +115,8 @@ struct Finisher {
         return value;
     }
 
-    // The sum of squares of the residual stream, in the order of block_sum_max.
-    __device__ __forceinline__ float sum_of_squares(uint32_t n_quads) const {
+    // The sum of squares of a row of the residual stream, in the order of block_sum_max.
+    __device__ __forceinline__ static float sum_of_squares(const float4* x, uint32_t n_quads) {
         float of_warp[kWarps] = {};
 #pragma unroll 1
         for (uint32_t first = threadIdx.x % kWarp; first < n_quads; first += kThreads) {
@@ -117,9 +140,13 @@ struct Finisher {
     __device__ __forceinline__ Factor take_residual(const KigoStage& s, uint32_t turn) const {
         Patience patience;
         while (!try_mbarrier_at(shared_address(&sums.taken), turn % 2)) patience.wait();
-        float value = sums.inverse, norm = 1;
+        float value = inverse(), norm = 1;
         if (s.norm_weight) {
-            norm = norm_factor(sum_of_squares(s.stride / 4), s.k, s.eps);
+#pragma unroll 1
+            for (uint32_t row = 0; row < n_rows(); row++) {
+                const float of = norm_factor(sum_of_squares(x + row * (s.stride / 4), s.stride / 4), s.k, s.eps);
+                if (!kMany || threadIdx.x % kWarp == row) norm = of;
+            }
             value = __fmul_rn(value, norm);
         }
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(&sums.read);
@@ -133,25 +160,30 @@ struct Finisher {
     // Waits for the `turn`-th sums of all stages.
     __device__ __forceinline__ void await_turn(uint32_t turn) const {
         Patience patience;
-        while (!try_mbarrier_at(shared_address(sums.full + turn % kTurns), turn / kTurns % 2)) patience.wait();
+        while (!try_mbarrier_at(shared_address(sums.full + turn % kTurns<kMany>), turn / kTurns<kMany> % 2)) patience.wait();
     }
 
     // Adds up a lane's of those, which are there, of n_slices slices: of tile lane / kTileRows.
-    __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices) const {
-        const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
+    __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices, uint32_t row = 0) const {
+        const uint32_t place = turn % kTurns<kMany>, lane = threadIdx.x % kWarp;
         // Of an item of one tile nobody looks at the other half.
-        const float* slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
+        const float* slices;
+        if constexpr (kMany) {
+            slices = sums_of_rows + ((place * kMostTiles + lane / kTileRows) * kSlices * n_rows() + row) * kTileRows + lane % kTileRows;
+        } else {
+            slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
+        }
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kSlices; w++) {
-            if (!kMixes || w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows]);
+            if (!kMixes || w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows * n_rows()]);
         }
         return sum;
     }
 
     // All lanes have called it after `sum_of`, and have met since.
     __device__ __forceinline__ void give_back(uint32_t turn) const {
-        if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns);
+        if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns<kMany>);
     }
 
     // A lane's row of an item.
@@ -185,19 +217,24 @@ struct Finisher {
     // Finishes an item, the `turn`-th of all stages.
     __device__ __forceinline__ void finish_item(const KigoStage& s, const ItemRow& at, uint32_t turn, Factor& factor) const {
         await_turn(turn);
-        if (!factor.is_known) factor = {sums.inverse, true};
-        const float sum = sum_of(turn, kSlices);
-        const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
-        float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
-        const float up = __shfl_down_sync(~0u, value, kTileRows);
-        give_back(turn);
-        if (!at.has) return;
-        value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
-        if (s.kind == KIGO_STAGE_LOGITS) {
-            reinterpret_cast<float*>(p.logits)[at.row] = value;
-        } else {
-            set.store(s.out, at.to, value);
+        if (!factor.is_known) factor = {inverse(), true};
+#pragma unroll 1
+        for (uint32_t row = 0; row < n_rows(); row++) {
+            const float sum = sum_of(turn, kSlices, row);
+            const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : of_row(factor.value, row);
+            float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
+            const float up = __shfl_down_sync(~0u, value, kTileRows);
+            const WordSet set(of_row(number, row), p.set_bytes, row);
+            if (row + 1 == n_rows()) give_back(turn);
+            if (!at.has) continue;
+            value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
+            if (s.kind == KIGO_STAGE_LOGITS) {
+                reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
+            } else {
+                set.store(s.out, at.to, value);
+            }
         }
+        if (kMany) __syncwarp();
     }
 
     // Finishes this block's items of a stage; the biases of each are asked for before the one before is finished.
@@ -242,7 +279,7 @@ struct Finisher {
             const float weight_of_other = __shfl_sync(~0u, weight, i + 1);
             if (n_groups > 1) mixed = __fmaf_rn(weight_of_other, other, mixed);
         }
-        if (lane < kTileRows && row < s.n_rows) set.store(s.out, row, __fmul_rn(mixed, s.scale));
+        if (lane < kTileRows && row < s.n_rows) WordSet(number, p.set_bytes).store(s.out, row, __fmul_rn(mixed, s.scale));
     }
 
     __device__ __forceinline__ void run() const {
