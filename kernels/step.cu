@@ -337,9 +337,10 @@ struct Worker {
         }
     }
 
-    // What a stage takes of several rows, kRows of them at a time and kQuads of a thread from each: words as they are, or (kAdds) the
-    // residual stream, to which they are added. Rows are taken as they are; the few that need a scale once more when it is known.
-    template <bool kAdds, int kQuads, int kRows>
+    // What a stage takes of several rows, kQuads of a thread at a time: words as they are, or (kAdds) the residual stream, to which they
+    // are added. Rows are taken as they are; the few that need a scale once more when it is known. Code has to be fetched too: rows
+    // are not unrolled.
+    template <bool kAdds, int kQuads>
     __device__ __forceinline__ void take_rows(const KigoStage& s, const Own& own, uint32_t turn) const {
         const uint32_t lane = this_thread() % kWarp, warp = this_thread() / kWarp, last_given = min(own.last, s.k / 4);
         uint32_t (*largest_of)[kWarps] = block.of_rows[turn % 2];
@@ -351,8 +352,12 @@ struct Worker {
             if (is_first) step_sync();
             is_first = false;
         };
+        const bool has_words = !kAdds || s.input;
 #pragma unroll 1
         for (uint32_t first = own.first + lane; first - lane < own.last; first += kQuads * kWarp) {
+            auto words = [&](uint32_t row) { return set(row).from(s.input); };
+            Quads<kQuads, kWarp> given = {}, next = {};
+            if (has_words) given.ask(words(0), first, last_given);
             float4 w[kAdds ? kQuads : 1];
             if constexpr (kAdds) {
 #pragma unroll
@@ -362,43 +367,35 @@ struct Worker {
                 }
             }
 #pragma unroll 1
-            for (uint32_t row = 0; row < n_rows(); row += kRows) {
-                Quads<kQuads, kWarp> given[kRows];
-                if (!kAdds || s.input) {
-                    await_rows(given, s, row, first, last_given);
-                } else {
-#pragma unroll
-                    for (int r = 0; r < kRows; r++) given[r] = {};
+            for (uint32_t row = 0; row < n_rows(); row++) {
+                if (has_words) {
+                    given.insist(words(row), first);
+                    if (row + 1 < n_rows()) next.ask(words(row + 1), first, last_given);
                 }
                 meet();
+                float4* x = this->x(row);
+                const Operands operands = this->operands(row);
+                float largest = 0;
 #pragma unroll
-                for (int r = 0; r < kRows; r++) {
-                    if (row + r >= n_rows()) break;
-                    float largest = 0;
-#pragma unroll
-                    for (int i = 0; i < kQuads; i++) {
-                        const uint32_t q = first + i * kWarp;
-                        if (q >= own.last) break;
-                        float4 v = values_of(given[r].in[i]);
-                        if constexpr (kAdds) {
-                            float4* x = this->x(row + r);
-                            if (s.input) {
-                                const float4 old = x[q];
-                                v = {__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
-                                     __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
-                                x[q] = v;
-                            } else {
-                                v = x[q];
-                            }
-                            v = {__fmul_rn(v.x, w[i].x), __fmul_rn(v.y, w[i].y), __fmul_rn(v.z, w[i].z), __fmul_rn(v.w, w[i].w)};
-                        }
-                        largest = fmaxf(largest, ::largest_of(v));
-                        operands(row + r).put(first, i, v, 1);
+                for (int i = 0; i < kQuads; i++) {
+                    const uint32_t q = first + i * kWarp;
+                    if (q >= own.last) break;
+                    float4 v = values_of(given.in[i]);
+                    if constexpr (kAdds) {
+                        const float4 old = x[q];
+                        v = !has_words ? old
+                                       : float4{__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
+                                                __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
+                        x[q] = v;
+                        v = {__fmul_rn(v.x, w[i].x), __fmul_rn(v.y, w[i].y), __fmul_rn(v.z, w[i].z), __fmul_rn(v.w, w[i].w)};
                     }
-                    __syncwarp();
-                    const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
-                    if (lane == 0) largest_of[row + r][warp] = max(largest_of[row + r][warp], bits);
+                    largest = fmaxf(largest, ::largest_of(v));
+                    operands.put(first, i, v, 1);
                 }
+                given = next;
+                __syncwarp();
+                const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
+                if (lane == 0) largest_of[row][warp] = max(largest_of[row][warp], bits);
             }
         }
         meet();
@@ -422,28 +419,6 @@ struct Worker {
         __syncwarp();
     }
 
-    // Waits for words of some rows from `row` on, all of which are asked for at once.
-    template <int kQuads, int kRows>
-    __device__ __forceinline__ void await_rows(Quads<kQuads, kWarp> (&given)[kRows], const KigoStage& s, uint32_t row, uint32_t first,
-                                               uint32_t last) const {
-        auto words = [&](uint32_t r) { return set(min(row + r, n_rows() - 1)).from(s.input); };
-#pragma unroll
-        for (int r = 0; r < kRows; r++) {
-            given[r] = {};
-            if (row + r < n_rows()) given[r].ask(words(r), first, last);
-        }
-        Patience patience;
-        while (true) {
-            bool all = true;
-#pragma unroll
-            for (int r = 0; r < kRows; r++) all &= given[r].are_all_there();
-            if (__all_sync(~0u, all)) return;
-            patience.wait();
-#pragma unroll
-            for (int r = 0; r < kRows; r++) given[r].ask_again(words(r), first);
-        }
-    }
-
     // Takes all rows' vectors, or residual streams, the `n_taken`-th time.
     template <bool kAdds>
     __device__ __forceinline__ void take_rows(const KigoStage& s, uint32_t turn, uint32_t n_taken) const {
@@ -451,13 +426,11 @@ struct Worker {
         const Own own(s);
         const uint32_t n_quads = (own.last - own.first + kWarp - 1) / kWarp;
         if (n_quads <= 2) {
-            take_rows<kAdds, 2, 8>(s, own, turn);
-        } else if (n_quads <= 4) {
-            take_rows<kAdds, 4, 8>(s, own, turn);
-        } else if (kAdds || n_quads <= 8) {
-            take_rows<kAdds, 8, 4>(s, own, turn);
+            take_rows<kAdds, 2>(s, own, turn);
+        } else if (kAdds || n_quads <= 4) {
+            take_rows<kAdds, 4>(s, own, turn);
         } else {
-            take_rows<kAdds, 16, 2>(s, own, turn);
+            take_rows<kAdds, 8>(s, own, turn);
         }
     }
 

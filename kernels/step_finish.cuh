@@ -57,12 +57,6 @@ struct Finisher {
 
     __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
 
-    // A row's value of those that lanes have, each its row's.
-    template <class T>
-    __device__ __forceinline__ static T of_row(T value, uint32_t row) {
-        return kMany ? __shfl_sync(~0u, value, row) : value;
-    }
-
     __device__ __forceinline__ float inverse() const { return sums.inverse[kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0]; }
 
     // Takes over the description of a stage, a part of it through each lane.
@@ -164,26 +158,36 @@ struct Finisher {
     }
 
     // Adds up a lane's of those, which are there, of n_slices slices: of tile lane / kTileRows.
-    __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices, uint32_t row = 0) const {
+    __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices) const {
         const uint32_t place = turn % kTurns<kMany>, lane = threadIdx.x % kWarp;
         // Of an item of one tile nobody looks at the other half.
-        const float* slices;
-        if constexpr (kMany) {
-            slices = sums_of_rows + ((place * kMostTiles + lane / kTileRows) * kSlices * n_rows() + row) * kTileRows + lane % kTileRows;
-        } else {
-            slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
-        }
+        const float* slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kSlices; w++) {
-            if (!kMixes || w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows * n_rows()]);
+            if (!kMixes || w < n_slices) sum = __fadd_rn(sum, slices[w * kTileRows]);
         }
+        return sum;
+    }
+
+    // The same where there are several rows: of row `of_tile` of a tile.
+    __device__ __forceinline__ float sum_of_row(uint32_t turn, uint32_t tile, uint32_t of_tile, uint32_t row) const {
+        const uint32_t place = turn % kTurns<kMany> * kMostTiles + tile, apart = p.n_rows * kTileRows;
+        const float* slices = sums_of_rows + place * kSlices * apart + row * kTileRows + of_tile;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, slices[w * apart]);
         return sum;
     }
 
     // All lanes have called it after `sum_of`, and have met since.
     __device__ __forceinline__ void give_back(uint32_t turn) const {
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns<kMany>);
+    }
+
+    // Results of an item for a row.
+    __device__ __forceinline__ static uint32_t results_of(const KigoStage& s) {
+        return kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
     }
 
     // A lane's row of an item.
@@ -196,7 +200,7 @@ struct Finisher {
 
     // The row of an item, and its biases, which are on their way.
     __device__ __forceinline__ ItemRow open_item(const KigoStage& s, uint32_t item) const {
-        const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
+        const uint32_t n_rows = results_of(s), lane = threadIdx.x % kWarp & (kMany ? n_rows - 1 : ~0u);
         const uint32_t first = item * n_rows + lane;
         ItemRow out = {first, first, first, 0, false, {0, 0}};
         if (kMixes && s.mixture) {
@@ -218,23 +222,45 @@ struct Finisher {
     __device__ __forceinline__ void finish_item(const KigoStage& s, const ItemRow& at, uint32_t turn, Factor& factor) const {
         await_turn(turn);
         if (!factor.is_known) factor = {inverse(), true};
-#pragma unroll 1
-        for (uint32_t row = 0; row < n_rows(); row++) {
-            const float sum = sum_of(turn, kSlices, row);
-            const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : of_row(factor.value, row);
-            float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
+        if constexpr (kMany) {
+            finish_rows(s, at, turn, factor.value);
+        } else {
+            const float sum = sum_of(turn, kSlices);
+            const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
+            const float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
             const float up = __shfl_down_sync(~0u, value, kTileRows);
-            const WordSet set(of_row(number, row), p.set_bytes, row);
-            if (row + 1 == n_rows()) give_back(turn);
-            if (!at.has) continue;
-            value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
-            if (s.kind == KIGO_STAGE_LOGITS) {
-                reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
-            } else {
-                set.store(s.out, at.to, value);
-            }
+            give_back(turn);
+            if (at.has) finish_result(s, at, value, up, 0, number);
         }
-        if (kMany) __syncwarp();
+    }
+
+    // The result of a row of the product from what was multiplied for a row of the batch, to where it is awaited.
+    __device__ __forceinline__ void finish_result(const KigoStage& s, const ItemRow& at, float value, float up, uint32_t row,
+                                                  uint32_t number) const {
+        value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
+        if (s.kind == KIGO_STAGE_LOGITS) {
+            reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
+        } else {
+            WordSet(number, p.set_bytes, row).store(s.out, at.to, value);
+        }
+    }
+
+    // Finishes an item for several rows, of as many at a time as lanes have its results.
+    __device__ __forceinline__ void finish_rows(const KigoStage& s, const ItemRow& at, uint32_t turn, float factor) const {
+        const uint32_t lane = threadIdx.x % kWarp, n_results = results_of(s), n = p.n_rows * n_results;
+#pragma unroll 1
+        for (uint32_t first = 0; first < n; first += kWarp) {
+            const uint32_t of_all = first + lane, result = lane & (n_results - 1);
+            const uint32_t row = n_results == kTileRows ? of_all / kTileRows : of_all / kWarp, there = min(row, p.n_rows - 1);
+            const float scale = __fmul_rn(__shfl_sync(~0u, factor, there), s.weight_scale);
+            const uint32_t number_of_row = __shfl_sync(~0u, number, there);
+            const float value = __fmul_rn(sum_of_row(turn, result / kTileRows, result % kTileRows, there), scale);
+            const float up = s.kind == KIGO_STAGE_GATED ? __fmul_rn(sum_of_row(turn, 1, result, there), scale) : 0;
+            __syncwarp();
+            if (first + kWarp >= n) give_back(turn);
+            if (at.has && row < p.n_rows) finish_result(s, at, value, up, row, number_of_row);
+        }
+        __syncwarp();
     }
 
     // Finishes this block's items of a stage; the biases of each are asked for before the one before is finished.
@@ -282,6 +308,17 @@ struct Finisher {
         if (lane < kTileRows && row < s.n_rows) WordSet(number, p.set_bytes).store(s.out, row, __fmul_rn(mixed, s.scale));
     }
 
+    // Finishes this block's items of a stage that mixes what experts give.
+    __device__ __forceinline__ void finish_mixed_items(const KigoStage& s, uint32_t& turn) const {
+        // Who has no items may come too late to see what was chosen.
+        if (first_item(s) >= s.n_items) return;
+        const float weight = weight_of(s.n_used, logit_of_lane(s));
+#pragma unroll 1
+        for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x, turn += s.n_turns) {
+            finish_mixed(s, item, turn, weight);
+        }
+    }
+
     __device__ __forceinline__ void run() const {
         uint32_t turn = 0, n_taken = 0;
         Factor factor = {};
@@ -290,15 +327,11 @@ struct Finisher {
             open_stage(i);
             const KigoStage& s = sums.stage;
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
-            if (kMixes && s.kind == KIGO_STAGE_MIXED) {
-                // Who has no items may come too late to see what was chosen.
-                if (first_item(s) >= s.n_items) continue;
-                const float weight = weight_of(s.n_used, logit_of_lane(s));
-#pragma unroll 1
-                for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x, turn += s.n_turns) {
-                    finish_mixed(s, item, turn, weight);
+            if constexpr (kMixes) {
+                if (s.kind == KIGO_STAGE_MIXED) {
+                    finish_mixed_items(s, turn);
+                    continue;
                 }
-                continue;
             }
             // Once the sums of an item are there, so are those of its operands.
             if (s.take != KIGO_TAKE_SAME && !(kMixes && s.take == KIGO_TAKE_ROUTE)) factor.is_known = false;
