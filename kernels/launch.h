@@ -34,6 +34,8 @@ typedef struct {
 #define KIGO_TYPE_IQ4_NL 11
 #define KIGO_TYPE_IQ4_XS 12
 #define KIGO_TYPE_MXFP4 13
+#define KIGO_TYPE_BF16 14
+#define KIGO_TYPE_F32 15
 
 /* Most slots of a warp's ring of records. */
 #define KIGO_MAX_SLOTS 16

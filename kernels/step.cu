@@ -53,27 +53,43 @@ struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
 };
 static_assert(sizeof(Block<false>) <= KIGO_STEP_STATIC && sizeof(Block<true>) <= KIGO_STEP_ROWS_STATIC);
 
-// Operands of the activations, as `matmul_one` has them: 128 bytes a unit.
+// Operands of the activations, as `matmul_one` has them: 128 bytes a unit. Of pairs of bfloat16 the rests stand `to_rests` further; 0 of
+// halves.
+template <bool kPairs>
 struct Operands {
     uint8_t* columns;
+    uint32_t to_rests;
 
     // Puts quad first + i kWarp of the row; called by aligned groups of 16 lanes for as many quads.
     __device__ __forceinline__ void put(uint32_t first, uint32_t i, float4 v, float scale) const { put_at(first, i * kWarp, v, scale); }
 
     // Puts quad first + more, where `more` is a multiple of 16.
     __device__ __forceinline__ void put_at(uint32_t first, uint32_t more, float4 v, float scale) const {
+        const QuadPlace place(first);
+        uint8_t* to = columns + place.unit * 128 + place.in_row() + more * 8;
+        if (kPairs && to_rests > 0) {
+            const Quad value = make_quad<true>(v);
+            *reinterpret_cast<uint2*>(to) = value.high;
+            *reinterpret_cast<uint2*>(to + to_rests) = value.low;
+            return;
+        }
         const Quad value =
             make_quad<false>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
-        const QuadPlace place(first);
-        *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
+        *reinterpret_cast<uint2*>(to) = value.high;
     }
 
     // Those of the i-th of some vectors.
-    __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2}; }
+    __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2, to_rests}; }
 };
 
-// What the warps of a block do together, stage by stage.
-template <bool kMixes, bool kMany>
+// Bytes of a vector's operands to the rests of pairs of bfloat16, or 0 where they are halves.
+__device__ __forceinline__ uint32_t rests_of(const KigoStage& s) {
+    return s.quant == KIGO_TYPE_BF16 || s.quant == KIGO_TYPE_F32 ? s.stride * 2 : 0;
+}
+
+// What the warps of a block do together, stage by stage; kPairs: some products are of pairs of bfloat16; kMany: of several
+// rows.
+template <bool kMixes, bool kPairs, bool kMany>
 struct Worker {
     const KigoStep& p;
     Block<kMany>& block;
@@ -85,15 +101,26 @@ struct Worker {
         return reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes) + row * (p.stride / 4);
     }
 
-    __device__ __forceinline__ Operands operands(uint32_t row = 0) const {
-        return {reinterpret_cast<uint8_t*>(x(n_rows())) + row * p.operands_stride};
+    // Where the operands of a row start.
+    __device__ __forceinline__ uint8_t* columns(uint32_t row = 0) const {
+        return reinterpret_cast<uint8_t*>(x(n_rows())) + (kMany ? row * p.operands_stride : 0);
+    }
+
+    __device__ __forceinline__ Operands<kPairs> operands(const KigoStage& s, uint32_t row = 0) const {
+        return {columns(row), kPairs ? rests_of(s) : 0};
     }
 
     // Where sums of several rows are.
-    __device__ __forceinline__ float* sums_of_rows() const { return reinterpret_cast<float*>(operands().columns + p.sums_at); }
+    __device__ __forceinline__ float* sums_of_rows() const { return reinterpret_cast<float*>(columns() + p.sums_at); }
+
+    // What a stage's vector is multiplied with, whose largest magnitude is known, and the inverse.
+    __device__ __forceinline__ static void operand_scale(const KigoStage& s, float magnitude, float& scale, float& inverse) {
+        scale = inverse = 1;
+        if (!kPairs || rests_of(s) == 0) range_scale(magnitude, scale, inverse);
+    }
 
     __device__ __forceinline__ RouterMemory& router() const {
-        return *reinterpret_cast<RouterMemory*>(operands().columns + p.router_at);
+        return *reinterpret_cast<RouterMemory*>(columns() + p.router_at);
     }
 
     __device__ __forceinline__ WordSet set(uint32_t row = 0) const { return {block.numbers[row], p.set_bytes, row}; }
@@ -180,7 +207,7 @@ struct Worker {
         const uint32_t lane = this_thread() % kWarp;
         constexpr int kHeld = 4;
         float4* x = this->x();
-        const Operands operands = this->operands();
+        const auto operands = this->operands(s);
         const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
         const Own own(s);
         const uint32_t first = own.first + lane, last_given = min(own.last, s.k / 4);
@@ -259,7 +286,7 @@ struct Worker {
 #pragma unroll 1
         for (uint32_t q = first + kHeld * kWarp; q < own.last; q += kWarp) weigh_at(q);
         float scale, inverse;
-        range_scale(max_of_all(largest, turn), scale, inverse);
+        operand_scale(s, max_of_all(largest, turn), scale, inverse);
         if (this_thread() == 0) {
             block.sums.inverse[0] = inverse;
             arrive_mbarrier(&block.sums.taken);
@@ -295,8 +322,8 @@ struct Worker {
             largest = fmaxf(largest, largest_of(values_of(given.in[i])));
         }
         float scale, inverse;
-        range_scale(max_of_all(largest, turn), scale, inverse);
-        const Operands operands = this->operands();
+        operand_scale(s, max_of_all(largest, turn), scale, inverse);
+        const auto operands = this->operands(s);
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
             if (i * kWarp >= n) break;
@@ -333,7 +360,7 @@ struct Worker {
             } else if (q < last_given) {
                 v = values_of(load_words(set(row).from(s.input) + 4 * q));
             }
-            operands(row).put(first, i, v, scale);
+            operands(s, row).put(first, i, v, scale);
         }
     }
 
@@ -374,7 +401,7 @@ struct Worker {
                 }
                 meet();
                 float4* x = this->x(row);
-                const Operands operands = this->operands(row);
+                const Operands<kPairs> operands = this->operands(s, row);
                 float largest = 0;
 #pragma unroll
                 for (int i = 0; i < kQuads; i++) {
@@ -435,10 +462,16 @@ struct Worker {
     }
 
     // What a lane multiplies a unit with; `at` are its first columns.
-    __device__ __forceinline__ static Activations<Operand::kF16> columns_at(const uint8_t* at) {
-        Activations<Operand::kF16> v;
+    template <Operand kOperand = Operand::kF16>
+    __device__ __forceinline__ static Activations<kOperand> columns_at(const uint8_t* at, uint32_t to_rests = 0) {
+        Activations<kOperand> v;
 #pragma unroll
-        for (int h = 0; h < 2; h++) *reinterpret_cast<uint4*>(v.high + 4 * h) = *reinterpret_cast<const uint4*>(at + h * 64);
+        for (int h = 0; h < 2; h++) {
+            *reinterpret_cast<uint4*>(v.high + 4 * h) = *reinterpret_cast<const uint4*>(at + h * 64);
+            if constexpr (kOperand != Operand::kF16) {
+                *reinterpret_cast<uint4*>(v.low + 4 * h) = *reinterpret_cast<const uint4*>(at + to_rests + h * 64);
+            }
+        }
         return v;
     }
 
@@ -522,15 +555,19 @@ struct Worker {
     }
 
     __device__ __forceinline__ void multiply_pieces(const KigoStage& s, Piece first, PieceReader& reader, Closing& closing) const {
-#define KIGO_CASE(type)                                       \
-    case KIGO_TYPE_##type:                                    \
-        if (s.per_item == 1) {                                \
-            multiply_pieces<type, 1>(first, reader, closing); \
-        } else {                                              \
-            multiply_pieces<type, 2>(first, reader, closing); \
-        }                                                     \
+#define KIGO_CASE(type)                                                                     \
+    case KIGO_TYPE_##type:                                                                  \
+        if constexpr (kPairs || type::kOperand == Operand::kF16) {                          \
+            if (s.per_item == 1) {                                                          \
+                multiply_pieces<type, 1>(first, kPairs ? rests_of(s) : 0, reader, closing); \
+            } else {                                                                        \
+                multiply_pieces<type, 2>(first, kPairs ? rests_of(s) : 0, reader, closing); \
+            }                                                                               \
+        }                                                                                   \
         break;
         switch (s.quant) {
+            KIGO_CASE(F32)
+            KIGO_CASE(BF16)
             KIGO_CASE(F16)
             KIGO_CASE(Q4_0)
             KIGO_CASE(Q4_1)
@@ -556,20 +593,37 @@ struct Worker {
     // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other. The first pieces
     // are there.
     template <class Type, int kTiles>
-    __device__ __forceinline__ void multiply_pieces(Piece first, PieceReader& reader, Closing& closing) const {
+    __device__ __forceinline__ void multiply_pieces(Piece first, uint32_t to_rests, PieceReader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
         // Of several rows a lane multiplies with that of its column of the products; where there is none the result is nobody's.
-        const uint8_t* all_columns = operands(kMany ? min(lane / 4, n_rows() - 1) : 0).columns + lane % 4 * 16;
+        const uint8_t* all_columns = columns(kMany ? min(lane / 4, n_rows() - 1) : 0) + lane % 4 * 16;
         RingPlace at[kTiles];
         auto wait = [&] {
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) reader.wait(at[tile]);
         };
-        if constexpr (Type::kGroupK == 0) {
+        if constexpr (Type::kOperand == Operand::kF32) {
+            Piece piece = first;
+            reader.places(at);
+            while (true) {
+                const auto v = columns_at<Operand::kF32>(all_columns + piece.record * 128, to_rests);
+#pragma unroll
+                for (int tile = 0; tile < kTiles; tile++) {
+                    const auto w = make_fragments<Type>(load_unit_shared<Type>(slot(at[tile]), 0, lane), NoScales{}, 0);
+                    multiply_add<Type>(closing.acc[tile], w, v);
+                }
+                reader.give_back(at, lane == 0);
+                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
+                if (piece.has(Piece::kEndsStage)) return;
+                reader.places(at);
+                wait();
+                piece = reader.piece(at[0]);
+            }
+        } else if constexpr (Type::kGroupK == 0) {
             // Records come from shared memory while those before them are multiplied.
             struct Loaded {
                 typename Type::Planes::Unit unit[kTiles];
-                Activations<Operand::kF16> v;
+                Activations<Type::kOperand> v;
                 uint32_t bits;
             } one, other;
             auto load = [&](Loaded& to, bool is_there) {
@@ -578,14 +632,19 @@ struct Worker {
                 to.bits = piece.bits;
 #pragma unroll
                 for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit_shared<Type>(slot(at[tile]), 0, lane);
-                to.v = columns_at(all_columns + piece.record * 128);
+                to.v = columns_at<Type::kOperand>(all_columns + piece.record * 128, to_rests);
             };
             auto products = [&](const Loaded& of, int j) {
 #pragma unroll
                 for (int tile = 0; tile < kTiles; tile++) {
                     uint32_t a[4];
                     Type::Planes::codes(of.unit[tile], j, a);
-                    mma_f16(closing.acc[tile], a, of.v.high + 2 * j);
+                    if constexpr (Type::kOperand == Operand::kBf16) {
+                        mma_bf16(closing.acc[tile], a, of.v.high + 2 * j);
+                        mma_bf16(closing.acc[tile], a, of.v.low + 2 * j);
+                    } else {
+                        mma_f16(closing.acc[tile], a, of.v.high + 2 * j);
+                    }
                 }
             };
             auto step = [&](const Loaded& now, Loaded& then) {
@@ -679,8 +738,9 @@ struct HeadWidth {
     static constexpr int value = kDp;
 };
 
-// The kernel, for models with mixtures of experts or without, for one row or several.
-template <bool kMixes, bool kMany>
+// The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without, for one row or several: the
+// code that a model does not need makes it slower.
+template <bool kMixes, bool kPairs, bool kMany>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
     __shared__ Block<kMany> block;
     const uint32_t warp = threadIdx.x / kWarp;
@@ -710,7 +770,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
         if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
-        const Worker<kMixes, kMany> worker = {p, block};
+        const Worker<kMixes, kPairs, kMany> worker = {p, block};
         const uint32_t number = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + (kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0));
         return Finisher<kMixes, kMany>{p, block.sums, block.mixture, worker.x(), worker.sums_of_rows(), number}.run();
     }
@@ -721,7 +781,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
     const auto* attentions = reinterpret_cast<const KigoStageAttention*>(p.attentions);
     const auto* rows = reinterpret_cast<const KigoRow*>(p.rows);
-    const Worker<kMixes, kMany> worker = {p, block};
+    const Worker<kMixes, kPairs, kMany> worker = {p, block};
     const RowBlock attending(worker.n_rows());
     const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&rows[attending.row].pages));
     if (threadIdx.x < worker.n_rows()) {
@@ -736,7 +796,11 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
     store_part(&block.attention, load_part(attentions));
     step_sync();
-    bring_near(block.attention, table, attending, block.sight);
+    if (threadIdx.x == 0) {
+        block.sight.units = UnitsOfBlock(block.attention.attention, block.attention.heads.qkv.dp, attending);
+    }
+    step_sync();
+    bring_near(block.attention, table, block.sight);
 
     // Where there are experts, kv heads often have many heads.
     constexpr uint32_t kHeadsOfTeam = kMixes ? kMostHeadsOfTeam : 2;
@@ -755,7 +819,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             const uint32_t own = kMany ? attending.row : 0;
             const auto attend_with = [&](auto dp) {
                 attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, partials_of(own), mark_of(own), worker.set(own), own,
-                                               worker.operands().columns);
+                                               worker.columns());
             };
             switch (block.attention.heads.qkv.dp) {
                 case 32:
@@ -767,8 +831,14 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 case 96:
                     attend_with(HeadWidth<96>{});
                     break;
-                default:
+                case 128:
                     attend_with(HeadWidth<128>{});
+                    break;
+                case 192:
+                    attend_with(HeadWidth<192>{});
+                    break;
+                default:
+                    attend_with(HeadWidth<256>{});
             }
             // Other warps begin with those of each row.
 #pragma unroll 1
@@ -784,7 +854,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             if (kMixes && s.take == KIGO_TAKE_ROUTE) {
                 take_route(s, worker.router(), block.mixture, worker.set());
             }
-            typename Worker<kMixes, kMany>::Opening opening;
+            typename Worker<kMixes, kPairs, kMany>::Opening opening;
             if (!routes) opening = worker.open(s);
             if constexpr (kMany) {
                 if (s.take == KIGO_TAKE_RESIDUAL) worker.template take_rows<true>(s, i, n_taken++);
@@ -793,7 +863,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
                 if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
             }
-            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(), block.largest, block.mixture, worker.set());
+            if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(s), block.largest, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
             if (kMixes && i + 1 < p.n_stages && next.kind == KIGO_STAGE_ROUTER && threadIdx.x == 0) {
@@ -805,7 +875,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 multiply_router(s, worker.router(), worker.set());
             }
             // What the next attention needs is looked up while words are on their way.
-            if (!is_near) bring_near(block.attention, table, attending, block.sight);
+            if (!is_near) bring_near(block.attention, table, block.sight);
             is_near = true;
             if (s.attention != KIGO_NO_ATTENTION) {
                 store_part(&block.attention, load_part(attentions + s.attention));
@@ -818,10 +888,12 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false, false>(p); }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true, false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true, false, false>(p); }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) { run_step<false, true>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true, false>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) { run_step<false, false, true>(p); }
 
 #endif

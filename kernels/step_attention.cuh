@@ -10,9 +10,10 @@
 
 namespace {
 
-// Pages that a block takes at a time, and warps that take one together.
-constexpr uint32_t kPagesAtOnce = KIGO_STEP_PAGES_AT_ONCE, kTeam = kStepWarps / kPagesAtOnce;
-static_assert(kChunk % kPagesAtOnce == 0);
+// Warps that take a page together, as many as have registers for its keys; with heads of up to 128 elements two.
+__device__ __forceinline__ constexpr uint32_t warps_of_page(uint32_t dp) { return dp <= 128 ? 2 : 4; }
+
+static_assert(kStepWarps / warps_of_page(32) == KIGO_STEP_PAGES_AT_ONCE && kChunk % KIGO_STEP_PAGES_AT_ONCE == 0);
 // Heads that a block attends with.
 constexpr uint32_t kHeads = kStepWarps;
 
@@ -24,10 +25,11 @@ constexpr uint32_t kOwn = kWarp;
 
 __device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
 
-// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages, f32
-// [kPagesAtOnce][heads][elements].
+// What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages that it takes at a time, f32
+// [pages][heads][elements].
 template <int kDp>
 struct AttentionScratch {
+    static constexpr uint32_t kTeam = warps_of_page(kDp), kPagesAtOnce = kStepWarps / kTeam;
     // Rows are padded, so that a column of 16 bytes of 8 of them lies in different banks.
     __half q[16][kDp + 8];
     __half k[kDp], v[kDp];
@@ -36,7 +38,7 @@ struct AttentionScratch {
     float2 page_sums[kPagesAtOnce][16];
     float squares[kMostHeadsOfTeam][kStepWarps];
 };
-static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION);
+static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION && sizeof(AttentionScratch<256>) <= 36 * 256 + KIGO_STEP_ATTENTION);
 
 // The row that a block attends with, and which of the blocks with this row it is.
 struct RowBlock {
@@ -49,43 +51,72 @@ struct RowBlock {
     }
 };
 
-// The share of an attention that is a block's: some heads, a part of their elements, every so many-th chunk of the pages that the row sees.
+// The heads of a unit of attention: a kv head with some of its heads, of which the unit mixes a part of the elements. A block has every
+// so many-th; where there are fewer units than blocks, several blocks have the same one and share the chunks that the row sees.
+struct HeadUnit {
+    uint32_t head_kv, of_group, of_head;
+
+    __device__ __forceinline__ static uint32_t per_kv(const KigoAttention& p, uint32_t dp) {
+        return (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * parts_of_head(dp);
+    }
+
+    __device__ __forceinline__ HeadUnit(const KigoAttention& p, uint32_t dp, uint32_t unit) {
+        const uint32_t n_parts = parts_of_head(dp), of_kv = unit % per_kv(p, dp);
+        head_kv = unit / per_kv(p, dp);
+        of_group = of_kv / n_parts;
+        of_head = of_kv % n_parts;
+    }
+};
+
+// What a block has of every attention: its first unit, from which the next is `apart` on, and every n_splits-th chunk.
+struct UnitsOfBlock {
+    uint32_t first_unit, apart, n_units, split, n_splits;
+
+    UnitsOfBlock() = default;
+
+    __device__ __forceinline__ UnitsOfBlock(const KigoAttention& p, uint32_t dp, const RowBlock& block) {
+        n_units = p.n_head_kv * HeadUnit::per_kv(p, dp);
+        n_splits = max(1u, block.n_blocks / n_units);
+        apart = block.n_blocks / n_splits;
+        first_unit = block.number < block.n_blocks ? block.number / n_splits : n_units;
+        split = block.number % n_splits;
+    }
+};
+
+// What it has of one.
 struct AttentionShare {
-    uint32_t head_kv, of_group, of_head, split, n_splits, position, first_page, n_pages, first_chunk, n_chunks;
+    // Chunks that the row sees; the block's first page, how many at its start the row does not see, and how many there are with those, 0
+    // of none.
+    uint32_t n_chunks, first_page, n_unseen, n_pages;
+    // From one of its chunks to the next.
+    uint32_t n_splits;
 
     AttentionShare() = default;
 
-    // That of a block among those that attend with a row.
-    __device__ __forceinline__ AttentionShare(const KigoAttention& p, uint32_t dp, uint32_t position, const RowBlock& block) : position(position) {
-        const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
-        n_splits = block.n_blocks / (p.n_head_kv * of_kv);
-        const uint32_t unit = block.number / n_splits;
-        split = block.number % n_splits;
-        head_kv = unit / of_kv;
-        of_group = unit % of_kv / n_parts;
-        of_head = unit % n_parts;
-        first_page = first_page_of(position, p.before);
-        n_pages = position / KIGO_PAGE + 1;
-        first_chunk = first_page / kChunk;
-        n_chunks = (n_pages - 1) / kChunk + 1 - first_chunk;
-        // Blocks that no heads are left for.
-        if (head_kv >= p.n_head_kv) split = n_chunks;
+    __device__ __forceinline__ AttentionShare(const UnitsOfBlock& units, const KigoAttention& p, uint32_t position) : n_splits(units.n_splits) {
+        const uint32_t split = units.split;
+        const uint32_t first_seen = first_page_of(position, p.before), first_chunk = first_seen / kChunk;
+        const uint32_t n_seen = position / KIGO_PAGE + 1;
+        n_chunks = (n_seen - 1) / kChunk + 1 - first_chunk;
+        first_page = (first_chunk + split) * kChunk;
+        n_unseen = max(first_seen, first_page) - first_page;
+        n_pages = 0;
+        // Some blocks have no units.
+        if (units.first_unit >= units.n_units || split >= n_chunks) return;
+        const uint32_t n_before = (n_chunks - 1 - split) / n_splits;
+        n_pages = n_before * kChunk + min(kChunk, n_seen - page(n_before * kChunk));
     }
 
-    __device__ __forceinline__ bool any() const { return split < n_chunks; }
+    // The number of the block's i-th page.
+    __device__ __forceinline__ uint32_t page(uint32_t i) const { return first_page + i + i / kChunk * (n_splits - 1) * kChunk; }
 
-    // The i-th page of all of the block's chunks; not all are seen.
-    __device__ __forceinline__ uint32_t page(uint32_t i) const { return (first_chunk + split + i / kChunk * n_splits) * kChunk + i % kChunk; }
-
-    __device__ __forceinline__ bool sees(uint32_t page) const { return page >= first_page && page < n_pages; }
-
-    // Whether the token's own page is the block's.
-    __device__ __forceinline__ bool has_last() const { return (n_chunks - 1) % n_splits == split; }
+    __device__ __forceinline__ bool sees(uint32_t i) const { return i >= n_unseen && i < n_pages; }
 };
 
 // Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
     uint64_t pages[KIGO_STEP_PAGES];
+    UnitsOfBlock units;
     AttentionShare share;
     uint32_t position;
 };
@@ -93,7 +124,7 @@ struct Sight {
 // Pages that are brought to L2 ahead of those being attended to: all blocks' have to have room there.
 constexpr uint32_t kNear = kChunk;
 
-// Sends for a page, which comes to L2: for K or V, where another block sends for the other.
+// Sends for a block's part of a page, which comes to L2: for K or V, where another block sends for the other.
 __device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32_t of_head) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t bytes = 2 * KIGO_PAGE * dp * sizeof(__half) / parts_of_head(dp);
@@ -102,25 +133,30 @@ __device__ __forceinline__ void bring_page(uint64_t address, uint32_t dp, uint32
 }
 
 // Notes the pages of an attention and brings the first of them to L2, some threads one each.
-__device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, const RowBlock& block, Sight& sight) {
+__device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t table, Sight& sight) {
+    if (threadIdx.x >= KIGO_STEP_PAGES) return;
     const KigoAttention& p = a.attention;
     const uint32_t dp = a.heads.qkv.dp;
-    const AttentionShare share(p, dp, sight.position, block);
+    const UnitsOfBlock units = sight.units;
+    const AttentionShare share(units, p, sight.position);
     if (threadIdx.x == 0) sight.share = share;
-    if (!share.any() || threadIdx.x >= KIGO_STEP_PAGES) return;
-    const uint32_t page = share.page(threadIdx.x);
-    if (!share.sees(page)) return;
-    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + page) + page_offset(p, dp, share.head_kv);
-    sight.pages[threadIdx.x] = address;
-    if (threadIdx.x < kNear) bring_page(address, dp, share.of_head);
+    if (!share.sees(threadIdx.x)) return;
+    const uint64_t page = __ldcg(at<uint64_t>(table) + p.table + share.page(threadIdx.x));
+    sight.pages[threadIdx.x] = page;
+    if (threadIdx.x >= kNear) return;
+#pragma unroll 1
+    for (uint32_t unit = units.first_unit; unit < units.n_units; unit += units.apart) {
+        const HeadUnit of(p, dp, unit);
+        bring_page(page + page_offset(p, dp, of.head_kv), dp, of.of_head);
+    }
 }
 
 // Marked words: f32 in the lower half of 64 bits, the mark of the attention that wrote it in the upper. So one buffer serves all layers: no
 // word of an attention is written before all of the one before have been read, as q depends on all of them.
 __device__ __forceinline__ uint64_t marked(float value, uint32_t mark) { return uint64_t(mark) << 32 | __float_as_uint(value); }
 
-__device__ __forceinline__ void store_marked(uint64_t* to, float2 values, uint32_t mark) {
-    asm volatile("st.relaxed.gpu.global.v2.b64 [%0], {%1, %2};" ::"l"(to), "l"(marked(values.x, mark)), "l"(marked(values.y, mark)) : "memory");
+__device__ __forceinline__ void store_marked(uint64_t* to, float value, uint32_t mark) {
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(marked(value, mark)) : "memory");
 }
 
 __device__ __forceinline__ uint64_t load_marked(const uint64_t* from) {
@@ -197,27 +233,33 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint
 template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
                                        uint32_t row, uint8_t* memory) {
+    constexpr uint32_t kTeam = AttentionScratch<kDp>::kTeam, kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
     constexpr int kPieces = kDp / 32;
-    // Tiles of keys and of the block's elements that a warp has of a page; pairs of elements that a thread folds.
-    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam, kFolded = (kHeads * kOwn / 2 + kStepThreads - 1) / kStepThreads;
+    // Tiles of keys and of the block's elements that a warp has of a page.
+    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam;
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
     auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
     float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
     const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
     const uint32_t side = warp / kTeam, part = warp % kTeam;
-    const AttentionShare& own = sight.share;
-    const uint32_t position = own.position;
-    const bool is_alone = own.n_chunks == 1;
-    if (own.any()) {
-        const uint32_t group = p.n_head / p.n_head_kv, head_kv = own.head_kv, m_first = own.of_group * kHeads;
-        const uint32_t first_dim = own.of_head * kOwn;
-        const uint32_t head = head_kv * group + m_first, heads = min(kHeads, group - m_first);
+    const AttentionShare own = sight.share;
+    if (own.n_pages == 0) return;
+    const uint32_t position = sight.position, group = p.n_head / p.n_head_kv;
+    const UnitsOfBlock units = sight.units;
+    // Whether the last of its pages is the token's own.
+    const bool has_last = own.page(own.n_pages - 1) == position / KIGO_PAGE;
+#pragma unroll 1
+    for (uint32_t unit = units.first_unit; unit < units.n_units; unit += units.apart) {
+        const HeadUnit of(p, kDp, unit);
+        const uint32_t m_first = of.of_group * kHeads, first_dim = of.of_head * kOwn;
+        const uint32_t head = of.head_kv * group + m_first, heads = min(kHeads, group - m_first);
+        const uint64_t here = page_offset(p, kDp, of.head_kv);
         // Zeros, lest the compiler keep them for the next time.
         uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
         auto load_k = [&](uint32_t i) {
-            if (!own.sees(own.page(i))) return;
-            const uint4* from = at<uint4>(sight.pages[i]);
+            if (!own.sees(i)) return;
+            const uint4* from = at<uint4>(sight.pages[i] + here);
 #pragma unroll
             for (int j = 0; j < kPieces; j++) {
 #pragma unroll
@@ -225,8 +267,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             }
         };
         auto load_v = [&](uint32_t i) {
-            if (!own.sees(own.page(i))) return;
-            const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
+            if (!own.sees(i)) return;
+            const uint4* from = at<uint4>(sight.pages[i] + here) + KIGO_PAGE * (kDp / 8);
 #pragma unroll
             for (int n = 0; n < kDims; n++) {
 #pragma unroll
@@ -236,6 +278,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         load_k(side);
         load_v(side);
 
+        // The unit before is done with this memory.
+        if (unit != units.first_unit) step_sync();
         for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
             reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
         }
@@ -244,7 +288,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         static_assert(kAtOnce <= kMostHeadsOfTeam);
         const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
         const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
-        const uint32_t n_vectors = heads + (own.has_last() ? 2 : 0);
+        const uint32_t n_vectors = heads + (has_last ? 2 : 0);
 #pragma unroll 1
         for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
             bool has[kAtOnce];
@@ -264,7 +308,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
 #pragma unroll
             for (uint32_t i = 0; i < kAtOnce; i++) {
                 has[i] = team < n_teams && which(i) < n_vectors && pair < n_pairs;
-                const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + head_kv + (which(i) == heads ? 0 : p.n_head_kv);
+                const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + of.head_kv + (which(i) == heads ? 0 : p.n_head_kv);
                 const uint32_t tile = of_all * per_head + pair / 8;
                 elements[i] = head_elements(qkv, tile, pair % 8);
                 // Does not depend on what is awaited.
@@ -319,9 +363,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
                 to[e.place] = rounded[0];
                 to[e.place + 8] = rounded[1];
-                if (e.part == 0 || own.of_group != 0 || own.of_head != 0) continue;
-                const uint32_t last = own.n_pages - 1;
-                __half* keys = at<__half>(sight.pages[(last / kChunk - own.first_chunk) / own.n_splits * kChunk + last % kChunk]);
+                if (e.part == 0 || of.of_group != 0 || of.of_head != 0) continue;
+                __half* keys = at<__half>(sight.pages[own.n_pages - 1] + here);
                 const uint32_t of_page = position % KIGO_PAGE;
                 if (e.part == 1) {
                     keys[of_page * kDp + e.place] = rounded[0];
@@ -334,23 +377,17 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         }
         step_sync();
 
-        // A thread folds the pages' mixes of some pairs of elements.
-        float M[kFolded], L[kFolded];
-        float2 O[kFolded];
-        const auto clear = [&] {
-#pragma unroll
-            for (int i = 0; i < kFolded; i++) M[i] = -INFINITY, L[i] = -0.0f, O[i] = make_float2(-0.0f, -0.0f);
-        };
-        clear();
+        // A warp folds the pages' mixes of a head, a lane one element of it.
+        float M = -INFINITY, L = -0.0f, O = -0.0f;
+        uint32_t page = own.first_page + side;
 #pragma unroll 1
-        for (uint32_t first = 0; own.page(first) < own.n_pages; first += kPagesAtOnce) {
-            const uint32_t mine = first + side, page = own.page(mine), next = mine + kPagesAtOnce;
-            const uint32_t far = first + kNear + thread;
-            if (thread < kPagesAtOnce && own.sees(own.page(far))) bring_page(sight.pages[far], kDp, own.of_head);
-            if (own.sees(page)) {
+        for (uint32_t first = 0; first < own.n_pages; first += kPagesAtOnce) {
+            const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread;
+            if (thread < kPagesAtOnce && own.sees(far)) bring_page(sight.pages[far] + here, kDp, of.of_head);
+            if (own.sees(mine)) {
                 const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
                 // What this token adds is not in memory yet.
-                const bool is_last = page == own.n_pages - 1;
+                const bool is_last = last_key < KIGO_PAGE;
                 if (is_last) {
 #pragma unroll
                     for (int i = 0; i < kKeys; i++) {
@@ -439,35 +476,30 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 load_v(next);
             }
             step_sync();
-            const bool ends = (first + kPagesAtOnce) % kChunk == 0 || own.page(first) + kPagesAtOnce >= own.n_pages;
-#pragma unroll
-            for (int i = 0; i < kFolded; i++) {
-                const uint32_t pair = i * kStepThreads + thread, of = pair / (kOwn / 2), of_own = pair % (kOwn / 2) * 2;
-                const uint32_t d = first_dim + of_own;
-                if (of >= heads) break;
+            const bool ends_chunk = (first + kPagesAtOnce) % kChunk == 0, ends = ends_chunk || first + kPagesAtOnce >= own.n_pages;
+            if (warp < heads) {
 #pragma unroll
                 for (uint32_t of_page = 0; of_page < kPagesAtOnce; of_page++) {
-                    if (!own.sees(own.page(first + of_page))) continue;
-                    const float2 ml = s.page_sums[of_page][of];
-                    const float2 mixed = *reinterpret_cast<const float2*>(mixes + (of_page * heads + of) * kOwn + of_own);
-                    const Factors f = rescale(M[i], ml.x);
-                    L[i] = fold(L[i], ml.y, f);
-                    O[i] = make_float2(fold(O[i].x, mixed.x, f), fold(O[i].y, mixed.y, f));
+                    if (!own.sees(first + of_page)) continue;
+                    const float2 ml = s.page_sums[of_page][warp];
+                    const float mixed = mixes[(of_page * heads + warp) * kOwn + lane];
+                    const Factors f = rescale(M, ml.x);
+                    L = fold(L, ml.y, f);
+                    O = fold(O, mixed, f);
                 }
-                if (!ends) continue;
-                if (is_alone) {
-                    const float factor = last_factor(p, head + of, M[i], L[i]);
-                    const uint32_t at = (head + of) * p.head_dim + d;
-                    if (d < p.head_dim) set.store(a.out, at, __fmul_rn(O[i].x, factor));
-                    if (d + 1 < p.head_dim) set.store(a.out, at + 1, __fmul_rn(O[i].y, factor));
-                    continue;
+                const uint32_t d = first_dim + lane;
+                if (ends && own.n_chunks == 1) {
+                    const float factor = last_factor(p, head + warp, M, L);
+                    if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O, factor));
+                } else if (ends) {
+                    uint64_t* to = chunk_words(partials, p, kDp, units.split + first / kChunk * own.n_splits, head + warp);
+                    if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
+                    store_marked(to + 2 + d, O, mark);
+                    M = -INFINITY, L = -0.0f, O = -0.0f;
                 }
-                uint64_t* to = chunk_words(partials, p, kDp, own.page(first) / kChunk - own.first_chunk, head + of);
-                if (d == 0) store_marked(to, make_float2(M[i], L[i]), mark);
-                store_marked(to + 2 + d, O[i], mark);
             }
-            if (ends) clear();
-            if (own.page(first + kPagesAtOnce) < own.n_pages) step_sync();
+            page += kPagesAtOnce + (ends_chunk ? (own.n_splits - 1) * kChunk : 0);
+            if (first + kPagesAtOnce < own.n_pages) step_sync();
         }
     }
 }

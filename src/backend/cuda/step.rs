@@ -9,15 +9,18 @@ use super::CudaBackend;
 use super::attention;
 use super::blocks::Card;
 use super::kv_cache;
-use super::layout::{Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride};
+use super::layout::{
+    Gate, LayerPlaces, NormPlace, Product, TILE_ROWS, WARPS, record_bytes, stride, wants_bf16,
+};
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
     KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
     KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_APART,
     KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
-    KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE,
-    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_F16, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
+    KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS,
+    KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_BF16, KIGO_TYPE_F16, KIGO_TYPE_F32,
+    KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4,
     KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1,
     KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
@@ -37,13 +40,13 @@ const FEWEST_LAYER_BYTES: u64 = 2 << 20;
 const CHUNK: usize = 8 * kv_cache::PAGE;
 /// Chunks that a block takes at most: with more of them the kernels of larger batches are faster.
 const CHUNKS_OF_BLOCK: usize = 2;
-const _: () = assert!(CHUNKS_OF_BLOCK * CHUNK <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
+/// With those that it looks at ahead of a chunk, and asks for ahead of that.
+const PAGES_AHEAD: usize = CHUNK / kv_cache::PAGE + KIGO_STEP_PAGES_AT_ONCE as usize;
+const _: () = assert!(CHUNKS_OF_BLOCK * CHUNK + PAGES_AHEAD * kv_cache::PAGE <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
 /// Chunks of a context at most, which decide what their partial results take.
 const MOST_CHUNKS: usize = 80;
 /// Elements of a head that a block mixes: `kOwn` of `kernels/step_attention.cuh`.
 const OWN: usize = 32;
-/// Widest heads that its registers hold.
-const MOST_HEAD_WIDTH: usize = 128;
 /// Bytes under way to a multiprocessor: with 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`.
 const UNDER_WAY: u32 = 64 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
@@ -156,7 +159,7 @@ fn fits(desc: &ModelDesc) -> bool {
     desc.experts.is_none_or(|experts| fits_experts(experts, desc.n_ff))
         && desc.norm == Norm::Rms
         && desc.qk_norm != Some(QkNorm::Row)
-        && kv_cache::head_width(desc).is_ok_and(|width| width <= MOST_HEAD_WIDTH)
+        && kv_cache::head_width(desc).is_ok()
         && [desc.n_embd, desc.n_embd_q(), desc.n_ff].iter().all(|width| width.is_multiple_of(4))
         && desc.n_embd_q().max(desc.n_ff) <= KIGO_STEP_MOST_COLUMNS as usize
 }
@@ -218,10 +221,11 @@ fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
     MOST_CHUNKS * desc.n_head * (head_width + 2) * 8
 }
 
-/// Positions up to which so many blocks attend with a row: one has a kv head with some of its heads, a part of their elements, and some chunks.
+/// Positions up to which so many blocks attend with a row: one has a kv head with some of its heads, a part of their elements, and some
+/// chunks. Where there are more of these units than blocks, some have several, one after the other.
 fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
     let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * (head_width / OWN);
-    (n_blocks as usize / n_groups * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
+    ((n_blocks as usize / n_groups).max(1) * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
 }
 
 /// Bytes of the words of a row's step.
@@ -261,9 +265,11 @@ fn products(layer: &LayerPlaces) -> impl Iterator<Item = &Product> {
     layer.attn_qkv.iter().chain([&layer.attn_output, &layer.ffn_down]).chain(gate.into_iter().flatten())
 }
 
-/// What the kernel calls a type; `None` for those that it cannot multiply with.
-fn type_number(quant: QuantType) -> Option<u32> {
-    Some(match quant {
+/// What the kernel calls a type.
+fn type_number(quant: QuantType) -> u32 {
+    match quant {
+        QuantType::F32 => KIGO_TYPE_F32,
+        QuantType::BF16 => KIGO_TYPE_BF16,
         QuantType::F16 => KIGO_TYPE_F16,
         QuantType::Q4_0 => KIGO_TYPE_Q4_0,
         QuantType::Q4_1 => KIGO_TYPE_Q4_1,
@@ -278,8 +284,7 @@ fn type_number(quant: QuantType) -> Option<u32> {
         QuantType::IQ4_NL => KIGO_TYPE_IQ4_NL,
         QuantType::IQ4_XS => KIGO_TYPE_IQ4_XS,
         QuantType::MXFP4 => KIGO_TYPE_MXFP4,
-        QuantType::F32 | QuantType::BF16 => return None,
-    })
+    }
 }
 
 /// The mixture of experts of a layer: its number, from 1 on, the bias of the router, and what the sum is multiplied with.
@@ -297,7 +302,9 @@ struct Listing<'a> {
     n_blocks: u32,
     /// Who takes the next stage's first item, so that all get equally much.
     next_block: u32,
-    /// Bytes of the widest slot, and units of the widest activations as operands.
+    /// Whether some products are of pairs of bfloat16.
+    has_pairs: bool,
+    /// Bytes of the widest slot, and units of halves of the widest activations as operands.
     slot: u32,
     columns: u32,
     /// Units of the widest activations that are there before the router is done, and bytes of what it needs.
@@ -354,8 +361,8 @@ struct Given {
 }
 
 impl Listing<'_> {
-    /// A product with one matrix, of a type that the kernel knows.
-    fn stage(&self, product: &Product, taken: Taken, given: Given, quant: u32) -> KigoStage {
+    /// A product with one matrix.
+    fn stage(&self, product: &Product, taken: Taken, given: Given) -> KigoStage {
         let (b, d) = (self.b, &self.b.desc);
         let at = |offset: Option<u64>| offset.map_or(0, |offset| b.weights.address() + offset);
         let n_tiles = product.n_tiles as u32;
@@ -370,7 +377,7 @@ impl Listing<'_> {
             route_bias: 0,
             kind: given.kind,
             take: taken.take,
-            quant,
+            quant: type_number(product.quant),
             weight_scale: product.weight_scale,
             n_rows: product.n_rows as u32,
             n_records: product.n_records as u32,
@@ -411,21 +418,22 @@ impl Listing<'_> {
     fn make_room(&mut self, product: &Product, n_vectors: u32) -> u32 {
         let record = record_bytes(product.quant) as u32;
         let piece = (PIECE / record).max(1) * record;
-        let units = product.n_records as u32 * record_units(product.quant);
+        let n_pairs = if wants_bf16(product.quant) { 2 } else { 1 };
+        let units = n_pairs * product.n_records as u32 * record_units(product.quant);
+        self.has_pairs |= n_pairs == 2;
         self.slot = self.slot.max(piece.next_multiple_of(LINE));
         self.columns = self.columns.max(n_vectors * units);
         units
     }
 
-    /// Adds a product; `None` where the kernel cannot compute it.
-    fn product(&mut self, product: &Product, taken: Taken, given: Given) -> Option<()> {
-        let stage = self.stage(product, taken, given, type_number(product.quant)?);
+    /// Adds a product.
+    fn product(&mut self, product: &Product, taken: Taken, given: Given) {
+        let stage = self.stage(product, taken, given);
         let units = self.make_room(product, 1);
         if stage.kind != KIGO_STAGE_LOGITS {
             self.columns_beside = self.columns_beside.max(units);
         }
         self.push(stage);
-        Some(())
     }
 
     /// Adds a product with the matrices of the experts that are used; `None` where the kernel cannot compute it.
@@ -434,7 +442,7 @@ impl Listing<'_> {
         let mixes = given.kind == KIGO_STAGE_MIXED;
         let n_used = experts.n_expert_used as u32;
         let is_own = taken.take == KIGO_TAKE_EXPERTS;
-        let stage = self.stage(product, taken, given, type_number(product.quant)?);
+        let stage = self.stage(product, taken, given);
         self.make_room(product, if is_own { n_used } else { 1 });
         let shared = KigoStage {
             route_bias: of.router_bias.map_or(0, |offset| self.b.weights.address() + offset),
@@ -477,16 +485,20 @@ impl Listing<'_> {
             n_used: added.n_used,
         };
         let mut taken = residual(before, l.attn_norm);
+        // They share operands.
+        if l.attn_qkv.iter().any(|product| wants_bf16(product.quant) != wants_bf16(l.attn_qkv[0].quant)) {
+            return None;
+        }
         for product in &l.attn_qkv {
             let out = words.qkv + (product.first_tile * TILE_ROWS * 4) as u64;
-            self.product(product, taken, Given { kind: KIGO_STAGE_VALUES, out, bias: [None; 2] })?;
+            self.product(product, taken, Given { kind: KIGO_STAGE_VALUES, out, bias: [None; 2] });
             taken.take = KIGO_TAKE_SAME;
         }
         let mut attention = *self.stages.last()?;
         (attention.kind, attention.take) = (KIGO_STAGE_ATTENTION, KIGO_TAKE_SAME);
         self.stages.push(attention);
         let given = Given { kind: KIGO_STAGE_VALUES, out: words.attn, bias: [l.attn_output_bias, None] };
-        self.product(&l.attn_output, Taken::words(words.mix), given)?;
+        self.product(&l.attn_output, Taken::words(words.mix), given);
         let next = layer + 1;
         let attention = if next < b.desc.n_layer() { next as u32 } else { KIGO_NO_ATTENTION };
         let attn = Added { words: words.attn, n_used: 1, post_norm: l.attn_post_norm, scale: b.desc.residual_scale };
@@ -499,9 +511,10 @@ impl Listing<'_> {
         let up = Given { kind, out: words.ff, bias };
         let down = [l.ffn_down_bias, None];
         let Some((router, router_bias)) = &l.ffn_gate_inp else {
-            self.product(gate, taken, up)?;
+            self.product(gate, taken, up);
             let given = Given { kind: KIGO_STAGE_VALUES, out: words.ffn, bias: down };
-            return self.product(&l.ffn_down, Taken::words(words.ff), given);
+            self.product(&l.ffn_down, Taken::words(words.ff), given);
+            return Some(());
         };
         // What is normed later is not multiplied before.
         let scale = if l.ffn_post_norm.is_some() { 1.0 } else { b.desc.residual_scale };
@@ -535,7 +548,7 @@ impl Listing<'_> {
     fn router(&mut self, router: &Product, taken: Taken, out: u64, mixture: u32) -> Option<()> {
         let given = Given { kind: KIGO_STAGE_ROUTER, out, bias: [None; 2] };
         let stage =
-            KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given, 0) };
+            KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given) };
         if router.quant != QuantType::F32 || stage.n_items > self.n_blocks {
             return None;
         }
@@ -582,7 +595,9 @@ impl Step {
         let Some(listing) = list(b, &memory)? else { return Ok(None) };
         let n_layer = desc.n_layer();
         let mut launches = [None; MOST_ROWS];
-        for (launch, n_rows) in launches.iter_mut().zip(1..=most_rows(desc) as u32) {
+        // For several rows there is no code for pairs.
+        let most = if listing.has_pairs { 1 } else { most_rows(desc) };
+        for (launch, n_rows) in launches.iter_mut().zip(1..=most as u32) {
             *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows);
         }
         if launches[0].is_none() {
@@ -609,7 +624,11 @@ impl Step {
         // No word is there.
         let words = memory.len() - words_bytes(desc);
         memory.fill_part_u8(&b.stream, words..memory.len(), 0xFF)?;
-        let name = if desc.experts.is_some() { "step_experts" } else { "step" };
+        let name = match (desc.experts, listing.has_pairs) {
+            (Some(_), _) => "step_experts",
+            (None, true) => "step_pairs",
+            (None, false) => "step",
+        };
         let module = Module::load(&b.context, embedded("step")?)?;
         let kernel_of = |name, besides| -> Result<Function> {
             let kernel = module.function(name)?;
@@ -716,6 +735,7 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         stages: try_vec(desc.n_layer() * STAGES_OF_LAYER + 1, "the stages of a step")?,
         n_blocks: b.kernels.card.n_sm,
         next_block: 0,
+        has_pairs: false,
         slot: 0,
         columns: 0,
         columns_beside: 0,
@@ -744,7 +764,9 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
         n_used: before.n_used,
     };
     let given = Given { kind: KIGO_STAGE_LOGITS, out: 0, bias: [None; 2] };
-    Ok(listing.product(&b.places.output, taken, given).map(|()| listing))
+    listing.product(&b.places.output, taken, given);
+    // Kernels for mixtures have no code for pairs.
+    Ok((desc.experts.is_none() || !listing.has_pairs).then_some(listing))
 }
 
 /// The shared memory of so many rows; `None` where there is too little, or too few blocks to attend with all of them.
