@@ -78,6 +78,13 @@ struct Operands {
         *reinterpret_cast<uint2*>(to) = value.high;
     }
 
+    // The same of halves as they are, where `has`; called by whole warps.
+    __device__ __forceinline__ void put_where(uint32_t first, uint32_t more, float4 v, bool has) const {
+        const QuadPlace place(first);
+        const Quad value = make_quad<false>(v);
+        if (has) *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
+    }
+
     // Those of the i-th of some vectors.
     __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2, to_rests}; }
 };
@@ -403,21 +410,22 @@ struct Worker {
                 float4* x = this->x(row);
                 const Operands<kPairs> operands = this->operands(s, row);
                 float largest = 0;
+                // Without branches, so that quads need not wait for each other.
 #pragma unroll
                 for (int i = 0; i < kQuads; i++) {
                     const uint32_t q = first + i * kWarp;
-                    if (q >= own.last) break;
+                    const bool has = q < own.last;
                     float4 v = values_of(given.in[i]);
                     if constexpr (kAdds) {
-                        const float4 old = x[q];
-                        v = !has_words ? old
-                                       : float4{__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
-                                                __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
-                        x[q] = v;
+                        const float4 old = has ? x[q] : float4{0, 0, 0, 0};
+                        v = {__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
+                             __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
+                        if (!has_words) v = old;
+                        if (has) x[q] = v;
                         v = {__fmul_rn(v.x, w[i].x), __fmul_rn(v.y, w[i].y), __fmul_rn(v.z, w[i].z), __fmul_rn(v.w, w[i].w)};
                     }
                     largest = fmaxf(largest, ::largest_of(v));
-                    operands.put(first, i, v, 1);
+                    operands.put_where(first, i * kWarp, v, has);
                 }
                 given = next;
                 __syncwarp();
@@ -890,7 +898,9 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
 extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false, false>(p); }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true, false, false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) {
+    run_step<true, false, false>(p);
+}
 
 extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true, false>(p); }
 

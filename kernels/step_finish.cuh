@@ -116,8 +116,8 @@ struct Finisher {
         for (uint32_t first = threadIdx.x % kWarp; first < n_quads; first += kThreads) {
 #pragma unroll
             for (int w = 0; w < kWarps; w++) {
-                if (first + w * kWarp >= n_quads) break;
-                const float4 v = x[first + w * kWarp];
+                // A zero changes no sum; a branch would make loads wait for each other.
+                const float4 v = first + w * kWarp < n_quads ? x[first + w * kWarp] : float4{0, 0, 0, 0};
                 of_warp[w] = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, of_warp[w]))));
             }
         }

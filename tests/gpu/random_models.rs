@@ -302,8 +302,11 @@ fn rows_as_one_kernel() {
             for nanoseconds in [0, 2_000, 30_000] {
                 assert!(step.delay_steps(nanoseconds), "{shape:?} is not run as one kernel");
                 for (sequence, &n_before) in N_BEFORE.iter().enumerate() {
-                    let row = |(position, &token): (usize, &u32)| {
-                        Row { token, position: position as u32, sequence: sequence as u64, logits: false }
+                    let row = |(position, &token): (usize, &u32)| Row {
+                        token,
+                        position: position as u32,
+                        sequence: sequence as u64,
+                        logits: false,
                     };
                     let rows: Vec<Row> = of(sequence)[..n_before].iter().enumerate().map(row).collect();
                     step.sequence_reserve(sequence as u64, of(sequence).len()).unwrap();
@@ -327,7 +330,11 @@ fn rows_as_one_kernel() {
                     for (row, &i) in company.iter().enumerate() {
                         let same = bits(step.logits(row).unwrap()) == bits(&expected[i][n_had[i]]);
                         let name = format!("{shape:?} in {}, {features:?}", quant_type.name());
-                        assert!(same, "row {row} of {} in round {round}, delays of {nanoseconds} ns: {name}", rows.len());
+                        assert!(
+                            same,
+                            "row {row} of {} in round {round}, delays of {nanoseconds} ns: {name}",
+                            rows.len()
+                        );
                         n_had[i] += 1;
                     }
                 }
