@@ -805,7 +805,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     store_part(&block.attention, load_part(attentions));
     step_sync();
     if (threadIdx.x == 0) {
-        block.sight.units = UnitsOfBlock(block.attention.attention, block.attention.heads.qkv.dp, attending);
+        block.sight.heads = BlockHeads(block.attention.attention, block.attention.heads.qkv.dp, attending);
     }
     step_sync();
     bring_near(block.attention, table, block.sight);

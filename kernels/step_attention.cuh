@@ -51,35 +51,23 @@ struct RowBlock {
     }
 };
 
-// The heads of a unit of attention: a kv head with some of its heads, of which the unit mixes a part of the elements. A block has every
-// so many-th; where there are fewer units than blocks, several blocks have the same one and share the chunks that the row sees.
-struct HeadUnit {
-    uint32_t head_kv, of_group, of_head;
+// What a block has of every attention: a kv head with some of its heads, of which it mixes a part of the elements, and every n_splits-th
+// chunk that the row sees, from number `split` on.
+struct BlockHeads {
+    uint32_t head_kv, of_group, of_head, split, n_splits;
 
-    __device__ __forceinline__ static uint32_t per_kv(const KigoAttention& p, uint32_t dp) {
-        return (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * parts_of_head(dp);
-    }
+    BlockHeads() = default;
 
-    __device__ __forceinline__ HeadUnit(const KigoAttention& p, uint32_t dp, uint32_t unit) {
-        const uint32_t n_parts = parts_of_head(dp), of_kv = unit % per_kv(p, dp);
-        head_kv = unit / per_kv(p, dp);
-        of_group = of_kv / n_parts;
-        of_head = of_kv % n_parts;
-    }
-};
-
-// What a block has of every attention: its first unit, from which the next is `apart` on, and every n_splits-th chunk.
-struct UnitsOfBlock {
-    uint32_t first_unit, apart, n_units, split, n_splits;
-
-    UnitsOfBlock() = default;
-
-    __device__ __forceinline__ UnitsOfBlock(const KigoAttention& p, uint32_t dp, const RowBlock& block) {
-        n_units = p.n_head_kv * HeadUnit::per_kv(p, dp);
-        n_splits = max(1u, block.n_blocks / n_units);
-        apart = block.n_blocks / n_splits;
-        first_unit = block.number < block.n_blocks ? block.number / n_splits : n_units;
+    __device__ __forceinline__ BlockHeads(const KigoAttention& p, uint32_t dp, const RowBlock& block) {
+        const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
+        n_splits = block.n_blocks / (p.n_head_kv * of_kv);
+        const uint32_t unit = block.number / n_splits;
         split = block.number % n_splits;
+        head_kv = unit / of_kv;
+        of_group = unit % of_kv / n_parts;
+        of_head = unit % n_parts;
+        // Blocks that no heads are left for.
+        if (head_kv >= p.n_head_kv) split = ~0u;
     }
 };
 
@@ -93,16 +81,15 @@ struct AttentionShare {
 
     AttentionShare() = default;
 
-    __device__ __forceinline__ AttentionShare(const UnitsOfBlock& units, const KigoAttention& p, uint32_t position) : n_splits(units.n_splits) {
-        const uint32_t split = units.split;
+    __device__ __forceinline__ AttentionShare(const BlockHeads& heads, const KigoAttention& p, uint32_t position) : n_splits(heads.n_splits) {
+        const uint32_t split = heads.split;
         const uint32_t first_seen = first_page_of(position, p.before), first_chunk = first_seen / kChunk;
         const uint32_t n_seen = position / KIGO_PAGE + 1;
         n_chunks = (n_seen - 1) / kChunk + 1 - first_chunk;
         first_page = (first_chunk + split) * kChunk;
         n_unseen = max(first_seen, first_page) - first_page;
         n_pages = 0;
-        // Some blocks have no units.
-        if (units.first_unit >= units.n_units || split >= n_chunks) return;
+        if (split >= n_chunks) return;
         const uint32_t n_before = (n_chunks - 1 - split) / n_splits;
         n_pages = n_before * kChunk + min(kChunk, n_seen - page(n_before * kChunk));
     }
@@ -116,7 +103,7 @@ struct AttentionShare {
 // Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
     uint64_t pages[KIGO_STEP_PAGES];
-    UnitsOfBlock units;
+    BlockHeads heads;
     AttentionShare share;
     uint32_t position;
 };
@@ -137,18 +124,13 @@ __device__ __forceinline__ void bring_near(const KigoStageAttention& a, uint64_t
     if (threadIdx.x >= KIGO_STEP_PAGES) return;
     const KigoAttention& p = a.attention;
     const uint32_t dp = a.heads.qkv.dp;
-    const UnitsOfBlock units = sight.units;
-    const AttentionShare share(units, p, sight.position);
+    const BlockHeads heads = sight.heads;
+    const AttentionShare share(heads, p, sight.position);
     if (threadIdx.x == 0) sight.share = share;
     if (!share.sees(threadIdx.x)) return;
-    const uint64_t page = __ldcg(at<uint64_t>(table) + p.table + share.page(threadIdx.x));
-    sight.pages[threadIdx.x] = page;
-    if (threadIdx.x >= kNear) return;
-#pragma unroll 1
-    for (uint32_t unit = units.first_unit; unit < units.n_units; unit += units.apart) {
-        const HeadUnit of(p, dp, unit);
-        bring_page(page + page_offset(p, dp, of.head_kv), dp, of.of_head);
-    }
+    const uint64_t address = __ldcg(at<uint64_t>(table) + p.table + share.page(threadIdx.x)) + page_offset(p, dp, heads.head_kv);
+    sight.pages[threadIdx.x] = address;
+    if (threadIdx.x < kNear) bring_page(address, dp, heads.of_head);
 }
 
 // Marked words: f32 in the lower half of 64 bits, the mark of the attention that wrote it in the upper. So one buffer serves all layers: no
@@ -246,261 +228,254 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     const AttentionShare own = sight.share;
     if (own.n_pages == 0) return;
     const uint32_t position = sight.position, group = p.n_head / p.n_head_kv;
-    const UnitsOfBlock units = sight.units;
+    const BlockHeads block = sight.heads;
+    const uint32_t m_first = block.of_group * kHeads, first_dim = block.of_head * kOwn;
+    const uint32_t head = block.head_kv * group + m_first, heads = min(kHeads, group - m_first);
     // Whether the last of its pages is the token's own.
     const bool has_last = own.page(own.n_pages - 1) == position / KIGO_PAGE;
-#pragma unroll 1
-    for (uint32_t unit = units.first_unit; unit < units.n_units; unit += units.apart) {
-        const HeadUnit of(p, kDp, unit);
-        const uint32_t m_first = of.of_group * kHeads, first_dim = of.of_head * kOwn;
-        const uint32_t head = of.head_kv * group + m_first, heads = min(kHeads, group - m_first);
-        const uint64_t here = page_offset(p, kDp, of.head_kv);
-        // Zeros, lest the compiler keep them for the next time.
-        uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
-        auto load_k = [&](uint32_t i) {
-            if (!own.sees(i)) return;
-            const uint4* from = at<uint4>(sight.pages[i] + here);
+    // Zeros, lest the compiler keep them for the next time.
+    uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
+    auto load_k = [&](uint32_t i) {
+        if (!own.sees(i)) return;
+        const uint4* from = at<uint4>(sight.pages[i]);
 #pragma unroll
-            for (int j = 0; j < kPieces; j++) {
+        for (int j = 0; j < kPieces; j++) {
 #pragma unroll
-                for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
-            }
-        };
-        auto load_v = [&](uint32_t i) {
-            if (!own.sees(i)) return;
-            const uint4* from = at<uint4>(sight.pages[i] + here) + KIGO_PAGE * (kDp / 8);
-#pragma unroll
-            for (int n = 0; n < kDims; n++) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
-            }
-        };
-        load_k(side);
-        load_v(side);
-
-        // The unit before is done with this memory.
-        if (unit != units.first_unit) step_sync();
-        for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
-            reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
+            for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
         }
-        step_sync();
-        // A team of warps takes a head of q, or that of k or v, and others at the same time; a thread a pair of elements of each.
-        static_assert(kAtOnce <= kMostHeadsOfTeam);
-        const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
-        const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
-        const uint32_t n_vectors = heads + (has_last ? 2 : 0);
-#pragma unroll 1
-        for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
-            bool has[kAtOnce];
-            HeadElements elements[kAtOnce];
-            float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
-            const uint32_t* at_words[2 * kAtOnce];
-            const auto bias_of = [&](const HeadElements& e) {
-                return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
-            };
-            // Two of a head's elements of a vector, which may be null.
-            const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
-                if (!vector) return {0, 0};
-                const float* from = reinterpret_cast<const float*>(vector) + first;
-                return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : 0, e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : 0};
-            };
-            auto which = [&](uint32_t i) { return first + i * n_teams + team; };
+    };
+    auto load_v = [&](uint32_t i) {
+        if (!own.sees(i)) return;
+        const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
 #pragma unroll
-            for (uint32_t i = 0; i < kAtOnce; i++) {
-                has[i] = team < n_teams && which(i) < n_vectors && pair < n_pairs;
-                const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + of.head_kv + (which(i) == heads ? 0 : p.n_head_kv);
-                const uint32_t tile = of_all * per_head + pair / 8;
-                elements[i] = head_elements(qkv, tile, pair % 8);
-                // Does not depend on what is awaited.
-                turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], row) : float2{};
-                biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
-                weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
-                const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
-                at_words[2 * i] = has[i] ? words : nullptr;
-                at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
-            }
-            Words<2 * kAtOnce> words;
-            words.await(at_words);
-            float low[kAtOnce], high[kAtOnce];
+        for (int n = 0; n < kDims; n++) {
 #pragma unroll
-            for (uint32_t i = 0; i < kAtOnce; i++) {
-                const HeadElements& e = elements[i];
-                low[i] = __uint_as_float(words.in[2 * i]), high[i] = __uint_as_float(words.in[2 * i + 1]);
-                if (!has[i] || !bias_of(e)) continue;
-                if (e.dims.low < qkv.head_dim) low[i] = __fadd_rn(low[i], biases[i].x);
-                if (e.dims.high < qkv.head_dim) high[i] = __fadd_rn(high[i], biases[i].y);
-            }
-            if (a.heads.norm_weight[0]) {
-                // Those before have been read.
-                if (first > 0) step_sync();
-#pragma unroll
-                for (uint32_t i = 0; i < kAtOnce; i++) {
-                    const float squares = warp_sum(has[i] ? __fmaf_rn(low[i], low[i], __fmul_rn(high[i], high[i])) : 0);
-                    if (lane == 0) s.squares[i][warp] = squares;
-                }
-                step_sync();
-#pragma unroll
-                for (uint32_t i = 0; i < kAtOnce; i++) {
-                    const HeadElements& e = elements[i];
-                    if (!has[i] || e.part == 2) continue;
-                    float sum = s.squares[i][team * team_warps];
-                    for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[i][team * team_warps + w]);
-                    const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
-                    if (e.dims.low < qkv.head_dim) low[i] = __fmul_rn(__fmul_rn(low[i], factor), weights[i].x);
-                    if (e.dims.high < qkv.head_dim) high[i] = __fmul_rn(__fmul_rn(high[i], factor), weights[i].y);
-                }
-            }
-#pragma unroll
-            for (uint32_t i = 0; i < kAtOnce; i++) {
-                if (!has[i]) continue;
-                const HeadElements& e = elements[i];
-                turn_elements(qkv, e, turns[i], low[i], high[i]);
-                if (e.part == 0) {
-                    low[i] = __fmul_rn(low[i], qkv.q_scale);
-                    high[i] = __fmul_rn(high[i], qkv.q_scale);
-                }
-                const __half rounded[2] = {saturated_half(low[i]), saturated_half(high[i])};
-                __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
-                to[e.place] = rounded[0];
-                to[e.place + 8] = rounded[1];
-                if (e.part == 0 || of.of_group != 0 || of.of_head != 0) continue;
-                __half* keys = at<__half>(sight.pages[own.n_pages - 1] + here);
-                const uint32_t of_page = position % KIGO_PAGE;
-                if (e.part == 1) {
-                    keys[of_page * kDp + e.place] = rounded[0];
-                    keys[of_page * kDp + e.place + 8] = rounded[1];
-                } else {
-                    keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
-                    keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
-                }
-            }
+            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
         }
-        step_sync();
+    };
+    load_k(side);
+    load_v(side);
 
-        // A warp folds the pages' mixes of a head, a lane one element of it.
-        float M = -INFINITY, L = -0.0f, O = -0.0f;
-        uint32_t page = own.first_page + side;
+    for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
+        reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
+    }
+    step_sync();
+    // A team of warps takes a head of q, or that of k or v, and others at the same time; a thread a pair of elements of each.
+    static_assert(kAtOnce <= kMostHeadsOfTeam);
+    const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
+    const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
+    const uint32_t n_vectors = heads + (has_last ? 2 : 0);
 #pragma unroll 1
-        for (uint32_t first = 0; first < own.n_pages; first += kPagesAtOnce) {
-            const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread;
-            if (thread < kPagesAtOnce && own.sees(far)) bring_page(sight.pages[far] + here, kDp, of.of_head);
-            if (own.sees(mine)) {
-                const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
-                // What this token adds is not in memory yet.
-                const bool is_last = last_key < KIGO_PAGE;
-                if (is_last) {
+    for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
+        bool has[kAtOnce];
+        HeadElements elements[kAtOnce];
+        float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
+        const uint32_t* at_words[2 * kAtOnce];
+        const auto bias_of = [&](const HeadElements& e) {
+            return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
+        };
+        // Two of a head's elements of a vector, which may be null.
+        const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
+            if (!vector) return {0, 0};
+            const float* from = reinterpret_cast<const float*>(vector) + first;
+            return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : 0, e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : 0};
+        };
+        auto which = [&](uint32_t i) { return first + i * n_teams + team; };
 #pragma unroll
-                    for (int i = 0; i < kKeys; i++) {
-                        const bool is_new = static_cast<int32_t>(key_of(kKeys * part + i, g)) == last_key;
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            has[i] = team < n_teams && which(i) < n_vectors && pair < n_pairs;
+            const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + block.head_kv + (which(i) == heads ? 0 : p.n_head_kv);
+            const uint32_t tile = of_all * per_head + pair / 8;
+            elements[i] = head_elements(qkv, tile, pair % 8);
+            // Does not depend on what is awaited.
+            turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], row) : float2{};
+            biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
+            weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
+            const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
+            at_words[2 * i] = has[i] ? words : nullptr;
+            at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
+        }
+        Words<2 * kAtOnce> words;
+        words.await(at_words);
+        float low[kAtOnce], high[kAtOnce];
 #pragma unroll
-                        for (int j = 0; j < kPieces; j++) {
-                            const uint4 added = *reinterpret_cast<const uint4*>(s.k + 32 * j + 8 * t);
-                            k[i][j] = is_new ? added : k[i][j];
-                        }
-                    }
-                }
-                float scored[kKeys][4], m[2], l[2];
-                scores<kDp, kKeys>(
-                    scored,
-                    [&](int j, int r) {
-                        return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
-                    },
-                    [&](int i, int j) { return k[i][j]; });
-                load_k(next);
-                cap_scores(p, scored);
-                if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
-                    mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
-                }
-                largest<kKeys>(scored, m);
-                if (t == 0) {
-                    s.page_largest[side][part][g] = m[0];
-                    s.page_largest[side][part][g + 8] = m[1];
-                }
-                barrier_wait(2 + side, kTeam * kWarp);
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            const HeadElements& e = elements[i];
+            low[i] = __uint_as_float(words.in[2 * i]), high[i] = __uint_as_float(words.in[2 * i + 1]);
+            if (!has[i] || !bias_of(e)) continue;
+            if (e.dims.low < qkv.head_dim) low[i] = __fadd_rn(low[i], biases[i].x);
+            if (e.dims.high < qkv.head_dim) high[i] = __fadd_rn(high[i], biases[i].y);
+        }
+        if (a.heads.norm_weight[0]) {
+            // Those before have been read.
+            if (first > 0) step_sync();
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const auto& of = s.page_largest[side];
-                    const int i = g + 8 * r;
-                    m[r] = of[0][i];
-#pragma unroll
-                    for (uint32_t other = 1; other < kTeam; other++) m[r] = fmaxf(m[r], of[other][i]);
-                }
-                uint32_t w[4][4];
-#pragma unroll
-                for (int j = 0; j < kKeys / 2; j++) {
-                    weigh(w[j], scored + 2 * j, m);
-                    s.page_weights[side][part * (kKeys / 2) + j][lane] = make_uint4(w[j][0], w[j][1], w[j][2], w[j][3]);
-                }
-                barrier_wait(2 + side, kTeam * kWarp);
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const uint4 x = s.page_weights[side][j][lane];
-                    w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
-                }
-                sum_weights(l, w);
-                if (is_last) {
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
-#pragma unroll
-                        for (int n = 0; n < kDims; n++) {
-                            const uint32_t value = __half_as_ushort(s.v[first_dim + (part * kDims + n) * 8 + g]) * 0x10001u;
-                            const uint32_t word = of_piece / 2;
-                            auto put = [&](uint32_t& to, uint32_t i) {
-                                const uint32_t mask = word == i ? place : 0;
-                                to = (to & ~mask) | (value & mask);
-                            };
-                            put(v[n][h].x, 0);
-                            put(v[n][h].y, 1);
-                            put(v[n][h].z, 2);
-                            put(v[n][h].w, 3);
-                        }
-                    }
-#pragma unroll
-                    for (int n = 0; n < kDims; n++) {
-#pragma unroll
-                        for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
-                    }
-                }
-                float o[kDims][4];
-                mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
-                load_v(next);
-                if (g < heads) {
-                    if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
-                    float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
-#pragma unroll
-                    for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
-                }
-            } else {
-                load_k(next);
-                load_v(next);
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                const float squares = warp_sum(has[i] ? __fmaf_rn(low[i], low[i], __fmul_rn(high[i], high[i])) : 0);
+                if (lane == 0) s.squares[i][warp] = squares;
             }
             step_sync();
-            const bool ends_chunk = (first + kPagesAtOnce) % kChunk == 0, ends = ends_chunk || first + kPagesAtOnce >= own.n_pages;
-            if (warp < heads) {
 #pragma unroll
-                for (uint32_t of_page = 0; of_page < kPagesAtOnce; of_page++) {
-                    if (!own.sees(first + of_page)) continue;
-                    const float2 ml = s.page_sums[of_page][warp];
-                    const float mixed = mixes[(of_page * heads + warp) * kOwn + lane];
-                    const Factors f = rescale(M, ml.x);
-                    L = fold(L, ml.y, f);
-                    O = fold(O, mixed, f);
-                }
-                const uint32_t d = first_dim + lane;
-                if (ends && own.n_chunks == 1) {
-                    const float factor = last_factor(p, head + warp, M, L);
-                    if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O, factor));
-                } else if (ends) {
-                    uint64_t* to = chunk_words(partials, p, kDp, units.split + first / kChunk * own.n_splits, head + warp);
-                    if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
-                    store_marked(to + 2 + d, O, mark);
-                    M = -INFINITY, L = -0.0f, O = -0.0f;
+            for (uint32_t i = 0; i < kAtOnce; i++) {
+                const HeadElements& e = elements[i];
+                if (!has[i] || e.part == 2) continue;
+                float sum = s.squares[i][team * team_warps];
+                for (uint32_t w = 1; w < team_warps; w++) sum = __fadd_rn(sum, s.squares[i][team * team_warps + w]);
+                const float factor = norm_factor(sum, qkv.head_dim, a.heads.eps);
+                if (e.dims.low < qkv.head_dim) low[i] = __fmul_rn(__fmul_rn(low[i], factor), weights[i].x);
+                if (e.dims.high < qkv.head_dim) high[i] = __fmul_rn(__fmul_rn(high[i], factor), weights[i].y);
+            }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            if (!has[i]) continue;
+            const HeadElements& e = elements[i];
+            turn_elements(qkv, e, turns[i], low[i], high[i]);
+            if (e.part == 0) {
+                low[i] = __fmul_rn(low[i], qkv.q_scale);
+                high[i] = __fmul_rn(high[i], qkv.q_scale);
+            }
+            const __half rounded[2] = {saturated_half(low[i]), saturated_half(high[i])};
+            __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
+            to[e.place] = rounded[0];
+            to[e.place + 8] = rounded[1];
+            if (e.part == 0 || block.of_group != 0 || block.of_head != 0) continue;
+            __half* keys = at<__half>(sight.pages[own.n_pages - 1]);
+            const uint32_t of_page = position % KIGO_PAGE;
+            if (e.part == 1) {
+                keys[of_page * kDp + e.place] = rounded[0];
+                keys[of_page * kDp + e.place + 8] = rounded[1];
+            } else {
+                keys[KIGO_PAGE * kDp + e.place * KIGO_PAGE + of_page] = rounded[0];
+                keys[KIGO_PAGE * kDp + (e.place + 8) * KIGO_PAGE + of_page] = rounded[1];
+            }
+        }
+    }
+    step_sync();
+
+    // A warp folds the pages' mixes of a head, a lane one element of it.
+    float M = -INFINITY, L = -0.0f, O = -0.0f;
+    uint32_t page = own.first_page + side;
+#pragma unroll 1
+    for (uint32_t first = 0; first < own.n_pages; first += kPagesAtOnce) {
+        const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread;
+        if (thread < kPagesAtOnce && own.sees(far)) bring_page(sight.pages[far], kDp, block.of_head);
+        if (own.sees(mine)) {
+            const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
+            // What this token adds is not in memory yet.
+            const bool is_last = last_key < KIGO_PAGE;
+            if (is_last) {
+#pragma unroll
+                for (int i = 0; i < kKeys; i++) {
+                    const bool is_new = static_cast<int32_t>(key_of(kKeys * part + i, g)) == last_key;
+#pragma unroll
+                    for (int j = 0; j < kPieces; j++) {
+                        const uint4 added = *reinterpret_cast<const uint4*>(s.k + 32 * j + 8 * t);
+                        k[i][j] = is_new ? added : k[i][j];
+                    }
                 }
             }
-            page += kPagesAtOnce + (ends_chunk ? (own.n_splits - 1) * kChunk : 0);
-            if (first + kPagesAtOnce < own.n_pages) step_sync();
+            float scored[kKeys][4], m[2], l[2];
+            scores<kDp, kKeys>(
+                scored,
+                [&](int j, int r) {
+                    return *reinterpret_cast<const uint4*>(&s.q[g + 8 * r][32 * j + 8 * t]);
+                },
+                [&](int i, int j) { return k[i][j]; });
+            load_k(next);
+            cap_scores(p, scored);
+            if (last_key < KIGO_PAGE - 1 || last_key > static_cast<int32_t>(p.before)) {
+                mask<kKeys>(scored, kKeys * part, t, last_key, last_key, p.before);
+            }
+            largest<kKeys>(scored, m);
+            if (t == 0) {
+                s.page_largest[side][part][g] = m[0];
+                s.page_largest[side][part][g + 8] = m[1];
+            }
+            barrier_wait(2 + side, kTeam * kWarp);
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const auto& of = s.page_largest[side];
+                const int i = g + 8 * r;
+                m[r] = of[0][i];
+#pragma unroll
+                for (uint32_t other = 1; other < kTeam; other++) m[r] = fmaxf(m[r], of[other][i]);
+            }
+            uint32_t w[4][4];
+#pragma unroll
+            for (int j = 0; j < kKeys / 2; j++) {
+                weigh(w[j], scored + 2 * j, m);
+                s.page_weights[side][part * (kKeys / 2) + j][lane] = make_uint4(w[j][0], w[j][1], w[j][2], w[j][3]);
+            }
+            barrier_wait(2 + side, kTeam * kWarp);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                const uint4 x = s.page_weights[side][j][lane];
+                w[j][0] = x.x, w[j][1] = x.y, w[j][2] = x.z, w[j][3] = x.w;
+            }
+            sum_weights(l, w);
+            if (is_last) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const uint32_t of_piece = last_key - (32 * h + 8 * t), place = of_piece % 2 ? 0xffff0000u : 0xffffu;
+#pragma unroll
+                    for (int n = 0; n < kDims; n++) {
+                        const uint32_t value = __half_as_ushort(s.v[first_dim + (part * kDims + n) * 8 + g]) * 0x10001u;
+                        const uint32_t word = of_piece / 2;
+                        auto put = [&](uint32_t& to, uint32_t i) {
+                            const uint32_t mask = word == i ? place : 0;
+                            to = (to & ~mask) | (value & mask);
+                        };
+                        put(v[n][h].x, 0);
+                        put(v[n][h].y, 1);
+                        put(v[n][h].z, 2);
+                        put(v[n][h].w, 3);
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < kDims; n++) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) trim(v[n][h], last_key + 1 - static_cast<int32_t>(h * 32 + t * 8));
+                }
+            }
+            float o[kDims][4];
+            mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
+            load_v(next);
+            if (g < heads) {
+                if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
+                float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
+#pragma unroll
+                for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
+            }
+        } else {
+            load_k(next);
+            load_v(next);
         }
+        step_sync();
+        const bool ends_chunk = (first + kPagesAtOnce) % kChunk == 0, ends = ends_chunk || first + kPagesAtOnce >= own.n_pages;
+        if (warp < heads) {
+            const uint32_t n = min(kPagesAtOnce, own.n_pages - first);
+#pragma unroll 1
+            for (uint32_t of_page = max(first, own.n_unseen) - first; of_page < n; of_page++) {
+                const float2 ml = s.page_sums[of_page][warp];
+                const float mixed = mixes[(of_page * heads + warp) * kOwn + lane];
+                const Factors f = rescale(M, ml.x);
+                L = fold(L, ml.y, f);
+                O = fold(O, mixed, f);
+            }
+            const uint32_t d = first_dim + lane;
+            if (ends && own.n_chunks == 1) {
+                const float factor = last_factor(p, head + warp, M, L);
+                if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O, factor));
+            } else if (ends) {
+                uint64_t* to = chunk_words(partials, p, kDp, block.split + first / kChunk * own.n_splits, head + warp);
+                if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
+                store_marked(to + 2 + d, O, mark);
+                M = -INFINITY, L = -0.0f, O = -0.0f;
+            }
+        }
+        page += kPagesAtOnce + (ends_chunk ? (own.n_splits - 1) * kChunk : 0);
+        if (first + kPagesAtOnce < own.n_pages) step_sync();
     }
 }
 

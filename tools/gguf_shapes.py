@@ -104,7 +104,6 @@ SHAPES = {
     "gemma3-1b": Shape("gemma3", 26, 1152, 4, 1, 256, 6912, 262144, True, window=512),
     "llama-8b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 128256),
     "mixtral-8x7b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 32000, n_expert=8, n_expert_used=2),
-    "llama2-13b": Shape("llama", 40, 5120, 40, 40, 128, 13824, 32000, n_ctx=4096, rope_base=1e4),
     "llama-70b": Shape("llama", 80, 8192, 64, 8, 128, 28672, 128256),
     "gpt2-124m": Shape("gpt2", 12, 768, 12, 12, 64, 3072, 50257, True, n_ctx=1024),
     "gpt-oss-20b": Shape(

@@ -44,6 +44,10 @@ const _: () =
     assert!(CHUNKS_OF_BLOCK * CHUNK + PAGES_AHEAD * kv_cache::PAGE <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
 /// Chunks of a context at most, which decide what their partial results take.
 const MOST_CHUNKS: usize = 80;
+/// Widest heads of which two warps hold a page, and positions up to which wider ones are faster than with the kernels of larger batches:
+/// on an H200 Gemma 3 of 1B in `Q4_K_M` takes 4 % less after 128 positions and 6 % longer after 500, Gemma 2 of 2B 7 % less and 1 % longer.
+const MOST_TEAM_WIDTH: usize = 128;
+const WIDE_POSITIONS: usize = 256;
 /// Elements of a head that a block mixes: `kOwn` of `kernels/step_attention.cuh`.
 const OWN: usize = 32;
 /// Bytes under way to a multiprocessor: with 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`.
@@ -81,8 +85,8 @@ const COLUMNS_APART: usize = 4096;
 const WORD_SETS: usize = 2;
 /// Bytes of the rows' numbers of steps, and of the hole behind them.
 const NUMBER_BYTES: usize = 256;
-/// Rows that a step has at most, and up to which it is faster than the kernels of larger batches: two rows of a Llama of 1B take 14 % less on
-/// an H200 in `Q4_K_M` and 10 % in f16, of one of 8B in `Q4_K_M` 3 %, of a Qwen2 of 0.5B 5 %; three as long, or longer.
+/// Rows that a step has at most, and up to which it is faster than the kernels of larger batches: two rows of a Llama of 1B take 17 % less on
+/// an H200 in `Q4_K_M` and 12 % in f16, of one of 8B in `Q4_K_M` 3 %, of a Qwen2 of 0.5B 5 %; with three and more some models take longer.
 const MOST_ROWS: usize = KIGO_STEP_ROWS as usize;
 const FAST_ROWS: usize = 2;
 /// Bytes that a row's sums take where there are several: `kTurns` and `kMostTiles` of `kernels/step_finish.cuh`, a tile of f32 each slice.
@@ -223,10 +227,10 @@ fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
 }
 
 /// Positions up to which so many blocks attend with a row: one has a kv head with some of its heads, a part of their elements, and some
-/// chunks. Where there are more of these units than blocks, some have several, one after the other.
+/// chunks.
 fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
     let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * (head_width / OWN);
-    ((n_blocks as usize / n_groups).max(1) * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
+    (n_blocks as usize / n_groups * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
 }
 
 /// Bytes of the words of a row's step.
@@ -587,6 +591,8 @@ impl Step {
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
+        let is_wide = b.kernels.head_width > MOST_TEAM_WIDTH;
+        let wanted_positions = if path == DecodePath::Auto && is_wide { WIDE_POSITIONS } else { usize::MAX };
         if !wanted || !fits(desc) || !card.crowds {
             return Ok(None);
         }
@@ -599,7 +605,8 @@ impl Step {
         let fastest = if path == DecodePath::Auto { FAST_ROWS } else { MOST_ROWS };
         let most = if listing.has_pairs { 1 } else { most_rows(desc).min(fastest) };
         for (launch, n_rows) in launches.iter_mut().zip(1..=most as u32) {
-            *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows);
+            *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows)
+                .map(|shared| Shared { n_positions: shared.n_positions.min(wanted_positions), ..shared });
         }
         if launches[0].is_none() {
             return Ok(None);
