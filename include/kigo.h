@@ -394,9 +394,9 @@
  *       load then does not find there. "auto": if the file has more than half of the memory that is available.
  *
  *   "decode_path": "auto", "step" or "stages"; kigo_options_set_str(); default: "auto"
- *       How a GPU computes the next token of an inference that runs alone: as one kernel ("step"), where that can run
- *       the model, or one kernel for each stage ("stages"). "auto" takes what was measured to be faster. The results
- *       are the same.
+ *       How a GPU computes the next token of an inference that runs alone, or of a few together: as one kernel
+ *       ("step"), where that can run the model, or one kernel for each stage ("stages"). "auto" takes what was
+ *       measured to be faster. The results are the same.
  *
  *   "prompt_cache_mib": an integer from 0 to 1073741824; kigo_options_set_i64(); default: 1024
  *       Most MiB of memory, where the model lives, that freed inferences leave for others: one that begins with the

@@ -480,27 +480,30 @@ typedef struct {
 /* Slots of a warp's ring in `step` at most. */
 #define KIGO_STEP_SLOTS 10
 
-/* Threads of a block of `step`, and most of the shared memory that it has besides. */
+/* Threads of a block of `step`, and most of the shared memory that it has besides; that of `step_rows`, and rows that this takes at most. */
 #define KIGO_STEP_THREADS 384
 #define KIGO_STEP_STATIC 9216
+#define KIGO_STEP_ROWS_STATIC 6144
+#define KIGO_STEP_ROWS 8
 /* Pages that a block of `step` attends to at a time. */
 #define KIGO_STEP_PAGES_AT_ONCE 4
 /* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
 #define KIGO_STEP_ATTENTION 9600
 
-/* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time. */
+/* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time; step_rows: for
+ * 2 to KIGO_STEP_ROWS rows of different sequences. */
 typedef struct {
     /* KigoStage [n_stages] */
     uint64_t stages;
     /* KigoStageAttention [layers] */
     uint64_t attentions;
-    /* u32: the number of the step, which embed has raised. */
+    /* u32 [n]: how many steps had such a row, this one among them: embed has raised it. */
     uint64_t number;
-    /* KigoRow */
+    /* KigoRow [n] */
     uint64_t rows;
-    /* f32 [stride] */
+    /* f32 [n][stride] */
     uint64_t x;
-    /* f32 [rows of the head] */
+    /* f32 [n][rows of the head] */
     uint64_t logits;
     /* What attention hands on of each chunk of 512 positions, [chunks][n_head][dp + 2] of 64 bits. */
     uint64_t partials;
@@ -519,6 +522,12 @@ typedef struct {
     uint32_t set_bytes;
     /* Where, from the operands on, what the router needs is: see kernels/step_experts.cuh. */
     uint32_t router_at;
+    /* Of step_rows: rows; bytes from what attention hands on of a row to that of the next; bytes from a row's operands in shared memory
+     * to the next's, an odd multiple of 64; from the operands to the sums that are handed to who finishes. */
+    uint32_t n_rows;
+    uint32_t partials_stride;
+    uint32_t operands_stride;
+    uint32_t sums_at;
 } KigoStep;
 
 /* embed: rows of the token table, and what the step computes from positions alone; grid (n, blocks of a row), one block where
@@ -539,7 +548,7 @@ typedef struct {
     uint64_t magnitudes;
     /* u32 [n], among those: raised to the largest magnitude of x; 0: not wanted. */
     uint64_t x_magnitudes;
-    /* u32: what is raised by one, the number of the step; 0: nothing. */
+    /* u32 [n]: what is raised by one, the rows' numbers of steps; 0: nothing. */
     uint64_t number;
     uint32_t n_magnitudes;
     uint32_t magnitudes_stride;

@@ -655,7 +655,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
         for (uint32_t i = threadIdx.x; i < p.n_magnitudes; i += kThreads) {
             reinterpret_cast<uint32_t*>(p.magnitudes)[size_t(i) * p.magnitudes_stride + blockIdx.x] = 0;
         }
-        if (p.number && threadIdx.x == 0) ++*reinterpret_cast<uint32_t*>(p.number);
+        if (p.number && threadIdx.x == 0) ++reinterpret_cast<uint32_t*>(p.number)[blockIdx.x];
         float2* turns = reinterpret_cast<float2*>(p.turns) + size_t(blockIdx.x) * p.n_turns;
         for (uint32_t i = threadIdx.x; i < p.n_turns; i += kThreads) {
             const double2 angle = reinterpret_cast<const double2*>(p.angles)[i];

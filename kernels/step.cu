@@ -1,4 +1,5 @@
-// A step of one sequence, from the embedding to the logits, as one kernel that stays on the multiprocessors: `step`.
+// A step of one sequence, or of some that decode together, from the embedding to the logits, as one kernel that stays on the
+// multiprocessors: `step`, `step_rows`.
 //
 // What a kernel of its own costs a stage is its start, the first weights' way from memory, and the wait for its slowest
 // block. Here weights flow across stages (step_ring.cuh), and vectors go from block to block as words (step_words.cuh). Each
@@ -27,23 +28,30 @@ struct alignas(16) WarpState {
     uint32_t turn;
 };
 
+// The largest magnitudes that warps have found in each row, of two stages in turns.
+struct RowMagnitudes {
+    alignas(16) uint32_t of_rows[2][KIGO_STEP_ROWS][kWarps];
+};
+struct NoRowMagnitudes {};
+
 // What a block has besides its dynamic memory.
-struct Block {
-    Sums sums;
+template <bool kMany>
+struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
+    Sums<kMany> sums;
     RingHeads rings[kStepWarps];
     WarpState warps[kStepWarps];
     Mixture mixture;
     // Of two stages in turns: a warp may still read one's when another is at the next.
     alignas(16) float largest[2][kWarps];
     float sums_of_warps[kWarps];
-    // Of the step.
-    uint32_t number;
+    // Of the step, as each row counts them; where the rows are.
+    uint32_t numbers[kMany ? KIGO_STEP_ROWS : 1], positions[kMany ? KIGO_STEP_ROWS : 1];
     // The stage at hand, the next, and the one after it.
     KigoStage stages[3];
     KigoStageAttention attention;
     Sight sight;
 };
-static_assert(sizeof(Block) <= KIGO_STEP_STATIC);
+static_assert(sizeof(Block<false>) <= KIGO_STEP_STATIC && sizeof(Block<true>) <= KIGO_STEP_ROWS_STATIC);
 
 // Operands of the activations, as `matmul_one` has them: 128 bytes a unit. Of pairs of bfloat16 the rests stand `to_rests` further; 0 of
 // halves.
@@ -70,6 +78,13 @@ struct Operands {
         *reinterpret_cast<uint2*>(to) = value.high;
     }
 
+    // The same of halves as they are, where `has`; called by whole warps.
+    __device__ __forceinline__ void put_where(uint32_t first, uint32_t more, float4 v, bool has) const {
+        const QuadPlace place(first);
+        const Quad value = make_quad<false>(v);
+        if (has) *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
+    }
+
     // Those of the i-th of some vectors.
     __device__ __forceinline__ Operands of_vector(uint32_t i, uint32_t stride) const { return {columns + i * stride * 2, to_rests}; }
 };
@@ -79,20 +94,31 @@ __device__ __forceinline__ uint32_t rests_of(const KigoStage& s) {
     return s.quant == KIGO_TYPE_BF16 || s.quant == KIGO_TYPE_F32 ? s.stride * 2 : 0;
 }
 
-// What the warps of a block do together, stage by stage; kPairs: some products are of pairs of bfloat16.
-template <bool kMixes, bool kPairs>
+// What the warps of a block do together, stage by stage; kPairs: some products are of pairs of bfloat16; kMany: of several
+// rows.
+template <bool kMixes, bool kPairs, bool kMany>
 struct Worker {
     const KigoStep& p;
-    Block& block;
+    Block<kMany>& block;
 
-    // The residual stream.
-    __device__ __forceinline__ float4* x() const {
-        return reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
+    __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
+
+    // The residual stream of a row.
+    __device__ __forceinline__ float4* x(uint32_t row = 0) const {
+        return reinterpret_cast<float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes) + row * (p.stride / 4);
     }
 
-    __device__ __forceinline__ uint8_t* columns() const { return reinterpret_cast<uint8_t*>(x()) + p.stride * 4; }
+    // Where the operands of a row start.
+    __device__ __forceinline__ uint8_t* columns(uint32_t row = 0) const {
+        return reinterpret_cast<uint8_t*>(x(n_rows())) + (kMany ? row * p.operands_stride : 0);
+    }
 
-    __device__ __forceinline__ Operands<kPairs> operands(const KigoStage& s) const { return {columns(), kPairs ? rests_of(s) : 0}; }
+    __device__ __forceinline__ Operands<kPairs> operands(const KigoStage& s, uint32_t row = 0) const {
+        return {columns(row), kPairs ? rests_of(s) : 0};
+    }
+
+    // Where sums of several rows are.
+    __device__ __forceinline__ float* sums_of_rows() const { return reinterpret_cast<float*>(columns() + p.sums_at); }
 
     // What a stage's vector is multiplied with, whose largest magnitude is known, and the inverse.
     __device__ __forceinline__ static void operand_scale(const KigoStage& s, float magnitude, float& scale, float& inverse) {
@@ -104,7 +130,7 @@ struct Worker {
         return *reinterpret_cast<RouterMemory*>(columns() + p.router_at);
     }
 
-    __device__ __forceinline__ WordSet set() const { return {block.number, p.set_bytes}; }
+    __device__ __forceinline__ WordSet set(uint32_t row = 0) const { return {block.numbers[row], p.set_bytes, row}; }
 
     // The quads of a vector that a warp multiplies with: those of its slice, for which it need not wait for others.
     struct Own {
@@ -269,7 +295,7 @@ struct Worker {
         float scale, inverse;
         operand_scale(s, max_of_all(largest, turn), scale, inverse);
         if (this_thread() == 0) {
-            block.sums.inverse = inverse;
+            block.sums.inverse[0] = inverse;
             arrive_mbarrier(&block.sums.taken);
         }
         const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
@@ -310,7 +336,7 @@ struct Worker {
             if (i * kWarp >= n) break;
             if (first + i * kWarp < own.last) operands.put(first, i, values_of(given.in[i]), scale);
         }
-        if (this_thread() == 0) block.sums.inverse = inverse;
+        if (this_thread() == 0) block.sums.inverse[0] = inverse;
         __syncwarp();
     }
 
@@ -321,6 +347,125 @@ struct Worker {
             take_vector<kFew>(s, own, turn);
         } else {
             take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s, own, turn);
+        }
+    }
+
+    // Puts a warp's columns of a row that has been taken as operands once more, times `scale`.
+    template <bool kAdds>
+    __device__ __forceinline__ void scale_row(const KigoStage& s, const Own& own, uint32_t row, float scale) const {
+        const uint32_t first = own.first + this_thread() % kWarp, last_given = min(own.last, s.k / 4);
+#pragma unroll 1
+        for (uint32_t i = 0; first + i * kWarp < own.last; i++) {
+            const uint32_t q = first + i * kWarp;
+            float4 v = {0, 0, 0, 0};
+            if (kAdds) {
+                v = x(row)[q];
+                if (s.norm_weight) {
+                    const float4 w = __ldg(reinterpret_cast<const float4*>(s.norm_weight) + q);
+                    v = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
+                }
+            } else if (q < last_given) {
+                v = values_of(load_words(set(row).from(s.input) + 4 * q));
+            }
+            operands(s, row).put(first, i, v, scale);
+        }
+    }
+
+    // What a stage takes of several rows, kQuads of a thread at a time: words as they are, or (kAdds) the residual stream, to which they
+    // are added. Rows are taken as they are; the few that need a scale once more when it is known. Code has to be fetched too: rows
+    // are not unrolled.
+    template <bool kAdds, int kQuads>
+    __device__ __forceinline__ void take_rows(const KigoStage& s, const Own& own, uint32_t turn) const {
+        const uint32_t lane = this_thread() % kWarp, warp = this_thread() / kWarp, last_given = min(own.last, s.k / 4);
+        uint32_t (*largest_of)[kWarps] = block.of_rows[turn % 2];
+        if (lane < n_rows()) largest_of[lane][warp] = 0;
+        const float4* weight = reinterpret_cast<const float4*>(s.norm_weight);
+        bool is_first = true;
+        // Before, other warps may still need the operands of the stage before.
+        auto meet = [&] {
+            if (is_first) step_sync();
+            is_first = false;
+        };
+        const bool has_words = !kAdds || s.input;
+#pragma unroll 1
+        for (uint32_t first = own.first + lane; first - lane < own.last; first += kQuads * kWarp) {
+            auto words = [&](uint32_t row) { return set(row).from(s.input); };
+            Quads<kQuads, kWarp> given = {}, next = {};
+            if (has_words) given.ask(words(0), first, last_given);
+            float4 w[kAdds ? kQuads : 1];
+            if constexpr (kAdds) {
+#pragma unroll
+                for (int i = 0; i < kQuads; i++) {
+                    const uint32_t q = first + i * kWarp;
+                    w[i] = weight && q < own.last ? __ldg(weight + q) : float4{1, 1, 1, 1};
+                }
+            }
+#pragma unroll 1
+            for (uint32_t row = 0; row < n_rows(); row++) {
+                if (has_words) {
+                    given.insist(words(row), first);
+                    if (row + 1 < n_rows()) next.ask(words(row + 1), first, last_given);
+                }
+                meet();
+                float4* x = this->x(row);
+                const Operands<kPairs> operands = this->operands(s, row);
+                float largest = 0;
+                // Without branches, so that quads need not wait for each other.
+#pragma unroll
+                for (int i = 0; i < kQuads; i++) {
+                    const uint32_t q = first + i * kWarp;
+                    const bool has = q < own.last;
+                    float4 v = values_of(given.in[i]);
+                    if constexpr (kAdds) {
+                        const float4 old = has ? x[q] : float4{0, 0, 0, 0};
+                        v = {__fmaf_rn(s.residual_scale, v.x, old.x), __fmaf_rn(s.residual_scale, v.y, old.y),
+                             __fmaf_rn(s.residual_scale, v.z, old.z), __fmaf_rn(s.residual_scale, v.w, old.w)};
+                        if (!has_words) v = old;
+                        if (has) x[q] = v;
+                        v = {__fmul_rn(v.x, w[i].x), __fmul_rn(v.y, w[i].y), __fmul_rn(v.z, w[i].z), __fmul_rn(v.w, w[i].w)};
+                    }
+                    largest = fmaxf(largest, ::largest_of(v));
+                    operands.put_where(first, i * kWarp, v, has);
+                }
+                given = next;
+                __syncwarp();
+                const uint32_t bits = __reduce_max_sync(~0u, __float_as_uint(largest));
+                if (lane == 0) largest_of[row][warp] = max(largest_of[row][warp], bits);
+            }
+        }
+        meet();
+        __syncwarp();
+        step_sync();
+        const uint4* all = reinterpret_cast<const uint4*>(largest_of[min(lane, n_rows() - 1)]);
+        const uint4 a = all[0], b = all[1];
+        const float largest = __uint_as_float(max(max(max(a.x, a.y), max(a.z, a.w)), max(max(b.x, b.y), max(b.z, b.w))));
+        float scale, inverse;
+        range_scale(largest, scale, inverse);
+        if (warp == 0) {
+            if (lane < n_rows()) block.sums.inverse[lane] = inverse;
+            __syncwarp();
+            if (kAdds && lane == 0) arrive_mbarrier(&block.sums.taken);
+        }
+        uint32_t scaled = __ballot_sync(~0u, lane < n_rows() && has_range_scale(largest));
+        for (; scaled; scaled &= scaled - 1) {
+            const uint32_t row = __ffs(scaled) - 1;
+            scale_row<kAdds>(s, own, row, __shfl_sync(~0u, scale, row));
+        }
+        __syncwarp();
+    }
+
+    // Takes all rows' vectors, or residual streams, the `n_taken`-th time.
+    template <bool kAdds>
+    __device__ __forceinline__ void take_rows(const KigoStage& s, uint32_t turn, uint32_t n_taken) const {
+        if (kAdds) wait_mbarrier(&block.sums.read, n_taken % 2 ^ 1);
+        const Own own(s);
+        const uint32_t n_quads = (own.last - own.first + kWarp - 1) / kWarp;
+        if (n_quads <= 2) {
+            take_rows<kAdds, 2>(s, own, turn);
+        } else if (kAdds || n_quads <= 4) {
+            take_rows<kAdds, 4>(s, own, turn);
+        } else {
+            take_rows<kAdds, 8>(s, own, turn);
         }
     }
 
@@ -340,7 +485,7 @@ struct Worker {
 
     // The sums of a warp for the item at hand, the `turn`-th of all stages.
     struct Closing {
-        Sums& sums;
+        const Worker& worker;
         uint32_t turn;
         // Where they go: a slice, and of the second tile kSlices of them further.
         uint32_t place;
@@ -349,12 +494,22 @@ struct Worker {
         // Hands them on.
         template <int kTiles>
         __device__ __forceinline__ void close_item() {
-            const uint32_t at = turn % kTurns, lane = this_thread() % kWarp;
-            wait_mbarrier(sums.empty + at, turn / kTurns % 2 ^ 1);
+            Sums<kMany>& sums = worker.block.sums;
+            const uint32_t at = turn % kTurns<kMany>, lane = this_thread() % kWarp;
+            wait_mbarrier(sums.empty + at, turn / kTurns<kMany> % 2 ^ 1);
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) {
                 float (&of_tile)[4] = acc[tile];
-                if (lane % 4 == 0) {
+                if constexpr (kMany) {
+                    const uint32_t n = worker.n_rows(), row = lane % 4 * 2;
+                    float* to = worker.sums_of_rows() + (((at * kMostTiles + tile) * kSlices + place) * n + row) * kTileRows + lane / 4;
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        if (row + i >= n) break;
+                        to[i * kTileRows] = of_tile[i];
+                        to[i * kTileRows + 8] = of_tile[i + 2];
+                    }
+                } else if (lane % 4 == 0) {
                     float* to = sums.turns[at][tile][0] + place * kTileRows + lane / 4;
                     to[0] = of_tile[0];
                     to[8] = of_tile[2];
@@ -395,7 +550,7 @@ struct Worker {
         if (item >= s.n_items) return;
         const auto part = StagePart::of<kMixes>(s, warp);
         const bool has = opening.piece.n() > 0;
-        Closing closing = {block.sums, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
+        Closing closing = {*this, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
         PieceReader reader(p, memory, block.rings, warp, opening.state.place);
         if (!has) {
             const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
@@ -448,7 +603,8 @@ struct Worker {
     template <class Type, int kTiles>
     __device__ __forceinline__ void multiply_pieces(Piece first, uint32_t to_rests, PieceReader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
-        const uint8_t* all_columns = columns() + lane % 4 * 16;
+        // Of several rows a lane multiplies with that of its column of the products; where there is none the result is nobody's.
+        const uint8_t* all_columns = columns(kMany ? min(lane / 4, n_rows() - 1) : 0) + lane % 4 * 16;
         RingPlace at[kTiles];
         auto wait = [&] {
 #pragma unroll
@@ -590,11 +746,11 @@ struct HeadWidth {
     static constexpr int value = kDp;
 };
 
-// The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without: the code that a model does
-// not need makes it slower.
-template <bool kMixes, bool kPairs>
+// The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without, for one row or several: the
+// code that a model does not need makes it slower.
+template <bool kMixes, bool kPairs, bool kMany>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
-    __shared__ Block block;
+    __shared__ Block<kMany> block;
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * KIGO_STEP_SLOTS) {
         RingHeads& heads = block.rings[threadIdx.x / KIGO_STEP_SLOTS];
@@ -606,7 +762,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         init_mbarrier(&block.mixture.normed, 1);
     }
     if (threadIdx.x < KIGO_MAX_EXPERTS_USED) block.mixture.experts[threadIdx.x] = 0;
-    if (threadIdx.x < kTurns) {
+    if (threadIdx.x < kTurns<kMany>) {
         init_mbarrier(block.sums.full + threadIdx.x, kStepWarps);
         init_mbarrier(block.sums.empty + threadIdx.x, 1);
     }
@@ -622,9 +778,9 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
         if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
-        const auto* x = reinterpret_cast<const float4*>(memory + size_t(kStepWarps) * p.n_slots * p.slot_bytes);
-        const WordSet set(__ldcg(reinterpret_cast<const uint32_t*>(p.number)), p.set_bytes);
-        return Finisher<kMixes>{p, block.sums, block.mixture, x, set}.run();
+        const Worker<kMixes, kPairs, kMany> worker = {p, block};
+        const uint32_t number = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + (kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0));
+        return Finisher<kMixes, kMany>{p, block.sums, block.mixture, worker.x(), worker.sums_of_rows(), number}.run();
     }
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
@@ -632,20 +788,24 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
     const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
     const auto* attentions = reinterpret_cast<const KigoStageAttention*>(p.attentions);
-    const auto* row = reinterpret_cast<const KigoRow*>(p.rows);
-    const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&row->pages));
-    if (threadIdx.x == 0) block.sight.position = __ldcg(&row->position);
-    if (threadIdx.x == 0) block.number = __ldcg(reinterpret_cast<const uint32_t*>(p.number));
+    const auto* rows = reinterpret_cast<const KigoRow*>(p.rows);
+    const Worker<kMixes, kPairs, kMany> worker = {p, block};
+    const RowBlock attending(worker.n_rows());
+    const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&rows[attending.row].pages));
+    if (threadIdx.x < worker.n_rows()) {
+        block.numbers[threadIdx.x] = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + threadIdx.x);
+        block.positions[threadIdx.x] = __ldcg(&rows[threadIdx.x].position);
+    }
+    if (threadIdx.x == 0) block.sight.position = __ldcg(&rows[attending.row].position);
     if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace::first(StepRing(p, memory, block.rings, warp)), 0};
-    const Worker<kMixes, kPairs> worker = {p, block};
     float4* x = worker.x();
-    for (uint32_t q = threadIdx.x; q < p.stride / 4; q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
+    for (uint32_t q = threadIdx.x; q < worker.n_rows() * (p.stride / 4); q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));
     if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
     store_part(&block.attention, load_part(attentions));
     step_sync();
     if (threadIdx.x == 0) {
-        block.sight.heads = BlockHeads(block.attention.attention, block.attention.heads.qkv.dp);
+        block.sight.heads = BlockHeads(block.attention.attention, block.attention.heads.qkv.dp, attending);
     }
     step_sync();
     bring_near(block.attention, table, block.sight);
@@ -657,14 +817,17 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 #pragma unroll 1
     for (uint32_t i = 0; i < p.n_stages; i++) {
         const KigoStage& s = block.stages[i % 3];
-        if (p.delay) dawdle(p.delay, block.number * p.n_stages + i);
+        if (p.delay) dawdle(p.delay, block.numbers[0] * p.n_stages + i);
         const uint64_t part = i + 2 < p.n_stages ? load_part(stages + i + 2) : 0;
         // Every stage has a barrier: behind it all warps are done with the stage before.
         if (s.take == KIGO_TAKE_SAME) step_sync();
         if (s.kind == KIGO_STAGE_ATTENTION) {
-            const uint32_t mark = block.number * p.n_stages + i;
+            const auto mark_of = [&](uint32_t row) { return block.numbers[row] * p.n_stages + i; };
+            const auto partials_of = [&](uint32_t row) { return kMany ? p.partials + row * uint64_t(p.partials_stride) : p.partials; };
+            const uint32_t own = kMany ? attending.row : 0;
             const auto attend_with = [&](auto dp) {
-                attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, p.partials, mark, worker.set(), worker.columns());
+                attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, partials_of(own), mark_of(own), worker.set(own), own,
+                                               worker.columns());
             };
             switch (block.attention.heads.qkv.dp) {
                 case 32:
@@ -685,8 +848,13 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 default:
                     attend_with(HeadWidth<256>{});
             }
-            const uint32_t n_chunks = block.sight.share.n_chunks;
-            if (n_chunks > 1) combine_chunks(block.attention, n_chunks, p.partials, mark, worker.set());
+            // Other warps begin with those of each row.
+#pragma unroll 1
+            for (uint32_t row = 0; row < worker.n_rows(); row++) {
+                const uint32_t n_chunks = n_chunks_of(block.attention.attention, block.positions[row]);
+                const uint32_t first = (threadIdx.x / kWarp + row) % kStepWarps;
+                if (n_chunks > 1) combine_chunks(block.attention, n_chunks, partials_of(row), mark_of(row), worker.set(row), first);
+            }
         } else {
             const bool routes = kMixes && s.kind == KIGO_STAGE_ROUTER;
             if (routes) make_router(s, worker.router(), block.mixture);
@@ -694,10 +862,15 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             if (kMixes && s.take == KIGO_TAKE_ROUTE) {
                 take_route(s, worker.router(), block.mixture, worker.set());
             }
-            typename Worker<kMixes, kPairs>::Opening opening;
+            typename Worker<kMixes, kPairs, kMany>::Opening opening;
             if (!routes) opening = worker.open(s);
-            if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
-            if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
+            if constexpr (kMany) {
+                if (s.take == KIGO_TAKE_RESIDUAL) worker.template take_rows<true>(s, i, n_taken++);
+                if (s.take == KIGO_TAKE_WORDS) worker.template take_rows<false>(s, i, 0);
+            } else {
+                if (s.take == KIGO_TAKE_RESIDUAL) worker.take_residual(s, i, n_taken++);
+                if (s.take == KIGO_TAKE_WORDS) worker.take_vector(s, i);
+            }
             if (kMixes && s.take == KIGO_TAKE_EXPERTS) take_experts(s, i, worker.operands(s), block.largest, block.mixture, worker.set());
             // The router's weights come while the stage before it is at work.
             const KigoStage& next = block.stages[(i + 1) % 3];
@@ -723,10 +896,14 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false, false>(p); }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) { run_step<true, false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) {
+    run_step<true, false, false>(p);
+}
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true, false>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) { run_step<false, false, true>(p); }
 
 #endif

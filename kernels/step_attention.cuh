@@ -40,6 +40,17 @@ struct AttentionScratch {
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION && sizeof(AttentionScratch<256>) <= 36 * 256 + KIGO_STEP_ATTENTION);
 
+// The row that a block attends with, and which of the blocks with this row it is.
+struct RowBlock {
+    uint32_t row, number, n_blocks;
+
+    __device__ __forceinline__ explicit RowBlock(uint32_t n_rows) : n_blocks(gridDim.x / n_rows) {
+        // Blocks that are left over are behind those of the last row.
+        row = min(blockIdx.x / n_blocks, n_rows - 1);
+        number = blockIdx.x - row * n_blocks;
+    }
+};
+
 // What a block has of every attention: a kv head with some of its heads, of which it mixes a part of the elements, and every n_splits-th
 // chunk that the row sees, from number `split` on.
 struct BlockHeads {
@@ -47,11 +58,11 @@ struct BlockHeads {
 
     BlockHeads() = default;
 
-    __device__ __forceinline__ BlockHeads(const KigoAttention& p, uint32_t dp) {
+    __device__ __forceinline__ BlockHeads(const KigoAttention& p, uint32_t dp, const RowBlock& block) {
         const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
-        n_splits = gridDim.x / (p.n_head_kv * of_kv);
-        const uint32_t unit = blockIdx.x / n_splits;
-        split = blockIdx.x % n_splits;
+        n_splits = block.n_blocks / (p.n_head_kv * of_kv);
+        const uint32_t unit = block.number / n_splits;
+        split = block.number % n_splits;
         head_kv = unit / of_kv;
         of_group = unit % of_kv / n_parts;
         of_head = unit % n_parts;
@@ -143,15 +154,20 @@ __device__ __forceinline__ uint64_t* chunk_words(uint64_t partials, const KigoAt
     return at<uint64_t>(partials) + (uint64_t(chunk) * p.n_head + head) * (dp + 2);
 }
 
-// Puts the chunks together, a warp 32 elements of a head.
+// Chunks that a row sees.
+__device__ __forceinline__ uint32_t n_chunks_of(const KigoAttention& p, uint32_t position) {
+    return position / KIGO_PAGE / kChunk + 1 - first_page_of(position, p.before) / kChunk;
+}
+
+// Puts the chunks of a row together, a warp 32 elements of a head.
 __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint32_t n_chunks, uint64_t partials, uint32_t mark,
-                                               const WordSet& set) {
+                                               const WordSet& set, uint32_t warp) {
     // Chunks at a time, of which a lane each computes the factors.
     constexpr uint32_t kAtOnce = kWarp;
     const KigoAttention& p = a.attention;
     const uint32_t lane = threadIdx.x % kWarp, dp = a.heads.qkv.dp, n_parts = dp / kWarp;
 #pragma unroll 1
-    for (uint32_t unit = threadIdx.x / kWarp * gridDim.x + blockIdx.x; unit < p.n_head * n_parts; unit += kStepWarps * gridDim.x) {
+    for (uint32_t unit = warp * gridDim.x + blockIdx.x; unit < p.n_head * n_parts; unit += kStepWarps * gridDim.x) {
         const uint32_t head = unit / n_parts, d = unit % n_parts * kWarp + lane;
         float M = -INFINITY, L = -0.0f, O = -0.0f;
 #pragma unroll 1
@@ -198,7 +214,7 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint
 
 template <int kDp, uint32_t kAtOnce>
 __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
-                                       uint8_t* memory) {
+                                       uint32_t row, uint8_t* memory) {
     constexpr uint32_t kTeam = AttentionScratch<kDp>::kTeam, kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
     constexpr int kPieces = kDp / 32;
     // Tiles of keys and of the block's elements that a warp has of a page.
@@ -272,7 +288,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             const uint32_t tile = of_all * per_head + pair / 8;
             elements[i] = head_elements(qkv, tile, pair % 8);
             // Does not depend on what is awaited.
-            turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], 0) : float2{};
+            turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], row) : float2{};
             biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
             weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
             const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;

@@ -2,45 +2,62 @@
 // results and hands them on, so that those go on with the next tiles meanwhile.
 #pragma once
 
+#include <type_traits>
+
 #include "epilogue.cuh"
 #include "route.cuh"
 #include "step_words.cuh"
 
 namespace {
 
-// Items whose sums wait to be added up.
-constexpr uint32_t kTurns = 4;
+// Items whose sums wait to be added up: fewer of several rows, whose sums need more room.
+template <bool kMany>
+constexpr uint32_t kTurns = kMany ? 2 : 4;
 // Tiles of an item at most: a lane has a row.
 constexpr uint32_t kMostTiles = 2;
 static_assert(kMostTiles * kTileRows == kWarp && kMostGroups <= kMostTiles);
 
+// The sums of a row; those of several rows are behind their operands, [kTurns][kMostTiles][kSlices][rows][kTileRows].
+struct RowSums {
+    float turns[kTurns<false>][kMostTiles][kSlices][kTileRows];
+};
+struct NoRowSums {};
+
 // What passes from those who multiply to who finishes.
-struct Sums {
-    float turns[kTurns][kMostTiles][kSlices][kTileRows];
+template <bool kMany>
+struct Sums : std::conditional_t<kMany, NoRowSums, RowSums> {
     // All warps have written their sums; they have been added up.
-    uint64_t full[kTurns], empty[kTurns];
+    uint64_t full[kTurns<kMany>], empty[kTurns<kMany>];
     // The residual stream has been added to; its squares have been.
     uint64_t taken, read;
-    // What products of the operands at hand are multiplied with, where there is a norm besides what follows from its sum of squares.
-    float inverse;
+    // What products of the operands at hand, of each row, are multiplied with, where there is a norm besides what follows from its sum of
+    // squares.
+    float inverse[kMany ? KIGO_STEP_ROWS : 1];
     // The stage that who finishes is at.
     KigoStage stage;
 };
 
-template <bool kMixes>
+template <bool kMixes, bool kMany>
 struct Finisher {
-    // Of the operands at hand.
+    // Of the operands at hand; of several rows a lane has that of its row.
     struct Factor {
         float value;
         bool is_known;
     };
 
     const KigoStep& p;
-    Sums& sums;
+    Sums<kMany>& sums;
     Mixture& mixture;
-    // The residual stream.
+    // The residual stream, row after row.
     const float4* x;
-    WordSet set;
+    // Where sums of several rows are.
+    const float* sums_of_rows;
+    // The number of the step; of several rows a lane has that of its row.
+    uint32_t number;
+
+    __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
+
+    __device__ __forceinline__ float inverse() const { return sums.inverse[kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0]; }
 
     // Takes over the description of a stage, a part of it through each lane.
     __device__ __forceinline__ void open_stage(uint32_t number) const {
@@ -92,15 +109,15 @@ struct Finisher {
         return value;
     }
 
-    // The sum of squares of the residual stream, in the order of block_sum_max.
-    __device__ __forceinline__ float sum_of_squares(uint32_t n_quads) const {
+    // The sum of squares of a row of the residual stream, in the order of block_sum_max.
+    __device__ __forceinline__ static float sum_of_squares(const float4* x, uint32_t n_quads) {
         float of_warp[kWarps] = {};
 #pragma unroll 1
         for (uint32_t first = threadIdx.x % kWarp; first < n_quads; first += kThreads) {
 #pragma unroll
             for (int w = 0; w < kWarps; w++) {
-                if (first + w * kWarp >= n_quads) break;
-                const float4 v = x[first + w * kWarp];
+                // A zero changes no sum; a branch would make loads wait for each other.
+                const float4 v = first + w * kWarp < n_quads ? x[first + w * kWarp] : float4{0, 0, 0, 0};
                 of_warp[w] = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, of_warp[w]))));
             }
         }
@@ -117,9 +134,13 @@ struct Finisher {
     __device__ __forceinline__ Factor take_residual(const KigoStage& s, uint32_t turn) const {
         Patience patience;
         while (!try_mbarrier_at(shared_address(&sums.taken), turn % 2)) patience.wait();
-        float value = sums.inverse, norm = 1;
+        float value = inverse(), norm = 1;
         if (s.norm_weight) {
-            norm = norm_factor(sum_of_squares(s.stride / 4), s.k, s.eps);
+#pragma unroll 1
+            for (uint32_t row = 0; row < n_rows(); row++) {
+                const float of = norm_factor(sum_of_squares(x + row * (s.stride / 4), s.stride / 4), s.k, s.eps);
+                if (!kMany || threadIdx.x % kWarp == row) norm = of;
+            }
             value = __fmul_rn(value, norm);
         }
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(&sums.read);
@@ -133,12 +154,12 @@ struct Finisher {
     // Waits for the `turn`-th sums of all stages.
     __device__ __forceinline__ void await_turn(uint32_t turn) const {
         Patience patience;
-        while (!try_mbarrier_at(shared_address(sums.full + turn % kTurns), turn / kTurns % 2)) patience.wait();
+        while (!try_mbarrier_at(shared_address(sums.full + turn % kTurns<kMany>), turn / kTurns<kMany> % 2)) patience.wait();
     }
 
     // Adds up a lane's of those, which are there, of n_slices slices: of tile lane / kTileRows.
     __device__ __forceinline__ float sum_of(uint32_t turn, uint32_t n_slices) const {
-        const uint32_t place = turn % kTurns, lane = threadIdx.x % kWarp;
+        const uint32_t place = turn % kTurns<kMany>, lane = threadIdx.x % kWarp;
         // Of an item of one tile nobody looks at the other half.
         const float* slices = sums.turns[place][lane / kTileRows][0] + lane % kTileRows;
         float sum = 0;
@@ -149,9 +170,24 @@ struct Finisher {
         return sum;
     }
 
+    // The same where there are several rows: of row `of_tile` of a tile.
+    __device__ __forceinline__ float sum_of_row(uint32_t turn, uint32_t tile, uint32_t of_tile, uint32_t row) const {
+        const uint32_t place = turn % kTurns<kMany> * kMostTiles + tile, apart = p.n_rows * kTileRows;
+        const float* slices = sums_of_rows + place * kSlices * apart + row * kTileRows + of_tile;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, slices[w * apart]);
+        return sum;
+    }
+
     // All lanes have called it after `sum_of`, and have met since.
     __device__ __forceinline__ void give_back(uint32_t turn) const {
-        if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns);
+        if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns<kMany>);
+    }
+
+    // Results of an item for a row.
+    __device__ __forceinline__ static uint32_t results_of(const KigoStage& s) {
+        return kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
     }
 
     // A lane's row of an item.
@@ -164,7 +200,7 @@ struct Finisher {
 
     // The row of an item, and its biases, which are on their way.
     __device__ __forceinline__ ItemRow open_item(const KigoStage& s, uint32_t item) const {
-        const uint32_t lane = threadIdx.x % kWarp, n_rows = kTileRows * (s.kind == KIGO_STAGE_GATED ? 1 : s.per_item);
+        const uint32_t n_rows = results_of(s), lane = threadIdx.x % kWarp & (kMany ? n_rows - 1 : ~0u);
         const uint32_t first = item * n_rows + lane;
         ItemRow out = {first, first, first, 0, false, {0, 0}};
         if (kMixes && s.mixture) {
@@ -185,19 +221,46 @@ struct Finisher {
     // Finishes an item, the `turn`-th of all stages.
     __device__ __forceinline__ void finish_item(const KigoStage& s, const ItemRow& at, uint32_t turn, Factor& factor) const {
         await_turn(turn);
-        if (!factor.is_known) factor = {sums.inverse, true};
-        const float sum = sum_of(turn, kSlices);
-        const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
-        float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
-        const float up = __shfl_down_sync(~0u, value, kTileRows);
-        give_back(turn);
-        if (!at.has) return;
+        if (!factor.is_known) factor = {inverse(), true};
+        if constexpr (kMany) {
+            finish_rows(s, at, turn, factor.value);
+        } else {
+            const float sum = sum_of(turn, kSlices);
+            const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
+            const float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
+            const float up = __shfl_down_sync(~0u, value, kTileRows);
+            give_back(turn);
+            if (at.has) finish_result(s, at, value, up, 0, number);
+        }
+    }
+
+    // The result of a row of the product from what was multiplied for a row of the batch, to where it is awaited.
+    __device__ __forceinline__ void finish_result(const KigoStage& s, const ItemRow& at, float value, float up, uint32_t row,
+                                                  uint32_t number) const {
         value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
         if (s.kind == KIGO_STAGE_LOGITS) {
-            reinterpret_cast<float*>(p.logits)[at.row] = value;
+            reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
         } else {
-            set.store(s.out, at.to, value);
+            WordSet(number, p.set_bytes, row).store(s.out, at.to, value);
         }
+    }
+
+    // Finishes an item for several rows, of as many at a time as lanes have its results.
+    __device__ __forceinline__ void finish_rows(const KigoStage& s, const ItemRow& at, uint32_t turn, float factor) const {
+        const uint32_t lane = threadIdx.x % kWarp, n_results = results_of(s), n = p.n_rows * n_results;
+#pragma unroll 1
+        for (uint32_t first = 0; first < n; first += kWarp) {
+            const uint32_t of_all = first + lane, result = lane & (n_results - 1);
+            const uint32_t row = n_results == kTileRows ? of_all / kTileRows : of_all / kWarp, there = min(row, p.n_rows - 1);
+            const float scale = __fmul_rn(__shfl_sync(~0u, factor, there), s.weight_scale);
+            const uint32_t number_of_row = __shfl_sync(~0u, number, there);
+            const float value = __fmul_rn(sum_of_row(turn, result / kTileRows, result % kTileRows, there), scale);
+            const float up = s.kind == KIGO_STAGE_GATED ? __fmul_rn(sum_of_row(turn, 1, result, there), scale) : 0;
+            __syncwarp();
+            if (first + kWarp >= n) give_back(turn);
+            if (at.has && row < p.n_rows) finish_result(s, at, value, up, row, number_of_row);
+        }
+        __syncwarp();
     }
 
     // Finishes this block's items of a stage; the biases of each are asked for before the one before is finished.
@@ -242,7 +305,18 @@ struct Finisher {
             const float weight_of_other = __shfl_sync(~0u, weight, i + 1);
             if (n_groups > 1) mixed = __fmaf_rn(weight_of_other, other, mixed);
         }
-        if (lane < kTileRows && row < s.n_rows) set.store(s.out, row, __fmul_rn(mixed, s.scale));
+        if (lane < kTileRows && row < s.n_rows) WordSet(number, p.set_bytes).store(s.out, row, __fmul_rn(mixed, s.scale));
+    }
+
+    // Finishes this block's items of a stage that mixes what experts give.
+    __device__ __forceinline__ void finish_mixed_items(const KigoStage& s, uint32_t& turn) const {
+        // Who has no items may come too late to see what was chosen.
+        if (first_item(s) >= s.n_items) return;
+        const float weight = weight_of(s.n_used, logit_of_lane(s));
+#pragma unroll 1
+        for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x, turn += s.n_turns) {
+            finish_mixed(s, item, turn, weight);
+        }
     }
 
     __device__ __forceinline__ void run() const {
@@ -253,15 +327,11 @@ struct Finisher {
             open_stage(i);
             const KigoStage& s = sums.stage;
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
-            if (kMixes && s.kind == KIGO_STAGE_MIXED) {
-                // Who has no items may come too late to see what was chosen.
-                if (first_item(s) >= s.n_items) continue;
-                const float weight = weight_of(s.n_used, logit_of_lane(s));
-#pragma unroll 1
-                for (uint32_t item = first_item(s); item < s.n_items; item += gridDim.x, turn += s.n_turns) {
-                    finish_mixed(s, item, turn, weight);
+            if constexpr (kMixes) {
+                if (s.kind == KIGO_STAGE_MIXED) {
+                    finish_mixed_items(s, turn);
+                    continue;
                 }
-                continue;
             }
             // Once the sums of an item are there, so are those of its operands.
             if (s.take != KIGO_TAKE_SAME && !(kMixes && s.take == KIGO_TAKE_ROUTE)) factor.is_known = false;

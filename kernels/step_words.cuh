@@ -36,13 +36,14 @@ __device__ __forceinline__ float largest_of(float4 v) {
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
-// The set of words of a step: bytes from the first set's, and to the other's.
+// The set of words of a row's step: bytes from the first set of the first row, and to the row's other. Rows count their steps
+// apart, as they need not all be in the next one.
 struct WordSet {
     uint64_t offset;
     int64_t to_other;
 
-    __device__ __forceinline__ WordSet(uint32_t number, uint32_t set_bytes)
-        : offset(number % 2 ? set_bytes : 0), to_other(number % 2 ? -int64_t(set_bytes) : int64_t(set_bytes)) {}
+    __device__ __forceinline__ WordSet(uint32_t number, uint32_t set_bytes, uint32_t row = 0)
+        : offset(uint64_t(2 * row + number % 2) * set_bytes), to_other(number % 2 ? -int64_t(set_bytes) : int64_t(set_bytes)) {}
 
     __device__ __forceinline__ const uint32_t* from(uint64_t words) const {
         return reinterpret_cast<const uint32_t*>(words + offset);
@@ -92,19 +93,27 @@ struct Quads {
         }
     }
 
-    // Asks for those that were not there again and again. All lanes of a warp call it.
+    __device__ __forceinline__ bool are_all_there() const {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < kQuads; i++) all &= are_there(in[i]);
+        return all;
+    }
+
+    // Asks for those that were not there once more.
+    __device__ __forceinline__ void ask_again(const uint32_t* words, uint32_t first, uint32_t apart = kApart) {
+#pragma unroll
+        for (int i = 0; i < kQuads; i++) {
+            if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * apart));
+        }
+    }
+
+    // Asks for those again and again. All lanes of a warp call it.
     __device__ __forceinline__ void insist(const uint32_t* words, uint32_t first, uint32_t apart = kApart) {
         Patience patience;
-        while (true) {
-            bool all = true;
-#pragma unroll
-            for (int i = 0; i < kQuads; i++) all &= are_there(in[i]);
-            if (__all_sync(~0u, all)) return;
+        while (!__all_sync(~0u, are_all_there())) {
             patience.wait();
-#pragma unroll
-            for (int i = 0; i < kQuads; i++) {
-                if (!are_there(in[i])) in[i] = load_words(words + 4 * (first + i * apart));
-            }
+            ask_again(words, first, apart);
         }
     }
 

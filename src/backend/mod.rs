@@ -55,7 +55,7 @@ impl Device {
     }
 }
 
-/// How a GPU runs a step of a single sequence. Every way gives the same bits.
+/// How a GPU runs a step of a single sequence, or of a few that decode together. Every way gives the same bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DecodePath {
     /// As is fastest by what was measured.

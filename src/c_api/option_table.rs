@@ -130,9 +130,9 @@ static MODEL: &[Row] = &[
                 Ok(())
             },
         },
-        doc: "How a GPU computes the next token of an inference that runs alone: as one kernel (\"step\"), where that can \
-              run the model, or one kernel for each stage (\"stages\"). \"auto\" takes what was measured to be faster. The \
-              results are the same.",
+        doc: "How a GPU computes the next token of an inference that runs alone, or of a few together: as one kernel \
+              (\"step\"), where that can run the model, or one kernel for each stage (\"stages\"). \"auto\" takes what was \
+              measured to be faster. The results are the same.",
         show: |settings| format!("\"{}\"", settings.load.decode_path.name()),
     },
     Row {

@@ -22,7 +22,7 @@ pub fn gpu() -> String {
     std::env::var("KIGO_TEST_DEVICE").unwrap_or("cuda".into())
 }
 
-/// Loads a model whose single sequences run as one kernel where they can, and in company stage by stage.
+/// Loads a model whose sequences decode in one kernel where they can, alone and in company.
 pub fn load(path: &Path, device: &str, n_batch: usize) -> Arc<Engine> {
     let decode_path = DecodePath::Step;
     // Without a prompt cache, so that the same prompt is computed again.

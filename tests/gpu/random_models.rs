@@ -1,6 +1,6 @@
 //! Models of odd shapes with random weights of every type, beside the CPU.
 
-use kigo::backend::{DecodePath, Row};
+use kigo::backend::{Backend, DecodePath, Row};
 use kigo::model::{Activation, Experts, LayerDesc, ModelDesc, Norm, QkNorm, RopeKind, RopePairing, RopeScaling};
 use kigo::quant::QuantType;
 
@@ -259,6 +259,87 @@ fn long_contexts_as_one_kernel() {
             }
         }
     }
+}
+
+/// Sequences that decode together in one kernel, from step to step others and other numbers of them, at positions of the first chunk
+/// and of later ones: with delays and without, beside each of them alone kernel by kernel.
+#[test]
+#[ignore = "needs a GPU"]
+fn rows_as_one_kernel() {
+    const N_SINGLE: usize = 40;
+    /// Tokens of each sequence before the first step.
+    const N_BEFORE: [usize; 8] = [1, 30, 60, 500, 130, 1_100, 7, 700];
+    /// Sequences of the steps.
+    const N_ROWS: [usize; 9] = [2, 3, 8, 5, 1, 4, 7, 2, 6];
+    let tokens: Vec<u32> = (0..1_300).map(|i| (i * 379 + 11) % N_VOCAB as u32).collect();
+    let folder = Folder::new();
+    let layers = |window| [Some(window), None].map(|window| LayerDesc { window, rope: Some(0) }).to_vec();
+    let features = [
+        Features::default(),
+        Features { qk_norm: Some(QkNorm::Head), layers: layers(70), ..Features::default() },
+        Features { sinks: true, attn_softcap: Some(1.5), activation: Activation::GeluUngated, ..Features::default() },
+        Features { residual_scale: 0.22, logit_softcap: Some(2.0), embd_scale: 40_000.0, ..Features::default() },
+        Features { ffn_biases: true, layers: layers(513), ..Features::default() },
+    ];
+    let types = [QuantType::F16, QuantType::Q8_0, QuantType::Q4_K, QuantType::Q6_K, QuantType::Q5_1];
+    let (mut n, mut n_steps) = (0, 0);
+    for shape in SHAPES.iter().filter(|shape| shape.head_dim <= 128) {
+        for &quant_type in types.iter().filter(|&&quant_type| fits(shape, quant_type)) {
+            let features = &features[n % features.len()];
+            n += 1;
+            let path = folder.write("model.gguf", &draft_with(shape, features, &[quant_type], 11).writer());
+            let describe = |desc: &mut ModelDesc| features.describe(desc);
+            // Of sequence i the tokens from i on.
+            let of = |i: usize| &tokens[i..i + N_BEFORE[i] + N_SINGLE];
+            let expected: Vec<_> = {
+                let mut stages = backend(&path, &gpu(), DecodePath::Stages, describe).unwrap();
+                (0..N_BEFORE.len()).map(|i| last_logits(&mut *stages, i as u64, of(i), N_SINGLE)).collect()
+            };
+            let mut step = step_backend(&path, describe);
+            for nanoseconds in [0, 2_000, 30_000] {
+                assert!(step.delay_steps(nanoseconds), "{shape:?} is not run as one kernel");
+                for (sequence, &n_before) in N_BEFORE.iter().enumerate() {
+                    let row = |(position, &token): (usize, &u32)| Row {
+                        token,
+                        position: position as u32,
+                        sequence: sequence as u64,
+                        logits: false,
+                    };
+                    let rows: Vec<Row> = of(sequence)[..n_before].iter().enumerate().map(row).collect();
+                    step.sequence_reserve(sequence as u64, of(sequence).len()).unwrap();
+                    rows.chunks(MAX_ROWS).for_each(|rows| step.forward(rows).unwrap());
+                }
+                let mut n_had = [0; N_BEFORE.len()];
+                for (round, &n_rows) in N_ROWS.iter().cycle().take(3 * N_SINGLE).enumerate() {
+                    let company = (0..n_rows).map(|i| (3 * i + round) % N_BEFORE.len());
+                    let company: Vec<usize> = company.filter(|&i| n_had[i] < N_SINGLE).collect();
+                    let row = |&i: &usize| {
+                        let position = N_BEFORE[i] + n_had[i];
+                        Row { token: of(i)[position], position: position as u32, sequence: i as u64, logits: true }
+                    };
+                    let rows: Vec<Row> = company.iter().map(row).collect();
+                    if rows.is_empty() {
+                        continue;
+                    }
+                    let longest = rows.iter().map(|row| row.position).max().unwrap();
+                    n_steps += usize::from(rows.len() > 1 && step.runs_as_step(rows.len(), longest));
+                    step.forward(&rows).unwrap_or_else(|error| panic!("{error}"));
+                    for (row, &i) in company.iter().enumerate() {
+                        let same = bits(step.logits(row).unwrap()) == bits(&expected[i][n_had[i]]);
+                        let name = format!("{shape:?} in {}, {features:?}", quant_type.name());
+                        assert!(
+                            same,
+                            "row {row} of {} in round {round}, delays of {nanoseconds} ns: {name}",
+                            rows.len()
+                        );
+                        n_had[i] += 1;
+                    }
+                }
+                (0..N_BEFORE.len()).for_each(|i| step.sequence_free(i as u64));
+            }
+        }
+    }
+    assert!(n_steps > 1_000, "only {n_steps} steps of several sequences were run as one kernel");
 }
 
 /// Mixtures of experts, whose choice on the CPU may differ where two are nearly equal: as one kernel, with delays and without,

@@ -1,5 +1,8 @@
 //! A small model for compute-sanitizer, under which everything is slow: two layers, odd sizes, many types.
 
+use std::sync::Arc;
+
+use kigo::engine::Engine;
 use kigo::quant::QuantType;
 
 use super::folder::Folder;
@@ -39,11 +42,17 @@ fn two_layers_of_odd_sizes() {
         assert!(error <= 1e-4, "squared error {error:e} after {n} rows");
     }
     drop((on_gpu, on_cpu));
-    // Sampling, and two sequences at once.
+    two_at_once(&gpu, &tokens);
+    // In one kernel too, which takes no f32.
+    let path = folder.write("rows.gguf", &draft(&SHAPE, &[QuantType::F16, QuantType::Q5_1], 1).writer());
+    two_at_once(&load(&path, &self::gpu(), 33), &tokens);
+}
+
+/// Sampling, and two sequences at once.
+fn two_at_once(engine: &Arc<Engine>, tokens: &[u32]) {
     std::thread::scope(|scope| {
         for seed in 0..2 {
-            let (gpu, tokens) = (&gpu, &tokens);
-            scope.spawn(move || assert!(!generate(gpu, &tokens[..9], &seeded(seed, 4)).is_empty()));
+            scope.spawn(move || assert!(!generate(engine, &tokens[..9], &seeded(seed, 4)).is_empty()));
         }
     });
 }

@@ -1,8 +1,9 @@
-//! Sessions that go back, branch off and go on, and prompts that are known: the same bits as without all that.
+//! Sessions that go back, branch off and go on, and prompts that are known: the same bits as without all that. Steps are one kernel
+//! where they can be, of several sequences too.
 
 use std::sync::Arc;
 
-use kigo::backend::Purpose;
+use kigo::backend::{DecodePath, Purpose};
 use kigo::engine::{Engine, LoadOptions};
 use kigo::sampler::SamplingParams;
 use kigo::session::{Prompt, Session, SessionOptions};
@@ -16,8 +17,9 @@ const FILES: [&str; 4] = ["tiny-llama-q8_0.gguf", "arch/gemma2.gguf", "arch/gpt-
 const PAGE: usize = 64;
 
 fn engine(file: &str, prompt_cache: u64) -> Arc<Engine> {
-    let options =
-        LoadOptions { device: gpu(), n_batch: Some(50), n_ctx: Some(500), prompt_cache, ..LoadOptions::default() };
+    let (device, decode_path) = (gpu(), DecodePath::Step);
+    let sizes = LoadOptions { n_batch: Some(50), n_ctx: Some(500), prompt_cache, ..LoadOptions::default() };
+    let options = LoadOptions { device, decode_path, ..sizes };
     Engine::load(&models::data(file), &options).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -175,7 +175,7 @@ impl CudaBackend {
         };
         backend.step = Step::new(&backend, decode_path)?;
         // Whoever waits for a second token would wait for these.
-        backend.capture((backend.single(0), None))?;
+        backend.capture((backend.batch(1, 0), None))?;
         backend.capture((Batch::Rows(1), None))?;
         backend.stream.synchronize()?;
         backend.prepare_time = loaded.elapsed();

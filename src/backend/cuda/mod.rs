@@ -68,7 +68,7 @@ const N_SAMPLED: usize = if MAX_GRAPH_ROWS > FIRST_LOGITS { MAX_GRAPH_ROWS } els
 pub struct CudaBackend {
     // Graphs go before what they use.
     graphs: HashMap<Recording, Graph>,
-    /// The kernel that runs a step of one sequence, where it can.
+    /// The kernel that runs a step of one sequence, or of some, where it can.
     step: Option<Step>,
     device: String,
     desc: ModelDesc,
@@ -96,11 +96,11 @@ pub struct CudaBackend {
     context: Arc<Context>,
 }
 
-/// What a graph runs: so many single rows, or one by the kernel `step`.
+/// What a graph runs: so many single rows, kernel by kernel or by the kernel `step`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Batch {
     Rows(usize),
-    Step,
+    Step(usize),
 }
 
 /// A batch, and whether its tokens are drawn at the end: `None` not, else whether some sampler needs a second kernel.
@@ -131,14 +131,19 @@ impl CudaBackend {
         self.prepare_time
     }
 
-    /// Lets all warps of the kernel that runs a step of one sequence sleep up to so many nanoseconds in every stage, which
+    /// Lets all warps of the kernel that runs a step sleep up to so many nanoseconds in every stage, which
     /// must change nothing. False where there is no such kernel. For tests.
     pub fn delay_steps(&mut self, nanoseconds: u32) -> bool {
-        self.graphs.retain(|(batch, _), _| *batch != Batch::Step);
+        self.graphs.retain(|(batch, _), _| !matches!(batch, Batch::Step(_)));
         self.step.as_mut().is_some_and(|step| {
             step.set_delay(nanoseconds);
             true
         })
+    }
+
+    /// Whether so many sequences, none of them beyond this position, are run as one kernel. For tests.
+    pub fn runs_as_step(&self, n: usize, position: u32) -> bool {
+        matches!(self.batch(n, position), Batch::Step(_))
     }
 
     /// Writes rows, tiles and the selection of a batch to device memory. A batch that is run as a graph is padded to `n`.
@@ -188,12 +193,11 @@ impl CudaBackend {
     fn launch(&mut self, rows: &[Row]) -> Result<()> {
         let n = graph_rows(rows);
         self.upload(rows, n.unwrap_or(rows.len()))?;
-        let Some(n) = n else { return crate::model::forward(self, rows) };
-        let batch = match rows {
-            [row] => self.single(row.position),
-            _ => Batch::Rows(n),
-        };
-        self.launch_graph((batch, None))
+        if n.is_none() {
+            return crate::model::forward(self, rows);
+        }
+        let longest = rows.iter().map(|row| row.position).max().unwrap_or(0);
+        self.launch_graph((self.batch(rows.len(), longest), None))
     }
 
     /// Runs the batch in hand, which a step ahead has run, once more: others may have written its logits over already, or its samplers
@@ -204,9 +208,10 @@ impl CudaBackend {
         self.launch(&rows)
     }
 
-    /// How one row at this position is run.
-    fn single(&self, position: u32) -> Batch {
-        if self.step.as_ref().is_some_and(|step| step.takes(position)) { Batch::Step } else { Batch::Rows(1) }
+    /// How so many single rows, none of them beyond this position, are run.
+    fn batch(&self, n: usize, position: u32) -> Batch {
+        let is_step = self.step.as_ref().is_some_and(|step| step.takes(n, position));
+        if is_step { Batch::Step(n) } else { Batch::Rows(n.next_power_of_two()) }
     }
 
     /// Captures a graph, unless it is there.
@@ -215,14 +220,14 @@ impl CudaBackend {
             return Ok(());
         }
         let (batch, weigh) = recording;
-        let n = if let Batch::Rows(n) = batch { n } else { 1 };
+        let (Batch::Rows(n) | Batch::Step(n)) = batch;
         self.shape = Shape { n, n_logits: n, n_tiles: 0, n_positions: 0, all_want: true };
         let stream = self.stream.clone();
         let graph = stream.capture(|stream| {
             match (batch, &self.step) {
-                (Batch::Step, Some(step)) => {
+                (Batch::Step(_), Some(step)) => {
                     stages::embed(self, step.number())?;
-                    step.launch(stream, self.work.logits.address())?;
+                    step.launch(stream, n, self.work.logits.address())?;
                 }
                 _ => crate::model::stages(self)?,
             }
@@ -270,11 +275,8 @@ impl CudaBackend {
                 Err(_) => break,
                 Ok(()) => {}
             }
-            let first = self.ahead.next_step().next().map_or(0, |(_, position)| position as u32);
-            let batch = match self.ahead.next_step().len() {
-                1 => self.single(first),
-                n => Batch::Rows(n.next_power_of_two()),
-            };
+            let longest = self.ahead.next_step().map(|(_, position)| position as u32).max().unwrap_or(0);
+            let batch = self.batch(self.ahead.next_step().len(), longest);
             // A graph that is not there yet is made when somebody waits for it anyway. One that differs by the sampling at its
             // end is made here, while the device is busy.
             if !self.graphs.contains_key(&(batch, None)) {

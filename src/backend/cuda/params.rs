@@ -108,6 +108,8 @@ constants! {
     KIGO_STEP_EXPERTS = 256,
     KIGO_STEP_APART = 4,
     KIGO_STEP_STATIC = 9216,
+    KIGO_STEP_ROWS_STATIC = 6144,
+    KIGO_STEP_ROWS = 8,
     KIGO_STEP_PAGES_AT_ONCE = 4,
     KIGO_STEP_ATTENTION = 9600,
     KIGO_FLASH_SHARED = 232448,
@@ -380,6 +382,10 @@ mirrors! {
         delay: u32,
         set_bytes: u32,
         router_at: u32,
+        n_rows: u32,
+        partials_stride: u32,
+        operands_stride: u32,
+        sums_at: u32,
     }
 
     KigoRepack {

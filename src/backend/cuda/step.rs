@@ -1,4 +1,5 @@
-//! A step of a single sequence as one kernel, `kernels/step.cu`, from the residual stream of the embedding to the logits.
+//! A step of a single sequence, or of some that decode together, as one kernel, `kernels/step.cu`, from the residual stream of the
+//! embedding to the logits.
 //!
 //! Its results have the same bits as those of the kernels of `stages.rs`, so that a sequence may go from one to the other. It
 //! runs where all blocks fit on the card at the same time and exchange vectors through L2: from sm_90 on. Models that it
@@ -15,18 +16,19 @@ use super::params::{
     KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
     KIGO_STAGE_LOGITS, KIGO_STAGE_MIXED, KIGO_STAGE_ROUTER, KIGO_STAGE_UNGATED, KIGO_STAGE_VALUES, KIGO_STEP_APART,
     KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
-    KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS, KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE,
-    KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_BF16, KIGO_TYPE_F16, KIGO_TYPE_F32, KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS,
-    KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0, KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0,
-    KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KIGO_TAKE_EXPERTS,
+    KIGO_TAKE_RESIDUAL, KIGO_TAKE_ROUTE, KIGO_TAKE_SAME, KIGO_TAKE_WORDS, KIGO_TYPE_BF16, KIGO_TYPE_F16, KIGO_TYPE_F32,
+    KIGO_TYPE_IQ4_NL, KIGO_TYPE_IQ4_XS, KIGO_TYPE_MXFP4, KIGO_TYPE_Q2_K, KIGO_TYPE_Q3_K, KIGO_TYPE_Q4_0,
+    KIGO_TYPE_Q4_1, KIGO_TYPE_Q4_K, KIGO_TYPE_Q5_0, KIGO_TYPE_Q5_1, KIGO_TYPE_Q5_K, KIGO_TYPE_Q6_K, KIGO_TYPE_Q8_0,
+    KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
-use crate::Result;
 use crate::backend::{DecodePath, Purpose};
 use crate::error::try_vec;
 use crate::model::{Activation, Experts, ModelDesc, Norm, QkNorm};
 use crate::quant::QuantType;
+use crate::{Error, Result};
 
 /// Bytes of the weights of a layer from which on it is faster than the kernels of larger batches: with the 2.2 MB of SmolLM2 of 135M in
 /// `Q4_1` a token takes 15 % less on an H200, with the 10 MB of a Qwen2 of 0.5B in `Q4_K_M` 8 %, with those of Llamas of 1B and 8B 4 to
@@ -62,8 +64,9 @@ const FEWEST_BYTES_AHEAD: u64 = 64 << 20;
 /// Clocks for each byte between them: on an H200 3/4 make a Llama of 8B in f16 0.4 % slower; on an H100 1/4 made one of 1B 8 %
 /// slower than 3/4.
 const PACE: (u32, u32) = (1, 2);
-/// Slots that a ring must have.
+/// Slots that a ring must have, and their bytes at least.
 const FEWEST_SLOTS: u32 = 3;
+const SMALLEST_SLOT: u32 = 1 << 10;
 /// Heads that a block attends to at a time.
 const HEADS_OF_BLOCK: usize = 8;
 /// Stages of a layer at most: q, k and v apart, attention, its output, router, gate and up, down.
@@ -78,19 +81,38 @@ const ROUTER_RECORD: u32 = 4096 + 256;
 const QUADS_OF_THREAD: usize = KIGO_STEP_MOST_COLUMNS as usize / 4 / (WARPS as usize * 32);
 /// Columns of what a block adds up of experts: what its threads hold in `take_residual` of `kernels/step.cu`.
 const COLUMNS_APART: usize = 4096;
-/// Sets of words, which steps use in turn: see kernels/step_words.cuh.
+/// Sets of words of a row, which steps use in turn: see kernels/step_words.cuh.
 const WORD_SETS: usize = 2;
-/// Bytes of the number of the step, and of the hole behind it.
+/// Bytes of the rows' numbers of steps, and of the hole behind them.
 const NUMBER_BYTES: usize = 256;
+/// Rows that a step has at most, and up to which it is faster than the kernels of larger batches: two rows of a Llama of 1B take 17 % less on
+/// an H200 in `Q4_K_M` and 12 % in f16, of one of 8B in `Q4_K_M` 3 %, of a Qwen2 of 0.5B 5 %; with three and more some models take longer.
+const MOST_ROWS: usize = KIGO_STEP_ROWS as usize;
+const FAST_ROWS: usize = 2;
+/// Bytes that a row's sums take where there are several: `kTurns` and `kMostTiles` of `kernels/step_finish.cuh`, a tile of f32 each slice.
+const SUMS_OF_ROW: u32 = 2 * 2 * SLICES * TILE_ROWS as u32 * 4;
+/// Shared memory that a block has at most on any card that can run it.
+const MOST_SHARED: u32 = 227 << 10;
 
-/// The kernel, and what it reads.
+/// The kernels, and what they read.
 pub struct Step {
-    kernel: Function,
-    /// The number, stages, attentions, partial results of attention, words.
+    /// The kernel for one row, and that for several, which have a launch for each number of rows.
+    one: Function,
+    many: Option<Function>,
+    launches: [Option<Shared>; MOST_ROWS],
+    /// The numbers, stages, attentions, partial results of attention, words.
     memory: DeviceBuffer,
     params: KigoStep,
     n_blocks: u32,
-    shared_bytes: u32,
+}
+
+/// What depends on how many rows there are.
+#[derive(Debug, Clone, Copy)]
+struct Shared {
+    n_slots: u32,
+    bytes: u32,
+    operands_stride: u32,
+    sums_at: u32,
     n_positions: usize,
 }
 
@@ -147,6 +169,17 @@ fn fits(desc: &ModelDesc) -> bool {
         && desc.n_embd_q().max(desc.n_ff) <= KIGO_STEP_MOST_COLUMNS as usize
 }
 
+/// Rows that there is memory for: as many as leave room for the shortest rings, one of a model that several rows cannot have.
+fn most_rows(desc: &ModelDesc) -> usize {
+    if desc.experts.is_some() || desc.post_norm {
+        return 1;
+    }
+    let widest = desc.n_embd.max(desc.n_embd_q()).max(desc.n_ff);
+    let row = (stride(desc.n_embd) * 4 + stride(widest) * 2) as u32 + SUMS_OF_ROW;
+    let rings = FEWEST_SLOTS * WARPS * SMALLEST_SLOT;
+    (MOST_SHARED.saturating_sub(rings) / row).clamp(1, MOST_ROWS as u32) as usize
+}
+
 /// Experts that a token uses, or 1.
 fn most_vectors(desc: &ModelDesc) -> usize {
     desc.experts.map_or(1, |experts| experts.n_expert_used)
@@ -179,21 +212,28 @@ pub fn bytes(desc: &ModelDesc) -> Result<usize> {
     let stages = (n_layer * STAGES_OF_LAYER + 1) * size_of::<KigoStage>();
     let attentions = n_layer * size_of::<KigoStageAttention>();
     let lists = (stages + attentions).next_multiple_of(LINE as usize);
-    Ok(NUMBER_BYTES + lists + partial_bytes(desc, kv_cache::head_width(desc)?) + WORD_SETS * set_bytes(desc))
+    let of_row = partial_bytes(desc, kv_cache::head_width(desc)?) + WORD_SETS * set_bytes(desc);
+    Ok(NUMBER_BYTES + lists + most_rows(desc) * of_row)
 }
 
-/// Bytes of what attention hands on of chunks: marked words of the mix of each head, of its largest score and the sum of its weights.
+/// Bytes of the words of all rows, which are the last.
+fn words_bytes(desc: &ModelDesc) -> usize {
+    most_rows(desc) * WORD_SETS * set_bytes(desc)
+}
+
+/// Bytes of what attention hands on of chunks of a row: marked words of the mix of each head, of its largest score and the sum of its weights.
 fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
     MOST_CHUNKS * desc.n_head * (head_width + 2) * 8
 }
 
-/// Positions up to which it runs steps: a block has a kv head with some of its heads, a part of their elements, and some chunks.
+/// Positions up to which so many blocks attend with a row: one has a kv head with some of its heads, a part of their elements, and some
+/// chunks.
 fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
     let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * (head_width / OWN);
     (n_blocks as usize / n_groups * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
 }
 
-/// Bytes of the words of a step.
+/// Bytes of the words of a row's step.
 fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
@@ -553,17 +593,24 @@ impl Step {
         };
         let is_wide = b.kernels.head_width > MOST_TEAM_WIDTH;
         let wanted_positions = if path == DecodePath::Auto && is_wide { WIDE_POSITIONS } else { usize::MAX };
-        let n_positions = most_positions(desc, b.kernels.head_width, card.n_sm).min(wanted_positions);
-        if !wanted || !fits(desc) || !card.crowds || n_positions == 0 {
+        if !wanted || !fits(desc) || !card.crowds {
             return Ok(None);
         }
         let memory = DeviceBuffer::new(&b.context, Purpose::Workspace, bytes(desc)?, "the workspace")?;
         memory.fill_u8(&b.stream, 0)?;
         let Some(listing) = list(b, &memory)? else { return Ok(None) };
         let n_layer = desc.n_layer();
-        let Some((n_slots, shared_bytes)) = shared(desc, card, &listing, b.kernels.head_width) else {
+        let mut launches = [None; MOST_ROWS];
+        // For several rows there is no code for pairs.
+        let fastest = if path == DecodePath::Auto { FAST_ROWS } else { MOST_ROWS };
+        let most = if listing.has_pairs { 1 } else { most_rows(desc).min(fastest) };
+        for (launch, n_rows) in launches.iter_mut().zip(1..=most as u32) {
+            *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows)
+                .map(|shared| Shared { n_positions: shared.n_positions.min(wanted_positions), ..shared });
+        }
+        if launches[0].is_none() {
             return Ok(None);
-        };
+        }
         let stages_at = memory.address() + NUMBER_BYTES as u64;
         let attentions_at = stages_at + size_of_val(listing.stages.as_slice()) as u64;
         let mut lists = try_vec(
@@ -583,15 +630,23 @@ impl Step {
         }
         memory.upload(&b.stream, NUMBER_BYTES, &lists)?;
         // No word is there.
-        let words = memory.len() - WORD_SETS * set_bytes(desc);
+        let words = memory.len() - words_bytes(desc);
         memory.fill_part_u8(&b.stream, words..memory.len(), 0xFF)?;
         let name = match (desc.experts, listing.has_pairs) {
             (Some(_), _) => "step_experts",
             (None, true) => "step_pairs",
             (None, false) => "step",
         };
-        let kernel = Module::load(&b.context, embedded("step")?)?.function(name)?;
-        kernel.set_max_shared_bytes(card.block_shared.saturating_sub(KIGO_STEP_STATIC))?;
+        let module = Module::load(&b.context, embedded("step")?)?;
+        let kernel_of = |name, besides| -> Result<Function> {
+            let kernel = module.function(name)?;
+            kernel.set_max_shared_bytes(card.block_shared.saturating_sub(besides))?;
+            Ok(kernel)
+        };
+        let one = kernel_of(name, KIGO_STEP_STATIC)?;
+        let has_many = launches[1..].iter().any(Option::is_some);
+        let many = if has_many { Some(kernel_of("step_rows", KIGO_STEP_ROWS_STATIC)?) } else { None };
+        let partials_stride = partial_bytes(desc, b.kernels.head_width);
         let params = KigoStep {
             stages: stages_at,
             attentions: attentions_at,
@@ -599,10 +654,10 @@ impl Step {
             rows: b.work.rows.address(),
             x: b.work.x.address(),
             logits: b.work.logits.address(),
-            partials: memory.address() + (words - partial_bytes(desc, b.kernels.head_width)) as u64,
+            partials: memory.address() + (words - most_rows(desc) * partials_stride) as u64,
             n_stages: listing.stages.len() as u32,
             stride: stride(desc.n_embd) as u32,
-            n_slots,
+            n_slots: 0,
             slot_bytes: listing.slot,
             under_way: (UNDER_WAY / listing.slot).max(WARPS),
             most_ahead: if desc.experts.is_some() || layer_bytes(b) >= FEWEST_BYTES_AHEAD { MOST_AHEAD } else { 0 },
@@ -610,8 +665,12 @@ impl Step {
             delay: 0,
             set_bytes: set_bytes(desc) as u32,
             router_at: listing.router_at(),
+            n_rows: 0,
+            partials_stride: partials_stride as u32,
+            operands_stride: 0,
+            sums_at: 0,
         };
-        Ok(Some(Step { kernel, memory, params, n_blocks: card.n_sm, shared_bytes, n_positions }))
+        Ok(Some(Step { one, many, launches, memory, params, n_blocks: card.n_sm }))
     }
 
     /// Lets every warp sleep up to so many nanoseconds in every stage.
@@ -619,28 +678,44 @@ impl Step {
         self.params.delay = nanoseconds;
     }
 
-    /// Whether it runs steps at this position.
-    pub fn takes(&self, position: u32) -> bool {
-        (position as usize) < self.n_positions
+    /// Whether it runs steps of so many sequences, none of them beyond this position.
+    pub fn takes(&self, n_rows: usize, position: u32) -> bool {
+        self.shared(n_rows).is_some_and(|shared| (position as usize) < shared.n_positions)
     }
 
-    /// Where the number of the step is, which `embed` raises.
+    fn shared(&self, n_rows: usize) -> Option<&Shared> {
+        self.launches.get(n_rows.wrapping_sub(1))?.as_ref()
+    }
+
+    /// Where the rows' numbers of steps are, which `embed` raises.
     pub fn number(&self) -> u64 {
         self.memory.address()
     }
 
-    /// Queues the step; `logits` `[n_vocab]` are written.
+    /// Queues the step of so many rows, which it takes; `logits` `[n_rows][n_vocab]` are written.
     ///
     /// # Errors
     /// `DeviceLost`, `DeviceError`.
-    pub fn launch(&self, stream: &Stream, logits: u64) -> Result<()> {
+    pub fn launch(&self, stream: &Stream, n_rows: usize, logits: u64) -> Result<()> {
+        let kernel = if n_rows == 1 { Some(&self.one) } else { self.many.as_ref() };
+        let (Some(kernel), Some(shared)) = (kernel, self.shared(n_rows)) else {
+            return Err(Error::Internal(format!("no step of {n_rows} rows")));
+        };
         let launch = Launch {
             grid: [self.n_blocks, 1, 1],
             block: [KIGO_STEP_THREADS, 1, 1],
-            shared_bytes: self.shared_bytes,
+            shared_bytes: shared.bytes,
             order: Order::Cooperative,
         };
-        stream.launch(&self.kernel, launch, &KigoStep { logits, ..self.params })
+        let params = KigoStep {
+            logits,
+            n_rows: n_rows as u32,
+            n_slots: shared.n_slots,
+            operands_stride: shared.operands_stride,
+            sums_at: shared.sums_at,
+            ..self.params
+        };
+        stream.launch(kernel, launch, &params)
     }
 }
 
@@ -648,7 +723,7 @@ impl Step {
 /// they add.
 fn words_of(b: &CudaBackend, memory: &DeviceBuffer, layer: usize) -> LayerWords {
     let words = Words::new(&b.desc);
-    let set = memory.address() + (memory.len() - WORD_SETS * set_bytes(&b.desc)) as u64;
+    let set = memory.address() + (memory.len() - words_bytes(&b.desc)) as u64;
     let at = |offset: usize| set + (layer * words.bytes + offset) as u64;
     LayerWords {
         qkv: at(words.qkv),
@@ -702,20 +777,27 @@ fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Option<Listing<
     Ok((desc.experts.is_none() || !listing.has_pairs).then_some(listing))
 }
 
-/// Slots of a ring, and bytes of shared memory; `None` where there is too little.
-fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -> Option<(u32, u32)> {
-    let columns = listing.columns * 128;
+/// The shared memory of so many rows; `None` where there is too little, or too few blocks to attend with all of them.
+fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize, n_rows: u32) -> Option<Shared> {
+    let is_one = n_rows == 1;
+    let (besides, sums) = if is_one { (KIGO_STEP_STATIC, 0) } else { (KIGO_STEP_ROWS_STATIC, n_rows * SUMS_OF_ROW) };
+    // The operands of two rows lie in different banks.
+    let operands_stride = listing.columns * 128 + 64;
+    let columns = if is_one { listing.columns * 128 } else { n_rows * operands_stride };
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
     // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
     let mixes = KIGO_STEP_PAGES_AT_ONCE as usize * heads * OWN * 4;
     let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
     let row = stride(desc.n_embd) as u32 * 4;
     let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
-    let scratch = columns.max(attention as u32).max(row).max(router).next_multiple_of(LINE);
-    let rings = card.block_shared.checked_sub(KIGO_STEP_STATIC + row + scratch)?;
+    let sums_at = columns.max(attention as u32).max(row).max(router).next_multiple_of(LINE);
+    let scratch = n_rows * row + sums_at + sums;
+    let rings = card.block_shared.checked_sub(besides + scratch)?;
     let n_slots = (rings / (WARPS * listing.slot)).min(KIGO_STEP_SLOTS);
-    let shared_bytes = n_slots * WARPS * listing.slot + row + scratch;
-    (n_slots >= FEWEST_SLOTS).then_some((n_slots, shared_bytes))
+    let bytes = n_slots * WARPS * listing.slot + scratch;
+    let n_positions = most_positions(desc, head_width, card.n_sm / n_rows);
+    let fits = n_slots >= FEWEST_SLOTS && n_positions > 0;
+    fits.then_some(Shared { n_slots, bytes, operands_stride, sums_at, n_positions })
 }
 
 #[cfg(test)]
