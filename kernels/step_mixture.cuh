@@ -36,8 +36,8 @@ struct Mixture {
     }
 };
 
-// What who fetches a warp's pieces of experts needs from item to item, in shared memory.
-struct alignas(16) ExpertRoute {
+// What who fetches a warp's pieces of experts needs from item to item.
+struct ExpertRoute {
     uint64_t weights;
     // The item, which of the experts that are used, and the item's number among those of that expert.
     uint32_t item, of_used, of_expert;
@@ -53,10 +53,10 @@ struct alignas(16) ExpertRoute {
 
 // The way through a stage of experts: from one tile, or pair of tiles, to the next.
 struct ExpertPath {
-    ExpertRoute& route;
+    ExpertRoute route;
     const Mixture& mixture;
 
-    __device__ __forceinline__ void open_stage(const KigoStage& s, uint32_t item, uint32_t group) const {
+    __device__ __forceinline__ void open_stage(const KigoStage& s, uint32_t item, uint32_t group) {
         const uint32_t n_groups = s.n_used / s.n_turns, of_used = s.per_expert ? item / s.per_expert : group;
         const uint32_t of_expert = s.per_expert ? item % s.per_expert : item, has_own = s.take == KIGO_TAKE_EXPERTS;
         route = {s.weights, item, of_used, of_expert, s.per_expert, s.n_tiles, s.n_used, group, n_groups, has_own, ~0u / s.n_records + 1};
@@ -79,7 +79,7 @@ struct ExpertPath {
     // Records before those of the vector that the expert multiplies with.
     __device__ __forceinline__ uint32_t more(uint32_t n_records) const { return route.has_own ? route.of_used * n_records : 0; }
 
-    __device__ __forceinline__ void advance() const {
+    __device__ __forceinline__ void advance() {
         if (route.per_expert) {
             route.item += gridDim.x;
             route.of_expert += gridDim.x;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "activations.cuh"
 #include "fragments.cuh"
@@ -89,7 +90,8 @@ struct Piece {
     __device__ __forceinline__ bool has(uint32_t bit) const { return bits & bit; }
 };
 
-// The way of a list of pieces through a stage: what it needs from item to item. It is kept in shared memory, as registers are few.
+// The way of a list of pieces through a stage: what it needs from item to item. Where there are two lists it is kept in shared memory, as
+// registers are few.
 struct alignas(16) Route {
     uint32_t next_stage, items_left;
     // From one item to the next, and what that changes in the place of the first record.
@@ -100,13 +102,12 @@ struct alignas(16) Route {
 };
 
 // What a warp's ring has besides its bytes: barriers that a piece completes when it is there, those that it completes when it has
-// been used, what the pieces are, and the ways of who fetches them, through experts too, and of who sends for them ahead.
+// been used, what the pieces are, and without mixtures the ways of who fetches them and of who sends for them ahead.
 struct alignas(16) RingHeads {
     uint64_t full[KIGO_STEP_SLOTS];
     uint64_t empty[KIGO_STEP_SLOTS];
     Piece pieces[KIGO_STEP_SLOTS];
     Route routes[2];
-    ExpertRoute experts;
 };
 
 constexpr uint32_t kToEmpty = offsetof(RingHeads, empty), kToPiece = offsetof(RingHeads, pieces);
@@ -220,9 +221,10 @@ struct PieceReader : StepRing<kMixes>, RingPlace<kMixes> {
     // Where the records at these places are, whose piece, the first one's, is there.
     template <uint32_t kRecordBytes, int kTiles>
     __device__ __forceinline__ static void find(Place (&at)[kTiles], const Piece& piece) {
-        if constexpr (!kMixes) return;
+        if constexpr (kMixes) {
 #pragma unroll
-        for (int tile = 0; tile < kTiles; tile++) at[tile].slot = piece.address() + tile * piece.n() * kRecordBytes;
+            for (int tile = 0; tile < kTiles; tile++) at[tile].slot = piece.address() + tile * piece.n() * kRecordBytes;
+        }
     }
 
     // Gives back the pieces at these places, the next ones, which all lanes have read.
@@ -244,7 +246,7 @@ constexpr uint32_t kLargeRecord = 2048;
 // A warp's pieces in the order in which it uses them, from stage to stage.
 template <bool kMixes>
 struct PieceList {
-    Route* route;
+    std::conditional_t<kMixes, Route, Route*> way;
     // The item's first tile, the place of its first record, and how many tiles follow each other.
     const uint8_t* tile;
     uint32_t first_place, tile_bytes, per_item;
@@ -255,6 +257,14 @@ struct PieceList {
     bool waits;
     // They are of experts.
     bool mixes;
+
+    __device__ __forceinline__ Route& route() {
+        if constexpr (kMixes) {
+            return way;
+        } else {
+            return *way;
+        }
+    }
 
     // Bytes of the next piece, of each tile, and of how many.
     __device__ __forceinline__ uint32_t bytes() const { return n * record_bytes; }
@@ -273,25 +283,25 @@ struct PieceList {
     }
 
     // What it is when it stands at an address.
-    __device__ __forceinline__ Piece piece(uint32_t address) const {
+    __device__ __forceinline__ Piece piece(uint32_t address) {
         const bool ends_item = record + n == slice_last;
-        const uint32_t ends = (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0);
-        return {record + (kMixes ? route->more : 0), n | ends | (kMixes ? Piece::address_bits(address) : 0)};
+        const uint32_t ends = (ends_item ? Piece::kEndsItem : 0) | (ends_item && route().items_left == 1 ? Piece::kEndsStage : 0);
+        return {record + (kMixes ? route().more : 0), n | ends | (kMixes ? Piece::address_bits(address) : 0)};
     }
 
     // Starts over from where another one is.
     __device__ __forceinline__ void follow(const PieceList& other) {
-        *route = *other.route;
-        Route* own = route;
+        *way = *other.way;
+        Route* own = way;
         *this = other;
-        route = own;
+        way = own;
     }
 
     // Goes on to the next stage that has records for the warp.
-    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
+    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, ExpertPath& experts) {
         const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
         waits = mixes = false;
-        for (uint32_t i = route->next_stage; i < p.n_stages; i++) {
+        for (uint32_t i = route().next_stage; i < p.n_stages; i++) {
             const KigoStage& s = stages[i];
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
             if (kMixes && s.kind == KIGO_STAGE_ROUTER) continue;
@@ -302,12 +312,13 @@ struct PieceList {
             record_bytes = s.record_bytes;
             per_item = s.per_item;
             slice_last = part.last;
-            most = record_bytes >= kLargeRecord ? 1 : p.slot_bytes / record_bytes;
+            // Side by side they may be longer than a slot, so that fewer have to be started.
+            most = record_bytes >= kLargeRecord ? 1 : (kMixes ? p.slot_bytes * 3 / 2 : p.slot_bytes) / record_bytes;
             tile_bytes = n_records * record_bytes;
             record = part.first;
             const uint32_t n_items = (s.n_items - item - 1) / gridDim.x + 1;
             if (kMixes && s.mixture) {
-                *route = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
+                route() = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
                 mixes = true;
                 experts.open_stage(s, item, part.group);
                 return open_expert(experts);
@@ -315,7 +326,7 @@ struct PieceList {
             tile = reinterpret_cast<const uint8_t*>(s.weights) + uint64_t(item * per_item) * tile_bytes;
             first_place = item * per_item % n_records;
             const uint32_t jump = gridDim.x * per_item;
-            *route = {i + 1, n_items, jump * tile_bytes, jump % n_records, part.first, 0, 0};
+            route() = {i + 1, n_items, jump * tile_bytes, jump % n_records, part.first, 0, 0};
             open_piece();
             return;
         }
@@ -323,15 +334,15 @@ struct PieceList {
     }
 
     // Goes to the first piece of the tiles of an expert, once it is chosen.
-    __device__ __forceinline__ void open_expert(const ExpertPath& experts) {
-        const uint32_t expert = experts.chosen(route->mixture);
+    __device__ __forceinline__ void open_expert(ExpertPath& experts) {
+        const uint32_t expert = experts.chosen(route().mixture);
         waits = expert == kNoExpert;
         n = 0;
         if (waits) return;
         const uint32_t number = experts.first_tile(expert, per_item);
         tile = experts.weights() + uint64_t(number) * tile_bytes;
         first_place = experts.first_place(number, n_records);
-        route->more = experts.more(n_records);
+        route().more = experts.more(n_records);
         open_piece();
     }
 
@@ -344,18 +355,18 @@ struct PieceList {
     }
 
     // Goes on to the next piece.
-    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
+    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, ExpertPath& experts) {
         if (!kMixes && ++side < per_item) return;
         record += n;
         if (record == slice_last) {
-            if (--route->items_left == 0) return open_stage(p, warp, experts);
-            record = route->slice_first;
-            if (kMixes && route->mixture) {
+            if (--route().items_left == 0) return open_stage(p, warp, experts);
+            record = route().slice_first;
+            if (kMixes && route().mixture) {
                 experts.advance();
                 return open_expert(experts);
             }
-            tile += route->jump_bytes;
-            first_place += route->jump_places;
+            tile += route().jump_bytes;
+            first_place += route().jump_places;
             if (first_place >= n_records) first_place -= n_records;
         }
         open_piece();
@@ -437,9 +448,9 @@ struct Fetcher : StepRing<kMixes> {
         : Ring(p, memory, heads, warp),
           p(p),
           warp(warp),
-          experts{heads[warp].experts, mixture},
-          next{heads[warp].routes},
-          ahead{heads[warp].routes + 1},
+          experts{{}, mixture},
+          next{},
+          ahead{},
           to_start(RingPlace<kMixes>::first(*this)),
           to_arrive(to_start),
           room(to_start) {
@@ -447,7 +458,8 @@ struct Fetcher : StepRing<kMixes> {
         // Weights are read once in a step, and must not drive out what blocks hand to each other.
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
-        next.route->next_stage = 0;
+        if constexpr (!kMixes) next.way = heads[warp].routes, ahead.way = next.way + 1;
+        next.route().next_stage = 0;
         next.open_stage(p, warp, experts);
     }
 
@@ -514,12 +526,16 @@ __device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHe
         const bool is_full = waits || !fetcher.has_room();
         // Of experts nothing has come before: all of it is sent for.
         if (!is_full && (fetcher.n_under_way < most_under_way || (kMixes && fetcher.next.mixes))) {
-            fetcher.start();
-        } else if (!kMixes && is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
-            const uint32_t now = clock();
-            if (now - fetcher.sent < p.pace) continue;
-            fetcher.sent = now;
-            fetcher.send_ahead();
+            do {
+                fetcher.start();
+            } while (kMixes && fetcher.next.mixes && fetcher.next.n > 0 && fetcher.has_room());
+        } else if constexpr (!kMixes) {
+            if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
+                const uint32_t now = clock();
+                if (now - fetcher.sent < p.pace) continue;
+                fetcher.sent = now;
+                fetcher.send_ahead();
+            }
         }
     }
 }
