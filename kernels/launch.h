@@ -512,7 +512,7 @@ typedef struct {
     /* Slots of a warp's ring, their bytes. */
     uint32_t n_slots;
     uint32_t slot_bytes;
-    /* Records of a warp that are under way at most, and that are sent for when its ring is full, with so many clocks between. */
+    /* Pieces of a warp that are under way at most, and, without mixtures, that are sent for when its ring is full, with so many clocks between. */
     uint32_t under_way;
     uint32_t most_ahead;
     uint32_t pace;

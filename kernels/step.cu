@@ -23,8 +23,9 @@ extern __shared__ __align__(kLine) uint8_t memory[];
 
 // What a warp that multiplies keeps from stage to stage, here rather than in registers, of which what comes between has need:
 // the next piece in its ring, and the items that it has closed in all stages.
+template <bool kMixes>
 struct alignas(16) WarpState {
-    RingPlace place;
+    RingPlace<kMixes> place;
     uint32_t turn;
 };
 
@@ -35,11 +36,11 @@ struct RowMagnitudes {
 struct NoRowMagnitudes {};
 
 // What a block has besides its dynamic memory.
-template <bool kMany>
+template <bool kMixes, bool kMany>
 struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
     Sums<kMany> sums;
     RingHeads rings[kStepWarps];
-    WarpState warps[kStepWarps];
+    WarpState<kMixes> warps[kStepWarps];
     Mixture mixture;
     // Of two stages in turns: a warp may still read one's when another is at the next.
     alignas(16) float largest[2][kWarps];
@@ -51,7 +52,8 @@ struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
     KigoStageAttention attention;
     Sight sight;
 };
-static_assert(sizeof(Block<false>) <= KIGO_STEP_STATIC && sizeof(Block<true>) <= KIGO_STEP_ROWS_STATIC);
+static_assert(sizeof(Block<false, false>) <= KIGO_STEP_STATIC && sizeof(Block<true, false>) <= KIGO_STEP_STATIC);
+static_assert(sizeof(Block<false, true>) <= KIGO_STEP_ROWS_STATIC);
 
 // Operands of the activations, as `matmul_one` has them: 128 bytes a unit. Of pairs of bfloat16 the rests stand `to_rests` further; 0 of
 // halves.
@@ -98,8 +100,11 @@ __device__ __forceinline__ uint32_t rests_of(const KigoStage& s) {
 // rows.
 template <bool kMixes, bool kPairs, bool kMany>
 struct Worker {
+    using Reader = PieceReader<kMixes>;
+    using Place = RingPlace<kMixes>;
+
     const KigoStep& p;
-    Block<kMany>& block;
+    Block<kMixes, kMany>& block;
 
     __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
 
@@ -524,7 +529,7 @@ struct Worker {
 
     // Where a warp starts in a stage, and the first piece that it has there; n() is 0 where it has none.
     struct Opening {
-        WarpState state;
+        WarpState<kMixes> state;
         Piece piece;
     };
 
@@ -534,12 +539,12 @@ struct Worker {
         __syncwarp();
         Opening opening = {block.warps[warp], {0, 0}};
         if (first_item(s) >= s.n_items || !StagePart::of<kMixes>(s, warp).any()) return opening;
-        RingPlace at = opening.state.place;
-        PieceReader::wait(at);
-        opening.piece = PieceReader::piece(at);
-        if (s.per_item == 2) {
-            at.advance(StepRing(p, memory, block.rings, warp));
-            PieceReader::wait(at);
+        Place at = opening.state.place;
+        Reader::wait(at);
+        opening.piece = Reader::piece(at);
+        if (!kMixes && s.per_item == 2) {
+            at.advance(StepRing<kMixes>(p, memory, block.rings, warp));
+            Reader::wait(at);
         }
         return opening;
     }
@@ -551,7 +556,7 @@ struct Worker {
         const auto part = StagePart::of<kMixes>(s, warp);
         const bool has = opening.piece.n() > 0;
         Closing closing = {*this, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
-        PieceReader reader(p, memory, block.rings, warp, opening.state.place);
+        Reader reader(p, memory, block.rings, warp, opening.state.place);
         if (!has) {
             const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
 #pragma unroll 1
@@ -562,7 +567,7 @@ struct Worker {
         if (this_thread() % kWarp == 0) block.warps[warp] = {reader.place(), closing.turn};
     }
 
-    __device__ __forceinline__ void multiply_pieces(const KigoStage& s, Piece first, PieceReader& reader, Closing& closing) const {
+    __device__ __forceinline__ void multiply_pieces(const KigoStage& s, Piece first, Reader& reader, Closing& closing) const {
 #define KIGO_CASE(type)                                                                     \
     case KIGO_TYPE_##type:                                                                  \
         if constexpr (kPairs || type::kOperand == Operand::kF16) {                          \
@@ -594,21 +599,22 @@ struct Worker {
 #undef KIGO_CASE
     }
 
-    __device__ __forceinline__ static const uint8_t* slot(const RingPlace& at) {
+    __device__ __forceinline__ static const uint8_t* slot(const Place& at) {
         return memory + (at.slot - shared_address(memory));
     }
 
     // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other. The first pieces
     // are there.
     template <class Type, int kTiles>
-    __device__ __forceinline__ void multiply_pieces(Piece first, uint32_t to_rests, PieceReader& reader, Closing& closing) const {
+    __device__ __forceinline__ void multiply_pieces(Piece first, uint32_t to_rests, Reader& reader, Closing& closing) const {
         const uint32_t lane = this_thread() % kWarp;
         // Of several rows a lane multiplies with that of its column of the products; where there is none the result is nobody's.
         const uint8_t* all_columns = columns(kMany ? min(lane / 4, n_rows() - 1) : 0) + lane % 4 * 16;
-        RingPlace at[kTiles];
+        constexpr int kPieces = Reader::template kPieces<kTiles>;
+        Place at[kTiles];
         auto wait = [&] {
 #pragma unroll
-            for (int tile = 0; tile < kTiles; tile++) reader.wait(at[tile]);
+            for (int i = 0; i < kPieces; i++) reader.wait(at[i]);
         };
         if constexpr (Type::kOperand == Operand::kF32) {
             Piece piece = first;
@@ -637,6 +643,7 @@ struct Worker {
             auto load = [&](Loaded& to, bool is_there) {
                 // Where there is none, of what stands there.
                 const Piece piece = is_there ? reader.piece(at[0]) : Piece{0, 0};
+                if (is_there) reader.template find<Record<Type>::kBytes>(at, piece);
                 to.bits = piece.bits;
 #pragma unroll
                 for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit_shared<Type>(slot(at[tile]), 0, lane);
@@ -660,7 +667,7 @@ struct Worker {
                 // Products are a chain: what has to be done for the next record fits between them.
                 products(now, 0);
                 reader.places(at);
-                const bool is_there = !has_next || (reader.is_there(at[0]) && reader.is_there(at[kTiles - 1]));
+                const bool is_there = !has_next || (reader.is_there(at[0]) && reader.is_there(at[kPieces - 1]));
                 products(now, 1);
                 if (!is_there) wait();
                 load(then, has_next);
@@ -681,6 +688,7 @@ struct Worker {
             Piece piece = first;
             reader.places(at);
             while (true) {
+                reader.template find<Record<Type>::kBytes>(at, piece);
                 const uint8_t* columns = all_columns + piece.record * (kUnits * 128);
                 uint32_t offset = 0;
 #pragma unroll 1
@@ -750,7 +758,7 @@ struct HeadWidth {
 // code that a model does not need makes it slower.
 template <bool kMixes, bool kPairs, bool kMany>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
-    __shared__ Block<kMany> block;
+    __shared__ Block<kMixes, kMany> block;
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * KIGO_STEP_SLOTS) {
         RingHeads& heads = block.rings[threadIdx.x / KIGO_STEP_SLOTS];
@@ -797,7 +805,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         block.positions[threadIdx.x] = __ldcg(&rows[threadIdx.x].position);
     }
     if (threadIdx.x == 0) block.sight.position = __ldcg(&rows[attending.row].position);
-    if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace::first(StepRing(p, memory, block.rings, warp)), 0};
+    if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace<kMixes>::first(StepRing<kMixes>(p, memory, block.rings, warp)), 0};
     float4* x = worker.x();
     for (uint32_t q = threadIdx.x; q < worker.n_rows() * (p.stride / 4); q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));

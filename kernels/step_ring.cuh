@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "activations.cuh"
 #include "fragments.cuh"
@@ -72,21 +73,25 @@ __device__ __forceinline__ void wait_mbarrier(uint64_t* barrier, uint32_t parity
     while (!try_mbarrier_at(shared_address(barrier), parity)) patience.wait();
 }
 
-// A piece of a warp's weights as whoever multiplies has to know it: records of one tile. Where an item has two tiles, pieces of the
-// same columns follow each other.
+// A piece of a warp's weights as whoever multiplies has to know it: records of the same columns, of one tile, or with mixtures of all
+// tiles of the item, tile by tile. Where an item has two tiles and a piece one, pieces of the same columns follow each other.
 struct Piece {
     // The first one's number in the row.
     uint32_t record;
-    // How many, and what ends with it.
+    // How many of each tile, what ends with it, and with mixtures where it is in shared memory.
     uint32_t bits;
 
-    static constexpr uint32_t kEndsItem = 1 << 8, kEndsStage = 1 << 9;
+    static constexpr uint32_t kEndsItem = 1 << 8, kEndsStage = 1 << 9, kAddressAt = 16, kAddressUnit = 16;
 
+    __device__ __forceinline__ static uint32_t address_bits(uint32_t address) { return address / kAddressUnit << kAddressAt; }
+
+    __device__ __forceinline__ uint32_t address() const { return (bits >> kAddressAt) * kAddressUnit; }
     __device__ __forceinline__ uint32_t n() const { return bits & 0xff; }
     __device__ __forceinline__ bool has(uint32_t bit) const { return bits & bit; }
 };
 
-// The way of a list of pieces through a stage: what it needs from item to item. It is kept in shared memory, as registers are few.
+// The way of a list of pieces through a stage: what it needs from item to item. Where there are two lists it is kept in shared memory, as
+// registers are few.
 struct alignas(16) Route {
     uint32_t next_stage, items_left;
     // From one item to the next, and what that changes in the place of the first record.
@@ -96,39 +101,44 @@ struct alignas(16) Route {
     uint32_t mixture, more;
 };
 
-// What a warp's ring has besides its slots: barriers that a piece completes when it is there, those that it completes when it has
-// been used, what the pieces are, and the ways of who fetches them, through experts too, and of who sends for them ahead.
+// What a warp's ring has besides its bytes: barriers that a piece completes when it is there, those that it completes when it has
+// been used, what the pieces are, and without mixtures the ways of who fetches them and of who sends for them ahead.
 struct alignas(16) RingHeads {
     uint64_t full[KIGO_STEP_SLOTS];
     uint64_t empty[KIGO_STEP_SLOTS];
     Piece pieces[KIGO_STEP_SLOTS];
     Route routes[2];
-    ExpertRoute experts;
 };
 
 constexpr uint32_t kToEmpty = offsetof(RingHeads, empty), kToPiece = offsetof(RingHeads, pieces);
 static_assert(sizeof(Piece) == sizeof(uint64_t));
 
-// A warp's ring in shared memory, and a place in it: a slot, its `full` and the parity of the round.
+// A warp's ring in shared memory. Pieces stand in slots, which are as long as the longest, or with mixtures, whose pieces differ more, side
+// by side: one that would go beyond the ring's end starts at its beginning.
+template <bool kMixes>
 struct StepRing {
-    uint32_t first_barrier, last_barrier, first_slot, slot_bytes;
+    uint32_t first_barrier, last_barrier, first_slot;
+    // With mixtures those of the ring.
+    uint32_t slot_bytes;
 
     __device__ __forceinline__ StepRing(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp)
         : first_barrier(shared_address(heads[warp].full)),
-          last_barrier(first_barrier + (p.n_slots - 1) * sizeof(uint64_t)),
+          last_barrier(first_barrier + ((kMixes ? KIGO_STEP_SLOTS : p.n_slots) - 1) * sizeof(uint64_t)),
           first_slot(shared_address(memory + size_t(warp) * p.n_slots * p.slot_bytes)),
-          slot_bytes(p.slot_bytes) {}
+          slot_bytes((kMixes ? p.n_slots : 1) * p.slot_bytes) {}
 };
 
+// A place in the order of pieces: its `full`, the parity of the round, and its slot; with mixtures the ring's beginning instead.
+template <bool kMixes>
 struct RingPlace {
     uint32_t barrier, slot, parity;
 
-    __device__ __forceinline__ static RingPlace first(const StepRing& ring) { return {ring.first_barrier, ring.first_slot, 0}; }
+    __device__ __forceinline__ static RingPlace first(const StepRing<kMixes>& ring) { return {ring.first_barrier, ring.first_slot, 0}; }
 
-    __device__ __forceinline__ void advance(const StepRing& ring) {
+    __device__ __forceinline__ void advance(const StepRing<kMixes>& ring) {
         const bool is_last = barrier == ring.last_barrier;
         barrier = is_last ? ring.first_barrier : barrier + sizeof(uint64_t);
-        slot = is_last ? ring.first_slot : slot + ring.slot_bytes;
+        slot = is_last || kMixes ? ring.first_slot : slot + ring.slot_bytes;
         parity ^= is_last;
     }
 };
@@ -168,48 +178,65 @@ __device__ __forceinline__ uint32_t this_thread() {
 __device__ __forceinline__ void step_sync() { barrier_wait(1, kStepThreads); }
 
 // The side of a warp that multiplies.
-struct PieceReader : StepRing, RingPlace {
-    // Goes on from where `place` says.
-    __device__ __forceinline__ PieceReader(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp, RingPlace place)
-        : StepRing(p, memory, heads, warp), RingPlace(place) {}
+template <bool kMixes>
+struct PieceReader : StepRing<kMixes>, RingPlace<kMixes> {
+    using Ring = StepRing<kMixes>;
+    using Place = RingPlace<kMixes>;
 
-    __device__ __forceinline__ const RingPlace& place() const { return *this; }
+    // Pieces that an item's tiles take side by side.
+    template <int kTiles>
+    static constexpr int kPieces = kMixes ? 1 : kTiles;
+
+    // Goes on from where `place` says.
+    __device__ __forceinline__ PieceReader(const KigoStep& p, uint8_t* memory, RingHeads* heads, uint32_t warp, Place place)
+        : Ring(p, memory, heads, warp), Place(place) {}
+
+    __device__ __forceinline__ const Place& place() const { return *this; }
 
     // Whether the piece at a place is there; may wait a little for it.
-    __device__ __forceinline__ static bool is_there(const RingPlace& at) { return try_mbarrier_at(at.barrier, at.parity); }
+    __device__ __forceinline__ static bool is_there(const Place& at) { return try_mbarrier_at(at.barrier, at.parity); }
 
-    __device__ __forceinline__ static void wait(const RingPlace& at) {
+    __device__ __forceinline__ static void wait(const Place& at) {
         Patience patience;
         while (!is_there(at)) patience.wait();
     }
 
     // What the piece at a place is, which is there.
-    __device__ __forceinline__ static Piece piece(const RingPlace& at) {
+    __device__ __forceinline__ static Piece piece(const Place& at) {
         Piece out;
         asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.record), "=r"(out.bits) : "r"(at.barrier + kToPiece) : "memory");
         return out;
     }
 
-    // The places of the next kTiles pieces.
+    // The places of the next records of kTiles tiles.
     template <int kTiles>
-    __device__ __forceinline__ void places(RingPlace (&out)[kTiles]) const {
+    __device__ __forceinline__ void places(Place (&out)[kTiles]) const {
         out[0] = *this;
         if constexpr (kTiles == 2) {
             out[1] = *this;
-            out[1].advance(*this);
+            if constexpr (!kMixes) out[1].advance(*this);
+        }
+    }
+
+    // Where the records at these places are, whose piece, the first one's, is there.
+    template <uint32_t kRecordBytes, int kTiles>
+    __device__ __forceinline__ static void find(Place (&at)[kTiles], const Piece& piece) {
+        if constexpr (kMixes) {
+#pragma unroll
+            for (int tile = 0; tile < kTiles; tile++) at[tile].slot = piece.address() + tile * piece.n() * kRecordBytes;
         }
     }
 
     // Gives back the pieces at these places, the next ones, which all lanes have read.
     template <int kTiles>
-    __device__ __forceinline__ void give_back(const RingPlace (&used)[kTiles], bool is_first_lane) {
+    __device__ __forceinline__ void give_back(const Place (&used)[kTiles], bool is_first_lane) {
         __syncwarp();
         if (is_first_lane) {
 #pragma unroll
-            for (int i = 0; i < kTiles; i++) arrive_mbarrier_at(used[i].barrier + kToEmpty);
+            for (int i = 0; i < kPieces<kTiles>; i++) arrive_mbarrier_at(used[i].barrier + kToEmpty);
         }
-        static_cast<RingPlace&>(*this) = used[kTiles - 1];
-        advance(*this);
+        static_cast<Place&>(*this) = used[kTiles - 1];
+        Place::advance(*this);
     }
 };
 
@@ -219,11 +246,11 @@ constexpr uint32_t kLargeRecord = 2048;
 // A warp's pieces in the order in which it uses them, from stage to stage.
 template <bool kMixes>
 struct PieceList {
-    Route* route;
+    std::conditional_t<kMixes, Route, Route*> way;
     // The item's first tile, the place of its first record, and how many tiles follow each other.
     const uint8_t* tile;
     uint32_t first_place, tile_bytes, per_item;
-    // The next piece: its tile in the item, its first record's number in the row, and how many records; none at the end.
+    // The next piece: its first tile in the item, its first record's number in the row, and how many records of each tile; none at the end.
     uint32_t side, record, n;
     uint32_t n_records, record_bytes, slice_last, most;
     // There is one, but nobody has chosen its expert yet; n is 0.
@@ -231,7 +258,17 @@ struct PieceList {
     // They are of experts.
     bool mixes;
 
+    __device__ __forceinline__ Route& route() {
+        if constexpr (kMixes) {
+            return way;
+        } else {
+            return *way;
+        }
+    }
+
+    // Bytes of the next piece, of each tile, and of how many.
     __device__ __forceinline__ uint32_t bytes() const { return n * record_bytes; }
+    __device__ __forceinline__ uint32_t n_tiles() const { return kMixes ? per_item : 1; }
 
     // Where a record of the item's tile stands among those of the tile.
     __device__ __forceinline__ uint32_t place(uint32_t of_tile) const {
@@ -239,31 +276,35 @@ struct PieceList {
         return at >= n_records ? at - n_records : at;
     }
 
-    __device__ __forceinline__ const uint8_t* from() const { return tile + side * tile_bytes + place(side) * record_bytes; }
+    // Where the piece's records of a tile are.
+    __device__ __forceinline__ const uint8_t* from(uint32_t of_piece) const {
+        const uint32_t of_item = side + of_piece;
+        return tile + of_item * tile_bytes + place(of_item) * record_bytes;
+    }
 
-    __device__ __forceinline__ Piece piece() const {
+    // What it is when it stands at an address.
+    __device__ __forceinline__ Piece piece(uint32_t address) {
         const bool ends_item = record + n == slice_last;
-        const uint32_t ends = (ends_item ? Piece::kEndsItem : 0) | (ends_item && route->items_left == 1 ? Piece::kEndsStage : 0);
-        return {record + (kMixes ? route->more : 0), n | ends};
+        const uint32_t ends = (ends_item ? Piece::kEndsItem : 0) | (ends_item && route().items_left == 1 ? Piece::kEndsStage : 0);
+        return {record + (kMixes ? route().more : 0), n | ends | (kMixes ? Piece::address_bits(address) : 0)};
     }
 
     // Starts over from where another one is.
     __device__ __forceinline__ void follow(const PieceList& other) {
-        *route = *other.route;
-        Route* own = route;
+        *way = *other.way;
+        Route* own = way;
         *this = other;
-        route = own;
+        way = own;
     }
 
-    // Goes on to the next stage that has records for the warp; without `experts` to the next that has no mixture.
-    template <bool kExperts>
-    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
+    // Goes on to the next stage that has records for the warp.
+    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, ExpertPath& experts) {
         const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
         waits = mixes = false;
-        for (uint32_t i = route->next_stage; i < p.n_stages; i++) {
+        for (uint32_t i = route().next_stage; i < p.n_stages; i++) {
             const KigoStage& s = stages[i];
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
-            if (kMixes && (s.kind == KIGO_STAGE_ROUTER || (!kExperts && s.mixture))) continue;
+            if (kMixes && s.kind == KIGO_STAGE_ROUTER) continue;
             const auto part = StagePart::of<kMixes>(s, warp);
             const uint32_t item = first_item(s);
             if (!part.any() || item >= s.n_items) continue;
@@ -271,12 +312,13 @@ struct PieceList {
             record_bytes = s.record_bytes;
             per_item = s.per_item;
             slice_last = part.last;
-            most = record_bytes >= kLargeRecord ? 1 : p.slot_bytes / record_bytes;
+            // Side by side they may be longer than a slot, so that fewer have to be started.
+            most = record_bytes >= kLargeRecord ? 1 : (kMixes ? p.slot_bytes * 3 / 2 : p.slot_bytes) / record_bytes;
             tile_bytes = n_records * record_bytes;
             record = part.first;
             const uint32_t n_items = (s.n_items - item - 1) / gridDim.x + 1;
-            if (kMixes && kExperts && s.mixture) {
-                *route = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
+            if (kMixes && s.mixture) {
+                route() = {i + 1, n_items * s.n_turns, 0, 0, part.first, s.mixture, 0};
                 mixes = true;
                 experts.open_stage(s, item, part.group);
                 return open_expert(experts);
@@ -284,7 +326,7 @@ struct PieceList {
             tile = reinterpret_cast<const uint8_t*>(s.weights) + uint64_t(item * per_item) * tile_bytes;
             first_place = item * per_item % n_records;
             const uint32_t jump = gridDim.x * per_item;
-            *route = {i + 1, n_items, jump * tile_bytes, jump % n_records, part.first, 0, 0};
+            route() = {i + 1, n_items, jump * tile_bytes, jump % n_records, part.first, 0, 0};
             open_piece();
             return;
         }
@@ -292,15 +334,15 @@ struct PieceList {
     }
 
     // Goes to the first piece of the tiles of an expert, once it is chosen.
-    __device__ __forceinline__ void open_expert(const ExpertPath& experts) {
-        const uint32_t expert = experts.chosen(route->mixture);
+    __device__ __forceinline__ void open_expert(ExpertPath& experts) {
+        const uint32_t expert = experts.chosen(route().mixture);
         waits = expert == kNoExpert;
         n = 0;
         if (waits) return;
         const uint32_t number = experts.first_tile(expert, per_item);
         tile = experts.weights() + uint64_t(number) * tile_bytes;
-        first_place = number % n_records;
-        route->more = experts.more(n_records);
+        first_place = experts.first_place(number, n_records);
+        route().more = experts.more(n_records);
         open_piece();
     }
 
@@ -313,94 +355,154 @@ struct PieceList {
     }
 
     // Goes on to the next piece.
-    template <bool kExperts>
-    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, const ExpertPath& experts) {
-        if (++side < per_item) return;
+    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, ExpertPath& experts) {
+        if (!kMixes && ++side < per_item) return;
         record += n;
         if (record == slice_last) {
-            if (--route->items_left == 0) return open_stage<kExperts>(p, warp, experts);
-            record = route->slice_first;
-            if (kMixes && kExperts && route->mixture) {
+            if (--route().items_left == 0) return open_stage(p, warp, experts);
+            record = route().slice_first;
+            if (kMixes && route().mixture) {
                 experts.advance();
                 return open_expert(experts);
             }
-            tile += route->jump_bytes;
-            first_place += route->jump_places;
+            tile += route().jump_bytes;
+            first_place += route().jump_places;
             if (first_place >= n_records) first_place -= n_records;
         }
         open_piece();
     }
 };
 
+// Where in its ring a piece may go, as who fetches knows it: to the slot that is next, once it is given back.
+template <bool kMixes>
+struct Room {
+    uint32_t place = 0;
+
+    __device__ __forceinline__ explicit Room(const RingPlace<kMixes>&) {}
+
+    // Notes that the oldest piece has been given back.
+    __device__ __forceinline__ void note_use(const StepRing<kMixes>&) {}
+
+    // Whether there is room for the next piece, of so many bytes; where.
+    __device__ __forceinline__ bool find(const StepRing<kMixes>&, const RingPlace<kMixes>& next, uint32_t) {
+        place = next.slot;
+        return test_mbarrier(next.barrier + kToEmpty, next.parity ^ 1);
+    }
+
+    // It is taken.
+    __device__ __forceinline__ void take(uint32_t) {}
+};
+
+// Pieces side by side: behind the latest up to the oldest or the ring's end, else at its beginning.
+template <>
+struct Room<true> {
+    RingPlace<true> oldest;
+    // Pieces in the ring; where the oldest of them is, and where the latest ends.
+    uint32_t n_held = 0, first = 0, end = 0;
+    uint32_t place = 0;
+
+    __device__ __forceinline__ explicit Room(const RingPlace<true>& start) : oldest(start) {}
+
+    __device__ __forceinline__ void note_use(const StepRing<true>& ring) {
+        // Of a piece that is not there nobody looks at where it is; it is asked for already, as the answer takes long enough.
+        RingPlace<true> second = oldest;
+        second.advance(ring);
+        const uint32_t address = PieceReader<true>::piece(second).address();
+        if (test_mbarrier(oldest.barrier + kToEmpty, oldest.parity)) {
+            oldest = second;
+            first = address;
+            n_held--;
+        }
+    }
+
+    __device__ __forceinline__ bool find(const StepRing<true>& ring, const RingPlace<true>&, uint32_t bytes) {
+        const uint32_t last = ring.first_slot + ring.slot_bytes;
+        const bool goes_round = end <= first, is_behind = end + bytes <= (goes_round ? first : last);
+        place = n_held > 0 && is_behind ? end : ring.first_slot;
+        return n_held == 0 || (n_held < KIGO_STEP_SLOTS && (is_behind || (!goes_round && place + bytes <= first)));
+    }
+
+    __device__ __forceinline__ void take(uint32_t bytes) {
+        if (n_held++ == 0) first = place;
+        end = place + bytes;
+    }
+};
+
 // What fetches a warp's pieces: a lane of a fetching warp.
 template <bool kMixes>
-struct Fetcher : StepRing {
+struct Fetcher : StepRing<kMixes> {
+    using Ring = StepRing<kMixes>;
+
     const KigoStep& p;
     uint32_t warp;
     ExpertPath experts;
     PieceList<kMixes> next, ahead;
-    RingPlace to_start, to_arrive;
+    RingPlace<kMixes> to_start, to_arrive;
+    Room<kMixes> room;
     // Pieces that are on their way to L2, or there, from `next` to `ahead`; when the latest was sent for.
     uint32_t n_ahead = 0, sent = 0;
     uint32_t n_under_way = 0;
     uint64_t policy = 0;
 
     __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture, uint32_t warp)
-        : StepRing(p, memory, heads, warp),
+        : Ring(p, memory, heads, warp),
           p(p),
           warp(warp),
-          experts{heads[warp].experts, mixture},
-          next{heads[warp].routes},
-          ahead{heads[warp].routes + 1},
-          to_start(RingPlace::first(*this)),
-          to_arrive(to_start) {
+          experts{{}, mixture},
+          next{},
+          ahead{},
+          to_start(RingPlace<kMixes>::first(*this)),
+          to_arrive(to_start),
+          room(to_start) {
 #if __CUDA_ARCH__ >= 900
         // Weights are read once in a step, and must not drive out what blocks hand to each other.
         asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
-        next.route->next_stage = 0;
-        next.template open_stage<true>(p, warp, experts);
+        if constexpr (!kMixes) next.way = heads[warp].routes, ahead.way = next.way + 1;
+        next.route().next_stage = 0;
+        next.open_stage(p, warp, experts);
     }
 
-    // Notes the arrival of the oldest copy under way.
+    // Notes the arrival of the oldest piece under way.
     __device__ __forceinline__ void note_arrival() {
         if (n_under_way == 0 || !test_mbarrier(to_arrive.barrier, to_arrive.parity)) return;
         to_arrive.advance(*this);
         n_under_way--;
     }
 
-    __device__ __forceinline__ bool has_room() const { return test_mbarrier(to_start.barrier + kToEmpty, to_start.parity ^ 1); }
+    __device__ __forceinline__ bool has_room() { return room.find(*this, to_start, next.n_tiles() * next.bytes()); }
 
+    // Starts to copy the next piece, which there is room for.
     __device__ __forceinline__ void start() {
+        const uint32_t bytes = next.bytes(), n_tiles = next.n_tiles();
 #if __CUDA_ARCH__ >= 900
-        const Piece piece = next.piece();
-        const uint32_t bytes = next.bytes();
+        const Piece piece = next.piece(room.place);
         const uint32_t head = to_start.barrier + kToPiece;
         asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(head), "r"(piece.record), "r"(piece.bits) : "memory");
-        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(to_start.barrier), "r"(bytes) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-                         to_start.slot),
-                     "l"(next.from()), "r"(bytes), "r"(to_start.barrier), "l"(policy)
-                     : "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(to_start.barrier), "r"(bytes * n_tiles) : "memory");
+#pragma unroll 1
+        for (uint32_t tile = 0; tile < n_tiles; tile++) {
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+                             room.place + tile * bytes),
+                         "l"(next.from(tile)), "r"(bytes), "r"(to_start.barrier), "l"(policy)
+                         : "memory");
+        }
 #endif
+        room.take(bytes * n_tiles);
         to_start.advance(*this);
         n_under_way++;
-        if (n_ahead > 0 && !(kMixes && next.route->mixture)) n_ahead--;
-        next.template advance<true>(p, warp, experts);
+        if (n_ahead > 0) n_ahead--;
+        next.advance(p, warp, experts);
     }
 
-    // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits. Those of
-    // experts are passed over: mostly nobody knows them yet.
+    // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits.
     __device__ __forceinline__ void send_ahead() {
-        if (n_ahead == 0) {
-            ahead.follow(next);
-            if (kMixes && ahead.route->mixture) ahead.template open_stage<false>(p, warp, experts);
-        }
+        if (n_ahead == 0) ahead.follow(next);
         if (ahead.n == 0) return;
 #if __CUDA_ARCH__ >= 900
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from()), "r"(ahead.bytes()) : "memory");
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from(0)), "r"(ahead.bytes()) : "memory");
 #endif
-        ahead.template advance<false>(p, warp, experts);
+        ahead.advance(p, warp, experts);
         n_ahead++;
     }
 };
@@ -417,18 +519,23 @@ __device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHe
     const uint32_t most_under_way = (p.under_way + warp) / kStepWarps;
     while (__any_sync(lanes, fetcher.next.n > 0 || (kMixes && fetcher.next.waits))) {
         fetcher.note_arrival();
+        fetcher.room.note_use(fetcher);
         if (kMixes && fetcher.next.waits) fetcher.next.open_expert(fetcher.experts);
         const bool waits = kMixes && fetcher.next.waits;
         if (fetcher.next.n == 0 && !waits) continue;
         const bool is_full = waits || !fetcher.has_room();
         // Of experts nothing has come before: all of it is sent for.
         if (!is_full && (fetcher.n_under_way < most_under_way || (kMixes && fetcher.next.mixes))) {
-            fetcher.start();
-        } else if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
-            const uint32_t now = clock();
-            if (now - fetcher.sent < p.pace) continue;
-            fetcher.sent = now;
-            fetcher.send_ahead();
+            do {
+                fetcher.start();
+            } while (kMixes && fetcher.next.mixes && fetcher.next.n > 0 && fetcher.has_room());
+        } else if constexpr (!kMixes) {
+            if (is_full && fetcher.n_under_way == 0 && fetcher.n_ahead < p.most_ahead) {
+                const uint32_t now = clock();
+                if (now - fetcher.sent < p.pace) continue;
+                fetcher.sent = now;
+                fetcher.send_ahead();
+            }
         }
     }
 }

@@ -58,7 +58,8 @@ const LINE: u32 = 128;
 /// tokens of f16 took 6 % longer.
 const PIECE: u32 = 2432;
 /// Pieces of a warp that are sent for to L2 while its ring is full, from so many bytes of a layer on: a Llama of 8B takes 1 to 2 %
-/// less so on an H200, smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %.
+/// less so on an H200, smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %. With mixtures nothing
+/// is: a gpt-oss of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
 const MOST_AHEAD: u32 = 16;
 const FEWEST_BYTES_AHEAD: u64 = 64 << 20;
 /// Clocks for each byte between them: on an H200 3/4 make a Llama of 8B in f16 0.4 % slower; on an H100 1/4 made one of 1B 8 %
@@ -250,15 +251,6 @@ fn layer_bytes(b: &CudaBackend) -> u64 {
             .sum()
     };
     b.places.layers.iter().map(bytes).min().unwrap_or(0)
-}
-
-/// Whether a layer has experts of a type with which the kernels of larger batches are faster: a gpt-oss of 20B in `MXFP4` takes
-/// 12 % longer on an H200, a Qwen3 of 30B in `Q4_K_M` 12 % less.
-fn is_slow(b: &CudaBackend) -> bool {
-    let of_experts = |layer: &LayerPlaces| {
-        products(layer).any(|product| product.n_matrices > 1 && product.quant == QuantType::MXFP4)
-    };
-    b.places.layers.iter().any(of_experts)
 }
 
 /// The matrices of a layer.
@@ -587,7 +579,7 @@ impl Step {
     pub fn new(b: &CudaBackend, path: DecodePath) -> Result<Option<Step>> {
         let (desc, card) = (&b.desc, &b.kernels.card);
         let wanted = match path {
-            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES && !is_slow(b),
+            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES,
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
@@ -660,7 +652,7 @@ impl Step {
             n_slots: 0,
             slot_bytes: listing.slot,
             under_way: (UNDER_WAY / listing.slot).max(WARPS),
-            most_ahead: if desc.experts.is_some() || layer_bytes(b) >= FEWEST_BYTES_AHEAD { MOST_AHEAD } else { 0 },
+            most_ahead: if layer_bytes(b) >= FEWEST_BYTES_AHEAD { MOST_AHEAD } else { 0 },
             pace: listing.slot * PACE.0 / PACE.1,
             delay: 0,
             set_bytes: set_bytes(desc) as u32,
