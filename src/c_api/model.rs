@@ -98,7 +98,11 @@ pub(super) static TIMES: &[Fact<TimeOf>] = &[
         doc: "Milliseconds for making the tokenizer, on a GPU while the weights are brought there.",
         get: |times| times.tokenizer,
     },
-    Fact { key: "device_ms", doc: "Milliseconds until the device was ready, with the start of its driver.", get: |times| times.device },
+    Fact {
+        key: "device_ms",
+        doc: "Milliseconds until the device was ready, with the start of its driver.",
+        get: |times| times.device,
+    },
     Fact { key: "weights_ms", doc: "Milliseconds for bringing the weights to the device.", get: |times| times.weights },
     Fact {
         key: "prepare_ms",
