@@ -74,8 +74,8 @@ const QUADS_OF_THREAD: usize = KIGO_STEP_MOST_COLUMNS as usize / 4 / (WARPS as u
 const WORD_SETS: usize = 2;
 /// Bytes of the rows' numbers of steps, and of the hole behind them.
 const NUMBER_BYTES: usize = 256;
-/// Rows that a step has at most, and up to which it is faster than the kernels of larger batches: two rows of a Llama of 1B take 17 % less on
-/// an H200 in `Q4_K_M` and 12 % in f16, of one of 8B in `Q4_K_M` 3 %, of a Qwen2 of 0.5B 5 %; with three and more some models take longer.
+/// Rows that a step has at most, and up to which it is faster than the kernels of larger batches: on an H200 two rows of a Llama of 1B take
+/// 17 % less in `Q4_K_M` and 12 % in f16, of one of 8B 5 % or more, of a Qwen2 of 0.5B 7 %; with three and more some models take longer.
 const MOST_ROWS: usize = KIGO_STEP_ROWS as usize;
 const FAST_ROWS: usize = 2;
 /// Bytes that a row's sums take where there are several: `kTurns` and `kMostTiles` of `kernels/step_finish.cuh`, a tile of f32 each slice.
