@@ -748,12 +748,6 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
-// A width of heads that is known when the kernel is compiled.
-template <int kDp>
-struct HeadWidth {
-    static constexpr int value = kDp;
-};
-
 // The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without, for one row or several: the
 // code that a model does not need makes it slower.
 template <bool kMixes, bool kPairs, bool kMany>
@@ -833,29 +827,21 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             const auto mark_of = [&](uint32_t row) { return block.numbers[row] * p.n_stages + i; };
             const auto partials_of = [&](uint32_t row) { return kMany ? p.partials + row * uint64_t(p.partials_stride) : p.partials; };
             const uint32_t own = kMany ? attending.row : 0;
-            const auto attend_with = [&](auto dp) {
-                attend<dp.value, kHeadsOfTeam>(block.attention, block.sight, partials_of(own), mark_of(own), worker.set(own), own,
-                                               worker.columns());
-            };
+            // A width of heads has to be known when the kernel is compiled.
+#define KIGO_WIDTH(label, dp)                                                                                        \
+    label:                                                                                                           \
+        attend<dp, kHeadsOfTeam>(block.attention, block.sight, partials_of(own), mark_of(own), worker.set(own), own, \
+                                 worker.columns());                                                                  \
+        break;
             switch (block.attention.heads.qkv.dp) {
-                case 32:
-                    attend_with(HeadWidth<32>{});
-                    break;
-                case 64:
-                    attend_with(HeadWidth<64>{});
-                    break;
-                case 96:
-                    attend_with(HeadWidth<96>{});
-                    break;
-                case 128:
-                    attend_with(HeadWidth<128>{});
-                    break;
-                case 192:
-                    attend_with(HeadWidth<192>{});
-                    break;
-                default:
-                    attend_with(HeadWidth<256>{});
+                KIGO_WIDTH(case 32, 32)
+                KIGO_WIDTH(case 64, 64)
+                KIGO_WIDTH(case 96, 96)
+                KIGO_WIDTH(case 128, 128)
+                KIGO_WIDTH(case 192, 192)
+                KIGO_WIDTH(default, 256)
             }
+#undef KIGO_WIDTH
             // Other warps begin with those of each row.
 #pragma unroll 1
             for (uint32_t row = 0; row < worker.n_rows(); row++) {
