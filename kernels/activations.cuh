@@ -111,6 +111,9 @@ __device__ __forceinline__ bool has_range_scale(float magnitude) {
     return (exponent > 0 && exponent < 127 - 8) || (exponent > 127 + 14 && exponent < 255);
 }
 
+// Whether a row whose largest magnitude is this as a half is certainly not multiplied with anything.
+__device__ __forceinline__ bool keeps_range(float rounded) { return rounded > 0x1p-8f && rounded < 0x1p15f; }
+
 // The power of two that a row is multiplied with, and its inverse.
 __device__ __forceinline__ void range_scale(float magnitude, float& scale, float& inverse) {
     const int exponent = __float_as_uint(magnitude) >> 23 & 255;

@@ -409,7 +409,7 @@ typedef struct {
 /* Vectors of experts that are handed on one by one, at most: who takes them adds them up. */
 #define KIGO_STEP_APART 4
 
-/* One stage of `step`. Words are what blocks hand to each other, f32 or a NaN that says that they are not there yet; addresses
+/* One stage of `step`. Words are what blocks hand to each other, f32 or, where it is said, two halves, or a NaN that says that they are not there yet; addresses
  * are of the words of the first of two sets. */
 typedef struct {
     /* Product: tiles of records. */
@@ -423,6 +423,10 @@ typedef struct {
     uint64_t norm_weight;
     /* Words [n_rows]; where there are items of each expert [n_used][stride of n_rows]; not of logits. */
     uint64_t out;
+    /* The input, of KIGO_TAKE_WORDS, and what comes out once more, rounded: words of two halves, those of neighbouring columns, [k / 2] and
+     * [n_rows / 2], or 0. k is a multiple of 64. */
+    uint64_t input_halves;
+    uint64_t out_halves;
     /* f32 [n_rows], or 0: of the product, or of gate and up; those of experts one after the other. */
     uint64_t bias[2];
     /* KIGO_TAKE_ROUTE: f32 [n_expert], the router's, or 0. */
@@ -472,13 +476,14 @@ typedef struct {
 typedef struct {
     KigoAttention attention;
     KigoHeads heads;
-    /* Words of q, k and v, tile by tile; words [n_head * head_dim]. */
+    /* Words of q, k and v, tile by tile; words [n_head * head_dim], and the same once more as KigoStage has it. */
     uint64_t input;
     uint64_t out;
+    uint64_t out_halves;
 } KigoStageAttention;
 
 /* Slots of a warp's ring in `step` at most. */
-#define KIGO_STEP_SLOTS 10
+#define KIGO_STEP_SLOTS 12
 
 /* Threads of a block of `step`, and most of the shared memory that it has besides; that of `step_rows`, and rows that this takes at most. */
 #define KIGO_STEP_THREADS 384

@@ -345,14 +345,56 @@ struct Worker {
         __syncwarp();
     }
 
+    // A vector of words of halves as operands, of which a lane has kHeld times eight columns and those 32 further at most. False where it
+    // is multiplied with something, for which the halves do not do.
+    template <int kHeld>
+    __device__ __forceinline__ bool take_halves(const KigoStage& s, const Own& own, uint32_t turn) const {
+        // A unit has 64 columns: 8 quads of words, and 4 lanes with 2 of them each.
+        const uint32_t lane = this_thread() % kWarp, n = (own.last - own.first) / 4, of_unit = own.first / 16 + lane / 4;
+        const uint32_t* words = set().from(s.input_halves);
+        const uint32_t quad = of_unit * 8 + lane % 4, last = min(own.last, s.k / 4) / 2;
+        Quads<kHeld, 2 * kWarp> low, high;
+        low.ask(words, quad, last);
+        high.ask(words, quad + 4, last);
+        low.insist(words, quad);
+        high.insist(words, quad + 4);
+        uint32_t bits = 0;
+#pragma unroll
+        for (int i = 0; i < kHeld; i++) {
+            if (i * kWarp >= n) break;
+            bits = largest_half(largest_half(bits, low.in[i]), high.in[i]);
+        }
+        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
+        if (!keeps_range(max_of_all(fmaxf(pair.x, pair.y), turn))) return false;
+        uint8_t* to = columns() + of_unit * 128 + lane % 4 * 32;
+#pragma unroll
+        for (int i = 0; i < kHeld; i++) {
+            if (i * kWarp + lane >= n) break;
+            const uint4 a = low.in[i], b = high.in[i];
+            auto* at = reinterpret_cast<uint4*>(to + i * kWarp * 32);
+            at[0] = {__byte_perm(a.x, b.x, 0x5410), __byte_perm(a.x, b.x, 0x7632), __byte_perm(a.y, b.y, 0x5410), __byte_perm(a.y, b.y, 0x7632)};
+            at[1] = {__byte_perm(a.z, b.z, 0x5410), __byte_perm(a.z, b.z, 0x7632), __byte_perm(a.w, b.w, 0x5410), __byte_perm(a.w, b.w, 0x7632)};
+        }
+        if (this_thread() == 0) block.sums.inverse[0] = 1;
+        __syncwarp();
+        return true;
+    }
+
     __device__ __forceinline__ void take_vector(const KigoStage& s, uint32_t turn) const {
         constexpr int kFew = 4;
         const Own own(s);
-        if (own.last - own.first <= kFew * kWarp) {
+        const bool has_few = own.last - own.first <= kFew * kWarp;
+        if (s.input_halves) {
+            if (has_few ? take_halves<kFew / 4>(s, own, turn) : take_halves<KIGO_STEP_MOST_COLUMNS / 16 / kThreads>(s, own, turn)) return;
+            // The largest is looked for once more, where that of the stage before was; others wait before they do so in the next.
+            turn++;
+        }
+        if (has_few) {
             take_vector<kFew>(s, own, turn);
         } else {
             take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s, own, turn);
         }
+        if (s.input_halves) step_sync();
     }
 
     // Puts a warp's columns of a row that has been taken as operands once more, times `scale`.

@@ -159,6 +159,15 @@ __device__ __forceinline__ uint32_t n_chunks_of(const KigoAttention& p, uint32_t
     return position / KIGO_PAGE / kChunk + 1 - first_page_of(position, p.before) / kChunk;
 }
 
+// Hands on element d of a head's mix, where there is such a one; called by warps, a lane of which has the next one.
+__device__ __forceinline__ void store_mix(const KigoStageAttention& a, const WordSet& set, uint32_t head, uint32_t d, float value) {
+    const uint32_t head_dim = a.attention.head_dim, i = head * head_dim + d;
+    const float next = __shfl_down_sync(~0u, value, 1);
+    if (d >= head_dim) return;
+    if (a.out_halves && d % 2 == 0) set.store_halves(a.out_halves, i / 2, value, next);
+    set.store(a.out, i, value);
+}
+
 // Puts the chunks of a row together, a warp 32 elements of a head.
 __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint32_t n_chunks, uint64_t partials, uint32_t mark,
                                                const WordSet& set, uint32_t warp) {
@@ -208,7 +217,7 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint
             }
         }
         const float factor = last_factor(p, head, M, L);
-        if (d < p.head_dim) set.store(a.out, head * p.head_dim + d, __fmul_rn(O, factor));
+        store_mix(a, set, head, d, __fmul_rn(O, factor));
     }
 }
 
@@ -466,7 +475,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             const uint32_t d = first_dim + lane;
             if (ends && own.n_chunks == 1) {
                 const float factor = last_factor(p, head + warp, M, L);
-                if (d < p.head_dim) set.store(a.out, (head + warp) * p.head_dim + d, __fmul_rn(O, factor));
+                store_mix(a, set, head + warp, d, __fmul_rn(O, factor));
             } else if (ends) {
                 uint64_t* to = chunk_words(partials, p, kDp, block.split + first / kChunk * own.n_splits, head + warp);
                 if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);

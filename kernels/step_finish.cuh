@@ -230,19 +230,26 @@ struct Finisher {
             const float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
             const float up = __shfl_down_sync(~0u, value, kTileRows);
             give_back(turn);
-            if (at.has) finish_result(s, at, value, up, 0, number);
+            finish_result(s, at, at.has, value, up, 0, number);
         }
     }
 
-    // The result of a row of the product from what was multiplied for a row of the batch, to where it is awaited.
-    __device__ __forceinline__ void finish_result(const KigoStage& s, const ItemRow& at, float value, float up, uint32_t row,
+    // The result of a row of the product, where `has`, from what was multiplied for a row of the batch, to where it is awaited; called by
+    // whole warps.
+    __device__ __forceinline__ void finish_result(const KigoStage& s, const ItemRow& at, bool has, float value, float up, uint32_t row,
                                                   uint32_t number) const {
         value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
         if (s.kind == KIGO_STAGE_LOGITS) {
-            reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
-        } else {
-            WordSet(number, p.set_bytes, row).store(s.out, at.to, value);
+            if (has) reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
+            return;
         }
+        const WordSet set(number, p.set_bytes, row);
+        // First what is awaited.
+        if (s.out_halves) {
+            const float next = __shfl_down_sync(~0u, value, 1);
+            if (has && at.to % 2 == 0) set.store_halves(s.out_halves, at.to / 2, value, next);
+        }
+        if (has) set.store(s.out, at.to, value);
     }
 
     // Finishes an item for several rows, of as many at a time as lanes have its results.
@@ -258,7 +265,7 @@ struct Finisher {
             const float up = s.kind == KIGO_STAGE_GATED ? __fmul_rn(sum_of_row(turn, 1, result, there), scale) : 0;
             __syncwarp();
             if (first + kWarp >= n) give_back(turn);
-            if (at.has && row < p.n_rows) finish_result(s, at, value, up, row, number_of_row);
+            finish_result(s, at, at.has && row < p.n_rows, value, up, there, number_of_row);
         }
         __syncwarp();
     }

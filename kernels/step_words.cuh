@@ -1,4 +1,4 @@
-// Words: how blocks of `step` hand vectors to each other without a barrier. A word is an f32, or kMissing, a NaN that no
+// Words: how blocks of `step` hand vectors to each other without a barrier. A word is an f32, or two halves, or kMissing, NaNs that no
 // computation gives, as long as it is not there: no fence, and one trip through L2. There are two sets, which steps use in
 // turn: who writes a word of a step takes away that of the step before, which all blocks have read.
 #pragma once
@@ -36,6 +36,14 @@ __device__ __forceinline__ float largest_of(float4 v) {
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
+// The largest magnitudes of halves, in both halves of a word.
+__device__ __forceinline__ uint32_t largest_half(uint32_t largest, uint4 halves) {
+    // Magnitudes stand in the order of their bits.
+    const uint32_t magnitude = 0x7fff7fff;
+    return __vmaxu2(__vmaxu2(largest, __vmaxu2(halves.x & magnitude, halves.y & magnitude)),
+                    __vmaxu2(halves.z & magnitude, halves.w & magnitude));
+}
+
 // The set of words of a row's step: bytes from the first set of the first row, and to the row's other. Rows count their steps
 // apart, as they need not all be in the next one.
 struct WordSet {
@@ -51,9 +59,18 @@ struct WordSet {
 
     // Writes word i of those at `words`.
     __device__ __forceinline__ void store(uint64_t words, uint32_t i, float value) const {
+        const uint32_t word = __float_as_uint(value);
+        put(words, i, word == kMissing ? 0x7fffffff : word);
+    }
+
+    // Writes a word of two halves; a half that is no number is 0x7fff, so that it is never kMissing.
+    __device__ __forceinline__ void store_halves(uint64_t words, uint32_t i, float first, float second) const {
+        put(words, i, pack_halves(first, second));
+    }
+
+   private:
+    __device__ __forceinline__ void put(uint64_t words, uint32_t i, uint32_t word) const {
         const uint64_t at = words + offset + uint64_t(i) * 4;
-        uint32_t word = __float_as_uint(value);
-        if (word == kMissing) word = 0x7fffffff;
         asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(word) : "memory");
         asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at + to_other), "r"(kMissing) : "memory");
     }

@@ -101,7 +101,7 @@ constants! {
     KIGO_TAKE_ROUTE = 3,
     KIGO_TAKE_EXPERTS = 4,
     KIGO_STEP_THREADS = 384,
-    KIGO_STEP_SLOTS = 10,
+    KIGO_STEP_SLOTS = 12,
     KIGO_NO_ATTENTION = 0xFFFF_FFFF,
     KIGO_STEP_PAGES = 64,
     KIGO_STEP_MOST_COLUMNS = 16384,
@@ -327,6 +327,8 @@ mirrors! {
         post_norm: u64,
         norm_weight: u64,
         out: u64,
+        input_halves: u64,
+        out_halves: u64,
         bias: [u64; 2],
         route_bias: u64,
         kind: u32,
@@ -362,6 +364,7 @@ mirrors! {
         heads: KigoHeads,
         input: u64,
         out: u64,
+        out_halves: u64,
     }
 
     KigoStep {

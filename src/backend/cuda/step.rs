@@ -240,6 +240,7 @@ impl Step {
                 heads: stages::heads(b, layer),
                 input: words.qkv,
                 out: words.mix,
+                out_halves: if list::takes_mix_halves(b, layer) { words.mix_halves } else { 0 },
             };
             lists.extend_from_slice(bytes_of(&attention));
         }

@@ -20,6 +20,8 @@ use crate::quant::QuantType;
 /// Bytes that are copied at a time, at most where a record is not larger: fewer keep those busy who copy, with 4 KiB whole
 /// tokens of f16 took 6 % longer.
 const PIECE: u32 = 2432;
+/// Columns of a unit: `kUnitK` of `kernels/quant/layout.cuh`.
+const UNIT_COLUMNS: usize = 64;
 /// Bytes of the order and logits of experts, and of weights and activations of a record of the router: `RouterMemory` of
 /// `kernels/step_experts.cuh`.
 const ROUTER_BYTES: u32 = KIGO_STEP_EXPERTS * 8;
@@ -32,9 +34,11 @@ const COLUMNS_APART: usize = 4096;
 pub(super) struct Words {
     qkv: usize,
     mix: usize,
+    mix_halves: usize,
     attn: usize,
     router: usize,
     ff: usize,
+    ff_halves: usize,
     ffn: usize,
     pub bytes: usize,
 }
@@ -44,9 +48,11 @@ pub(super) struct Words {
 pub(super) struct LayerWords {
     pub qkv: u64,
     pub mix: u64,
+    pub mix_halves: u64,
     attn: u64,
     router: u64,
     ff: u64,
+    ff_halves: u64,
     ffn: u64,
 }
 
@@ -61,12 +67,14 @@ impl Words {
         let n_heads = desc.n_head + 2 * desc.n_head_kv;
         let qkv = next(n_heads * desc.head_dim.next_multiple_of(TILE_ROWS));
         let mix = next(desc.n_embd_q());
+        let mix_halves = next(desc.n_embd_q().div_ceil(2));
         let attn = next(desc.n_embd);
         let router =
             next(desc.experts.map_or(0, |experts| experts.n_expert.next_multiple_of(TILE_ROWS)) * SLICES as usize);
         let ff = next(desc.experts.map_or(desc.n_ff, |experts| experts.n_expert_used * stride(desc.n_ff)));
+        let ff_halves = next(if desc.experts.is_some() { 0 } else { desc.n_ff.div_ceil(2) });
         let ffn = next(if fits_apart(desc) { most_vectors(desc) * stride(desc.n_embd) } else { desc.n_embd });
-        Words { qkv, mix, attn, router, ff, ffn, bytes: end }
+        Words { qkv, mix, mix_halves, attn, router, ff, ff_halves, ffn, bytes: end }
     }
 }
 
@@ -122,6 +130,8 @@ pub(super) struct Listing<'a> {
 struct Taken {
     take: u32,
     input: u64,
+    /// The same as halves, or 0.
+    halves: u64,
     post_norm: Option<u64>,
     /// Factor on what is added to the residual stream.
     scale: f32,
@@ -134,10 +144,11 @@ struct Taken {
 
 impl Taken {
     /// A vector as it is.
-    fn words(input: u64) -> Taken {
+    fn words(input: u64, halves: u64) -> Taken {
         Taken {
             take: KIGO_TAKE_WORDS,
             input,
+            halves,
             post_norm: None,
             scale: 1.0,
             norm: None,
@@ -162,6 +173,8 @@ struct Added {
 struct Given {
     kind: u32,
     out: u64,
+    /// Where it is handed on as halves too, or 0.
+    halves: u64,
     bias: [Option<u64>; 2],
 }
 
@@ -178,6 +191,8 @@ impl Listing<'_> {
             post_norm: at(taken.post_norm),
             norm_weight: at(taken.norm.map(|norm| norm.weight)),
             out: given.out,
+            input_halves: taken.halves,
+            out_halves: given.halves,
             bias: given.bias.map(at),
             route_bias: 0,
             kind: given.kind,
@@ -283,6 +298,7 @@ impl Listing<'_> {
         let residual = |added: Added, norm| Taken {
             take: KIGO_TAKE_RESIDUAL,
             input: added.words,
+            halves: 0,
             post_norm: added.post_norm,
             scale: added.scale,
             norm,
@@ -296,14 +312,16 @@ impl Listing<'_> {
         }
         for product in &l.attn_qkv {
             let out = words.qkv + (product.first_tile * TILE_ROWS * 4) as u64;
-            self.product(product, taken, Given { kind: KIGO_STAGE_VALUES, out, bias: [None; 2] });
+            self.product(product, taken, Given { kind: KIGO_STAGE_VALUES, out, halves: 0, bias: [None; 2] });
             taken.take = KIGO_TAKE_SAME;
         }
         let mut attention = *self.stages.last()?;
         (attention.kind, attention.take) = (KIGO_STAGE_ATTENTION, KIGO_TAKE_SAME);
         self.stages.push(attention);
-        let given = Given { kind: KIGO_STAGE_VALUES, out: words.attn, bias: [l.attn_output_bias, None] };
-        self.product(&l.attn_output, Taken::words(words.mix), given);
+        let bias = [l.attn_output_bias, None];
+        let given = Given { kind: KIGO_STAGE_VALUES, out: words.attn, halves: 0, bias };
+        let mix_halves = if takes_mix_halves(b, layer) { words.mix_halves } else { 0 };
+        self.product(&l.attn_output, Taken::words(words.mix, mix_halves), given);
         let next = layer + 1;
         let attention = if next < b.desc.n_layer() { next as u32 } else { KIGO_NO_ATTENTION };
         let attn = Added { words: words.attn, n_used: 1, post_norm: l.attn_post_norm, scale: b.desc.residual_scale };
@@ -313,23 +331,23 @@ impl Listing<'_> {
             Gate::None(product) => (product, KIGO_STAGE_UNGATED, [l.ffn_gate_bias[1], None]),
             Gate::Apart { .. } => return None,
         };
-        let up = Given { kind, out: words.ff, bias };
         let down = [l.ffn_down_bias, None];
         let Some((router, router_bias)) = &l.ffn_gate_inp else {
-            self.product(gate, taken, up);
-            let given = Given { kind: KIGO_STAGE_VALUES, out: words.ffn, bias: down };
-            self.product(&l.ffn_down, Taken::words(words.ff), given);
+            let halves = if takes_halves(&l.ffn_down) { words.ff_halves } else { 0 };
+            self.product(gate, taken, Given { kind, out: words.ff, halves, bias });
+            let given = Given { kind: KIGO_STAGE_VALUES, out: words.ffn, halves: 0, bias: down };
+            self.product(&l.ffn_down, Taken::words(words.ff, halves), given);
             return Some(());
         };
         // What is normed later is not multiplied before.
         let scale = if l.ffn_post_norm.is_some() { 1.0 } else { b.desc.residual_scale };
         let mixture = Mixture { number: (layer + 1) as u32, router_bias: *router_bias, scale };
         self.router(router, Taken { attention: KIGO_NO_ATTENTION, ..taken }, words.router, mixture.number)?;
-        let taken = Taken { take: KIGO_TAKE_ROUTE, norm: l.ffn_norm, attention, ..Taken::words(words.router) };
-        self.experts(gate, taken, up, mixture)?;
-        let taken = Taken { take: KIGO_TAKE_EXPERTS, ..Taken::words(words.ff) };
+        let taken = Taken { take: KIGO_TAKE_ROUTE, norm: l.ffn_norm, attention, ..Taken::words(words.router, 0) };
+        self.experts(gate, taken, Given { kind, out: words.ff, halves: 0, bias }, mixture)?;
+        let taken = Taken { take: KIGO_TAKE_EXPERTS, ..Taken::words(words.ff, 0) };
         let kind = if self.is_apart(layer) { KIGO_STAGE_VALUES } else { KIGO_STAGE_MIXED };
-        let given = Given { kind, out: words.ffn, bias: down };
+        let given = Given { kind, out: words.ffn, halves: 0, bias: down };
         self.experts(&l.ffn_down, taken, given, mixture)
     }
 
@@ -351,7 +369,7 @@ impl Listing<'_> {
 
     /// Adds the router, whose slices of tiles are one block's each; `None` where the kernel cannot compute it.
     fn router(&mut self, router: &Product, taken: Taken, out: u64, mixture: u32) -> Option<()> {
-        let given = Given { kind: KIGO_STAGE_ROUTER, out, bias: [None; 2] };
+        let given = Given { kind: KIGO_STAGE_ROUTER, out, halves: 0, bias: [None; 2] };
         let stage = KigoStage { n_items: router.n_tiles as u32 * SLICES, mixture, ..self.stage(router, taken, given) };
         if router.quant != QuantType::F32 || stage.n_items > self.n_blocks {
             return None;
@@ -360,6 +378,16 @@ impl Listing<'_> {
         self.push(stage);
         Some(())
     }
+}
+
+/// Whether a product takes its vector as words of halves: where whole units of halves are its operands.
+fn takes_halves(product: &Product) -> bool {
+    product.k.is_multiple_of(UNIT_COLUMNS) && !wants_bf16(product.quant)
+}
+
+/// The same of the output of a layer's attention, whose heads have pairs of elements then.
+pub(super) fn takes_mix_halves(b: &CudaBackend, layer: usize) -> bool {
+    b.desc.head_dim.is_multiple_of(2) && takes_halves(&b.places.layers[layer].attn_output)
 }
 
 /// Whether it pays that blocks multiply two tiles at a time: unless some get more of them then.
@@ -374,9 +402,9 @@ fn slices(n_records: u32, n_used: u32) -> (u32, bool) {
     (n_slices, 2 * n_slices <= SLICES && n_used.is_multiple_of(2))
 }
 
-/// Units of 64 columns in a record.
+/// Units in a record.
 fn record_units(quant: QuantType) -> u32 {
-    (record_columns(quant) / 64) as u32
+    (record_columns(quant) / UNIT_COLUMNS) as u32
 }
 
 /// Experts that a token uses, or 1.
@@ -401,9 +429,11 @@ pub(super) fn words_of(b: &CudaBackend, memory: &DeviceBuffer, layer: usize) -> 
     LayerWords {
         qkv: at(words.qkv),
         mix: at(words.mix),
+        mix_halves: at(words.mix_halves),
         attn: at(words.attn),
         router: at(words.router),
         ff: at(words.ff),
+        ff_halves: at(words.ff_halves),
         ffn: at(words.ffn),
     }
 }
@@ -438,13 +468,14 @@ pub(super) fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Opti
     let taken = Taken {
         take: KIGO_TAKE_RESIDUAL,
         input: before.words,
+        halves: 0,
         post_norm: before.post_norm,
         scale: before.scale,
         norm: Some(b.places.output_norm),
         attention: KIGO_NO_ATTENTION,
         n_used: before.n_used,
     };
-    let given = Given { kind: KIGO_STAGE_LOGITS, out: 0, bias: [None; 2] };
+    let given = Given { kind: KIGO_STAGE_LOGITS, out: 0, halves: 0, bias: [None; 2] };
     listing.product(&b.places.output, taken, given);
     // Kernels for mixtures have no code for pairs.
     Ok((desc.experts.is_none() || !listing.has_pairs).then_some(listing))
