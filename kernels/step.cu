@@ -386,7 +386,7 @@ struct Worker {
         const bool has_few = own.last - own.first <= kFew * kWarp;
         if (s.input_halves) {
             if (has_few ? take_halves<kFew / 4>(s, own, turn) : take_halves<KIGO_STEP_MOST_COLUMNS / 16 / kThreads>(s, own, turn)) return;
-            // The largest is looked for once more, where that of the stage before was; others wait before they do so in the next.
+            // The largest magnitude is looked for once more: in the place of the stage before, which nobody reads any more.
             turn++;
         }
         if (has_few) {
@@ -394,6 +394,7 @@ struct Worker {
         } else {
             take_vector<KIGO_STEP_MOST_COLUMNS / 4 / kThreads>(s, own, turn);
         }
+        // It is also the place of the next stage, which nobody may reach before all have read it.
         if (s.input_halves) step_sync();
     }
 
@@ -727,6 +728,8 @@ struct Worker {
             }
         } else {
             constexpr int kUnits = Type::kRecordK / kUnitK;
+            // With mixtures not all units: code has to be fetched too, by the time each stage comes to it.
+            constexpr int kUnrolled = kMixes ? 2 : kUnits;
             Piece piece = first;
             reader.places(at);
             while (true) {
@@ -740,8 +743,7 @@ struct Worker {
                     for (int tile = 0; tile < kTiles; tile++) {
                         scales[tile] = RecordScales<Type>(slot(at[tile]) + offset + Record<Type>::kScales, lane);
                     }
-                    // Not all units: code has to be fetched too, by the time each stage comes to it.
-#pragma unroll 2
+#pragma unroll kUnrolled
                     for (int unit = 0; unit < kUnits; unit++) {
                         const auto v = columns_at(columns + unit * 128);
                         Fragments<Type> w[kTiles];

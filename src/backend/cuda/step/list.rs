@@ -115,8 +115,9 @@ pub(super) struct Listing<'a> {
     n_blocks: u32,
     /// Who takes the next stage's first item, so that all get equally much.
     next_block: u32,
-    /// Whether some products are of pairs of bfloat16.
+    /// Whether some products are of pairs of bfloat16; of weights with scales.
     pub has_pairs: bool,
+    pub has_scales: bool,
     /// Bytes of the widest slot, and units of halves of the widest activations as operands.
     pub slot: u32,
     pub columns: u32,
@@ -241,6 +242,7 @@ impl Listing<'_> {
         let is_pair = wants_bf16(product.quant);
         let units = (1 + u32::from(is_pair)) * product.n_records as u32 * record_units(product.quant);
         self.has_pairs |= is_pair;
+        self.has_scales |= product.quant.block_len() > 1;
         self.slot = self.slot.max(piece.next_multiple_of(LINE));
         self.columns = self.columns.max(n_vectors * units);
         units
@@ -447,6 +449,7 @@ pub(super) fn list<'a>(b: &'a CudaBackend, memory: &DeviceBuffer) -> Result<Opti
         n_blocks: b.kernels.card.n_sm,
         next_block: 0,
         has_pairs: false,
+        has_scales: false,
         slot: 0,
         columns: 0,
         columns_beside: 0,
