@@ -25,7 +25,7 @@ extern __shared__ __align__(kLine) uint8_t memory[];
 // the next piece in its ring, and the items that it has closed in all stages.
 template <bool kMixes>
 struct alignas(16) WarpState {
-    RingPlace<kMixes> place;
+    PiecePlace<kMixes> place;
     uint32_t turn;
 };
 
@@ -101,7 +101,7 @@ __device__ __forceinline__ uint32_t rests_of(const KigoStage& s) {
 template <bool kMixes, bool kPairs, bool kMany>
 struct Worker {
     using Reader = PieceReader<kMixes>;
-    using Place = RingPlace<kMixes>;
+    using Place = PiecePlace<kMixes>;
 
     const KigoStep& p;
     Block<kMixes, kMany>& block;
@@ -541,9 +541,9 @@ struct Worker {
 
         // Hands them on.
         template <int kTiles>
-        __device__ __forceinline__ void close_item() {
+        __device__ __forceinline__ void close_item(uint32_t lane) {
             Sums<kMany>& sums = worker.block.sums;
-            const uint32_t at = turn % kTurns<kMany>, lane = this_thread() % kWarp;
+            const uint32_t at = turn % kTurns<kMany>;
             wait_mbarrier(sums.empty + at, turn / kTurns<kMany> % 2 ^ 1);
 #pragma unroll
             for (int tile = 0; tile < kTiles; tile++) {
@@ -603,7 +603,7 @@ struct Worker {
         if (!has) {
             const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
 #pragma unroll 1
-            for (uint32_t i = 0; i < n_turns; i++) closing.template close_item<kMostTiles>();
+            for (uint32_t i = 0; i < n_turns; i++) closing.template close_item<kMostTiles>(this_thread() % kWarp);
         } else {
             multiply_pieces(s, opening.piece, reader, closing);
         }
@@ -642,9 +642,7 @@ struct Worker {
 #undef KIGO_CASE
     }
 
-    __device__ __forceinline__ static const uint8_t* slot(const Place& at) {
-        return memory + (at.slot - shared_address(memory));
-    }
+    __device__ __forceinline__ static const uint8_t* in_memory(uint32_t address) { return memory - shared_address(memory) + address; }
 
     // Two tiles are multiplied in turns: the products of each are a chain, and one fills the gaps of the other. The first pieces
     // are there.
@@ -655,22 +653,25 @@ struct Worker {
         const uint8_t* all_columns = columns(kMany ? min(lane / 4, n_rows() - 1) : 0) + lane % 4 * 16;
         constexpr int kPieces = Reader::template kPieces<kTiles>;
         Place at[kTiles];
+        uint32_t records[kTiles];
+        auto are_there = [&] { return reader.is_there(at[0]) & (kPieces == 1 || reader.is_there(at[kPieces - 1])); };
         auto wait = [&] {
-#pragma unroll
-            for (int i = 0; i < kPieces; i++) reader.wait(at[i]);
+            Patience patience;
+            while (!are_there()) patience.wait();
         };
         if constexpr (Type::kOperand == Operand::kF32) {
             Piece piece = first;
             reader.places(at);
             while (true) {
+                reader.template find<Record<Type>::kBytes>(records, at, piece);
                 const auto v = columns_at<Operand::kF32>(all_columns + piece.record * 128, to_rests);
 #pragma unroll
                 for (int tile = 0; tile < kTiles; tile++) {
-                    const auto w = make_fragments<Type>(load_unit_shared<Type>(slot(at[tile]), 0, lane), NoScales{}, 0);
+                    const auto w = make_fragments<Type>(load_unit_shared<Type>(in_memory(records[tile]), 0, lane), NoScales{}, 0);
                     multiply_add<Type>(closing.acc[tile], w, v);
                 }
                 reader.give_back(at, lane == 0);
-                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
+                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>(lane);
                 if (piece.has(Piece::kEndsStage)) return;
                 reader.places(at);
                 wait();
@@ -686,10 +687,10 @@ struct Worker {
             auto load = [&](Loaded& to, bool is_there) {
                 // Where there is none, of what stands there.
                 const Piece piece = is_there ? reader.piece(at[0]) : Piece{0, 0};
-                if (is_there) reader.template find<Record<Type>::kBytes>(at, piece);
+                if (is_there || !kMixes) reader.template find<Record<Type>::kBytes>(records, at, piece);
                 to.bits = piece.bits;
 #pragma unroll
-                for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit_shared<Type>(slot(at[tile]), 0, lane);
+                for (int tile = 0; tile < kTiles; tile++) to.unit[tile] = load_unit_shared<Type>(in_memory(records[tile]), 0, lane);
                 to.v = columns_at<Type::kOperand>(all_columns + piece.record * 128, to_rests);
             };
             auto products = [&](const Loaded& of, int j) {
@@ -710,14 +711,14 @@ struct Worker {
                 // Products are a chain: what has to be done for the next record fits between them.
                 products(now, 0);
                 reader.places(at);
-                const bool is_there = !has_next || (reader.is_there(at[0]) && reader.is_there(at[kPieces - 1]));
+                const bool is_there = !has_next || are_there();
                 products(now, 1);
                 if (!is_there) wait();
                 load(then, has_next);
                 products(now, 2);
                 if (has_next) reader.give_back(at, lane == 0);
                 products(now, 3);
-                if (now.bits & Piece::kEndsItem) closing.template close_item<kTiles>();
+                if (now.bits & Piece::kEndsItem) closing.template close_item<kTiles>(lane);
                 return has_next;
             };
             reader.places(at);
@@ -729,19 +730,19 @@ struct Worker {
         } else {
             constexpr int kUnits = Type::kRecordK / kUnitK;
             // With mixtures not all units: code has to be fetched too, by the time each stage comes to it.
-            constexpr int kUnrolled = kMixes ? 2 : kUnits;
+            constexpr int kUnrolled = kMixes && kUnits > 2 ? 2 : kUnits;
             Piece piece = first;
             reader.places(at);
             while (true) {
-                reader.template find<Record<Type>::kBytes>(at, piece);
+                reader.template find<Record<Type>::kBytes>(records, at, piece);
                 const uint8_t* columns = all_columns + piece.record * (kUnits * 128);
-                uint32_t offset = 0;
+                uint32_t n_left = piece.n();
 #pragma unroll 1
-                for (uint32_t i = 0; i < piece.n(); i++) {
+                do {
                     RecordScales<Type> scales[kTiles];
 #pragma unroll
                     for (int tile = 0; tile < kTiles; tile++) {
-                        scales[tile] = RecordScales<Type>(slot(at[tile]) + offset + Record<Type>::kScales, lane);
+                        scales[tile] = RecordScales<Type>(in_memory(records[tile]) + Record<Type>::kScales, lane);
                     }
 #pragma unroll kUnrolled
                     for (int unit = 0; unit < kUnits; unit++) {
@@ -749,7 +750,7 @@ struct Worker {
                         Fragments<Type> w[kTiles];
 #pragma unroll
                         for (int tile = 0; tile < kTiles; tile++) {
-                            const auto in = load_unit_shared<Type>(slot(at[tile]) + offset, unit, lane);
+                            const auto in = load_unit_shared<Type>(in_memory(records[tile]), unit, lane);
                             w[tile] = scales[tile].make_fragments(in, unit);
                         }
 #pragma unroll
@@ -758,12 +759,16 @@ struct Worker {
                             for (int tile = 0; tile < kTiles; tile++) mma_f16(closing.acc[tile], w[tile].a[j], v.high + 2 * j);
                         }
                     }
-                    offset += Record<Type>::kBytes;
+#pragma unroll
+                    for (int tile = 0; tile < kTiles; tile++) records[tile] += Record<Type>::kBytes;
                     columns += kUnits * 128;
-                }
+                    // Large records come one by one.
+                } while (Record<Type>::kBytes < kLargeRecord && --n_left > 0);
                 reader.give_back(at, lane == 0);
-                if (piece.has(Piece::kEndsItem)) closing.template close_item<kTiles>();
-                if (piece.has(Piece::kEndsStage)) return;
+                if (piece.has(Piece::kEndsItem)) {
+                    closing.template close_item<kTiles>(lane);
+                    if (piece.has(Piece::kEndsStage)) return;
+                }
                 reader.places(at);
                 wait();
                 piece = reader.piece(at[0]);
@@ -843,7 +848,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
         block.positions[threadIdx.x] = __ldcg(&rows[threadIdx.x].position);
     }
     if (threadIdx.x == 0) block.sight.position = __ldcg(&rows[attending.row].position);
-    if (threadIdx.x % kWarp == 0) block.warps[warp] = {RingPlace<kMixes>::first(StepRing<kMixes>(p, memory, block.rings, warp)), 0};
+    if (threadIdx.x % kWarp == 0) block.warps[warp] = {PiecePlace<kMixes>::first(StepRing<kMixes>(p, memory, block.rings, warp)), 0};
     float4* x = worker.x();
     for (uint32_t q = threadIdx.x; q < worker.n_rows() * (p.stride / 4); q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
     store_part(&block.stages[0], load_part(stages));

@@ -128,18 +128,39 @@ struct StepRing {
           slot_bytes((kMixes ? p.n_slots : 1) * p.slot_bytes) {}
 };
 
-// A place in the order of pieces: its `full`, the parity of the round, and its slot; with mixtures the ring's beginning instead.
+// A place in the order of pieces as who multiplies keeps it: its `full`, and the parity of the round.
 template <bool kMixes>
-struct RingPlace {
-    uint32_t barrier, slot, parity;
+struct PiecePlace {
+    uint32_t barrier, parity;
 
-    __device__ __forceinline__ static RingPlace first(const StepRing<kMixes>& ring) { return {ring.first_barrier, ring.first_slot, 0}; }
+    __device__ __forceinline__ static PiecePlace first(const StepRing<kMixes>& ring) { return {ring.first_barrier, 0}; }
 
-    __device__ __forceinline__ void advance(const StepRing<kMixes>& ring) {
+    // Whether a round has ended.
+    __device__ __forceinline__ bool advance(const StepRing<kMixes>& ring) {
         const bool is_last = barrier == ring.last_barrier;
         barrier = is_last ? ring.first_barrier : barrier + sizeof(uint64_t);
-        slot = is_last || kMixes ? ring.first_slot : slot + ring.slot_bytes;
         parity ^= is_last;
+        return is_last;
+    }
+
+    // Without mixtures where its slot is: multiplying takes less of a warp's time than stepping along.
+    __device__ __forceinline__ uint32_t slot_in(const StepRing<kMixes>& ring) const {
+        return ring.first_slot + (barrier - ring.first_barrier) * uint32_t(ring.slot_bytes / sizeof(uint64_t));
+    }
+};
+
+// The same with its slot, as who fetches keeps it; with mixtures the ring's beginning instead.
+template <bool kMixes>
+struct RingPlace : PiecePlace<kMixes> {
+    uint32_t slot;
+
+    __device__ __forceinline__ static RingPlace first(const StepRing<kMixes>& ring) {
+        return {PiecePlace<kMixes>::first(ring), ring.first_slot};
+    }
+
+    __device__ __forceinline__ void advance(const StepRing<kMixes>& ring) {
+        const bool is_last = PiecePlace<kMixes>::advance(ring);
+        slot = is_last || kMixes ? ring.first_slot : slot + ring.slot_bytes;
     }
 };
 
@@ -179,9 +200,9 @@ __device__ __forceinline__ void step_sync() { barrier_wait(1, kStepThreads); }
 
 // The side of a warp that multiplies.
 template <bool kMixes>
-struct PieceReader : StepRing<kMixes>, RingPlace<kMixes> {
+struct PieceReader : StepRing<kMixes>, PiecePlace<kMixes> {
     using Ring = StepRing<kMixes>;
-    using Place = RingPlace<kMixes>;
+    using Place = PiecePlace<kMixes>;
 
     // Pieces that an item's tiles take side by side.
     template <int kTiles>
@@ -220,10 +241,10 @@ struct PieceReader : StepRing<kMixes>, RingPlace<kMixes> {
 
     // Where the records at these places are, whose piece, the first one's, is there.
     template <uint32_t kRecordBytes, int kTiles>
-    __device__ __forceinline__ static void find(Place (&at)[kTiles], const Piece& piece) {
-        if constexpr (kMixes) {
+    __device__ __forceinline__ void find(uint32_t (&records)[kTiles], const Place (&at)[kTiles], const Piece& piece) const {
 #pragma unroll
-            for (int tile = 0; tile < kTiles; tile++) at[tile].slot = piece.address() + tile * piece.n() * kRecordBytes;
+        for (int tile = 0; tile < kTiles; tile++) {
+            records[tile] = kMixes ? piece.address() + tile * piece.n() * kRecordBytes : at[tile].slot_in(*this);
         }
     }
 
