@@ -409,8 +409,8 @@ typedef struct {
 /* Vectors of experts that are handed on one by one, at most: who takes them adds them up. */
 #define KIGO_STEP_APART 4
 
-/* One stage of `step`. Words are what blocks hand to each other, f32 or, where it is said, two halves, or a NaN that says that they are not there yet; addresses
- * are of the words of the first of two sets. */
+/* One stage of `step`. Words are what blocks hand to each other, f32 or, where it is said, two halves, or a NaN that says that they are not
+ * there yet; addresses are of the words of the first of two sets. */
 typedef struct {
     /* Product: tiles of records. */
     uint64_t weights;

@@ -226,6 +226,45 @@ fn delays_change_nothing() {
     }
 }
 
+/// A half times 2^`power`, or zero where that is not a normal one.
+fn shifted(bits: u16, power: i32) -> u16 {
+    let exponent = i32::from(bits >> 10 & 31);
+    let moved = exponent + power;
+    if exponent == 0 || moved <= 0 {
+        return 0;
+    }
+    assert!(moved < 31, "too large for a half");
+    bits & 0x83ff | (moved as u16) << 10
+}
+
+/// Vectors that blocks hand to each other as halves, where halves do not do: what the gate and attention give is smaller or larger than
+/// what is multiplied as it is, since what they take is. The matrices behind them make up for it in part.
+#[test]
+#[ignore = "needs a GPU"]
+fn vectors_beyond_the_range_of_halves() {
+    const MOST: i32 = 8;
+    let has_whole_units = |shape: &&Shape| shape.n_ff % 64 == 0 && shape.n_head * shape.head_dim % 64 == 0;
+    for shape in SHAPES.iter().filter(has_whole_units) {
+        for (norm, behind, power) in
+            [("ffn_norm", "ffn_down", -6), ("ffn_norm", "ffn_down", 8), ("attn_norm", "attn_output", -10)]
+        {
+            let mut draft = draft(shape, &[QuantType::F16], 3);
+            for tensor in &mut draft.tensors {
+                if tensor.name.ends_with(&format!("{norm}.weight")) {
+                    for weight in tensor.data.as_chunks_mut::<4>().0 {
+                        *weight = (f32::from_le_bytes(*weight) * 2f32.powi(power)).to_le_bytes();
+                    }
+                } else if tensor.name.ends_with(&format!("{behind}.weight")) {
+                    for half in tensor.data.as_chunks_mut::<2>().0 {
+                        *half = shifted(u16::from_le_bytes(*half), (-power).clamp(-MOST, MOST)).to_le_bytes();
+                    }
+                }
+            }
+            check_draft(shape, &[QuantType::F16], &draft, |_| ());
+        }
+    }
+}
+
 /// Contexts of one chunk and of many, which blocks of the kernel share, with windows, sinks and capped scores: as one kernel, with
 /// delays and without, beside kernel by kernel.
 #[test]
