@@ -243,7 +243,8 @@ fn shifted(bits: u16, power: i32) -> u16 {
 #[ignore = "needs a GPU"]
 fn vectors_beyond_the_range_of_halves() {
     const MOST: i32 = 8;
-    let has_whole_units = |shape: &&Shape| shape.n_ff % 64 == 0 && shape.n_head * shape.head_dim % 64 == 0;
+    let has_whole_units =
+        |shape: &&Shape| shape.n_ff.is_multiple_of(64) && (shape.n_head * shape.head_dim).is_multiple_of(64);
     for shape in SHAPES.iter().filter(has_whole_units) {
         for (norm, behind, power) in
             [("ffn_norm", "ffn_down", -6), ("ffn_norm", "ffn_down", 8), ("attn_norm", "attn_output", -10)]
