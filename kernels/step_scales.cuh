@@ -7,7 +7,7 @@
 namespace {
 
 // The numbers that a record's halves are multiplied with, of which a lane needs those of one unit alone: it loads the words that have them,
-// so that nothing has to be selected.
+// so that nothing has to be selected. What `load_scales` says of them is not looked at, so the compiler does not load it.
 template <class Type, int kBytes, int kHalves>
 __device__ __forceinline__ void load_numbers(SuperScales<kBytes, kHalves>& scales, const uint8_t* at, int g, int unit) {
     // Words of a list with a number for each group; minima of 32 weights have a list of their own.

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 /// Rows of a tile: `kTileRows`.
 pub const TILE_ROWS: usize = 16;
 /// Columns of a unit: `kUnitK`.
-const UNIT: usize = 64;
+pub(super) const UNIT: usize = 64;
 /// Threads of every block of `matmul.cu` and `prep.cu`.
 pub const THREADS: u32 = 256;
 /// Warps of it.

@@ -49,15 +49,16 @@ const WIDE_POSITIONS: usize = 256;
 const OWN: usize = 32;
 /// Bytes under way to a multiprocessor, and in large layers with scales, most of whose records are smaller than the longest, which counts: with
 /// 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`, with 96 KiB 0.3 % longer in f16, 0.7 % less in `Q4_K_M`
-/// and in `Q8_0`, and one of 1B in `Q4_K_M` 0.7 % longer.
+/// and 0.6 % in `Q8_0`, and one of 1B in `Q4_K_M` 0.7 % longer. Mixtures have not been measured with it.
 const UNDER_WAY: u32 = 64 << 10;
 const UNDER_WAY_OF_LARGE: u32 = 96 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
-/// Pieces of a warp that are sent for to L2 while its ring is full, from so many bytes of a layer on: a Llama of 8B takes 1 to 2 %
-/// less so on an H200, smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %. With mixtures nothing
+/// Pieces of a warp that are sent for to L2 while its ring is full, in large layers: a Llama of 8B takes 1 to 2 % less so on an H200,
+/// smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %. With mixtures nothing
 /// is: a gpt-oss of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
 const MOST_AHEAD: u32 = 16;
+/// Bytes of the weights of a large layer.
 const FEWEST_LARGE_BYTES: u64 = 64 << 20;
 /// Clocks for each byte between them: on an H200 3/4 make a Llama of 8B in f16 0.4 % slower; on an H100 1/4 made one of 1B 8 %
 /// slower than 3/4.

@@ -1,7 +1,9 @@
 //! The list of a step's stages, which says the kernel what each takes, multiplies with and gives, and the words that they exchange.
 
 use super::super::CudaBackend;
-use super::super::layout::{Gate, NormPlace, Product, TILE_ROWS, record_bytes, record_columns, stride, wants_bf16};
+use super::super::layout::{
+    Gate, NormPlace, Product, TILE_ROWS, UNIT, record_bytes, record_columns, stride, wants_bf16,
+};
 use super::super::memory::DeviceBuffer;
 use super::super::params::{
     KIGO_GELU, KIGO_NO_ATTENTION, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STAGE_ATTENTION, KIGO_STAGE_GATED,
@@ -20,8 +22,6 @@ use crate::quant::QuantType;
 /// Bytes that are copied at a time, at most where a record is not larger: fewer keep those busy who copy, with 4 KiB whole
 /// tokens of f16 took 6 % longer.
 const PIECE: u32 = 2432;
-/// Columns of a unit: `kUnitK` of `kernels/quant/layout.cuh`.
-const UNIT_COLUMNS: usize = 64;
 /// Bytes of the order and logits of experts, and of weights and activations of a record of the router: `RouterMemory` of
 /// `kernels/step_experts.cuh`.
 const ROUTER_BYTES: u32 = KIGO_STEP_EXPERTS * 8;
@@ -384,7 +384,7 @@ impl Listing<'_> {
 
 /// Whether a product takes its vector as words of halves: where whole units of halves are its operands.
 fn takes_halves(product: &Product) -> bool {
-    product.k.is_multiple_of(UNIT_COLUMNS) && !wants_bf16(product.quant)
+    product.k.is_multiple_of(UNIT) && !wants_bf16(product.quant)
 }
 
 /// The same of the output of a layer's attention, whose heads have pairs of elements then.
@@ -406,7 +406,7 @@ fn slices(n_records: u32, n_used: u32) -> (u32, bool) {
 
 /// Units in a record.
 fn record_units(quant: QuantType) -> u32 {
-    (record_columns(quant) / UNIT_COLUMNS) as u32
+    (record_columns(quant) / UNIT) as u32
 }
 
 /// Experts that a token uses, or 1.
