@@ -104,15 +104,17 @@ __device__ __forceinline__ Quad make_quad(float4 v) {
     }
 }
 
+// Largest magnitudes of a row that is well within halves: from the first on, below the second.
+constexpr float kLeastInRange = 0x1p-8f, kBeyondRange = 0x1p15f;
+
 // Whether a row with this largest magnitude is multiplied with something: one that is well within halves is not, so that who computes
-// the row can round it. Neither is one of zeros, or with a number that is none.
+// the row can round it. Neither is one of zeros or subnormal numbers, or with a number that is none.
 __device__ __forceinline__ bool has_range_scale(float magnitude) {
-    const int exponent = __float_as_uint(magnitude) >> 23 & 255;
-    return (exponent > 0 && exponent < 127 - 8) || (exponent > 127 + 14 && exponent < 255);
+    return (magnitude >= 0x1p-126f && magnitude < kLeastInRange) || (magnitude >= kBeyondRange && magnitude < INFINITY);
 }
 
 // Whether a row whose largest magnitude is this as a half is certainly not multiplied with anything.
-__device__ __forceinline__ bool keeps_range(float rounded) { return rounded > 0x1p-8f && rounded < 0x1p15f; }
+__device__ __forceinline__ bool keeps_range(float rounded) { return rounded > kLeastInRange && rounded < kBeyondRange; }
 
 // The power of two that a row is multiplied with, and its inverse.
 __device__ __forceinline__ void range_scale(float magnitude, float& scale, float& inverse) {

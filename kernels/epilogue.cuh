@@ -86,8 +86,7 @@ __device__ __forceinline__ float2 load_turn(const KigoQkv& p, const HeadElements
     return __ldcg(reinterpret_cast<const float2*>(p.turns) + size_t(column) * p.turns_stride + e.pair);
 }
 
-__device__ __forceinline__ void turn_elements(const KigoQkv& p, const HeadElements& e, float2 turn, float& low, float& high) {
-    if (!has_turn(p, e)) return;
+__device__ __forceinline__ void turn_pair(float2 turn, float& low, float& high) {
     const float turned = __fmaf_rn(low, turn.x, -__fmul_rn(high, turn.y));
     high = __fmaf_rn(low, turn.y, __fmul_rn(high, turn.x));
     low = turned;
@@ -101,7 +100,7 @@ __device__ __forceinline__ __half* cached_keys(const KigoQkv& p, const CachePlac
 // Turns two elements of row `column` and puts them where attention looks for them.
 __device__ __forceinline__ void put_elements(const KigoQkv& p, const HeadElements& e, uint32_t column, CachePlace at_cache, float2 turn,
                                              float low, float high) {
-    turn_elements(p, e, turn, low, high);
+    if (has_turn(p, e)) turn_pair(turn, low, high);
     if (e.part == 0) {
         __half* q = reinterpret_cast<__half*>(p.q) + (size_t(column) * p.n_head + e.head) * p.dp;
         q[e.place] = saturated_half(__fmul_rn(low, p.q_scale));

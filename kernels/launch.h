@@ -493,7 +493,7 @@ typedef struct {
 /* Pages that a block of `step` attends to at a time. */
 #define KIGO_STEP_PAGES_AT_ONCE 4
 /* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
-#define KIGO_STEP_ATTENTION 9600
+#define KIGO_STEP_ATTENTION 10112
 
 /* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time; step_rows: for
  * 2 to KIGO_STEP_ROWS rows of different sequences. */

@@ -730,8 +730,6 @@ struct Worker {
             }
         } else {
             constexpr int kUnits = Type::kRecordK / kUnitK;
-            // With mixtures not all units: code has to be fetched too, by the time each stage comes to it.
-            constexpr int kUnrolled = kMixes && kUnits > 2 ? 2 : kUnits;
             Piece piece = first;
             reader.places(at);
             while (true) {
@@ -745,7 +743,7 @@ struct Worker {
                     for (int tile = 0; tile < kTiles; tile++) {
                         scales[tile] = RecordScales<Type>(in_memory(records[tile]) + Record<Type>::kScales, lane);
                     }
-#pragma unroll kUnrolled
+#pragma unroll
                     for (int unit = 0; unit < kUnits; unit++) {
                         const auto v = columns_at(columns + unit * 128);
                         Fragments<Type> w[kTiles];

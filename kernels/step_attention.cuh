@@ -26,7 +26,7 @@ constexpr uint32_t kOwn = kWarp;
 __device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
 
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages that it takes at a time, f32
-// [pages][heads][elements].
+// [2][pages][heads][elements]. Of those and their sums there are two, for pages in turns.
 template <int kDp>
 struct AttentionScratch {
     static constexpr uint32_t kTeam = warps_of_page(kDp), kPagesAtOnce = kStepWarps / kTeam;
@@ -35,7 +35,7 @@ struct AttentionScratch {
     __half k[kDp], v[kDp];
     float page_largest[kPagesAtOnce][kTeam][16];
     uint4 page_weights[kPagesAtOnce][4][32];
-    float2 page_sums[kPagesAtOnce][16];
+    float2 page_sums[2][kPagesAtOnce][16];
     float squares[kMostHeadsOfTeam][kStepWarps];
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION && sizeof(AttentionScratch<256>) <= 36 * 256 + KIGO_STEP_ATTENTION);
@@ -246,20 +246,21 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
     auto load_k = [&](uint32_t i) {
         if (!own.sees(i)) return;
-        const uint4* from = at<uint4>(sight.pages[i]);
+        const uint4* from = at<uint4>(sight.pages[i]) + key_of(kKeys * part, g) * (kDp / 8) + t;
+        // Keys of a tile are at the same distances from each other as those of the first.
 #pragma unroll
         for (int j = 0; j < kPieces; j++) {
 #pragma unroll
-            for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(kKeys * part + tile, g) * (kDp / 8) + j * 4 + t);
+            for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(tile, 0) * (kDp / 8) + j * 4);
         }
     };
     auto load_v = [&](uint32_t i) {
         if (!own.sees(i)) return;
-        const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8);
+        const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8) + (first_dim + part * kDims * 8 + g) * 8 + t;
 #pragma unroll
         for (int n = 0; n < kDims; n++) {
 #pragma unroll
-            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + (first_dim + (part * kDims + n) * 8 + g) * 8 + h * 4 + t);
+            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + n * 64 + h * 4);
         }
     };
     load_k(side);
@@ -274,20 +275,22 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
     const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
     const uint32_t n_vectors = heads + (has_last ? 2 : 0);
+    const bool has_norm = a.heads.norm_weight[0];
+    const float q_scale = qkv.q_scale;
 #pragma unroll 1
     for (uint32_t first = 0; first < n_vectors; first += kAtOnce * n_teams) {
-        bool has[kAtOnce];
+        // Whatever does not depend on the words is known before they are there.
+        bool has[kAtOnce], has_turns[kAtOnce];
+        __half* places[kAtOnce];
         HeadElements elements[kAtOnce];
         float2 turns[kAtOnce], biases[kAtOnce], weights[kAtOnce];
         const uint32_t* at_words[2 * kAtOnce];
-        const auto bias_of = [&](const HeadElements& e) {
-            return e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
-        };
-        // Two of a head's elements of a vector, which may be null.
+        // Two of a head's elements of a vector, which may be null. Adding -0 changes nothing.
         const auto load_of = [&](uint64_t vector, uint32_t first, const HeadElements& e) -> float2 {
-            if (!vector) return {0, 0};
+            if (!vector) return {-0.0f, -0.0f};
             const float* from = reinterpret_cast<const float*>(vector) + first;
-            return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : 0, e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : 0};
+            return {e.dims.low < qkv.head_dim ? __ldg(from + e.dims.low) : -0.0f,
+                    e.dims.high < qkv.head_dim ? __ldg(from + e.dims.high) : -0.0f};
         };
         auto which = [&](uint32_t i) { return first + i * n_teams + team; };
 #pragma unroll
@@ -296,10 +299,13 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             const uint32_t of_all = which(i) < heads ? head + which(i) : p.n_head + block.head_kv + (which(i) == heads ? 0 : p.n_head_kv);
             const uint32_t tile = of_all * per_head + pair / 8;
             elements[i] = head_elements(qkv, tile, pair % 8);
-            // Does not depend on what is awaited.
-            turns[i] = has[i] && has_turn(qkv, elements[i]) ? load_turn(qkv, elements[i], row) : float2{};
-            biases[i] = has[i] ? load_of(bias_of(elements[i]), elements[i].head * qkv.head_dim, elements[i]) : float2{};
-            weights[i] = has[i] && elements[i].part < 2 ? load_of(a.heads.norm_weight[elements[i].part], 0, elements[i]) : float2{};
+            const HeadElements& e = elements[i];
+            has_turns[i] = has[i] && has_turn(qkv, e);
+            turns[i] = has_turns[i] ? load_turn(qkv, e, row) : float2{};
+            const uint64_t bias = e.part == 0 ? a.heads.bias[0] : e.part == 1 ? a.heads.bias[1] : a.heads.bias[2];
+            biases[i] = has[i] ? load_of(bias, e.head * qkv.head_dim, e) : float2{};
+            weights[i] = has[i] && e.part < 2 ? load_of(a.heads.norm_weight[e.part], 0, e) : float2{};
+            places[i] = (e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v) + e.place;
             const uint32_t* words = set.from(a.input) + tile * 16 + pair % 8;
             at_words[2 * i] = has[i] ? words : nullptr;
             at_words[2 * i + 1] = has[i] ? words + 8 : nullptr;
@@ -309,13 +315,10 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         float low[kAtOnce], high[kAtOnce];
 #pragma unroll
         for (uint32_t i = 0; i < kAtOnce; i++) {
-            const HeadElements& e = elements[i];
-            low[i] = __uint_as_float(words.in[2 * i]), high[i] = __uint_as_float(words.in[2 * i + 1]);
-            if (!has[i] || !bias_of(e)) continue;
-            if (e.dims.low < qkv.head_dim) low[i] = __fadd_rn(low[i], biases[i].x);
-            if (e.dims.high < qkv.head_dim) high[i] = __fadd_rn(high[i], biases[i].y);
+            low[i] = __fadd_rn(__uint_as_float(words.in[2 * i]), biases[i].x);
+            high[i] = __fadd_rn(__uint_as_float(words.in[2 * i + 1]), biases[i].y);
         }
-        if (a.heads.norm_weight[0]) {
+        if (has_norm) {
             // Those before have been read.
             if (first > 0) step_sync();
 #pragma unroll
@@ -339,15 +342,14 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         for (uint32_t i = 0; i < kAtOnce; i++) {
             if (!has[i]) continue;
             const HeadElements& e = elements[i];
-            turn_elements(qkv, e, turns[i], low[i], high[i]);
+            if (has_turns[i]) turn_pair(turns[i], low[i], high[i]);
             if (e.part == 0) {
-                low[i] = __fmul_rn(low[i], qkv.q_scale);
-                high[i] = __fmul_rn(high[i], qkv.q_scale);
+                low[i] = __fmul_rn(low[i], q_scale);
+                high[i] = __fmul_rn(high[i], q_scale);
             }
             const __half rounded[2] = {saturated_half(low[i]), saturated_half(high[i])};
-            __half* to = e.part == 0 ? s.q[which(i)] : e.part == 1 ? s.k : s.v;
-            to[e.place] = rounded[0];
-            to[e.place + 8] = rounded[1];
+            places[i][0] = rounded[0];
+            places[i][8] = rounded[1];
             if (e.part == 0 || block.of_group != 0 || block.of_head != 0) continue;
             __half* keys = at<__half>(sight.pages[own.n_pages - 1]);
             const uint32_t of_page = position % KIGO_PAGE;
@@ -367,7 +369,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     uint32_t page = own.first_page + side;
 #pragma unroll 1
     for (uint32_t first = 0; first < own.n_pages; first += kPagesAtOnce) {
-        const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread;
+        const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread, turn = first / kPagesAtOnce % 2;
         if (thread < kPagesAtOnce && own.sees(far)) bring_page(sight.pages[far], kDp, block.of_head);
         if (own.sees(mine)) {
             const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);
@@ -451,8 +453,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             mix<kDims>(o, w, [&](int n, int h) { return v[n][h]; });
             load_v(next);
             if (g < heads) {
-                if (part == 0 && t == 0) s.page_sums[side][g] = make_float2(m[0], l[0]);
-                float* to = mixes + (side * heads + g) * kOwn + part * kDims * 8 + 2 * t;
+                if (part == 0 && t == 0) s.page_sums[turn][side][g] = make_float2(m[0], l[0]);
+                float* to = mixes + ((turn * kPagesAtOnce + side) * heads + g) * kOwn + part * kDims * 8 + 2 * t;
 #pragma unroll
                 for (int n = 0; n < kDims; n++) *reinterpret_cast<float2*>(to + 8 * n) = make_float2(o[n][0], o[n][1]);
             }
@@ -463,14 +465,20 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
         step_sync();
         const bool ends_chunk = (first + kPagesAtOnce) % kChunk == 0, ends = ends_chunk || first + kPagesAtOnce >= own.n_pages;
         if (warp < heads) {
-            const uint32_t n = min(kPagesAtOnce, own.n_pages - first);
-#pragma unroll 1
-            for (uint32_t of_page = max(first, own.n_unseen) - first; of_page < n; of_page++) {
-                const float2 ml = s.page_sums[of_page][warp];
-                const float mixed = mixes[(of_page * heads + warp) * kOwn + lane];
-                const Factors f = rescale(M, ml.x);
-                L = fold(L, ml.y, f);
-                O = fold(O, mixed, f);
+            // A page that is not seen changes nothing.
+            float2 ml[kPagesAtOnce];
+            float mixed[kPagesAtOnce];
+#pragma unroll
+            for (uint32_t i = 0; i < kPagesAtOnce; i++) {
+                const bool sees = own.sees(first + i);
+                ml[i] = sees ? s.page_sums[turn][i][warp] : make_float2(-INFINITY, 0);
+                mixed[i] = sees ? mixes[((turn * kPagesAtOnce + i) * heads + warp) * kOwn + lane] : 0;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < kPagesAtOnce; i++) {
+                const Factors f = rescale(M, ml[i].x);
+                L = fold(L, ml[i].y, f);
+                O = fold(O, mixed[i], f);
             }
             const uint32_t d = first_dim + lane;
             if (ends && own.n_chunks == 1) {
@@ -484,7 +492,6 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             }
         }
         page += kPagesAtOnce + (ends_chunk ? (own.n_splits - 1) * kChunk : 0);
-        if (first + kPagesAtOnce < own.n_pages) step_sync();
     }
 }
 

@@ -544,9 +544,11 @@ __device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHe
         if (kMixes && fetcher.next.waits) fetcher.next.open_expert(fetcher.experts);
         const bool waits = kMixes && fetcher.next.waits;
         if (fetcher.next.n == 0 && !waits) continue;
-        const bool is_full = waits || !fetcher.has_room();
         // Of experts nothing has come before: all of it is sent for.
-        if (!is_full && (fetcher.n_under_way < most_under_way || (kMixes && fetcher.next.mixes))) {
+        const bool may_start = fetcher.n_under_way < most_under_way || (kMixes && fetcher.next.mixes);
+        if (!kMixes && !may_start) continue;
+        const bool is_full = waits || !fetcher.has_room();
+        if (!is_full && may_start) {
             do {
                 fetcher.start();
             } while (kMixes && fetcher.next.mixes && fetcher.next.n > 0 && fetcher.has_room());

@@ -49,14 +49,15 @@ const WIDE_POSITIONS: usize = 256;
 const OWN: usize = 32;
 /// Bytes under way to a multiprocessor, and in large layers with scales, most of whose records are smaller than the longest, which counts: with
 /// 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`, with 96 KiB 0.3 % longer in f16, 0.7 % less in `Q4_K_M`
-/// and 0.6 % in `Q8_0`, and one of 1B in `Q4_K_M` 0.7 % longer. Mixtures have not been measured with it.
+/// and 0.6 % in `Q8_0`, and one of 1B in `Q4_K_M` 0.7 % longer; a mixture, gpt-oss of 20B, takes 0.4 % longer.
 const UNDER_WAY: u32 = 64 << 10;
 const UNDER_WAY_OF_LARGE: u32 = 96 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
-/// Pieces of a warp that are sent for to L2 while its ring is full, in large layers: a Llama of 8B takes 1 to 2 % less so on an H200,
-/// smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %. With mixtures nothing
-/// is: a gpt-oss of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
+/// Pieces of a warp that are sent for to L2 while its ring is full, in large layers whose weights take a byte or more: a Llama of 8B takes
+/// 2 % less so in f16 on an H200, and 1 % in `Q8_0`. In `Q4_K_M` it takes as long, but 3 to 4 % longer after 1,000 to 2,000 positions, as
+/// weights are in the way of keys and values. Smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B
+/// 1 %. With mixtures nothing is: a gpt-oss of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
 const MOST_AHEAD: u32 = 16;
 /// Bytes of the weights of a large layer.
 const FEWEST_LARGE_BYTES: u64 = 64 << 20;
@@ -175,18 +176,17 @@ fn set_bytes(desc: &ModelDesc) -> usize {
     desc.n_layer() * Words::new(desc).bytes
 }
 
-/// Bytes of the weights that a row takes of the smallest layer.
-fn layer_bytes(b: &CudaBackend) -> u64 {
+/// What a row takes of the weights of the smallest layer: how many bytes, and how many weights.
+fn layer_weights(b: &CudaBackend) -> (u64, u64) {
     let n_used = b.desc.experts.map_or(1, |experts| experts.n_expert_used);
-    let bytes = |layer: &LayerPlaces| -> u64 {
-        let matrices = |product: &Product| product.n_matrices.min(n_used) as u64;
-        products(layer)
-            .map(|product| {
-                matrices(product) * product.n_tiles as u64 * product.n_records as u64 * record_bytes(product.quant)
-            })
-            .sum()
+    let weights = |layer: &LayerPlaces| {
+        products(layer).fold((0, 0), |(bytes, n), product| {
+            let tiles = product.n_matrices.min(n_used) as u64 * product.n_tiles as u64;
+            let (of_tile, columns) = (product.n_records as u64 * record_bytes(product.quant), stride(product.k) as u64);
+            (bytes + tiles * of_tile, n + tiles * TILE_ROWS as u64 * columns)
+        })
     };
-    b.places.layers.iter().map(bytes).min().unwrap_or(0)
+    b.places.layers.iter().map(weights).min().unwrap_or((0, 0))
 }
 
 /// The matrices of a layer.
@@ -205,8 +205,9 @@ impl Step {
     /// `OutOfMemory`, `DeviceLost`, `DeviceError`.
     pub fn new(b: &CudaBackend, path: DecodePath) -> Result<Option<Step>> {
         let (desc, card) = (&b.desc, &b.kernels.card);
+        let (layer_bytes, n_layer_weights) = layer_weights(b);
         let wanted = match path {
-            DecodePath::Auto => layer_bytes(b) >= FEWEST_LAYER_BYTES,
+            DecodePath::Auto => layer_bytes >= FEWEST_LAYER_BYTES,
             DecodePath::Step => true,
             DecodePath::Stages => false,
         };
@@ -267,8 +268,9 @@ impl Step {
         let has_many = launches[1..].iter().any(Option::is_some);
         let many = if has_many { Some(kernel_of("step_rows", KIGO_STEP_ROWS_STATIC)?) } else { None };
         let partials_stride = partial_bytes(desc, b.kernels.head_width);
-        let is_large = layer_bytes(b) >= FEWEST_LARGE_BYTES;
-        let under_way = if is_large && listing.has_scales { UNDER_WAY_OF_LARGE } else { UNDER_WAY };
+        let is_large = layer_bytes >= FEWEST_LARGE_BYTES;
+        let has_more = is_large && listing.has_scales && desc.experts.is_none();
+        let looks_ahead = is_large && layer_bytes >= n_layer_weights;
         let params = KigoStep {
             stages: stages_at,
             attentions: attentions_at,
@@ -281,8 +283,8 @@ impl Step {
             stride: stride(desc.n_embd) as u32,
             n_slots: 0,
             slot_bytes: listing.slot,
-            under_way: (under_way / listing.slot).max(WARPS),
-            most_ahead: if is_large { MOST_AHEAD } else { 0 },
+            under_way: (if has_more { UNDER_WAY_OF_LARGE } else { UNDER_WAY } / listing.slot).max(WARPS),
+            most_ahead: if looks_ahead { MOST_AHEAD } else { 0 },
             pace: listing.slot * PACE.0 / PACE.1,
             delay: 0,
             set_bytes: set_bytes(desc) as u32,
