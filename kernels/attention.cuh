@@ -174,12 +174,24 @@ __device__ __forceinline__ float largest_so_far(float value, uint32_t lane) {
     return value;
 }
 
-// What the mix of values O is multiplied with at the end: the state's sum of weights, with the sink, an unscaled score that
-// stands for no key, folded in, divides it.
-__device__ __forceinline__ float last_factor(const KigoAttention& p, uint32_t head, float M, float L) {
-    if (!p.sinks) return __frcp_rn(L);
-    const Factors f = rescale(M, __fmul_rn(__ldg(reinterpret_cast<const float*>(p.sinks) + head), kLog2E));
+// A head's sink, an unscaled score that stands for no key, if there is one.
+struct Sink {
+    bool has;
+    float score;
+
+    __device__ __forceinline__ Sink(const KigoAttention& p, uint32_t head)
+        : has(p.sinks), score(p.sinks ? __ldg(reinterpret_cast<const float*>(p.sinks) + head) : 0) {}
+};
+
+// What the mix of values O is multiplied with at the end: the state's sum of weights, with the sink folded in, divides it.
+__device__ __forceinline__ float last_factor(const Sink& sink, float M, float L) {
+    if (!sink.has) return __frcp_rn(L);
+    const Factors f = rescale(M, __fmul_rn(sink.score, kLog2E));
     return __fmul_rn(f.state, __frcp_rn(fold(L, 1.0f, f)));
+}
+
+__device__ __forceinline__ float last_factor(const KigoAttention& p, uint32_t head, float M, float L) {
+    return last_factor(Sink(p, head), M, L);
 }
 
 // The page of the first key that the row at `position` sees.

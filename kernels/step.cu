@@ -224,6 +224,8 @@ struct Worker {
         const Own own(s);
         const uint32_t first = own.first + lane, last_given = min(own.last, s.k / 4);
         // Quads of a thread that registers hold; what does not depend on the words comes first.
+        const float residual_scale = s.residual_scale;
+        const bool has_post_norm = s.post_norm;
         float4 v[kHeld] = {}, w[kHeld] = {};
 #pragma unroll
         for (int i = 0; i < kHeld; i++) {
@@ -237,15 +239,15 @@ struct Worker {
             Quads<kHeld, kWarp> given;
             auto added = [&](float4 old, uint4 in) -> float4 {
                 const float4 d = values_of(in);
-                return {__fmaf_rn(s.residual_scale, d.x, old.x), __fmaf_rn(s.residual_scale, d.y, old.y),
-                        __fmaf_rn(s.residual_scale, d.z, old.z), __fmaf_rn(s.residual_scale, d.w, old.w)};
+                return {__fmaf_rn(residual_scale, d.x, old.x), __fmaf_rn(residual_scale, d.y, old.y),
+                        __fmaf_rn(residual_scale, d.z, old.z), __fmaf_rn(residual_scale, d.w, old.w)};
             };
             if (kMixes && s.n_used > 1) {
                 given = mixed<kHeld>(s, words, first, last_given);
             } else {
                 given.await(words, first, last_given);
             }
-            if (!s.post_norm) {
+            if (!has_post_norm) {
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
                     const uint32_t q = first + i * kWarp;
@@ -570,9 +572,10 @@ struct Worker {
         }
     };
 
-    // Where a warp starts in a stage, and the first piece that it has there; n() is 0 where it has none.
+    // Where a warp starts in a stage, whether its block has items there, and the warp's first piece; n() is 0 where it has none.
     struct Opening {
         WarpState<kMixes> state;
+        bool has_items;
         Piece piece;
     };
 
@@ -580,8 +583,8 @@ struct Worker {
     __device__ __forceinline__ Opening open(const KigoStage& s) const {
         const uint32_t warp = this_thread() / kWarp;
         __syncwarp();
-        Opening opening = {block.warps[warp], {0, 0}};
-        if (first_item(s) >= s.n_items || !StagePart::of<kMixes>(s, warp).any()) return opening;
+        Opening opening = {block.warps[warp], first_item(s) < s.n_items, {0, 0}};
+        if (!opening.has_items || !StagePart::of<kMixes>(s, warp).any()) return opening;
         Place at = opening.state.place;
         Reader::wait(at);
         opening.piece = Reader::piece(at);
@@ -594,14 +597,17 @@ struct Worker {
 
     // This block's items of a stage, from shared memory to sums.
     __device__ __forceinline__ void multiply(const KigoStage& s, const Opening& opening) const {
-        const uint32_t item = first_item(s), warp = this_thread() / kWarp;
-        if (item >= s.n_items) return;
-        const auto part = StagePart::of<kMixes>(s, warp);
+        if (!opening.has_items) return;
+        const uint32_t warp = this_thread() / kWarp;
         const bool has = opening.piece.n() > 0;
-        Closing closing = {*this, opening.state.turn, kMixes && has ? part.group * kSlices + part.slice : warp};
+        Closing closing = {*this, opening.state.turn, warp};
+        if constexpr (kMixes) {
+            const auto part = StagePart::of<kMixes>(s, warp);
+            if (has) closing.place = part.group * kSlices + part.slice;
+        }
         Reader reader(p, memory, block.rings, warp, opening.state.place);
         if (!has) {
-            const uint32_t n_turns = ((s.n_items - item - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
+            const uint32_t n_turns = ((s.n_items - first_item(s) - 1) / gridDim.x + 1) * (kMixes ? s.n_turns : 1);
 #pragma unroll 1
             for (uint32_t i = 0; i < n_turns; i++) closing.template close_item<kMostTiles>(this_thread() % kWarp);
         } else {

@@ -159,14 +159,22 @@ __device__ __forceinline__ uint32_t n_chunks_of(const KigoAttention& p, uint32_t
     return position / KIGO_PAGE / kChunk + 1 - first_page_of(position, p.before) / kChunk;
 }
 
-// Hands on element d of a head's mix, where there is such a one; called by warps, a lane of which has the next one.
-__device__ __forceinline__ void store_mix(const KigoStageAttention& a, const WordSet& set, uint32_t head, uint32_t d, float value) {
-    const uint32_t head_dim = a.attention.head_dim, i = head * head_dim + d;
-    const float next = __shfl_down_sync(~0u, value, 1);
-    if (d >= head_dim) return;
-    if (a.out_halves && d % 2 == 0) set.store_halves(a.out_halves, i / 2, value, next);
-    set.store(a.out, i, value);
-}
+// Where an attention hands on the mix of heads, known before the mix is.
+struct MixWords {
+    uint32_t head_dim;
+    uint64_t out, out_halves;
+
+    __device__ __forceinline__ explicit MixWords(const KigoStageAttention& a) : head_dim(a.attention.head_dim), out(a.out), out_halves(a.out_halves) {}
+
+    // Hands on element d of a head's mix, where there is such a one; called by warps, a lane of which has the next one.
+    __device__ __forceinline__ void store(const WordSet& set, uint32_t head, uint32_t d, float value) const {
+        const uint32_t i = head * head_dim + d;
+        const float next = __shfl_down_sync(~0u, value, 1);
+        if (d >= head_dim) return;
+        if (out_halves && d % 2 == 0) set.store_halves(out_halves, i / 2, value, next);
+        set.store(out, i, value);
+    }
+};
 
 // Puts the chunks of a row together, a warp 32 elements of a head.
 __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint32_t n_chunks, uint64_t partials, uint32_t mark,
@@ -216,8 +224,7 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint
                 O = fold(O, value_of(o[i]), f);
             }
         }
-        const float factor = last_factor(p, head, M, L);
-        store_mix(a, set, head, d, __fmul_rn(O, factor));
+        MixWords(a).store(set, head, d, __fmul_rn(O, last_factor(p, head, M, L)));
     }
 }
 
@@ -364,6 +371,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     }
     step_sync();
 
+    const MixWords mix_words(a);
+    const Sink sink(p, head + min(warp, heads - 1));
     // A warp folds the pages' mixes of a head, a lane one element of it.
     float M = -INFINITY, L = -0.0f, O = -0.0f;
     uint32_t page = own.first_page + side;
@@ -482,8 +491,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             }
             const uint32_t d = first_dim + lane;
             if (ends && own.n_chunks == 1) {
-                const float factor = last_factor(p, head + warp, M, L);
-                store_mix(a, set, head + warp, d, __fmul_rn(O, factor));
+                mix_words.store(set, head + warp, d, __fmul_rn(O, last_factor(sink, M, L)));
             } else if (ends) {
                 uint64_t* to = chunk_words(partials, p, kDp, block.split + first / kChunk * own.n_splits, head + warp);
                 if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);

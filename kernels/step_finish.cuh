@@ -74,9 +74,18 @@ struct Finisher {
         return reinterpret_cast<const float*>(s.bias[part]) + i;
     }
 
-    __device__ __forceinline__ static float add_bias(const KigoStage& s, int part, float bias, float value) {
-        return s.bias[part] ? __fadd_rn(value, bias) : value;
-    }
+    // What the results of a stage come to, read before the last sums are there.
+    struct Ending {
+        uint32_t kind, activation;
+        float weight_scale;
+        uint64_t out, out_halves;
+
+        __device__ __forceinline__ explicit Ending(const KigoStage& s)
+            : kind(s.kind), activation(s.activation), weight_scale(s.weight_scale), out(s.out), out_halves(s.out_halves) {}
+    };
+
+    // A bias where there is none: adding it changes nothing.
+    static constexpr float kNoBias = -0.0f;
 
     // Number i of the experts that the stage's mixture uses.
     __device__ __forceinline__ uint32_t await_expert(const KigoStage& s, uint32_t i) const {
@@ -99,13 +108,13 @@ struct Finisher {
     }
 
     // The result of a row of a product, from `value`, or of gate and up `value` and `up`, with their biases.
-    __device__ __forceinline__ static float finished(const KigoStage& s, float value, float up) {
-        if (s.kind == KIGO_STAGE_LOGITS) {
+    __device__ __forceinline__ static float finished(const KigoStage& s, const Ending& ending, float value, float up) {
+        if (ending.kind == KIGO_STAGE_LOGITS) {
             value = __fmul_rn(value, s.scale);
             if (s.softcap > 0) value = __fmul_rn(s.softcap, tanhf(__fdiv_rn(value, s.softcap)));
         }
-        if (s.kind == KIGO_STAGE_GATED) value = gated(value, up, s.activation);
-        if (s.kind == KIGO_STAGE_UNGATED) value = gelu(value);
+        if (ending.kind == KIGO_STAGE_GATED) value = gated(value, up, ending.activation);
+        if (ending.kind == KIGO_STAGE_UNGATED) value = gelu(value);
         return value;
     }
 
@@ -202,7 +211,7 @@ struct Finisher {
     __device__ __forceinline__ ItemRow open_item(const KigoStage& s, uint32_t item) const {
         const uint32_t n_rows = results_of(s), lane = threadIdx.x % kWarp & (kMany ? n_rows - 1 : ~0u);
         const uint32_t first = item * n_rows + lane;
-        ItemRow out = {first, first, first, 0, false, {0, 0}};
+        ItemRow out = {first, first, first, 0, false, {kNoBias, kNoBias}};
         if (kMixes && s.mixture) {
             out.i = item / s.per_expert;
             const uint32_t expert = await_expert(s, out.i);
@@ -220,52 +229,53 @@ struct Finisher {
 
     // Finishes an item, the `turn`-th of all stages.
     __device__ __forceinline__ void finish_item(const KigoStage& s, const ItemRow& at, uint32_t turn, Factor& factor) const {
+        const Ending ending(s);
         await_turn(turn);
         if (!factor.is_known) factor = {inverse(), true};
         if constexpr (kMany) {
-            finish_rows(s, at, turn, factor.value);
+            finish_rows(s, ending, at, turn, factor.value);
         } else {
             const float sum = sum_of(turn, kSlices);
             const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
-            const float value = __fmul_rn(sum, __fmul_rn(own, s.weight_scale));
+            const float value = __fmul_rn(sum, __fmul_rn(own, ending.weight_scale));
             const float up = __shfl_down_sync(~0u, value, kTileRows);
             give_back(turn);
-            finish_result(s, at, at.has, value, up, 0, number);
+            finish_result(s, ending, at, at.has, value, up, 0, number);
         }
     }
 
     // The result of a row of the product, where `has`, from what was multiplied for a row of the batch, to where it is awaited; called by
     // whole warps.
-    __device__ __forceinline__ void finish_result(const KigoStage& s, const ItemRow& at, bool has, float value, float up, uint32_t row,
-                                                  uint32_t number) const {
-        value = finished(s, add_bias(s, 0, at.bias[0], value), add_bias(s, 1, at.bias[1], up));
-        if (s.kind == KIGO_STAGE_LOGITS) {
+    __device__ __forceinline__ void finish_result(const KigoStage& s, const Ending& ending, const ItemRow& at, bool has, float value, float up,
+                                                  uint32_t row, uint32_t number) const {
+        value = finished(s, ending, __fadd_rn(value, at.bias[0]), __fadd_rn(up, at.bias[1]));
+        if (ending.kind == KIGO_STAGE_LOGITS) {
             if (has) reinterpret_cast<float*>(p.logits)[uint64_t(row) * s.n_rows + at.row] = value;
             return;
         }
         const WordSet set(number, p.set_bytes, row);
         // First what is awaited.
-        if (s.out_halves) {
+        if (ending.out_halves) {
             const float next = __shfl_down_sync(~0u, value, 1);
-            if (has && at.to % 2 == 0) set.store_halves(s.out_halves, at.to / 2, value, next);
+            if (has && at.to % 2 == 0) set.store_halves(ending.out_halves, at.to / 2, value, next);
         }
-        if (has) set.store(s.out, at.to, value);
+        if (has) set.store(ending.out, at.to, value);
     }
 
     // Finishes an item for several rows, of as many at a time as lanes have its results.
-    __device__ __forceinline__ void finish_rows(const KigoStage& s, const ItemRow& at, uint32_t turn, float factor) const {
+    __device__ __forceinline__ void finish_rows(const KigoStage& s, const Ending& ending, const ItemRow& at, uint32_t turn, float factor) const {
         const uint32_t lane = threadIdx.x % kWarp, n_results = results_of(s), n = p.n_rows * n_results;
 #pragma unroll 1
         for (uint32_t first = 0; first < n; first += kWarp) {
             const uint32_t of_all = first + lane, result = lane & (n_results - 1);
             const uint32_t row = n_results == kTileRows ? of_all / kTileRows : of_all / kWarp, there = min(row, p.n_rows - 1);
-            const float scale = __fmul_rn(__shfl_sync(~0u, factor, there), s.weight_scale);
+            const float scale = __fmul_rn(__shfl_sync(~0u, factor, there), ending.weight_scale);
             const uint32_t number_of_row = __shfl_sync(~0u, number, there);
             const float value = __fmul_rn(sum_of_row(turn, result / kTileRows, result % kTileRows, there), scale);
-            const float up = s.kind == KIGO_STAGE_GATED ? __fmul_rn(sum_of_row(turn, 1, result, there), scale) : 0;
+            const float up = ending.kind == KIGO_STAGE_GATED ? __fmul_rn(sum_of_row(turn, 1, result, there), scale) : 0;
             __syncwarp();
             if (first + kWarp >= n) give_back(turn);
-            finish_result(s, at, at.has && row < p.n_rows, value, up, there, number_of_row);
+            finish_result(s, ending, at, at.has && row < p.n_rows, value, up, there, number_of_row);
         }
         __syncwarp();
     }
@@ -302,10 +312,11 @@ struct Finisher {
 #pragma unroll 1
         for (uint32_t i = 0; i < s.n_used; i += n_groups, turn++) {
             const bool has = row < s.n_rows && s.bias[0];
-            const float bias = has ? __ldg(bias_at(s, 0, await_expert(s, i + group) * s.n_rows + row)) : 0;
+            const float bias = has ? __ldg(bias_at(s, 0, await_expert(s, i + group) * s.n_rows + row)) : kNoBias;
+            const float weight_scale = s.weight_scale;
             await_turn(turn);
             const float sum = sum_of(turn, s.n_slices);
-            const float value = add_bias(s, 0, bias, __fmul_rn(sum, __fmul_rn(mixture.factors[i + group], s.weight_scale)));
+            const float value = __fadd_rn(__fmul_rn(sum, __fmul_rn(mixture.factors[i + group], weight_scale)), bias);
             const float other = __shfl_down_sync(~0u, value, kTileRows);
             give_back(turn);
             mixed = __fmaf_rn(__shfl_sync(~0u, weight, i), value, mixed);
