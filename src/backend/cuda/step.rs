@@ -351,8 +351,8 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize, n
     let operands_stride = listing.columns * 128 + 64;
     let columns = if is_one { listing.columns * 128 } else { n_rows * operands_stride };
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
-    // `AttentionScratch` and the mixes of pages, see kernels/step_attention.cuh.
-    let mixes = KIGO_STEP_PAGES_AT_ONCE as usize * heads * OWN * 4;
+    // `AttentionScratch` and the mixes of pages in turns, see kernels/step_attention.cuh.
+    let mixes = 2 * KIGO_STEP_PAGES_AT_ONCE as usize * heads * OWN * 4;
     let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
     let row = stride(desc.n_embd) as u32 * 4;
     let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
