@@ -490,8 +490,9 @@ typedef struct {
 #define KIGO_STEP_STATIC 9216
 #define KIGO_STEP_ROWS_STATIC 6144
 #define KIGO_STEP_ROWS 8
-/* Pages that a block of `step` attends to at a time. */
+/* Pages that a block of `step` attends to at a time, and times whose mixes it has room for. */
 #define KIGO_STEP_PAGES_AT_ONCE 4
+#define KIGO_STEP_MIX_TURNS 2
 /* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
 #define KIGO_STEP_ATTENTION 10112
 

@@ -26,7 +26,7 @@ constexpr uint32_t kOwn = kWarp;
 __device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
 
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages that it takes at a time, f32
-// [2][pages][heads][elements]. Of those and their sums there are two, for pages in turns.
+// [KIGO_STEP_MIX_TURNS][pages][heads][elements], in turns as their sums, so that one time need not wait until the one before is folded.
 template <int kDp>
 struct AttentionScratch {
     static constexpr uint32_t kTeam = warps_of_page(kDp), kPagesAtOnce = kStepWarps / kTeam;
@@ -35,7 +35,7 @@ struct AttentionScratch {
     __half k[kDp], v[kDp];
     float page_largest[kPagesAtOnce][kTeam][16];
     uint4 page_weights[kPagesAtOnce][4][32];
-    float2 page_sums[2][kPagesAtOnce][16];
+    float2 page_sums[KIGO_STEP_MIX_TURNS][kPagesAtOnce][16];
     float squares[kMostHeadsOfTeam][kStepWarps];
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION && sizeof(AttentionScratch<256>) <= 36 * 256 + KIGO_STEP_ATTENTION);
@@ -378,7 +378,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
     uint32_t page = own.first_page + side;
 #pragma unroll 1
     for (uint32_t first = 0; first < own.n_pages; first += kPagesAtOnce) {
-        const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread, turn = first / kPagesAtOnce % 2;
+        const uint32_t mine = first + side, next = mine + kPagesAtOnce, far = first + kNear + thread, turn = first / kPagesAtOnce % KIGO_STEP_MIX_TURNS;
         if (thread < kPagesAtOnce && own.sees(far)) bring_page(sight.pages[far], kDp, block.of_head);
         if (own.sees(mine)) {
             const int32_t last_key = static_cast<int32_t>(position - page * KIGO_PAGE);

@@ -15,9 +15,9 @@ use super::layout::{Gate, LayerPlaces, Product, TILE_ROWS, WARPS, record_bytes, 
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
-    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE,
-    KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KigoStage,
-    KigoStageAttention, KigoStep, bytes_of,
+    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MIX_TURNS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES,
+    KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC,
+    KIGO_STEP_THREADS, KigoStage, KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -352,7 +352,7 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize, n
     let columns = if is_one { listing.columns * 128 } else { n_rows * operands_stride };
     let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
     // `AttentionScratch` and the mixes of pages in turns, see kernels/step_attention.cuh.
-    let mixes = 2 * KIGO_STEP_PAGES_AT_ONCE as usize * heads * OWN * 4;
+    let mixes = (KIGO_STEP_MIX_TURNS * KIGO_STEP_PAGES_AT_ONCE) as usize * heads * OWN * 4;
     let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
     let row = stride(desc.n_embd) as u32 * 4;
     let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
