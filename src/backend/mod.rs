@@ -203,6 +203,8 @@ pub struct DeviceInfo {
     pub block_shared_bytes: u32,
     /// Shared memory of a multiprocessor, in bytes.
     pub sm_shared_bytes: u32,
+    /// Bytes that its memory gives in a second at most, by its clock and width; 0 where the driver does not say.
+    pub memory_rate: u64,
 }
 
 impl DeviceInfo {

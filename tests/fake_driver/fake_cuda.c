@@ -501,6 +501,8 @@ EXPORT int cuDeviceGetAttribute(int *value, unsigned attribute, int device) {
         CHECK(known_device(device), 101, "cuDeviceGetAttribute(%d)", device);
         switch (attribute) {
             case 16: *value = 8; break;
+            case 36: *value = 1000000; break;
+            case 37: *value = 1024; break;
             case 75: *value = architectures[device] / 10; break;
             case 76: *value = architectures[device] % 10; break;
             case 81: *value = most_shared(device) + (1 << 10); break;

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 
 /// Attributes of a device, `CUdevice_attribute`.
 const MULTIPROCESSOR_COUNT: c_uint = 16;
+const MEMORY_CLOCK_RATE: c_uint = 36;
+const GLOBAL_MEMORY_BUS_WIDTH: c_uint = 37;
 const COMPUTE_CAPABILITY_MAJOR: c_uint = 75;
 const COMPUTE_CAPABILITY_MINOR: c_uint = 76;
 const MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: c_uint = 81;
@@ -258,6 +260,9 @@ fn describe(driver: &Driver, ordinal: u32) -> Result<(c_int, DeviceInfo)> {
         check("cuDeviceGetAttribute", unsafe { (f.cuDeviceGetAttribute)(&raw mut value, id, handle) })?;
         Ok::<u32, Error>(value.unsigned_abs())
     };
+    // In kHz and bits, two transfers a clock. Nothing depends on them but speed.
+    let memory_clock = u64::from(attribute(MEMORY_CLOCK_RATE).unwrap_or(0));
+    let memory_width = u64::from(attribute(GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0));
     let info = DeviceInfo {
         ordinal,
         name: String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned(),
@@ -266,6 +271,7 @@ fn describe(driver: &Driver, ordinal: u32) -> Result<(c_int, DeviceInfo)> {
         n_sm: attribute(MULTIPROCESSOR_COUNT)?,
         block_shared_bytes: attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         sm_shared_bytes: attribute(MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        memory_rate: (memory_clock * 1000).saturating_mul(memory_width / 8 * 2),
     };
     Ok((handle, info))
 }

@@ -54,11 +54,12 @@ const UNDER_WAY: u32 = 64 << 10;
 const UNDER_WAY_OF_LARGE: u32 = 96 << 10;
 /// What records in a ring start at a multiple of: `kLine` of `kernels/common.cuh`.
 const LINE: u32 = 128;
-/// Pieces of a warp that are sent for to L2 while its ring is full, in large layers whose weights take a byte or more: a Llama of 8B takes
-/// 2 % less so in f16 on an H200, and 1 % in `Q8_0`. In `Q4_K_M` it takes as long, but 3 to 4 % longer after 1,000 to 2,000 positions, as
-/// weights are in the way of keys and values. Smaller layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B
-/// 1 %. With mixtures nothing is: a gpt-oss of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
+/// Pieces of a warp that are sent for to L2 while its ring is full, in large layers: see `looks_ahead`. With mixtures nothing is: a gpt-oss
+/// of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
 const MOST_AHEAD: u32 = 16;
+/// Bytes a second of each multiprocessor's share of memory from which on multiplying small weights takes longer than reading them: an H200
+/// has 37e9, an H100 25e9.
+const FAST_SHARE: u64 = 30_000_000_000;
 /// Bytes of the weights of a large layer.
 const FEWEST_LARGE_BYTES: u64 = 64 << 20;
 /// Clocks for each byte between them: on an H200 3/4 make a Llama of 8B in f16 0.4 % slower; on an H100 1/4 made one of 1B 8 %
@@ -189,6 +190,14 @@ fn layer_weights(b: &CudaBackend) -> (u64, u64) {
     b.places.layers.iter().map(weights).min().unwrap_or((0, 0))
 }
 
+/// Whether it pays that weights of such layers go ahead to L2 while rings are full, where a multiprocessor's share of memory gives so many
+/// bytes a second, 0 if nobody knows. On an H200 a Llama of 8B takes 2 % less so in f16, and 1 % in `Q8_0`; in `Q4_K_M`, which multiplying
+/// bounds there, it takes as long, but 3 to 4 % longer after 1,000 to 2,000 positions, as weights are in the way of keys and values. Smaller
+/// layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %.
+fn looks_ahead(layer_bytes: u64, n_layer_weights: u64, share: u64) -> bool {
+    layer_bytes >= FEWEST_LARGE_BYTES && (layer_bytes >= n_layer_weights || share < FAST_SHARE)
+}
+
 /// The matrices of a layer.
 fn products(layer: &LayerPlaces) -> impl Iterator<Item = &Product> {
     let gate = match &layer.ffn_gate {
@@ -270,7 +279,7 @@ impl Step {
         let partials_stride = partial_bytes(desc, b.kernels.head_width);
         let is_large = layer_bytes >= FEWEST_LARGE_BYTES;
         let has_more = is_large && listing.has_scales && desc.experts.is_none();
-        let looks_ahead = is_large && layer_bytes >= n_layer_weights;
+        let share = b.context.info().memory_rate / u64::from(card.n_sm);
         let params = KigoStep {
             stages: stages_at,
             attentions: attentions_at,
@@ -284,7 +293,7 @@ impl Step {
             n_slots: 0,
             slot_bytes: listing.slot,
             under_way: (if has_more { UNDER_WAY_OF_LARGE } else { UNDER_WAY } / listing.slot).max(WARPS),
-            most_ahead: if looks_ahead { MOST_AHEAD } else { 0 },
+            most_ahead: if looks_ahead(layer_bytes, n_layer_weights, share) { MOST_AHEAD } else { 0 },
             pace: listing.slot * PACE.0 / PACE.1,
             delay: 0,
             set_bytes: set_bytes(desc) as u32,
@@ -364,4 +373,21 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize, n
     let n_positions = most_positions(desc, head_width, card.n_sm / n_rows);
     let fits = n_slots >= FEWEST_SLOTS && n_positions > 0;
     fits.then_some(Shared { n_slots, bytes, operands_stride, sums_at, n_positions })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_ahead;
+
+    #[test]
+    fn small_weights_go_ahead_only_where_memory_is_what_takes_time() {
+        let (h100, h200) = (25_400_000_000, 37_300_000_000);
+        // Layers of a Llama of 8B in f16, Q8_0 and Q4_K_M, and of one of 1B in f16.
+        let weights = 218_000_000;
+        assert!([h100, h200, 0].iter().all(|&share| looks_ahead(2 * weights, weights, share)));
+        assert!([h100, h200, 0].iter().all(|&share| looks_ahead(weights * 17 / 16, weights, share)));
+        assert!(looks_ahead(weights * 9 / 16, weights, h100) && looks_ahead(weights * 9 / 16, weights, 0));
+        assert!(!looks_ahead(weights * 9 / 16, weights, h200));
+        assert!([h100, h200, 0].iter().all(|&share| !looks_ahead(60_000_000, 30_000_000, share)));
+    }
 }
