@@ -260,9 +260,9 @@ fn describe(driver: &Driver, ordinal: u32) -> Result<(c_int, DeviceInfo)> {
         check("cuDeviceGetAttribute", unsafe { (f.cuDeviceGetAttribute)(&raw mut value, id, handle) })?;
         Ok::<u32, Error>(value.unsigned_abs())
     };
-    // In kHz and bits, two transfers a clock. Nothing depends on them but speed.
-    let memory_clock = u64::from(attribute(MEMORY_CLOCK_RATE).unwrap_or(0));
-    let memory_width = u64::from(attribute(GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0));
+    // In kHz and bits, two transfers a clock.
+    let memory_clock = u64::from(attribute(MEMORY_CLOCK_RATE)?);
+    let memory_width = u64::from(attribute(GLOBAL_MEMORY_BUS_WIDTH)?);
     let info = DeviceInfo {
         ordinal,
         name: String::from_utf8_lossy(name.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned(),
