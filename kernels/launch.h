@@ -650,11 +650,10 @@ typedef struct {
 } KigoSampler;
 
 /* What came of sampling: serial << 32 | token, or serial << 32 | KIGO_SAMPLE_FAILED | index of the first logit that is not
- * finite, whose bits are then in `found`. One word, so that it is seen whole. */
+ * finite, and then serial << 32 | its bits. Each is one word, so that it is seen whole, and both are seen in any order. */
 typedef struct {
     uint64_t outcome;
-    uint32_t found;
-    uint32_t pad;
+    uint64_t found;
 } KigoSampled;
 
 /* What sample_scan notes of a chunk: the first candidate; the last one's rank; which ids are in the window, bit i % 32 of

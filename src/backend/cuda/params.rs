@@ -441,8 +441,7 @@ mirrors! {
 
     KigoSampled {
         outcome: u64,
-        found: u32,
-        pad: u32,
+        found: u64,
     }
 
     KigoSampleChunk {

@@ -227,7 +227,11 @@ impl Samplers {
         let outcome = if value & KIGO_SAMPLE_FAILED == 0 {
             Ok(value)
         } else {
-            let found = self.outcomes.read_u32(at + std::mem::offset_of!(KigoSampled, found))?;
+            let found = self.outcomes.read_u64(at + std::mem::offset_of!(KigoSampled, found))?;
+            if (found >> 32) as u32 != serial {
+                return Ok(None);
+            }
+            let found = found as u32;
             let index = (value & !KIGO_SAMPLE_FAILED) as usize;
             Err(Error::Numeric { what: "logit of token", index, found: f32::from_bits(found) })
         };
