@@ -80,11 +80,19 @@ struct Operands {
         *reinterpret_cast<uint2*>(to) = value.high;
     }
 
-    // The same of halves as they are, where `has`; called by whole warps.
+    // The same without a scale, where `has`; called by whole warps.
     __device__ __forceinline__ void put_where(uint32_t first, uint32_t more, float4 v, bool has) const {
         const QuadPlace place(first);
+        uint8_t* to = columns + place.unit * 128 + place.in_row() + more * 8;
+        if (kPairs && to_rests > 0) {
+            const Quad value = make_quad<true, true>(v);
+            if (!has) return;
+            *reinterpret_cast<uint2*>(to) = value.high;
+            *reinterpret_cast<uint2*>(to + to_rests) = value.low;
+            return;
+        }
         const Quad value = make_quad<false>(v);
-        if (has) *reinterpret_cast<uint2*>(columns + place.unit * 128 + place.in_row() + more * 8) = value.high;
+        if (has) *reinterpret_cast<uint2*>(to) = value.high;
     }
 
     // Those of the i-th of some vectors.
@@ -170,10 +178,10 @@ struct Worker {
         return fmaxf(largest_of(all[0]), largest_of(all[1]));
     }
 
-    // x += scale * norm(delta), as add_normed does it.
-    __device__ __forceinline__ void add_delta(const KigoStage& s, const float* delta) const {
+    // x += scale * norm(delta) of a row, as add_normed does it.
+    __device__ __forceinline__ void add_delta(const KigoStage& s, const float* delta, uint32_t row = 0) const {
         const uint32_t thread = this_thread();
-        float* to = reinterpret_cast<float*>(x());
+        float* to = reinterpret_cast<float*>(x(row));
         float squares = 0;
         for (uint32_t i = thread; i < s.k; i += kThreads) squares = __fmaf_rn(delta[i], delta[i], squares);
         const float norm = norm_factor(sum_of_all(squares), s.k, s.eps);
@@ -421,6 +429,30 @@ struct Worker {
         }
     }
 
+    // Adds what is normed before to the residual stream of each row in turn; it comes by the place of operands.
+    __device__ __forceinline__ void add_deltas(const KigoStage& s, const Own& own) const {
+        constexpr int kQuads = 4;
+        const uint32_t lane = this_thread() % kWarp, last_given = min(own.last, s.k / 4);
+        uint4* delta = reinterpret_cast<uint4*>(columns());
+        // Operands of the stage before are not needed any more.
+        step_sync();
+#pragma unroll 1
+        for (uint32_t row = 0; row < n_rows(); row++) {
+#pragma unroll 1
+            for (uint32_t first = own.first + lane; first - lane < own.last; first += kQuads * kWarp) {
+                Quads<kQuads, kWarp> given;
+                given.await(set(row).from(s.input), first, last_given);
+#pragma unroll
+                for (int i = 0; i < kQuads; i++) {
+                    const uint32_t q = first + i * kWarp;
+                    if (q < last_given) delta[q] = given.in[i];
+                }
+            }
+            step_sync();
+            add_delta(s, reinterpret_cast<const float*>(delta), row);
+        }
+    }
+
     // What a stage takes of several rows, kQuads of a thread at a time: words as they are, or (kAdds) the residual stream, to which they
     // are added. Rows are taken as they are; the few that need a scale once more when it is known. Code has to be fetched too: rows
     // are not unrolled.
@@ -436,7 +468,7 @@ struct Worker {
             if (is_first) step_sync();
             is_first = false;
         };
-        const bool has_words = !kAdds || s.input;
+        const bool has_words = !kAdds || (s.input && !s.post_norm);
 #pragma unroll 1
         for (uint32_t first = own.first + lane; first - lane < own.last; first += kQuads * kWarp) {
             auto words = [&](uint32_t row) { return set(row).from(s.input); };
@@ -490,13 +522,13 @@ struct Worker {
         const uint4 a = all[0], b = all[1];
         const float largest = __uint_as_float(max(max(max(a.x, a.y), max(a.z, a.w)), max(max(b.x, b.y), max(b.z, b.w))));
         float scale, inverse;
-        range_scale(largest, scale, inverse);
+        operand_scale(s, largest, scale, inverse);
         if (warp == 0) {
             if (lane < n_rows()) block.sums.inverse[lane] = inverse;
             __syncwarp();
             if (kAdds && lane == 0) arrive_mbarrier(&block.sums.taken);
         }
-        uint32_t scaled = __ballot_sync(~0u, lane < n_rows() && has_range_scale(largest));
+        uint32_t scaled = __ballot_sync(~0u, lane < n_rows() && scale != 1);
         for (; scaled; scaled &= scaled - 1) {
             const uint32_t row = __ffs(scaled) - 1;
             scale_row<kAdds>(s, own, row, __shfl_sync(~0u, scale, row));
@@ -509,6 +541,7 @@ struct Worker {
     __device__ __forceinline__ void take_rows(const KigoStage& s, uint32_t turn, uint32_t n_taken) const {
         if (kAdds) wait_mbarrier(&block.sums.read, n_taken % 2 ^ 1);
         const Own own(s);
+        if (kAdds && s.input && s.post_norm) add_deltas(s, own);
         const uint32_t n_quads = (own.last - own.first + kWarp - 1) / kWarp;
         if (n_quads <= 2) {
             take_rows<kAdds, 2>(s, own, turn);
@@ -953,5 +986,9 @@ extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(
 extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true, false>(p); }
 
 extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) { run_step<false, false, true>(p); }
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows_pairs(const __grid_constant__ KigoStep p) {
+    run_step<false, true, true>(p);
+}
 
 #endif

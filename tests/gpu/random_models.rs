@@ -320,8 +320,25 @@ fn rows_as_one_kernel() {
         Features { sinks: true, attn_softcap: Some(1.5), activation: Activation::GeluUngated, ..Features::default() },
         Features { residual_scale: 0.22, logit_softcap: Some(2.0), embd_scale: 40_000.0, ..Features::default() },
         Features { ffn_biases: true, layers: layers(513), ..Features::default() },
+        Features { post_norm: true, ..Features::default() },
+        Features { post_norm: true, pre_norm: false, residual_scale: 0.22, ..Features::default() },
+        Features {
+            post_norm: true,
+            qk_norm: Some(QkNorm::Head),
+            logit_softcap: Some(2.0),
+            layers: layers(70),
+            ..Features::default()
+        },
     ];
-    let types = [QuantType::F16, QuantType::Q8_0, QuantType::Q4_K, QuantType::Q6_K, QuantType::Q5_1];
+    let types = [
+        QuantType::F16,
+        QuantType::Q8_0,
+        QuantType::Q4_K,
+        QuantType::Q6_K,
+        QuantType::Q5_1,
+        QuantType::BF16,
+        QuantType::F32,
+    ];
     let (mut n, mut n_steps) = (0, 0);
     for shape in SHAPES.iter().filter(|shape| shape.head_dim <= 128) {
         for &quant_type in types.iter().filter(|&&quant_type| fits(shape, quant_type)) {

@@ -84,6 +84,10 @@ const NUMBER_BYTES: usize = 256;
 /// 17 % less in `Q4_K_M` and 12 % in f16, of one of 8B 5 % or more, of a Qwen2 of 0.5B 7 %; with three and more some models take longer.
 const MOST_ROWS: usize = KIGO_STEP_ROWS as usize;
 const FAST_ROWS: usize = 2;
+/// Bytes of a layer and of all rings from which on three rows are faster too: 10 and 11 % less for a Llama of 1B in `Q4_K_M` and f16, 9 % for
+/// a Qwen2 of 0.5B in f16, whose rings have 128 KiB and more; with the small layers of that in `Q4_K_M` 4 % more, with the 80 KiB of one of 8B
+/// as much in f16 and 10 % more in `Q4_K_M`.
+const THREE_ROWS_FEWEST: (u64, u32) = (16 << 20, 112 << 10);
 /// Bytes that a row's sums take where there are several: `kTurns` and `kMostTiles` of `kernels/step_finish.cuh`, a tile of f32 each slice.
 const SUMS_OF_ROW: u32 = 2 * 2 * SLICES * TILE_ROWS as u32 * 4;
 /// Shared memory that a block has at most on any card that can run it.
@@ -123,7 +127,7 @@ fn fits(desc: &ModelDesc) -> bool {
 
 /// Rows that there is memory for: as many as leave room for the shortest rings, one of a model that several rows cannot have.
 fn most_rows(desc: &ModelDesc) -> usize {
-    if desc.experts.is_some() || desc.post_norm {
+    if desc.experts.is_some() {
         return 1;
     }
     let widest = desc.n_embd.max(desc.n_embd_q()).max(desc.n_ff);
@@ -230,12 +234,14 @@ impl Step {
         let Some(listing) = list(b, &memory)? else { return Ok(None) };
         let n_layer = desc.n_layer();
         let mut launches = [None; MOST_ROWS];
-        // For several rows there is no code for pairs.
-        let fastest = if path == DecodePath::Auto { FAST_ROWS } else { MOST_ROWS };
-        let most = if listing.has_pairs { 1 } else { most_rows(desc).min(fastest) };
-        for (launch, n_rows) in launches.iter_mut().zip(1..=most as u32) {
-            *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows)
-                .map(|shared| Shared { n_positions: shared.n_positions.min(wanted_positions), ..shared });
+        let is_fast = |n_rows: usize, rings: u32| {
+            let (fewest_layer, fewest_rings) = THREE_ROWS_FEWEST;
+            n_rows <= FAST_ROWS || (n_rows == FAST_ROWS + 1 && layer_bytes >= fewest_layer && rings >= fewest_rings)
+        };
+        for (launch, n_rows) in launches.iter_mut().zip(1..=most_rows(desc)) {
+            *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows as u32)
+                .filter(|of| path != DecodePath::Auto || is_fast(n_rows, of.n_slots * WARPS * listing.slot))
+                .map(|of| Shared { n_positions: of.n_positions.min(wanted_positions), ..of });
         }
         if launches[0].is_none() {
             return Ok(None);
@@ -275,7 +281,8 @@ impl Step {
         };
         let one = kernel_of(name, KIGO_STEP_STATIC)?;
         let has_many = launches[1..].iter().any(Option::is_some);
-        let many = if has_many { Some(kernel_of("step_rows", KIGO_STEP_ROWS_STATIC)?) } else { None };
+        let name = if listing.has_pairs { "step_rows_pairs" } else { "step_rows" };
+        let many = if has_many { Some(kernel_of(name, KIGO_STEP_ROWS_STATIC)?) } else { None };
         let partials_stride = partial_bytes(desc, b.kernels.head_width);
         let is_large = layer_bytes >= FEWEST_LARGE_BYTES;
         let has_more = is_large && listing.has_scales && desc.experts.is_none();
