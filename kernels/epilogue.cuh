@@ -20,14 +20,22 @@ __device__ __forceinline__ float gelu(float x) {
     return 0.5f * x * (1 + tanhf(inner));
 }
 
+// x / (1 + e^(-slope x)) up to a factor of 1 + (|x| + 4) 2^-22: six instructions without a branch, as all results of gate and up come here.
+__device__ __forceinline__ float swish(float x, float slope) {
+    constexpr float kLog2E = 1.44269504f;
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(x, -slope * kLog2E)));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(__fadd_rn(power, 1)));
+    return __fmul_rn(x, inverse);
+}
+
 // What becomes of gate and up; see Activation in src/model/desc.rs.
 __device__ __forceinline__ float gated(float gate, float up, uint32_t kind) {
     if (kind == KIGO_SILU_CLAMPED) {
-        const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);
-        return __fmul_rn(__fdiv_rn(g, 1 + expf(-1.702f * g)), u + 1);
+        const float u = fminf(fmaxf(up, -7.0f), 7.0f);
+        return __fmul_rn(swish(fminf(gate, 7.0f), 1.702f), __fadd_rn(u, 1));
     }
-    const float activated = kind == KIGO_SILU ? __fdiv_rn(gate, 1 + expf(-gate)) : gelu(gate);
-    return __fmul_rn(activated, up);
+    return __fmul_rn(kind == KIGO_SILU ? swish(gate, 1) : gelu(gate), up);
 }
 
 // The nearest half, without infinities.

@@ -66,61 +66,6 @@ struct FourRows {
     }
 };
 
-// a / b to the last bit, for 2^-60 < |a| < 2^60 and 1 <= b < 2^40: as the compiler divides, without a branch for other numbers.
-__device__ __forceinline__ float divide_usual(float a, float b) {
-    float inverse;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
-    inverse = __fmaf_rn(inverse, __fmaf_rn(-b, inverse, 1), inverse);
-    float out = __fmul_rn(a, inverse);
-    out = __fmaf_rn(inverse, __fmaf_rn(-b, out, a), out);
-    return __fmaf_rn(inverse, __fmaf_rn(-b, out, a), out);
-}
-
-// The larger one, or NaN where one of them is.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-    float out;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
-    return out;
-}
-
-// gate = gated(gate, up, kKind), of KIGO_SILU or KIGO_SILU_CLAMPED; where no number is unusual all are computed at a time.
-template <uint32_t kKind, int kFours>
-__device__ __forceinline__ void gate_usual(float4 (&gate)[kFours], float4 (&up)[kFours]) {
-    constexpr bool kClamped = kKind == KIGO_SILU_CLAMPED;
-    float *a = &gate[0].x, *b = &up[0].x;
-    float under[4 * kFours];
-#pragma unroll
-    for (int i = 0; i < 4 * kFours; i++) {
-        if (kClamped) a[i] = fminf(a[i], 7.0f), b[i] = fminf(fmaxf(b[i], -7.0f), 7.0f);
-        under[i] = 1 + expf(kClamped ? -1.702f * a[i] : -a[i]);
-    }
-    // Every fourth on its own, so that few wait for each other.
-    float most[4], least[4], most_under[4];
-#pragma unroll
-    for (int i = 0; i < 4 * kFours; i++) {
-        const float size = fabsf(a[i]);
-        most[i % 4] = i < 4 ? size : max_or_nan(most[i % 4], size);
-        least[i % 4] = i < 4 ? size : fminf(least[i % 4], size);
-        most_under[i % 4] = i < 4 ? under[i] : fmaxf(most_under[i % 4], under[i]);
-    }
-    const bool usual = max_or_nan(max_or_nan(most[0], most[1]), max_or_nan(most[2], most[3])) < 0x1p60f &&
-                       fminf(fminf(least[0], least[1]), fminf(least[2], least[3])) > 0x1p-60f &&
-                       fmaxf(fmaxf(most_under[0], most_under[1]), fmaxf(most_under[2], most_under[3])) < 0x1p40f;
-#pragma unroll
-    for (int i = 0; i < 4 * kFours; i++) {
-        if (usual) {
-            a[i] = __fmul_rn(divide_usual(a[i], under[i]), kClamped ? b[i] + 1 : b[i]);
-        }
-    }
-    if (!usual) {
-#pragma unroll
-        for (int i = 0; i < kFours; i++) {
-            gate[i] = {gated(gate[i].x, up[i].x, kKind), gated(gate[i].y, up[i].y, kKind), gated(gate[i].z, up[i].z, kKind),
-                       gated(gate[i].w, up[i].w, kKind)};
-        }
-    }
-}
-
 // What becomes of some columns' results of a block, as a warp; the first column is `first`.
 template <int kColumns, bool kManyRegisters>
 struct Finisher {
@@ -261,9 +206,11 @@ struct Finisher {
                 up[j] = four(results, 32 * pair + 16 + of_pair, i, by);
                 if (kBiased) v[j] = plus(v[j], bias[0]), up[j] = plus(up[j], bias[1]);
             }
-            gate_usual<kKind>(v, up);
 #pragma unroll
-            for (int j = 0; j < kTogether; j++, to += 2 * size_t(p.out_stride)) *reinterpret_cast<float4*>(to) = v[j];
+            for (int j = 0; j < kTogether; j++, to += 2 * size_t(p.out_stride)) {
+                v[j] = {gated(v[j].x, up[j].x, kKind), gated(v[j].y, up[j].y, kKind), gated(v[j].z, up[j].z, kKind), gated(v[j].w, up[j].w, kKind)};
+                *reinterpret_cast<float4*>(to) = v[j];
+            }
             if (p.operands) {
 #pragma unroll
                 for (int j = 0; j < kTogether; j++, operands += 256) {
