@@ -255,7 +255,7 @@ struct Worker {
             } else {
                 given.await(words, first, last_given);
             }
-            if (!has_post_norm) {
+            if (__builtin_expect(!has_post_norm, 1)) {
 #pragma unroll
                 for (int i = 0; i < kHeld; i++) {
                     const uint32_t q = first + i * kWarp;

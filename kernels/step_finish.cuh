@@ -77,11 +77,20 @@ struct Finisher {
     // What the results of a stage come to, read before the last sums are there.
     struct Ending {
         uint32_t kind, activation;
+        // Each expert multiplies with a vector of its own.
+        bool has_own;
         float weight_scale;
         uint64_t out, out_halves;
 
         __device__ __forceinline__ explicit Ending(const KigoStage& s)
-            : kind(s.kind), activation(s.activation), weight_scale(s.weight_scale), out(s.out), out_halves(s.out_halves) {}
+            : kind(s.kind), activation(s.activation), has_own(kMixes && s.take == KIGO_TAKE_EXPERTS), weight_scale(s.weight_scale), out(s.out),
+              out_halves(s.out_halves) {}
+
+        // Whether it is one of finish_usual.
+        __device__ __forceinline__ bool is_usual() const {
+            if (kind == KIGO_STAGE_GATED) return activation == KIGO_SILU || (kMixes && activation == KIGO_SILU_CLAMPED);
+            return kind != KIGO_STAGE_UNGATED && kind != KIGO_STAGE_LOGITS;
+        }
     };
 
     // A bias where there is none: adding it changes nothing.
@@ -189,6 +198,28 @@ struct Finisher {
         return sum;
     }
 
+    // Where a lane's of them start in shared memory; computed before they are there.
+    __device__ __forceinline__ uint32_t sums_at(uint32_t turn) const {
+        const uint32_t lane = threadIdx.x % kWarp;
+        uint32_t at = shared_address(sums.turns[turn % kTurns<kMany>][lane / kTileRows][0] + lane % kTileRows);
+        // Lest the compiler compute it when it is needed.
+        asm volatile("" : "+r"(at));
+        return at;
+    }
+
+    // Those of all slices, as sum_of adds them.
+    __device__ __forceinline__ static float sum_at(uint32_t at) {
+        float of_slice[kSlices];
+#pragma unroll
+        for (int w = 0; w < kSlices; w++) {
+            asm volatile("ld.shared.f32 %0, [%1];" : "=f"(of_slice[w]) : "r"(at + w * kTileRows * 4) : "memory");
+        }
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kSlices; w++) sum = __fadd_rn(sum, of_slice[w]);
+        return sum;
+    }
+
     // All lanes have called it after `sum_of`, and have met since.
     __device__ __forceinline__ void give_back(uint32_t turn) const {
         if (threadIdx.x % kWarp == 0) arrive_mbarrier(sums.empty + turn % kTurns<kMany>);
@@ -236,12 +267,38 @@ struct Finisher {
             finish_rows(s, ending, at, turn, factor.value);
         } else {
             const float sum = sum_of(turn, kSlices);
-            const float own = kMixes && s.take == KIGO_TAKE_EXPERTS ? mixture.factors[at.i] : factor.value;
+            const float own = ending.has_own ? mixture.factors[at.i] : factor.value;
             const float value = __fmul_rn(sum, __fmul_rn(own, ending.weight_scale));
             const float up = __shfl_down_sync(~0u, value, kTileRows);
             give_back(turn);
             finish_result(s, ending, at, at.has, value, up, 0, number);
         }
+    }
+
+    // The same of a single row where the results are what is usual: sums with biases, or gate and up with an activation of that kind. What
+    // others wait for is a straight way from the last sums to the words: each jump waits for code.
+    static constexpr uint32_t kUngated = ~0u;
+    template <uint32_t kActivation>
+    __device__ __forceinline__ void finish_usual(const Ending& ending, const ItemRow& at, const WordSet& set, uint32_t turn, Factor& factor) const {
+        constexpr bool kGated = kActivation != kUngated;
+        const WordPlace word(set, ending.out, at.to), pair(set, ending.out_halves, at.to / 2);
+        const bool has_pair = ending.out_halves && at.has && at.to % 2 == 0;
+        const uint32_t slices = sums_at(turn);
+        await_turn(turn);
+        if (!factor.is_known) factor = {inverse(), true};
+        const float own = kMixes && ending.has_own ? mixture.factors[at.i] : factor.value;
+        float value = __fmul_rn(sum_at(slices), __fmul_rn(own, ending.weight_scale));
+        const float up = kGated ? __fadd_rn(__shfl_down_sync(~0u, value, kTileRows), at.bias[1]) : 0;
+        value = __fadd_rn(value, at.bias[0]);
+        if (kGated) value = gated(value, up, kActivation);
+        // First what is awaited.
+        if (ending.out_halves) {
+            const float next = __shfl_down_sync(~0u, value, 1);
+            if (has_pair) pair.store_halves(value, next);
+        }
+        if (at.has) word.store(value);
+        __syncwarp();
+        give_back(turn);
     }
 
     // The result of a row of the product, where `has`, from what was multiplied for a row of the batch, to where it is awaited; called by
@@ -285,6 +342,26 @@ struct Finisher {
         uint32_t item = first_item(s);
         if (item >= s.n_items) return;
         ItemRow next = open_item(s, item);
+        if constexpr (!kMany) {
+            const Ending ending(s);
+            if (ending.is_usual()) {
+                const WordSet set(number, p.set_bytes);
+#pragma unroll 1
+                while (item < s.n_items) {
+                    const ItemRow at = next;
+                    item += gridDim.x;
+                    if (item < s.n_items) next = open_item(s, item);
+                    if (ending.kind != KIGO_STAGE_GATED) {
+                        finish_usual<kUngated>(ending, at, set, turn++, factor);
+                    } else if (!kMixes || ending.activation == KIGO_SILU) {
+                        finish_usual<KIGO_SILU>(ending, at, set, turn++, factor);
+                    } else {
+                        finish_usual<KIGO_SILU_CLAMPED>(ending, at, set, turn++, factor);
+                    }
+                }
+                return;
+            }
+        }
 #pragma unroll 1
         while (item < s.n_items) {
             const ItemRow at = next;

@@ -58,23 +58,40 @@ struct WordSet {
     }
 
     // Writes word i of those at `words`.
-    __device__ __forceinline__ void store(uint64_t words, uint32_t i, float value) const {
+    __device__ __forceinline__ void store(uint64_t words, uint32_t i, float value) const;
+
+    // Writes a word of two halves.
+    __device__ __forceinline__ void store_halves(uint64_t words, uint32_t i, float first, float second) const;
+};
+
+// Where a word of a step is written, and that of the step before taken away.
+struct WordPlace {
+    uint64_t at, other;
+
+    // Of word i of those at `words`.
+    __device__ __forceinline__ WordPlace(const WordSet& set, uint64_t words, uint32_t i)
+        : at(words + set.offset + uint64_t(i) * 4), other(at + set.to_other) {}
+
+    __device__ __forceinline__ void store(float value) const {
         const uint32_t word = __float_as_uint(value);
-        put(words, i, word == kMissing ? 0x7fffffff : word);
+        put(word == kMissing ? 0x7fffffff : word);
     }
 
-    // Writes a word of two halves; a half that is no number is 0x7fff, so that it is never kMissing.
-    __device__ __forceinline__ void store_halves(uint64_t words, uint32_t i, float first, float second) const {
-        put(words, i, pack_halves(first, second));
-    }
+    // A half that is no number is 0x7fff, so that two are never kMissing.
+    __device__ __forceinline__ void store_halves(float first, float second) const { put(pack_halves(first, second)); }
 
    private:
-    __device__ __forceinline__ void put(uint64_t words, uint32_t i, uint32_t word) const {
-        const uint64_t at = words + offset + uint64_t(i) * 4;
+    __device__ __forceinline__ void put(uint32_t word) const {
         asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at), "r"(word) : "memory");
-        asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(at + to_other), "r"(kMissing) : "memory");
+        asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(other), "r"(kMissing) : "memory");
     }
 };
+
+__device__ __forceinline__ void WordSet::store(uint64_t words, uint32_t i, float value) const { WordPlace(*this, words, i).store(value); }
+
+__device__ __forceinline__ void WordSet::store_halves(uint64_t words, uint32_t i, float first, float second) const {
+    WordPlace(*this, words, i).store_halves(first, second);
+}
 
 // Single words, in all lanes of a warp; those at null are not asked for.
 template <int kWords>
