@@ -171,8 +171,8 @@ struct MixWords {
         const uint32_t i = head * head_dim + d;
         const float next = __shfl_down_sync(~0u, value, 1);
         if (d >= head_dim) return;
-        if (out_halves && d % 2 == 0) set.store_halves(out_halves, i / 2, value, next);
-        set.store(out, i, value);
+        if (out_halves && d % 2 == 0) WordPlace(set, out_halves, i / 2).store_halves(value, next);
+        WordPlace(set, out, i).store(value);
     }
 };
 

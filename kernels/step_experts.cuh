@@ -130,7 +130,7 @@ __device__ __forceinline__ void multiply_router(const KigoStage& s, RouterMemory
     if (thread >= kTileRows) return;
     float sum = 0;
     for (uint32_t unit = 0; unit < n_units; unit++) sum = __fadd_rn(sum, reinterpret_cast<const float*>(memory.weights(unit))[thread]);
-    set.store(s.out, (part.tile * kTileRows + thread) * kSlices + part.slice, sum);
+    WordPlace(set, s.out, (part.tile * kTileRows + thread) * kSlices + part.slice).store(sum);
 }
 
 // Takes the router's sums and chooses the experts.

@@ -314,9 +314,9 @@ struct Finisher {
         // First what is awaited.
         if (ending.out_halves) {
             const float next = __shfl_down_sync(~0u, value, 1);
-            if (has && at.to % 2 == 0) set.store_halves(ending.out_halves, at.to / 2, value, next);
+            if (has && at.to % 2 == 0) WordPlace(set, ending.out_halves, at.to / 2).store_halves(value, next);
         }
-        if (has) set.store(ending.out, at.to, value);
+        if (has) WordPlace(set, ending.out, at.to).store(value);
     }
 
     // Finishes an item for several rows, of as many at a time as lanes have its results.
@@ -400,7 +400,7 @@ struct Finisher {
             const float weight_of_other = __shfl_sync(~0u, weight, i + 1);
             if (n_groups > 1) mixed = __fmaf_rn(weight_of_other, other, mixed);
         }
-        if (lane < kTileRows && row < s.n_rows) WordSet(number, p.set_bytes).store(s.out, row, __fmul_rn(mixed, s.scale));
+        if (lane < kTileRows && row < s.n_rows) WordPlace(WordSet(number, p.set_bytes), s.out, row).store(__fmul_rn(mixed, s.scale));
     }
 
     // Finishes this block's items of a stage that mixes what experts give.

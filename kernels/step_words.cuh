@@ -56,12 +56,6 @@ struct WordSet {
     __device__ __forceinline__ const uint32_t* from(uint64_t words) const {
         return reinterpret_cast<const uint32_t*>(words + offset);
     }
-
-    // Writes word i of those at `words`.
-    __device__ __forceinline__ void store(uint64_t words, uint32_t i, float value) const;
-
-    // Writes a word of two halves.
-    __device__ __forceinline__ void store_halves(uint64_t words, uint32_t i, float first, float second) const;
 };
 
 // Where a word of a step is written, and that of the step before taken away.
@@ -86,12 +80,6 @@ struct WordPlace {
         asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(other), "r"(kMissing) : "memory");
     }
 };
-
-__device__ __forceinline__ void WordSet::store(uint64_t words, uint32_t i, float value) const { WordPlace(*this, words, i).store(value); }
-
-__device__ __forceinline__ void WordSet::store_halves(uint64_t words, uint32_t i, float first, float second) const {
-    WordPlace(*this, words, i).store_halves(first, second);
-}
 
 // Single words, in all lanes of a warp; those at null are not asked for.
 template <int kWords>
