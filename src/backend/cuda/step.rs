@@ -203,6 +203,12 @@ fn looks_ahead(layer_bytes: u64, n_layer_weights: u64, share: u64) -> bool {
     layer_bytes >= FEWEST_LARGE_BYTES && (layer_bytes >= n_layer_weights || share < FAST_SHARE)
 }
 
+/// Whether so many rows are faster in one kernel, with layers of so many bytes, of which all rings of a block keep so many.
+fn rows_gain(n_rows: usize, layer_bytes: u64, ring_bytes: u32) -> bool {
+    let (fewest_layer, fewest_ring) = THREE_ROWS_FEWEST;
+    n_rows <= FAST_ROWS || (n_rows == FAST_ROWS + 1 && layer_bytes >= fewest_layer && ring_bytes >= fewest_ring)
+}
+
 /// The matrices of a layer.
 fn products(layer: &LayerPlaces) -> impl Iterator<Item = &Product> {
     let gate = match &layer.ffn_gate {
@@ -235,15 +241,13 @@ impl Step {
         let Some(listing) = list(b, &memory)? else { return Ok(None) };
         let n_layer = desc.n_layer();
         let mut launches = [None; MOST_ROWS];
-        let is_fast = |n_rows: usize, rings: u32| {
-            let (fewest_layer, fewest_rings) = THREE_ROWS_FEWEST;
-            let gains = !listing.has_pairs && !desc.post_norm;
-            let three = layer_bytes >= fewest_layer && rings >= fewest_rings;
-            n_rows == 1 || gains && (n_rows <= FAST_ROWS || three && n_rows == FAST_ROWS + 1)
-        };
+        let several_gain = !listing.has_pairs && !desc.post_norm;
         for (launch, n_rows) in launches.iter_mut().zip(1..=most_rows(desc)) {
+            let gains = |of: &Shared| {
+                n_rows == 1 || several_gain && rows_gain(n_rows, layer_bytes, of.n_slots * WARPS * listing.slot)
+            };
             *launch = shared(desc, card, &listing, b.kernels.head_width, n_rows as u32)
-                .filter(|of| path != DecodePath::Auto || is_fast(n_rows, of.n_slots * WARPS * listing.slot))
+                .filter(|of| path != DecodePath::Auto || gains(of))
                 .map(|of| Shared { n_positions: of.n_positions.min(wanted_positions), ..of });
         }
         if launches[0].is_none() {
@@ -387,7 +391,17 @@ fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize, n
 
 #[cfg(test)]
 mod tests {
-    use super::looks_ahead;
+    use super::{looks_ahead, rows_gain};
+
+    #[test]
+    fn three_rows_gain_where_rings_keep_enough_of_large_layers() {
+        // A Llama of 1B in Q4_K_M and f16, a Qwen2 of 0.5B in f16 and Q4_K_M, a Llama of 8B in f16.
+        let shapes = [(36, 138, true), (121, 128, true), (30, 176, true), (10, 165, false), (436, 80, false)];
+        for (layer_mb, ring_kb, three) in shapes {
+            let gain = |n_rows| rows_gain(n_rows, layer_mb * 1_000_000, ring_kb << 10);
+            assert!(gain(2) && gain(3) == three && !gain(4), "{layer_mb} MB");
+        }
+    }
 
     #[test]
     fn small_weights_go_ahead_only_where_memory_is_what_takes_time() {
