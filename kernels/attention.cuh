@@ -17,21 +17,6 @@ namespace {
 
 constexpr uint32_t kChunk = 8;  // pages
 constexpr uint32_t kOnes = 0x3c003c00;  // two f16
-constexpr float kLog2E = 1.44269504f;
-
-// 2^x; exact at 0 and -inf.
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// 1 / x but for the last bit or two; 0 for infinity.
-__device__ __forceinline__ float reciprocal_approx(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // Lane (g, t) of a warp has, of 16 q vectors, numbers g and g+8. The order of k inside a product is free as long as both
 // operands agree, and is chosen so that a lane reads 16 contiguous bytes: of a q vector or key, elements 32j + 8t ..+7 are

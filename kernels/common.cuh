@@ -167,6 +167,22 @@ __device__ __forceinline__ void barrier_wait(int id, int n_threads) {
     asm volatile("barrier.cta.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x; exact at 0 and -inf.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 / x but for the last bit or two; 0 for infinity.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
     for (int step = kWarp / 2; step > 0; step /= 2) value = __fadd_rn(value, __shfl_xor_sync(~0u, value, step));
     return value;

@@ -22,11 +22,7 @@ __device__ __forceinline__ float gelu(float x) {
 
 // x / (1 + e^(-slope x)) up to a factor of 1 + (|x| + 4) 2^-22: six instructions without a branch, as all results of gate and up come here.
 __device__ __forceinline__ float swish(float x, float slope) {
-    constexpr float kLog2E = 1.44269504f;
-    float power, inverse;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(x, -slope * kLog2E)));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(__fadd_rn(power, 1)));
-    return __fmul_rn(x, inverse);
+    return __fmul_rn(x, reciprocal_approx(__fadd_rn(exp2_approx(__fmul_rn(x, -slope * kLog2E)), 1)));
 }
 
 // What becomes of gate and up; see Activation in src/model/desc.rs.

@@ -57,8 +57,8 @@ const LINE: u32 = 128;
 /// Pieces of a warp that are sent for to L2 while its ring is full, in large layers: see `looks_ahead`. With mixtures nothing is: a gpt-oss
 /// of 20B took 4 % longer on an H100, a Qwen3 of 30B 2 %.
 const MOST_AHEAD: u32 = 16;
-/// Bytes a second of each multiprocessor's share of memory from which on multiplying small weights takes longer than reading them: an H200
-/// has 37e9, an H100 25e9.
+/// Bytes a second of each multiprocessor's share of memory from which on weights below a byte gain nothing by going ahead: an H200 has
+/// 37e9, an H100 25e9.
 const FAST_SHARE: u64 = 30_000_000_000;
 /// Bytes of the weights of a large layer.
 const FEWEST_LARGE_BYTES: u64 = 64 << 20;
@@ -196,9 +196,9 @@ fn layer_weights(b: &CudaBackend) -> (u64, u64) {
 }
 
 /// Whether it pays that weights of such layers go ahead to L2 while rings are full, where a multiprocessor's share of memory gives so many
-/// bytes a second, 0 if nobody knows. On an H200 a Llama of 8B takes 2 % less so in f16, and 1 % in `Q8_0`; in `Q4_K_M`, which multiplying
-/// bounds there, it takes as long, but 3 to 4 % longer after 1,000 to 2,000 positions, as weights are in the way of keys and values. Smaller
-/// layers come too early: a Qwen2 of 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %.
+/// bytes a second, 0 if nobody knows. On an H200 a Llama of 8B takes 2 % less so in f16, and 1 % in `Q8_0`; in `Q4_K_M` it takes as long, but
+/// 3 to 4 % longer after 1,000 to 2,000 positions, as weights are in the way of keys and values. Smaller layers come too early: a Qwen2 of
+/// 0.5B in `Q4_K_M` takes 5 % longer, a Llama of 1B 1 %.
 fn looks_ahead(layer_bytes: u64, n_layer_weights: u64, share: u64) -> bool {
     layer_bytes >= FEWEST_LARGE_BYTES && (layer_bytes >= n_layer_weights || share < FAST_SHARE)
 }
