@@ -455,7 +455,8 @@ typedef struct {
     float eps;
     float scale;
     float softcap;
-    /* The attention whose description comes next, and for which the caches are brought near; KIGO_NO_ATTENTION: none does. */
+    /* The attention whose description comes next, and for which the caches are brought near; KIGO_NO_ATTENTION: none does. Of
+     * KIGO_STAGE_ATTENTION its own. */
     uint32_t attention;
     /* Which of the mixtures of experts it belongs to, from 1 on; 0: none. */
     uint32_t mixture;
@@ -493,11 +494,15 @@ typedef struct {
 /* Pages that a block of `step` attends to at a time, and times whose mixes it has room for. */
 #define KIGO_STEP_PAGES_AT_ONCE 4
 #define KIGO_STEP_MIX_TURNS 2
-/* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages. */
+/* Most bytes of what attention in `step` has besides 36 for each element of a head, and the mixes of pages; in `step_pages`. */
 #define KIGO_STEP_ATTENTION 10112
+#define KIGO_STEP_PAGES_ATTENTION 896
+/* Bytes of the pieces of pages that `step_pages` takes through its rings, and pages whose mixes it has room for. */
+#define KIGO_STEP_PAGE_PIECE 2048
+#define KIGO_STEP_PAGES_OF_ROUND 8
 
-/* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time; step_rows: for
- * 2 to KIGO_STEP_ROWS rows of different sequences. */
+/* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time; step_pages: for
+ * long contexts, whose pages come through the rings; step_rows: for 2 to KIGO_STEP_ROWS rows of different sequences. */
 typedef struct {
     /* KigoStage [n_stages] */
     uint64_t stages;

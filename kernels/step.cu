@@ -1,5 +1,5 @@
 // A step of one sequence, or of some that decode together, from the embedding to the logits, as one kernel that stays on the
-// multiprocessors: `step`, `step_rows`.
+// multiprocessors: `step`, `step_pages`, `step_rows`.
 //
 // What a kernel of its own costs a stage is its start, the first weights' way from memory, and the wait for its slowest
 // block. Here weights flow across stages (step_ring.cuh), and vectors go from block to block as words (step_words.cuh). Each
@@ -10,9 +10,9 @@
 //
 // All blocks must run at the same time: the launch is a cooperative one. Before sm_90 there is no such kernel.
 #include "quant/types.cuh"
-#include "step_attention.cuh"
 #include "step_experts.cuh"
 #include "step_finish.cuh"
+#include "step_pages.cuh"
 #include "step_scales.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -35,9 +35,18 @@ struct RowMagnitudes {
 };
 struct NoRowMagnitudes {};
 
+// What a block knows of its pages, where they come through the rings and where not.
+struct RingPages {
+    PageSource source;
+    PageSight sight;
+};
+struct LoadedPages {
+    Sight sight;
+};
+
 // What a block has besides its dynamic memory.
-template <bool kMixes, bool kMany>
-struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
+template <bool kMixes, bool kMany, bool kPages>
+struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes>, std::conditional_t<kPages, RingPages, LoadedPages> {
     Sums<kMany> sums;
     RingHeads rings[kStepWarps];
     WarpState<kMixes> warps[kStepWarps];
@@ -50,10 +59,9 @@ struct Block : std::conditional_t<kMany, RowMagnitudes, NoRowMagnitudes> {
     // The stage at hand, the next, and the one after it.
     KigoStage stages[3];
     KigoStageAttention attention;
-    Sight sight;
 };
-static_assert(sizeof(Block<false, false>) <= KIGO_STEP_STATIC && sizeof(Block<true, false>) <= KIGO_STEP_STATIC);
-static_assert(sizeof(Block<false, true>) <= KIGO_STEP_ROWS_STATIC);
+static_assert(sizeof(Block<false, false, false>) <= KIGO_STEP_STATIC && sizeof(Block<true, false, false>) <= KIGO_STEP_STATIC);
+static_assert(sizeof(Block<false, false, true>) <= KIGO_STEP_STATIC && sizeof(Block<false, true, false>) <= KIGO_STEP_ROWS_STATIC);
 
 // Operands of the activations, as `matmul_one` has them: 128 bytes a unit. Of pairs of bfloat16 the rests stand `to_rests` further; 0 of
 // halves.
@@ -105,14 +113,14 @@ __device__ __forceinline__ uint32_t rests_of(const KigoStage& s) {
 }
 
 // What the warps of a block do together, stage by stage; kPairs: some products are of pairs of bfloat16; kMany: of several
-// rows.
-template <bool kMixes, bool kPairs, bool kMany>
+// rows; kPages: keys and values come through the rings.
+template <bool kMixes, bool kPairs, bool kMany, bool kPages>
 struct Worker {
     using Reader = PieceReader<kMixes>;
     using Place = PiecePlace<kMixes>;
 
     const KigoStep& p;
-    Block<kMixes, kMany>& block;
+    Block<kMixes, kMany, kPages>& block;
 
     __device__ __forceinline__ uint32_t n_rows() const { return kMany ? p.n_rows : 1; }
 
@@ -835,11 +843,11 @@ __device__ __forceinline__ void store_part(T* to, uint64_t part) {
     if (threadIdx.x < sizeof(T) / 8) reinterpret_cast<uint64_t*>(to)[threadIdx.x] = part;
 }
 
-// The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without, for one row or several: the
-// code that a model does not need makes it slower.
-template <bool kMixes, bool kPairs, bool kMany>
+// The kernel, for models with mixtures of experts or without, with matrices of bfloat16 and f32 or without, for one row or several, for
+// contexts of any length or long ones: the code that a model does not need makes it slower.
+template <bool kMixes, bool kPairs, bool kMany, bool kPages>
 __device__ __forceinline__ void run_step(const KigoStep& p) {
-    __shared__ Block<kMixes, kMany> block;
+    __shared__ Block<kMixes, kMany, kPages> block;
     const uint32_t warp = threadIdx.x / kWarp;
     if (threadIdx.x < kStepWarps * KIGO_STEP_SLOTS) {
         RingHeads& heads = block.rings[threadIdx.x / KIGO_STEP_SLOTS];
@@ -858,6 +866,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     if (threadIdx.x == 0) {
         init_mbarrier(&block.sums.taken, 1);
         init_mbarrier(&block.sums.read, 1);
+        if constexpr (kPages) init_mbarrier(&block.source.there, 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     __syncthreads();
@@ -866,8 +875,10 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
         asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
 #endif
-        if (warp < kStepWarps + kFetchWarps) return fetch<kMixes>(p, memory, block.rings, block.mixture, warp - kStepWarps);
-        const Worker<kMixes, kPairs, kMany> worker = {p, block};
+        const PageSource* source = nullptr;
+        if constexpr (kPages) source = &block.source;
+        if (warp < kStepWarps + kFetchWarps) return fetch<kMixes, kPages>(p, memory, block.rings, block.mixture, source, warp - kStepWarps);
+        const Worker<kMixes, kPairs, kMany, kPages> worker = {p, block};
         const uint32_t number = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + (kMany ? min(threadIdx.x % kWarp, p.n_rows - 1) : 0));
         return Finisher<kMixes, kMany>{p, block.sums, block.mixture, worker.x(), worker.sums_of_rows(), number}.run();
     }
@@ -878,14 +889,16 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
     const auto* attentions = reinterpret_cast<const KigoStageAttention*>(p.attentions);
     const auto* rows = reinterpret_cast<const KigoRow*>(p.rows);
-    const Worker<kMixes, kPairs, kMany> worker = {p, block};
+    const Worker<kMixes, kPairs, kMany, kPages> worker = {p, block};
     const RowBlock attending(worker.n_rows());
     const uint64_t table = __ldcg(reinterpret_cast<const unsigned long long*>(&rows[attending.row].pages));
     if (threadIdx.x < worker.n_rows()) {
         block.numbers[threadIdx.x] = __ldcg(reinterpret_cast<const uint32_t*>(p.number) + threadIdx.x);
         block.positions[threadIdx.x] = __ldcg(&rows[threadIdx.x].position);
     }
-    if (threadIdx.x == 0) block.sight.position = __ldcg(&rows[attending.row].position);
+    if constexpr (!kPages) {
+        if (threadIdx.x == 0) block.sight.position = __ldcg(&rows[attending.row].position);
+    }
     if (threadIdx.x % kWarp == 0) block.warps[warp] = {PiecePlace<kMixes>::first(StepRing<kMixes>(p, memory, block.rings, warp)), 0};
     float4* x = worker.x();
     for (uint32_t q = threadIdx.x; q < worker.n_rows() * (p.stride / 4); q += kStepThreads) x[q] = __ldcg(reinterpret_cast<const float4*>(p.x) + q);
@@ -893,11 +906,27 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
     if (p.n_stages > 1) store_part(&block.stages[1], load_part(stages + 1));
     store_part(&block.attention, load_part(attentions));
     step_sync();
+    // What the next attention needs.
+    const auto look_up = [&] {
+        if constexpr (kPages) {
+            if (threadIdx.x == 0) note_pages(block.attention, block.source, block.sight);
+        } else {
+            bring_near(block.attention, table, block.sight);
+        }
+    };
     if (threadIdx.x == 0) {
-        block.sight.heads = BlockHeads(block.attention.attention, block.attention.heads.qkv.dp, attending);
+        const KigoAttention& attention = block.attention.attention;
+        if constexpr (kPages) {
+            block.source.table = table;
+            block.source.heads = BlockHeads(attention, 1, attending);
+            block.source.position = block.positions[0];
+            arrive_mbarrier(&block.source.there);
+        } else {
+            block.sight.heads = BlockHeads(attention, parts_of_head(block.attention.heads.qkv.dp), attending);
+        }
     }
     step_sync();
-    bring_near(block.attention, table, block.sight);
+    look_up();
 
     // Where there are experts, kv heads often have many heads.
     constexpr uint32_t kHeadsOfTeam = kMixes ? kMostHeadsOfTeam : 2;
@@ -915,20 +944,35 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             const auto partials_of = [&](uint32_t row) { return kMany ? p.partials + row * uint64_t(p.partials_stride) : p.partials; };
             const uint32_t own = kMany ? attending.row : 0;
             // A width of heads has to be known when the kernel is compiled.
+            if constexpr (kPages) {
+                PieceReader<kMixes> reader(p, memory, block.rings, warp, block.warps[warp].place);
+                const auto attend = [&](auto width) {
+                    attend_to_pages<width, kHeadsOfTeam>(block.attention, block.source, block.sight, partials_of(own), mark_of(own),
+                                                         worker.set(own), worker.columns(), reader);
+                };
+                if (block.attention.heads.qkv.dp == 64) {
+                    attend(std::integral_constant<int, 64>{});
+                } else {
+                    attend(std::integral_constant<int, 128>{});
+                }
+                __syncwarp();
+                if (threadIdx.x % kWarp == 0) block.warps[warp].place = reader.place();
+            } else {
 #define KIGO_WIDTH(label, dp)                                                                                        \
     label:                                                                                                           \
         attend<dp, kHeadsOfTeam>(block.attention, block.sight, partials_of(own), mark_of(own), worker.set(own), own, \
                                  worker.columns());                                                                  \
         break;
-            switch (block.attention.heads.qkv.dp) {
-                KIGO_WIDTH(case 32, 32)
-                KIGO_WIDTH(case 64, 64)
-                KIGO_WIDTH(case 96, 96)
-                KIGO_WIDTH(case 128, 128)
-                KIGO_WIDTH(case 192, 192)
-                KIGO_WIDTH(default, 256)
-            }
+                switch (block.attention.heads.qkv.dp) {
+                    KIGO_WIDTH(case 32, 32)
+                    KIGO_WIDTH(case 64, 64)
+                    KIGO_WIDTH(case 96, 96)
+                    KIGO_WIDTH(case 128, 128)
+                    KIGO_WIDTH(case 192, 192)
+                    KIGO_WIDTH(default, 256)
+                }
 #undef KIGO_WIDTH
+            }
             // Other warps begin with those of each row.
 #pragma unroll 1
             for (uint32_t row = 0; row < worker.n_rows(); row++) {
@@ -943,7 +987,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
             if (kMixes && s.take == KIGO_TAKE_ROUTE) {
                 take_route(s, worker.router(), block.mixture, worker.set());
             }
-            typename Worker<kMixes, kPairs, kMany>::Opening opening;
+            typename Worker<kMixes, kPairs, kMany, kPages>::Opening opening;
             if (!routes) opening = worker.open(s);
             if constexpr (kMany) {
                 if (s.take == KIGO_TAKE_RESIDUAL) worker.template take_rows<true>(s, i, n_taken++);
@@ -964,7 +1008,7 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
                 multiply_router(s, worker.router(), worker.set());
             }
             // What the next attention needs is looked up while words are on their way.
-            if (!is_near) bring_near(block.attention, table, block.sight);
+            if (!is_near) look_up();
             is_near = true;
             if (s.attention != KIGO_NO_ATTENTION) {
                 store_part(&block.attention, load_part(attentions + s.attention));
@@ -977,18 +1021,28 @@ __device__ __forceinline__ void run_step(const KigoStep& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) { run_step<false, false, false>(p); }
-
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) {
-    run_step<true, false, false>(p);
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step(const __grid_constant__ KigoStep p) {
+    run_step<false, false, false, false>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) { run_step<false, true, false>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_experts(const __grid_constant__ KigoStep p) {
+    run_step<true, false, false, false>(p);
+}
 
-extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) { run_step<false, false, true>(p); }
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pairs(const __grid_constant__ KigoStep p) {
+    run_step<false, true, false, false>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows(const __grid_constant__ KigoStep p) {
+    run_step<false, false, true, false>(p);
+}
 
 extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_rows_pairs(const __grid_constant__ KigoStep p) {
-    run_step<false, true, true>(p);
+    run_step<false, true, true, false>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(KIGO_STEP_THREADS, 1) step_pages(const __grid_constant__ KigoStep p) {
+    run_step<false, false, false, true>(p);
 }
 
 #endif

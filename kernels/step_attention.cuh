@@ -1,11 +1,11 @@
 // Attention of `step`: a block takes a kv head with up to 8 of its heads and the pages of a chunk, some at a time: a team of warps
 // takes one. Blocks share the elements of wide heads; all of them compute the scores. K and V of earlier tokens are loaded while q is
 // still being computed. The chunks of a head are spread over blocks, which hand them on as marked words for some warps to put together,
-// as the kernels of larger batches do it.
+// as the kernels of larger batches do it. Of long contexts step_pages.cuh attends instead.
 #pragma once
 
-#include "attention.cuh"
 #include "epilogue.cuh"
+#include "step_share.cuh"
 #include "step_words.cuh"
 
 namespace {
@@ -14,16 +14,9 @@ namespace {
 __device__ __forceinline__ constexpr uint32_t warps_of_page(uint32_t dp) { return dp <= 128 ? 2 : 4; }
 
 static_assert(kStepWarps / warps_of_page(32) == KIGO_STEP_PAGES_AT_ONCE && kChunk % KIGO_STEP_PAGES_AT_ONCE == 0);
-// Heads that a block attends with.
-constexpr uint32_t kHeads = kStepWarps;
 
 // Heads that a team of warps takes at the same time at most.
 constexpr uint32_t kMostHeadsOfTeam = 3;
-
-// Elements of a head that a block mixes, and blocks that share a head.
-constexpr uint32_t kOwn = kWarp;
-
-__device__ __forceinline__ constexpr uint32_t parts_of_head(uint32_t dp) { return dp / kOwn; }
 
 // What a block keeps in shared memory, for heads of dp elements; behind it the mixes of the pages that it takes at a time, f32
 // [KIGO_STEP_MIX_TURNS][pages][heads][elements], in turns as their sums, so that one time need not wait until the one before is folded.
@@ -39,66 +32,6 @@ struct AttentionScratch {
     float squares[kMostHeadsOfTeam][kStepWarps];
 };
 static_assert(sizeof(AttentionScratch<64>) <= 36 * 64 + KIGO_STEP_ATTENTION && sizeof(AttentionScratch<256>) <= 36 * 256 + KIGO_STEP_ATTENTION);
-
-// The row that a block attends with, and which of the blocks with this row it is.
-struct RowBlock {
-    uint32_t row, number, n_blocks;
-
-    __device__ __forceinline__ explicit RowBlock(uint32_t n_rows) : n_blocks(gridDim.x / n_rows) {
-        // Blocks that are left over are behind those of the last row.
-        row = min(blockIdx.x / n_blocks, n_rows - 1);
-        number = blockIdx.x - row * n_blocks;
-    }
-};
-
-// What a block has of every attention: a kv head with some of its heads, of which it mixes a part of the elements, and every n_splits-th
-// chunk that the row sees, from number `split` on.
-struct BlockHeads {
-    uint32_t head_kv, of_group, of_head, split, n_splits;
-
-    BlockHeads() = default;
-
-    __device__ __forceinline__ BlockHeads(const KigoAttention& p, uint32_t dp, const RowBlock& block) {
-        const uint32_t n_parts = parts_of_head(dp), of_kv = (p.n_head / p.n_head_kv + kHeads - 1) / kHeads * n_parts;
-        n_splits = block.n_blocks / (p.n_head_kv * of_kv);
-        const uint32_t unit = block.number / n_splits;
-        split = block.number % n_splits;
-        head_kv = unit / of_kv;
-        of_group = unit % of_kv / n_parts;
-        of_head = unit % n_parts;
-        // Blocks that no heads are left for.
-        if (head_kv >= p.n_head_kv) split = ~0u;
-    }
-};
-
-// What it has of one.
-struct AttentionShare {
-    // Chunks that the row sees; the block's first page, how many at its start the row does not see, and how many there are with those, 0
-    // of none.
-    uint32_t n_chunks, first_page, n_unseen, n_pages;
-    // From one of its chunks to the next.
-    uint32_t n_splits;
-
-    AttentionShare() = default;
-
-    __device__ __forceinline__ AttentionShare(const BlockHeads& heads, const KigoAttention& p, uint32_t position) : n_splits(heads.n_splits) {
-        const uint32_t split = heads.split;
-        const uint32_t first_seen = first_page_of(position, p.before), first_chunk = first_seen / kChunk;
-        const uint32_t n_seen = position / KIGO_PAGE + 1;
-        n_chunks = (n_seen - 1) / kChunk + 1 - first_chunk;
-        first_page = (first_chunk + split) * kChunk;
-        n_unseen = max(first_seen, first_page) - first_page;
-        n_pages = 0;
-        if (split >= n_chunks) return;
-        const uint32_t n_before = (n_chunks - 1 - split) / n_splits;
-        n_pages = n_before * kChunk + min(kChunk, n_seen - page(n_before * kChunk));
-    }
-
-    // The number of the block's i-th page.
-    __device__ __forceinline__ uint32_t page(uint32_t i) const { return first_page + i + i / kChunk * (n_splits - 1) * kChunk; }
-
-    __device__ __forceinline__ bool sees(uint32_t i) const { return i >= n_unseen && i < n_pages; }
-};
 
 // Where a row is, what of its next attention is this block's, and the addresses of those pages.
 struct Sight {
@@ -228,60 +161,26 @@ __device__ __forceinline__ void combine_chunks(const KigoStageAttention& a, uint
     }
 }
 
-template <int kDp, uint32_t kAtOnce>
-__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
-                                       uint32_t row, uint8_t* memory) {
-    constexpr uint32_t kTeam = AttentionScratch<kDp>::kTeam, kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
-    constexpr int kPieces = kDp / 32;
-    // Tiles of keys and of the block's elements that a warp has of a page.
-    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam;
+// What the token at hand adds to the cache: its position, whether its page is one of the block's, and where the address of that is.
+struct NewEntry {
+    uint32_t position;
+    bool is_here;
+    const uint64_t* page;
+};
+
+// Takes the heads of q that a block attends with, `heads` from `head` on, and the token's own key and value where they are the block's, to
+// shared memory; who is the first of the kv head puts them into the cache. `s` has q, k, v and squares.
+template <int kDp, uint32_t kAtOnce, class Scratch>
+__device__ __forceinline__ void take_heads(const KigoStageAttention& a, Scratch& s, const WordSet& set, uint32_t row, const BlockHeads& block,
+                                           uint32_t head, uint32_t heads, const NewEntry& own) {
     const KigoAttention& p = a.attention;
     const KigoQkv& qkv = a.heads.qkv;
-    auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
-    float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
-    const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
-    const uint32_t side = warp / kTeam, part = warp % kTeam;
-    const AttentionShare own = sight.share;
-    if (own.n_pages == 0) return;
-    const uint32_t position = sight.position, group = p.n_head / p.n_head_kv;
-    const BlockHeads block = sight.heads;
-    const uint32_t m_first = block.of_group * kHeads, first_dim = block.of_head * kOwn;
-    const uint32_t head = block.head_kv * group + m_first, heads = min(kHeads, group - m_first);
-    // Whether the last of its pages is the token's own.
-    const bool has_last = own.page(own.n_pages - 1) == position / KIGO_PAGE;
-    // Zeros, lest the compiler keep them for the next time.
-    uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
-    auto load_k = [&](uint32_t i) {
-        if (!own.sees(i)) return;
-        const uint4* from = at<uint4>(sight.pages[i]) + key_of(kKeys * part, g) * (kDp / 8) + t;
-        // Keys of a tile are at the same distances from each other as those of the first.
-#pragma unroll
-        for (int j = 0; j < kPieces; j++) {
-#pragma unroll
-            for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(tile, 0) * (kDp / 8) + j * 4);
-        }
-    };
-    auto load_v = [&](uint32_t i) {
-        if (!own.sees(i)) return;
-        const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8) + (first_dim + part * kDims * 8 + g) * 8 + t;
-#pragma unroll
-        for (int n = 0; n < kDims; n++) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + n * 64 + h * 4);
-        }
-    };
-    load_k(side);
-    load_v(side);
-
-    for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
-        reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
-    }
-    step_sync();
+    const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32;
     // A team of warps takes a head of q, or that of k or v, and others at the same time; a thread a pair of elements of each.
     static_assert(kAtOnce <= kMostHeadsOfTeam);
     const uint32_t per_head = (p.head_dim + 15) / 16, n_pairs = per_head * 8, team_warps = (n_pairs + 31) / 32;
     const uint32_t n_teams = kStepWarps / team_warps, team = warp / team_warps, pair = warp % team_warps * 32 + lane;
-    const uint32_t n_vectors = heads + (has_last ? 2 : 0);
+    const uint32_t n_vectors = heads + (own.is_here ? 2 : 0);
     const bool has_norm = a.heads.norm_weight[0];
     const float q_scale = qkv.q_scale;
 #pragma unroll 1
@@ -358,8 +257,8 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             places[i][0] = rounded[0];
             places[i][8] = rounded[1];
             if (e.part == 0 || block.of_group != 0 || block.of_head != 0) continue;
-            __half* keys = at<__half>(sight.pages[own.n_pages - 1]);
-            const uint32_t of_page = position % KIGO_PAGE;
+            __half* keys = at<__half>(*own.page);
+            const uint32_t of_page = own.position % KIGO_PAGE;
             if (e.part == 1) {
                 keys[of_page * kDp + e.place] = rounded[0];
                 keys[of_page * kDp + e.place + 8] = rounded[1];
@@ -369,6 +268,57 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
             }
         }
     }
+}
+
+template <int kDp, uint32_t kAtOnce>
+__device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight& sight, uint64_t partials, uint32_t mark, const WordSet& set,
+                                       uint32_t row, uint8_t* memory) {
+    constexpr uint32_t kTeam = AttentionScratch<kDp>::kTeam, kPagesAtOnce = AttentionScratch<kDp>::kPagesAtOnce;
+    constexpr int kPieces = kDp / 32;
+    // Tiles of keys and of the block's elements that a warp has of a page.
+    constexpr int kKeys = 8 / kTeam, kDims = kOwn / 8 / kTeam;
+    const KigoAttention& p = a.attention;
+    auto& s = *reinterpret_cast<AttentionScratch<kDp>*>(memory);
+    float* mixes = reinterpret_cast<float*>(memory + sizeof(AttentionScratch<kDp>));
+    const uint32_t thread = this_thread(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+    const uint32_t side = warp / kTeam, part = warp % kTeam;
+    const AttentionShare own = sight.share;
+    if (own.n_pages == 0) return;
+    const uint32_t position = sight.position, group = p.n_head / p.n_head_kv;
+    const BlockHeads block = sight.heads;
+    const uint32_t m_first = block.of_group * kHeads, first_dim = block.of_head * kOwn;
+    const uint32_t head = block.head_kv * group + m_first, heads = min(kHeads, group - m_first);
+    // Whether the last of its pages is the token's own.
+    const bool has_last = own.page(own.n_pages - 1) == position / KIGO_PAGE;
+    // Zeros, lest the compiler keep them for the next time.
+    uint4 k[kKeys][kPieces] = {}, v[kDims][2] = {};
+    auto load_k = [&](uint32_t i) {
+        if (!own.sees(i)) return;
+        const uint4* from = at<uint4>(sight.pages[i]) + key_of(kKeys * part, g) * (kDp / 8) + t;
+        // Keys of a tile are at the same distances from each other as those of the first.
+#pragma unroll
+        for (int j = 0; j < kPieces; j++) {
+#pragma unroll
+            for (int tile = 0; tile < kKeys; tile++) k[tile][j] = __ldcg(from + key_of(tile, 0) * (kDp / 8) + j * 4);
+        }
+    };
+    auto load_v = [&](uint32_t i) {
+        if (!own.sees(i)) return;
+        const uint4* from = at<uint4>(sight.pages[i]) + KIGO_PAGE * (kDp / 8) + (first_dim + part * kDims * 8 + g) * 8 + t;
+#pragma unroll
+        for (int n = 0; n < kDims; n++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) v[n][h] = __ldcg(from + n * 64 + h * 4);
+        }
+    };
+    load_k(side);
+    load_v(side);
+
+    for (uint32_t i = thread; i < (sizeof(s.q) + sizeof(s.k) + sizeof(s.v)) / 4; i += kStepThreads) {
+        reinterpret_cast<uint32_t*>(&s.q)[i] = 0;
+    }
+    step_sync();
+    take_heads<kDp, kAtOnce>(a, s, set, row, block, head, heads, {position, has_last, sight.pages + own.n_pages - 1});
     step_sync();
 
     const MixWords mix_words(a);

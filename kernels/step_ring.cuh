@@ -9,6 +9,7 @@
 #include "activations.cuh"
 #include "fragments.cuh"
 #include "step_mixture.cuh"
+#include "step_share.cuh"
 
 namespace {
 
@@ -68,7 +69,7 @@ __device__ __forceinline__ bool test_mbarrier(uint32_t barrier, uint32_t parity)
     return done;
 }
 
-__device__ __forceinline__ void wait_mbarrier(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ void wait_mbarrier(const uint64_t* barrier, uint32_t parity) {
     Patience patience;
     while (!try_mbarrier_at(shared_address(barrier), parity)) patience.wait();
 }
@@ -94,7 +95,8 @@ struct Piece {
 // registers are few.
 struct alignas(16) Route {
     uint32_t next_stage, items_left;
-    // From one item to the next, and what that changes in the place of the first record.
+    // From one item to the next, and what that changes in the place of the first record. Of pages instead of the items left the number of
+    // the one at hand, then what is added to the address of each, and to its number in the row's table.
     uint32_t jump_bytes, jump_places;
     uint32_t slice_first;
     // The mixture that the stage belongs to, and what is added to the numbers of records; 0 where there is none.
@@ -264,8 +266,14 @@ struct PieceReader : StepRing<kMixes>, PiecePlace<kMixes> {
 // Records from so many bytes on come one by one: who multiplies halves counts on it.
 constexpr uint32_t kLargeRecord = 2048;
 
-// A warp's pieces in the order in which it uses them, from stage to stage.
-template <bool kMixes>
+// Bytes of a piece of a page: of some keys, or of some elements of all 64 values.
+constexpr uint32_t kPagePiece = KIGO_STEP_PAGE_PIECE;
+
+// Pieces of half of a page's keys, or of half of its values, whose heads have dp elements.
+__device__ __forceinline__ constexpr uint32_t pieces_of_half(uint32_t dp) { return KIGO_PAGE / 2 * dp * sizeof(__half) / kPagePiece; }
+
+// A warp's pieces in the order in which it uses them, from stage to stage; kPages: with those of the pages that it attends to.
+template <bool kMixes, bool kPages>
 struct PieceList {
     std::conditional_t<kMixes, Route, Route*> way;
     // The item's first tile, the place of its first record, and how many tiles follow each other.
@@ -276,8 +284,8 @@ struct PieceList {
     uint32_t n_records, record_bytes, slice_last, most;
     // There is one, but nobody has chosen its expert yet; n is 0.
     bool waits;
-    // They are of experts.
-    bool mixes;
+    // They are of experts, or of pages.
+    bool mixes, pages;
 
     __device__ __forceinline__ Route& route() {
         if constexpr (kMixes) {
@@ -319,11 +327,12 @@ struct PieceList {
     }
 
     // Goes on to the next stage that has records for the warp.
-    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, ExpertPath& experts) {
+    __device__ __forceinline__ void open_stage(const KigoStep& p, uint32_t warp, ExpertPath& experts, const PageSource* source) {
         const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
-        waits = mixes = false;
+        waits = mixes = pages = false;
         for (uint32_t i = route().next_stage; i < p.n_stages; i++) {
             const KigoStage& s = stages[i];
+            if (kPages && s.kind == KIGO_STAGE_ATTENTION && open_pages(p, i, warp, source)) return;
             if (s.kind == KIGO_STAGE_ATTENTION) continue;
             if (kMixes && s.kind == KIGO_STAGE_ROUTER) continue;
             const auto part = StagePart::of<kMixes>(s, warp);
@@ -354,6 +363,37 @@ struct PieceList {
         n = 0;
     }
 
+    // Goes to the pages of an attention that are the warp's, one of each chunk of its block; false where it has none.
+    __device__ __forceinline__ bool open_pages(const KigoStep& p, uint32_t stage, uint32_t warp, const PageSource* source) {
+        const auto* stages = reinterpret_cast<const KigoStage*>(p.stages);
+        const auto* attentions = reinterpret_cast<const KigoStageAttention*>(p.attentions);
+        const KigoStageAttention& a = attentions[stages[stage].attention];
+        wait_mbarrier(&source->there, 0);
+        if (source->heads.split == ~0u) return false;
+        const uint32_t first_seen = first_page_of(source->position, a.attention.before), dp = a.heads.qkv.dp;
+        uint32_t page = (first_seen / kChunk + source->heads.split) * kChunk + warp;
+        if (page < first_seen) page += source->heads.n_splits * kChunk;
+        n_records = slice_last = 4 * pieces_of_half(dp);
+        record_bytes = kPagePiece;
+        tile_bytes = n_records * record_bytes;
+        per_item = most = 1;
+        first_place = 0;
+        const auto of_page = static_cast<uint32_t>(page_offset(a.attention, dp, source->heads.head_kv));
+        route() = {stage + 1, page, of_page, a.attention.table, 0, 0, 0};
+        pages = open_page(source);
+        return pages;
+    }
+
+    // Goes to the first piece of the page at hand, if the row sees it.
+    __device__ __forceinline__ bool open_page(const PageSource* source) {
+        const uint32_t page = route().items_left;
+        if (page > source->position / KIGO_PAGE) return false;
+        tile = at<uint8_t>(__ldcg(at<unsigned long long>(source->table) + route().jump_places + page) + route().jump_bytes);
+        record = 0;
+        open_piece();
+        return true;
+    }
+
     // Goes to the first piece of the tiles of an expert, once it is chosen.
     __device__ __forceinline__ void open_expert(ExpertPath& experts) {
         const uint32_t expert = experts.chosen(route().mixture);
@@ -376,11 +416,16 @@ struct PieceList {
     }
 
     // Goes on to the next piece.
-    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, ExpertPath& experts) {
+    __device__ __forceinline__ void advance(const KigoStep& p, uint32_t warp, ExpertPath& experts, const PageSource* source) {
         if (!kMixes && ++side < per_item) return;
         record += n;
         if (record == slice_last) {
-            if (--route().items_left == 0) return open_stage(p, warp, experts);
+            if (kPages && pages) {
+                route().items_left += source->heads.n_splits * kChunk;
+                if (!open_page(source)) open_stage(p, warp, experts, source);
+                return;
+            }
+            if (--route().items_left == 0) return open_stage(p, warp, experts, source);
             record = route().slice_first;
             if (kMixes && route().mixture) {
                 experts.advance();
@@ -450,14 +495,16 @@ struct Room<true> {
 };
 
 // What fetches a warp's pieces: a lane of a fetching warp.
-template <bool kMixes>
+template <bool kMixes, bool kPages>
 struct Fetcher : StepRing<kMixes> {
     using Ring = StepRing<kMixes>;
 
     const KigoStep& p;
     uint32_t warp;
     ExpertPath experts;
-    PieceList<kMixes> next, ahead;
+    // Without pages null.
+    const PageSource* source;
+    PieceList<kMixes, kPages> next, ahead;
     RingPlace<kMixes> to_start, to_arrive;
     Room<kMixes> room;
     // Pieces that are on their way to L2, or there, from `next` to `ahead`; when the latest was sent for.
@@ -465,11 +512,13 @@ struct Fetcher : StepRing<kMixes> {
     uint32_t n_under_way = 0;
     uint64_t policy = 0;
 
-    __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture, uint32_t warp)
+    __device__ __forceinline__ Fetcher(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture,
+                                       const PageSource* source, uint32_t warp)
         : Ring(p, memory, heads, warp),
           p(p),
           warp(warp),
           experts{{}, mixture},
+          source(source),
           next{},
           ahead{},
           to_start(RingPlace<kMixes>::first(*this)),
@@ -481,7 +530,7 @@ struct Fetcher : StepRing<kMixes> {
 #endif
         if constexpr (!kMixes) next.way = heads[warp].routes, ahead.way = next.way + 1;
         next.route().next_stage = 0;
-        next.open_stage(p, warp, experts);
+        next.open_stage(p, warp, experts, source);
     }
 
     // Notes the arrival of the oldest piece under way.
@@ -513,7 +562,7 @@ struct Fetcher : StepRing<kMixes> {
         to_start.advance(*this);
         n_under_way++;
         if (n_ahead > 0) n_ahead--;
-        next.advance(p, warp, experts);
+        next.advance(p, warp, experts, source);
     }
 
     // Sends for a piece that there is no room for yet: it comes to L2, so that memory is not idle while the block waits.
@@ -523,20 +572,20 @@ struct Fetcher : StepRing<kMixes> {
 #if __CUDA_ARCH__ >= 900
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from(0)), "r"(ahead.bytes()) : "memory");
 #endif
-        ahead.advance(p, warp, experts);
+        ahead.advance(p, warp, experts, source);
         n_ahead++;
     }
 };
 
 // Fills the rings of some warps, a lane for each, with at most so many pieces of each under way: what blocks wait for would
 // queue behind more. The lanes stay together, as each would make the others wait otherwise.
-template <bool kMixes>
-__device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture,
+template <bool kMixes, bool kPages>
+__device__ __forceinline__ void fetch(const KigoStep& p, uint8_t* memory, RingHeads* heads, const Mixture& mixture, const PageSource* source,
                                       uint32_t fetch_warp) {
     const uint32_t warp = threadIdx.x % kWarp * kFetchWarps + fetch_warp;
     const uint32_t lanes = __ballot_sync(~0u, warp < kStepWarps);
     if (warp >= kStepWarps) return;
-    Fetcher<kMixes> fetcher(p, memory, heads, mixture, warp);
+    Fetcher<kMixes, kPages> fetcher(p, memory, heads, mixture, source, warp);
     const uint32_t most_under_way = (p.under_way + warp) / kStepWarps;
     while (__any_sync(lanes, fetcher.next.n > 0 || (kMixes && fetcher.next.waits))) {
         fetcher.note_arrival();

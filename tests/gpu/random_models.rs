@@ -281,21 +281,35 @@ fn long_contexts_as_one_kernel() {
         Features::default(),
         Features { attn_softcap: Some(1.5), layers: layers(513), ..Features::default() },
         Features { sinks: true, attn_softcap: Some(2.0), ..Features::default() },
+        Features { qk_norm: Some(QkNorm::Head), layers: layers(70), ..Features::default() },
     ];
-    for (shape, features) in SHAPES.iter().zip(features.iter().cycle()) {
+    // Twice, so that no shape has the same features again.
+    for (shape, features) in SHAPES.iter().cycle().take(2 * SHAPES.len()).zip(features.iter().cycle()) {
+        // Where pages come through the rings: nowhere, or everywhere if heads have such a width.
+        let can_stream = [64, 128].contains(&shape.head_dim.next_multiple_of(32));
+        let from = if can_stream { [usize::MAX, 0].as_slice() } else { &[usize::MAX] };
+        let runs: Vec<_> =
+            from.iter().flat_map(|from| [0, 2_000, 30_000].map(|nanoseconds| (*from, nanoseconds))).collect();
         let path = folder.write("model.gguf", &draft_with(shape, features, &[QuantType::F16], 9).writer());
         let describe = |desc: &mut ModelDesc| features.describe(desc);
         let mut stages = backend_for(&path, &gpu(), (LONGEST, MAX_ROWS, DecodePath::Stages), describe).unwrap();
         let mut step = step_backend_for(&path, LONGEST, describe);
-        // Behind the first chunk; in the middle of one; up to more than are put together at a time, where kv heads are few.
-        for (n_tokens, sequence) in [530, 1_300, 4_110, 16_400, LONGEST].into_iter().zip((0..).step_by(3)) {
+        // In the first page and chunk; behind it; in the middle of one; up to more than are put together at a time, where kv heads are few.
+        for (n_tokens, sequence) in [60, 530, 1_300, 4_110, 16_400, LONGEST].into_iter().zip((0..).step_by(runs.len()))
+        {
             let tokens = &tokens[..n_tokens];
             let expected = last_logits(&mut *stages, sequence, tokens, N_SINGLE);
-            for (nanoseconds, sequence) in [0, 2_000, 30_000].into_iter().zip(sequence..) {
+            for (&(from, nanoseconds), sequence) in runs.iter().zip(sequence..) {
                 assert!(step.delay_steps(nanoseconds), "{shape:?} is not run as one kernel");
+                step.stream_pages_from(from);
+                let streams = step.step_run(1, n_tokens as u32 - 1).is_some_and(|run| run.streams_pages);
+                assert_eq!(streams, from == 0, "{n_tokens} positions: {shape:?}");
                 let found = last_logits(&mut step, sequence, tokens, N_SINGLE);
                 let same = found.iter().zip(&expected).all(|(found, expected)| bits(found) == bits(expected));
-                assert!(same, "{n_tokens} positions, delays of up to {nanoseconds} ns: {shape:?}, {features:?}");
+                assert!(
+                    same,
+                    "{n_tokens} positions, pages from {from}, delays of up to {nanoseconds} ns: {shape:?}, {features:?}"
+                );
             }
         }
     }
@@ -379,7 +393,7 @@ fn rows_as_one_kernel() {
                         continue;
                     }
                     let longest = rows.iter().map(|row| row.position).max().unwrap();
-                    n_steps += usize::from(rows.len() > 1 && step.runs_as_step(rows.len(), longest));
+                    n_steps += usize::from(rows.len() > 1 && step.step_run(rows.len(), longest).is_some());
                     step.forward(&rows).unwrap_or_else(|error| panic!("{error}"));
                     for (row, &i) in company.iter().enumerate() {
                         let same = bits(step.logits(row).unwrap()) == bits(&expected[i][n_had[i]]);

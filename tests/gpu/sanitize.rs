@@ -46,6 +46,15 @@ fn two_layers_of_odd_sizes() {
     // In one kernel too, which takes no f32.
     let path = folder.write("rows.gguf", &draft(&SHAPE, &[QuantType::F16, QuantType::Q5_1], 1).writer());
     two_at_once(&load(&path, &self::gpu(), 33), &tokens);
+    // And so that pages come through the rings of that kernel.
+    let mut step = step_backend_for(&path, tokens.len(), |_| ());
+    let mut after_all = |sequence, from| {
+        step.stream_pages_from(from);
+        let streams = step.step_run(1, 69).is_some_and(|run| run.streams_pages);
+        (streams, last_logits(&mut step, sequence, &tokens, 4))
+    };
+    let (streamed, loaded) = (after_all(0, 0), after_all(1, usize::MAX));
+    assert!(streamed.0 && !loaded.0 && streamed.1 == loaded.1);
 }
 
 /// Sampling, and two sequences at once.

@@ -50,6 +50,7 @@ use params::{KIGO_NO_SLOT, KigoRow, KigoTile, bytes_of};
 use sample::Samplers;
 use stages::{Kernels, Shape, Workspace};
 use step::Step;
+pub use step::StepRun;
 use stream::{Graph, Stream};
 
 /// Most rows of a graph; larger batches are launched kernel by kernel, which their kernels' time hides.
@@ -96,11 +97,11 @@ pub struct CudaBackend {
     context: Arc<Context>,
 }
 
-/// What a graph runs: so many single rows, kernel by kernel or by the kernel `step`.
+/// What a graph runs: so many single rows, kernel by kernel or as one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Batch {
     Rows(usize),
-    Step(usize),
+    Step(StepRun),
 }
 
 /// A batch, and whether its tokens are drawn at the end: `None` not, else whether some sampler needs a second kernel.
@@ -141,9 +142,16 @@ impl CudaBackend {
         })
     }
 
-    /// Whether so many sequences, none of them beyond this position, are run as one kernel. For tests.
-    pub fn runs_as_step(&self, n: usize, position: u32) -> bool {
-        matches!(self.batch(n, position), Batch::Step(_))
+    /// Lets the pages of a step of one sequence come through the rings of its kernel from this position on, where they can. For tests.
+    pub fn stream_pages_from(&mut self, position: usize) {
+        if let Some(step) = &mut self.step {
+            step.set_streams_from(position);
+        }
+    }
+
+    /// How so many sequences, none of them beyond this position, are run as one kernel, if they are. For tests.
+    pub fn step_run(&self, n: usize, position: u32) -> Option<StepRun> {
+        self.step.as_ref()?.run_of(n, position)
     }
 
     /// Writes rows, tiles and the selection of a batch to device memory. A batch that is run as a graph is padded to `n`.
@@ -210,8 +218,7 @@ impl CudaBackend {
 
     /// How so many single rows, none of them beyond this position, are run.
     fn batch(&self, n: usize, position: u32) -> Batch {
-        let is_step = self.step.as_ref().is_some_and(|step| step.takes(n, position));
-        if is_step { Batch::Step(n) } else { Batch::Rows(n.next_power_of_two()) }
+        self.step_run(n, position).map_or(Batch::Rows(n.next_power_of_two()), Batch::Step)
     }
 
     /// Captures a graph, unless it is there.
@@ -220,14 +227,14 @@ impl CudaBackend {
             return Ok(());
         }
         let (batch, weigh) = recording;
-        let (Batch::Rows(n) | Batch::Step(n)) = batch;
+        let (Batch::Rows(n) | Batch::Step(StepRun { n_rows: n, .. })) = batch;
         self.shape = Shape { n, n_logits: n, n_tiles: 0, n_positions: 0, all_want: true };
         let stream = self.stream.clone();
         let graph = stream.capture(|stream| {
             match (batch, &self.step) {
-                (Batch::Step(_), Some(step)) => {
+                (Batch::Step(run), Some(step)) => {
                     stages::embed(self, step.number())?;
-                    step.launch(stream, n, self.work.logits.address())?;
+                    step.launch(stream, run, self.work.logits.address())?;
                 }
                 _ => crate::model::stages(self)?,
             }

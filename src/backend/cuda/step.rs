@@ -15,9 +15,10 @@ use super::layout::{Gate, LayerPlaces, Product, TILE_ROWS, WARPS, record_bytes, 
 use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
-    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MIX_TURNS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGES,
-    KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC,
-    KIGO_STEP_THREADS, KigoStage, KigoStageAttention, KigoStep, bytes_of,
+    KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MIX_TURNS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGE_PIECE,
+    KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_PAGES_ATTENTION, KIGO_STEP_PAGES_OF_ROUND, KIGO_STEP_ROWS,
+    KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KigoStage, KigoStageAttention,
+    KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -41,11 +42,16 @@ const _: () =
     assert!(CHUNKS_OF_BLOCK * CHUNK + PAGES_AHEAD * kv_cache::PAGE <= KIGO_STEP_PAGES as usize * kv_cache::PAGE);
 /// Chunks of a context at most, which decide what their partial results take.
 const MOST_CHUNKS: usize = 80;
+/// Bytes of an attention's keys and values for each block from which on they come through the rings, and the widths of heads that they can
+/// have. On an H200 a Llama of 8B takes 5 % less after 4,100 positions in `Q4_K_M` and 2 % in f16, one of 1B 5 % after 8,100; with half as
+/// many positions it takes 2 to 5 % longer, and so does a Qwen2 of 0.5B, whose two kv heads are few blocks' alone, after 16,000.
+const FEWEST_STREAMED: usize = 96 << 10;
+const STREAMED_WIDTHS: [usize; 2] = [64, 128];
 /// Widest heads of which two warps hold a page, and positions up to which wider ones are faster than with the kernels of larger batches:
 /// on an H200 Gemma 3 of 1B in `Q4_K_M` takes 4 % less after 128 positions and 6 % longer after 500, Gemma 2 of 2B 7 % less and 1 % longer.
 const MOST_TEAM_WIDTH: usize = 128;
 const WIDE_POSITIONS: usize = 256;
-/// Elements of a head that a block mixes: `kOwn` of `kernels/step_attention.cuh`.
+/// Elements of a head that a block mixes: `kOwn` of `kernels/step_share.cuh`.
 const OWN: usize = 32;
 /// Bytes under way to a multiprocessor, and in large layers with scales, most of whose records are smaller than the longest, which counts: with
 /// 48 KiB a Llama of 8B takes 2 % longer in f16 on an H200 and 18 % in `Q4_K_M`, with 96 KiB 0.3 % longer in f16, 0.7 % less in `Q4_K_M`
@@ -100,16 +106,35 @@ pub struct Step {
     one: Function,
     many: Option<Function>,
     launches: [Option<Shared>; MOST_ROWS],
+    /// That for one row after many positions, and from which one on it is faster.
+    streaming: Option<Streaming>,
     /// The numbers, stages, attentions, partial results of attention, words.
     memory: DeviceBuffer,
     params: KigoStep,
     n_blocks: u32,
 }
 
-/// What depends on how many rows there are.
+/// How a step is run as one kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StepRun {
+    /// Rows, of different sequences.
+    pub n_rows: usize,
+    /// Whether the pages that they attend to come through the rings.
+    pub streams_pages: bool,
+}
+
+/// The kernel whose pages come through the rings.
+struct Streaming {
+    kernel: Function,
+    shared: Shared,
+    from: usize,
+}
+
+/// What depends on how many rows there are, and on how their pages come.
 #[derive(Debug, Clone, Copy)]
 struct Shared {
     n_slots: u32,
+    slot: u32,
     bytes: u32,
     operands_stride: u32,
     sums_at: u32,
@@ -173,8 +198,18 @@ fn partial_bytes(desc: &ModelDesc, head_width: usize) -> usize {
 /// Positions up to which so many blocks attend with a row: one has a kv head with some of its heads, a part of their elements, and some
 /// chunks.
 fn most_positions(desc: &ModelDesc, head_width: usize, n_blocks: u32) -> usize {
-    let n_groups = desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK) * (head_width / OWN);
-    (n_blocks as usize / n_groups * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
+    (n_blocks as usize / (n_groups(desc) * (head_width / OWN)) * CHUNKS_OF_BLOCK).min(MOST_CHUNKS) * CHUNK
+}
+
+/// The position from which on so many kv heads of this width have FEWEST_STREAMED bytes for each of so many blocks.
+fn streams_from(n_groups: usize, head_width: usize, n_blocks: usize) -> usize {
+    const BYTES_OF_ELEMENT: usize = 2 * 2;
+    FEWEST_STREAMED * n_blocks / (n_groups * head_width * BYTES_OF_ELEMENT)
+}
+
+/// Kv heads, each as often as some of its heads are a block's.
+fn n_groups(desc: &ModelDesc) -> usize {
+    desc.n_head_kv * (desc.n_head / desc.n_head_kv).div_ceil(HEADS_OF_BLOCK)
 }
 
 /// Bytes of the words of a row's step.
@@ -287,6 +322,14 @@ impl Step {
             Ok(kernel)
         };
         let one = kernel_of(name, KIGO_STEP_STATIC)?;
+        let streaming = match shared_of_pages(desc, card, &listing, b.kernels.head_width) {
+            Some(shared) if name == "step" => Some(Streaming {
+                kernel: kernel_of("step_pages", KIGO_STEP_STATIC)?,
+                shared,
+                from: streams_from(n_groups(desc), b.kernels.head_width, card.n_sm as usize),
+            }),
+            _ => None,
+        };
         let has_many = launches[1..].iter().any(Option::is_some);
         let name = if listing.has_pairs { "step_rows_pairs" } else { "step_rows" };
         let many = if has_many { Some(kernel_of(name, KIGO_STEP_ROWS_STATIC)?) } else { None };
@@ -305,7 +348,7 @@ impl Step {
             n_stages: listing.stages.len() as u32,
             stride: stride(desc.n_embd) as u32,
             n_slots: 0,
-            slot_bytes: listing.slot,
+            slot_bytes: 0,
             under_way: (if has_more { UNDER_WAY_OF_LARGE } else { UNDER_WAY } / listing.slot).max(WARPS),
             most_ahead: if looks_ahead(layer_bytes, n_layer_weights, share) { MOST_AHEAD } else { 0 },
             pace: listing.slot * PACE.0 / PACE.1,
@@ -317,7 +360,7 @@ impl Step {
             operands_stride: 0,
             sums_at: 0,
         };
-        Ok(Some(Step { one, many, launches, memory, params, n_blocks: card.n_sm }))
+        Ok(Some(Step { one, many, launches, streaming, memory, params, n_blocks: card.n_sm }))
     }
 
     /// Lets every warp sleep up to so many nanoseconds in every stage.
@@ -325,13 +368,35 @@ impl Step {
         self.params.delay = nanoseconds;
     }
 
-    /// Whether it runs steps of so many sequences, none of them beyond this position.
-    pub fn takes(&self, n_rows: usize, position: u32) -> bool {
-        self.shared(n_rows).is_some_and(|shared| (position as usize) < shared.n_positions)
+    /// Lets pages come through the rings from this position on, where they can.
+    pub fn set_streams_from(&mut self, position: usize) {
+        if let Some(streaming) = &mut self.streaming {
+            streaming.from = position;
+        }
+    }
+
+    /// How it runs a step of so many sequences, none of them beyond this position; `None` if it does not.
+    pub fn run_of(&self, n_rows: usize, position: u32) -> Option<StepRun> {
+        let position = position as usize;
+        let streams = |of: &Streaming| n_rows == 1 && (of.from..of.shared.n_positions).contains(&position);
+        if self.streaming.as_ref().is_some_and(streams) {
+            return Some(StepRun { n_rows, streams_pages: true });
+        }
+        let is_run = self.shared(n_rows).is_some_and(|shared| position < shared.n_positions);
+        is_run.then_some(StepRun { n_rows, streams_pages: false })
     }
 
     fn shared(&self, n_rows: usize) -> Option<&Shared> {
         self.launches.get(n_rows.wrapping_sub(1))?.as_ref()
+    }
+
+    /// The kernel of a run, and its shared memory.
+    fn kernel(&self, run: StepRun) -> Option<(&Function, &Shared)> {
+        match run {
+            StepRun { streams_pages: true, .. } => self.streaming.as_ref().map(|of| (&of.kernel, &of.shared)),
+            StepRun { n_rows: 1, .. } => Some((&self.one, self.shared(1)?)),
+            StepRun { n_rows, .. } => Some((self.many.as_ref()?, self.shared(n_rows)?)),
+        }
     }
 
     /// Where the rows' numbers of steps are, which `embed` raises.
@@ -339,15 +404,12 @@ impl Step {
         self.memory.address()
     }
 
-    /// Queues the step of so many rows, which it takes; `logits` `[n_rows][n_vocab]` are written.
+    /// Queues a step, as `run_of` has it; `logits` `[n_rows][n_vocab]` are written.
     ///
     /// # Errors
     /// `DeviceLost`, `DeviceError`.
-    pub fn launch(&self, stream: &Stream, n_rows: usize, logits: u64) -> Result<()> {
-        let kernel = if n_rows == 1 { Some(&self.one) } else { self.many.as_ref() };
-        let (Some(kernel), Some(shared)) = (kernel, self.shared(n_rows)) else {
-            return Err(Error::Internal(format!("no step of {n_rows} rows")));
-        };
+    pub fn launch(&self, stream: &Stream, run: StepRun, logits: u64) -> Result<()> {
+        let (kernel, shared) = self.kernel(run).ok_or_else(|| Error::Internal(format!("no kernel for {run:?}")))?;
         let launch = Launch {
             grid: [self.n_blocks, 1, 1],
             block: [KIGO_STEP_THREADS, 1, 1],
@@ -356,8 +418,9 @@ impl Step {
         };
         let params = KigoStep {
             logits,
-            n_rows: n_rows as u32,
+            n_rows: run.n_rows as u32,
             n_slots: shared.n_slots,
+            slot_bytes: shared.slot,
             operands_stride: shared.operands_stride,
             sums_at: shared.sums_at,
             ..self.params
@@ -368,30 +431,54 @@ impl Step {
 
 /// The shared memory of so many rows; `None` where there is too little, or too few blocks to attend with all of them.
 fn shared(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize, n_rows: u32) -> Option<Shared> {
+    // `AttentionScratch` and the mixes of pages in turns, see kernels/step_attention.cuh.
+    let mixes = (KIGO_STEP_MIX_TURNS * KIGO_STEP_PAGES_AT_ONCE) as usize * heads_of_block(desc) * OWN * 4;
+    let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
+    let n_positions = most_positions(desc, head_width, card.n_sm / n_rows);
+    let shared = Shared { n_positions, ..divide(desc, card, listing, n_rows, attention as u32, listing.slot)? };
+    (shared.n_slots >= FEWEST_SLOTS && n_positions > 0).then_some(shared)
+}
+
+/// The same of a row whose pages come through the rings; `None` also where heads have another width.
+fn shared_of_pages(desc: &ModelDesc, card: &Card, listing: &Listing, head_width: usize) -> Option<Shared> {
+    if !STREAMED_WIDTHS.contains(&head_width) || n_groups(desc) > card.n_sm as usize {
+        return None;
+    }
+    // `PageScratch` and the mixes of pages, whose rows are padded, see kernels/step_pages.cuh.
+    let mixes = KIGO_STEP_PAGES_OF_ROUND as usize * heads_of_block(desc) * (head_width + 8) * 4;
+    let attention = 36 * head_width + KIGO_STEP_PAGES_ATTENTION as usize + mixes;
+    let slot = listing.slot.max(KIGO_STEP_PAGE_PIECE);
+    let shared = divide(desc, card, listing, 1, attention as u32, slot)?;
+    // A warp waits for half of a page's keys at a time.
+    let fewest = FEWEST_SLOTS.max((kv_cache::PAGE * head_width) as u32 / KIGO_STEP_PAGE_PIECE);
+    (shared.n_slots >= fewest).then_some(Shared { n_positions: MOST_CHUNKS * CHUNK, ..shared })
+}
+
+/// Heads that a block attends with at most.
+fn heads_of_block(desc: &ModelDesc) -> usize {
+    (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK)
+}
+
+/// Divides a block's shared memory between what so many rows have, beside so many bytes of attention, and rings of such slots; without the
+/// positions that they reach. `None` where there is too little.
+fn divide(desc: &ModelDesc, card: &Card, listing: &Listing, n_rows: u32, attention: u32, slot: u32) -> Option<Shared> {
     let is_one = n_rows == 1;
     let (besides, sums) = if is_one { (KIGO_STEP_STATIC, 0) } else { (KIGO_STEP_ROWS_STATIC, n_rows * SUMS_OF_ROW) };
     // The operands of two rows lie in different banks.
     let operands_stride = listing.columns * 128 + 64;
     let columns = if is_one { listing.columns * 128 } else { n_rows * operands_stride };
-    let heads = (desc.n_head / desc.n_head_kv).min(HEADS_OF_BLOCK);
-    // `AttentionScratch` and the mixes of pages in turns, see kernels/step_attention.cuh.
-    let mixes = (KIGO_STEP_MIX_TURNS * KIGO_STEP_PAGES_AT_ONCE) as usize * heads * OWN * 4;
-    let attention = 36 * head_width + KIGO_STEP_ATTENTION as usize + mixes;
     let row = stride(desc.n_embd) as u32 * 4;
     let router = if listing.router > 0 { listing.router_at() + listing.router } else { 0 };
-    let sums_at = columns.max(attention as u32).max(row).max(router).next_multiple_of(LINE);
+    let sums_at = columns.max(attention).max(row).max(router).next_multiple_of(LINE);
     let scratch = n_rows * row + sums_at + sums;
     let rings = card.block_shared.checked_sub(besides + scratch)?;
-    let n_slots = (rings / (WARPS * listing.slot)).min(KIGO_STEP_SLOTS);
-    let bytes = n_slots * WARPS * listing.slot + scratch;
-    let n_positions = most_positions(desc, head_width, card.n_sm / n_rows);
-    let fits = n_slots >= FEWEST_SLOTS && n_positions > 0;
-    fits.then_some(Shared { n_slots, bytes, operands_stride, sums_at, n_positions })
+    let n_slots = (rings / (WARPS * slot)).min(KIGO_STEP_SLOTS);
+    Some(Shared { n_slots, slot, bytes: n_slots * WARPS * slot + scratch, operands_stride, sums_at, n_positions: 0 })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{looks_ahead, rows_gain};
+    use super::{looks_ahead, rows_gain, streams_from};
 
     #[test]
     fn three_rows_gain_where_rings_keep_enough_of_large_layers() {
@@ -401,6 +488,15 @@ mod tests {
             let gain = |n_rows| rows_gain(n_rows, layer_mb * 1_000_000, ring_kb << 10);
             assert!(gain(2) && gain(3) == three && !gain(4), "{layer_mb} MB");
         }
+    }
+
+    #[test]
+    fn pages_come_through_rings_where_they_fill_them() {
+        // A Llama of 8B, one of 1B, a Qwen2 of 0.5B.
+        assert_eq!(
+            [(8, 128), (8, 64), (2, 64)].map(|(groups, width)| streams_from(groups, width, 132)),
+            [3168, 6336, 25_344]
+        );
     }
 
     #[test]

@@ -318,7 +318,7 @@ impl Listing<'_> {
             taken.take = KIGO_TAKE_SAME;
         }
         let mut attention = *self.stages.last()?;
-        (attention.kind, attention.take) = (KIGO_STAGE_ATTENTION, KIGO_TAKE_SAME);
+        (attention.kind, attention.take, attention.attention) = (KIGO_STAGE_ATTENTION, KIGO_TAKE_SAME, layer as u32);
         self.stages.push(attention);
         let bias = [l.attn_output_bias, None];
         let given = Given { kind: KIGO_STAGE_VALUES, out: words.attn, halves: 0, bias };
