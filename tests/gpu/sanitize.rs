@@ -1,13 +1,16 @@
-//! A small model for compute-sanitizer, under which everything is slow: two layers, odd sizes, many types.
+//! Small models for compute-sanitizer, under which everything is slow: two layers, odd sizes, many types.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use kigo::backend::DecodePath;
 use kigo::engine::Engine;
+use kigo::model::{Experts, ModelDesc};
 use kigo::quant::QuantType;
 
 use super::folder::Folder;
 use super::harness::*;
-use super::random_model::{Shape, draft};
+use super::random_model::{Features, Shape, draft, draft_with};
 use super::stages::nmse;
 
 const SHAPE: Shape = Shape {
@@ -43,18 +46,43 @@ fn two_layers_of_odd_sizes() {
     }
     drop((on_gpu, on_cpu));
     two_at_once(&gpu, &tokens);
-    // In one kernel too, which takes no f32.
-    let path = folder.write("rows.gguf", &draft(&SHAPE, &[QuantType::F16, QuantType::Q5_1], 1).writer());
+    // Seven matrices a layer, so that gate (the last of these) and up (the first) are of one type in all: it can be run as one kernel.
+    let types = [
+        QuantType::MXFP4,
+        QuantType::F16,
+        QuantType::Q5_1,
+        QuantType::Q8_0,
+        QuantType::F16,
+        QuantType::Q4_0,
+        QuantType::MXFP4,
+    ];
+    let path = folder.write("step.gguf", &draft(&SHAPE, &types, 1).writer());
+    as_one_kernel(&path, &Features::default(), &tokens, &[usize::MAX, 0]);
     two_at_once(&load(&path, &self::gpu(), 33), &tokens);
-    // And so that pages come through the rings of that kernel.
-    let mut step = step_backend_for(&path, tokens.len(), |_| ());
-    let mut after_all = |sequence, from| {
-        step.stream_pages_from(from);
-        let streams = step.step_run(1, 69).is_some_and(|run| run.streams_pages);
-        (streams, last_logits(&mut step, sequence, &tokens, 4))
+    let features = Features {
+        experts: Some(Experts { n_expert: 5, n_expert_used: 2 }),
+        router: Some(QuantType::F32),
+        ..Features::default()
     };
-    let (streamed, loaded) = (after_all(0, 0), after_all(1, usize::MAX));
-    assert!(streamed.0 && !loaded.0 && streamed.1 == loaded.1);
+    let path = folder.write("experts.gguf", &draft_with(&SHAPE, &features, &[QuantType::MXFP4], 1).writer());
+    as_one_kernel(&path, &features, &tokens, &[usize::MAX]);
+}
+
+/// Single rows as one kernel, beside kernel by kernel: pages come through its rings from each of these positions on.
+fn as_one_kernel(path: &Path, features: &Features, tokens: &[u32], streams_from: &[usize]) {
+    let describe = |desc: &mut ModelDesc| features.describe(desc);
+    let mut stages = backend(path, &gpu(), DecodePath::Stages, describe).unwrap();
+    let expected = last_logits(&mut *stages, 0, tokens, 4);
+    let mut step = step_backend(path, describe);
+    for (&from, sequence) in streams_from.iter().zip(0..) {
+        step.stream_pages_from(from);
+        let run = step.step_run(1, tokens.len() as u32 - 1);
+        assert_eq!(run.map(|run| run.streams_pages), Some(from == 0));
+        let found = last_logits(&mut step, sequence, tokens, 4);
+        let same = found.iter().zip(&expected).all(|(found, expected)| bits(found) == bits(expected));
+        assert!(same, "pages from {from}: {features:?}");
+    }
+    assert_eq!(step.step_run(2, 9).is_some(), features.experts.is_none());
 }
 
 /// Sampling, and two sequences at once.
