@@ -500,6 +500,8 @@ typedef struct {
 /* Bytes of the pieces of pages that `step_pages` takes through its rings, and pages whose mixes it has room for. */
 #define KIGO_STEP_PAGE_PIECE 2048
 #define KIGO_STEP_PAGES_OF_ROUND 8
+/* Elements by which a head's row of these is longer than the head. */
+#define KIGO_STEP_PAGES_PAD 8
 
 /* step: all stages between embed and sampling for a single row, in one kernel of as many blocks as run at the same time; step_pages: for
  * long contexts, whose pages come through the rings; step_rows: for 2 to KIGO_STEP_ROWS rows of different sequences. */

@@ -87,6 +87,12 @@ __device__ __forceinline__ uint64_t* chunk_words(uint64_t partials, const KigoAt
     return at<uint64_t>(partials) + (uint64_t(chunk) * p.n_head + head) * (dp + 2);
 }
 
+// Hands on what a lane has of element d of a chunk's mix, and one lane of each head its largest score and the sum of weights.
+__device__ __forceinline__ void store_chunk(uint64_t* to, uint32_t d, float M, float L, float O, uint32_t mark) {
+    if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
+    store_marked(to + 2 + d, O, mark);
+}
+
 // Chunks that a row sees.
 __device__ __forceinline__ uint32_t n_chunks_of(const KigoAttention& p, uint32_t position) {
     return position / KIGO_PAGE / kChunk + 1 - first_page_of(position, p.before) / kChunk;
@@ -444,8 +450,7 @@ __device__ __forceinline__ void attend(const KigoStageAttention& a, const Sight&
                 mix_words.store(set, head + warp, d, __fmul_rn(O, last_factor(sink, M, L)));
             } else if (ends) {
                 uint64_t* to = chunk_words(partials, p, kDp, block.split + first / kChunk * own.n_splits, head + warp);
-                if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
-                store_marked(to + 2 + d, O, mark);
+                store_chunk(to, d, M, L, O, mark);
                 M = -INFINITY, L = -0.0f, O = -0.0f;
             }
         }

@@ -11,7 +11,7 @@ namespace {
 template <int kDp>
 struct PageScratch {
     // Rows are padded, so that those of neighbouring heads begin in other banks.
-    static constexpr uint32_t kRow = kDp + 8;
+    static constexpr uint32_t kRow = kDp + KIGO_STEP_PAGES_PAD;
 
     __half q[16][kRow];
     __half k[kDp], v[kDp];
@@ -210,8 +210,7 @@ __device__ __forceinline__ void fold_pages(const KigoStageAttention& a, const At
             MixWords(a).store(set, head + of_heads, d, __fmul_rn(O, last_factor(p, head + of_heads, M, L)));
         } else {
             uint64_t* to = chunk_words(partials, p, kDp, block.split + first / kChunk * own.n_splits, head + of_heads);
-            if (d == 0) store_marked(to, M, mark), store_marked(to + 1, L, mark);
-            store_marked(to + 2 + d, O, mark);
+            store_chunk(to, d, M, L, O, mark);
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Its results have the same bits as those of the kernels of `stages.rs`, so that a sequence may go from one to the other. It
 //! runs where all blocks fit on the card at the same time and exchange vectors through L2: from sm_90 on. Models that it
-//! cannot run, and contexts longer than what blocks can note pages of, go the way of larger batches.
+//! cannot run, and contexts beyond what it reaches, go the way of larger batches.
 
 mod list;
 
@@ -16,9 +16,9 @@ use super::memory::DeviceBuffer;
 use super::module::{Function, Module, embedded};
 use super::params::{
     KIGO_STEP_ATTENTION, KIGO_STEP_EXPERTS, KIGO_STEP_MIX_TURNS, KIGO_STEP_MOST_COLUMNS, KIGO_STEP_PAGE_PIECE,
-    KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_PAGES_ATTENTION, KIGO_STEP_PAGES_OF_ROUND, KIGO_STEP_ROWS,
-    KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KigoStage, KigoStageAttention,
-    KigoStep, bytes_of,
+    KIGO_STEP_PAGES, KIGO_STEP_PAGES_AT_ONCE, KIGO_STEP_PAGES_ATTENTION, KIGO_STEP_PAGES_OF_ROUND, KIGO_STEP_PAGES_PAD,
+    KIGO_STEP_ROWS, KIGO_STEP_ROWS_STATIC, KIGO_STEP_SLOTS, KIGO_STEP_STATIC, KIGO_STEP_THREADS, KigoStage,
+    KigoStageAttention, KigoStep, bytes_of,
 };
 use super::stages;
 use super::stream::{Launch, Order, Stream};
@@ -34,7 +34,7 @@ use list::{Listing, Words, list, words_of};
 const FEWEST_LAYER_BYTES: u64 = 2 << 20;
 /// Positions of a chunk, the part of a context that a block attends to at a time: `kChunk` of `kernels/attention.cuh`.
 const CHUNK: usize = 8 * kv_cache::PAGE;
-/// Chunks that a block takes at most: with more of them the kernels of larger batches are faster.
+/// Chunks whose pages a block loads at most: with more of them the kernels of larger batches are faster.
 const CHUNKS_OF_BLOCK: usize = 2;
 /// With those that it looks at ahead of a chunk, and asks for ahead of that.
 const PAGES_AHEAD: usize = CHUNK / kv_cache::PAGE + KIGO_STEP_PAGES_AT_ONCE as usize;
@@ -43,8 +43,9 @@ const _: () =
 /// Chunks of a context at most, which decide what their partial results take.
 const MOST_CHUNKS: usize = 80;
 /// Bytes of an attention's keys and values for each block from which on they come through the rings, and the widths of heads that they can
-/// have. On an H200 a Llama of 8B takes 5 % less after 4,100 positions in `Q4_K_M` and 2 % in f16, one of 1B 5 % after 8,100; with half as
-/// many positions it takes 2 to 5 % longer, and so does a Qwen2 of 0.5B, whose two kv heads are few blocks' alone, after 16,000.
+/// have. On an H200 a Llama of 8B takes 5 % less after 4,100 positions in `Q4_K_M` and 2 % in f16, one of 1B 8 % after 8,100; with half as
+/// many positions it takes 2 to 5 % longer, and so does a Qwen2 of 0.5B, whose two kv heads are few blocks' alone, after 16,000. Between
+/// these, where the bound is, and on other cards nothing has been measured.
 const FEWEST_STREAMED: usize = 96 << 10;
 const STREAMED_WIDTHS: [usize; 2] = [64, 128];
 /// Widest heads of which two warps hold a page, and positions up to which wider ones are faster than with the kernels of larger batches:
@@ -445,7 +446,8 @@ fn shared_of_pages(desc: &ModelDesc, card: &Card, listing: &Listing, head_width:
         return None;
     }
     // `PageScratch` and the mixes of pages, whose rows are padded, see kernels/step_pages.cuh.
-    let mixes = KIGO_STEP_PAGES_OF_ROUND as usize * heads_of_block(desc) * (head_width + 8) * 4;
+    let row = head_width + KIGO_STEP_PAGES_PAD as usize;
+    let mixes = KIGO_STEP_PAGES_OF_ROUND as usize * heads_of_block(desc) * row * 4;
     let attention = 36 * head_width + KIGO_STEP_PAGES_ATTENTION as usize + mixes;
     let slot = listing.slot.max(KIGO_STEP_PAGE_PIECE);
     let shared = divide(desc, card, listing, 1, attention as u32, slot)?;
