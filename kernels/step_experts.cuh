@@ -75,8 +75,9 @@ __device__ __forceinline__ void start_router(const KigoStage& s, RouterMemory& t
 // Makes operands of the weights, in their place, once they are there: what a lane reads is what it writes.
 __device__ __forceinline__ void make_router(const KigoStage& s, RouterMemory& memory, Mixture& mixture) {
     const RouterPart part(s);
-    if (!part.is_ours) return;
+    // Blocks without a part wait too: a barrier of which nobody waits for a phase must not be arrived at again.
     wait_mbarrier(&mixture.router_full, (s.mixture - 1) % 2);
+    if (!part.is_ours) return;
     const uint32_t thread = this_thread(), lane = thread % kWarp;
     for (uint32_t unit = thread / kWarp; unit < part.last - part.first; unit += kStepWarps) {
         uint8_t* at = memory.weights(unit);

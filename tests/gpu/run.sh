@@ -123,11 +123,17 @@ run_sanitize() {
     for tool in memcheck racecheck initcheck synccheck; do
         more=''
         [ $tool = memcheck ] && more='--leak-check full'
-        # Each warp of each block has barriers of its own, more than the tool tracks unasked.
-        [ $tool = synccheck ] && more='--num-cuda-barriers 12288'
-        # shellcheck disable=SC2086
-        part $tool "$sanitizer" --tool $tool $more --error-exitcode 9 \
-            "$here/bin/gpu" --ignored --test-threads=1 --exact sanitize::two_layers_of_odd_sizes
+        # Barriers of a block: each warp has some of its own, more than the tool tracks unasked.
+        [ $tool = synccheck ] && more='--num-cuda-barriers 512'
+        for test in two_layers_of_odd_sizes two_layers_as_one_kernel; do
+            if [ $tool-$test = racecheck-two_layers_as_one_kernel ]; then
+                note racecheck-two_layers_as_one_kernel skipped 'the tool does not follow what orders its accesses (docs/gpu-validation.md)'
+                continue
+            fi
+            # shellcheck disable=SC2086
+            part $tool-$test "$sanitizer" --tool $tool $more --error-exitcode 9 \
+                "$here/bin/gpu" --ignored --test-threads=1 --exact sanitize::$test
+        done
     done
 }
 
