@@ -1,5 +1,7 @@
 //! Attention of heads of all widths, with windows, soft caps and sinks.
 
+use std::ops::Range;
+
 use super::heads::{HALF_POISON, PAGE, head_width, widened};
 use super::products::{no_product, prepared};
 use super::*;
@@ -66,6 +68,8 @@ enum How {
     Lone(u32),
     Prefill,
     Flash,
+    /// With more tiles, the last of which is of another sequence with the same pages.
+    FlashOfTiles,
 }
 
 /// Decode and prefill at several positions: the same bits, and their largest error.
@@ -113,8 +117,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
     if let Some((lone, blocks)) = &lone {
         lone.set_max_shared_bytes(blocks.shared_bytes).unwrap();
     }
-    let flashes = card.flashes(dp);
-    let flash = flashes.then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
+    let flash = card.flashes(dp).then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
     if let Some(flash) = &flash {
         flash.set_max_shared_bytes(KIGO_FLASH_SHARED).unwrap();
     }
@@ -147,26 +150,42 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         let area = |page: usize| areas.address() + (page * area_bytes) as u64;
         let of_pages = (0..n_pages).map(address).chain((0..n_pages).map(area));
         let table: Vec<u64> = std::iter::repeat_n(0, TABLE).chain(of_pages).collect();
-        let table = gpu.upload(&table.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
+        let table: Vec<u8> = table.into_iter().flat_map(u64::to_le_bytes).collect();
+        let [table, other_table] = [gpu.upload(&table), gpu.upload(&table)];
         let mut q = vec![0; n * n_head * dp];
         for (row, head) in (0..n).flat_map(|row| (0..n_head).map(move |head| (row, head))) {
             q[q_at(row, head)..][..head_dim].fill_with(|| half(random, q_scale));
         }
         let q_buffer = gpu.halves(&q);
-        let row =
-            |i: usize| KigoRow { token: 0, position: (first + i) as u32, pages: table.address(), slot: 0, pad: 0 };
-        let rows = gpu.structs(&(0..n).map(row).collect::<Vec<_>>());
-        let tiles = gpu.structs(&[KigoTile { first_row: 0, n_rows: n as u32 }]);
+        let n_of_other = n / 3;
+        let row = |i: usize, n_of_other: usize| {
+            let table = if i < n - n_of_other { &table } else { &other_table };
+            KigoRow { token: 0, position: (first + i) as u32, pages: table.address(), slot: 0, pad: 0 }
+        };
+        let rows = gpu.structs(&(0..n).map(|i| row(i, 0)).collect::<Vec<_>>());
+        let rows_of_two = gpu.structs(&(0..n).map(|i| row(i, n_of_other)).collect::<Vec<_>>());
+        let tile = |range: Range<usize>| KigoTile { first_row: range.start as u32, n_rows: range.len() as u32 };
+        let tile_of_all = gpu.structs(&[tile(0..n)]);
+        let middle = n.div_ceil(4);
+        let cut = [0..middle, middle..n - n_of_other, n - n_of_other..n].into_iter().filter(|rows| !rows.is_empty());
+        let cut: Vec<KigoTile> = cut.map(tile).collect();
+        let tiles = gpu.structs(&cut);
         let counters = gpu.filled(n_blocks * 4, 0);
         let width = stride(n_head * head_dim) + 64;
 
         let run = |first_row: usize, n: usize, how: How| -> Vec<Vec<f32>> {
-            let hands_on = matches!((how, &flash), (How::Flash, Some(_))) && head_dim == dp && dp.is_multiple_of(64);
+            let hands_on = matches!((how, &flash), (How::Flash | How::FlashOfTiles, Some(_)))
+                && head_dim == dp
+                && dp.is_multiple_of(64);
             let operands = gpu.filled(n.next_multiple_of(8) * width * 2, 0xff);
             let out = gpu.floats(&poisoned((n + 1) * width));
             let mut magnitudes = vec![0; n];
             magnitudes.push(POISON);
             let magnitudes = gpu.words(&magnitudes);
+            let (rows, tiles, n_tiles) = match how {
+                How::FlashOfTiles => (&rows_of_two, &tiles, cut.len() as u32),
+                _ => (&rows, &tile_of_all, 1),
+            };
             let params = KigoAttention {
                 rows: rows.address() + (first_row * size_of::<KigoRow>()) as u64,
                 tiles: tiles.address(),
@@ -187,7 +206,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 softcap_rate: if softcap > 0.0 { 2.0 / softcap } else { 0.0 },
                 splits: if let How::Decode(splits) | How::Lone(splits) = how { splits } else { 1 },
                 out_stride: width as u32,
-                n_tiles: 1,
+                n_tiles,
                 n: n as u32,
                 pad: 0,
             };
@@ -203,8 +222,10 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                     alone(kernel, blocks, splits);
                 }
                 // Fewer blocks than pairs of heads, so that a block has several.
-                (How::Flash, Some(flash)) => gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params),
-                _ => gpu.launch(&prefill, [1, n_head as u32, 1], 128, prefill_shared, &params),
+                (How::Flash | How::FlashOfTiles, Some(flash)) => {
+                    gpu.launch(flash, [2, 1, 1], 384, KIGO_FLASH_SHARED, &params);
+                }
+                _ => gpu.launch(&prefill, [n_tiles, n_head as u32, 1], 128, prefill_shared, &params),
             }
             if hands_on {
                 let input = KigoInput {
@@ -235,9 +256,9 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
             found
         };
         let together = run(0, n, How::Prefill);
-        if flashes {
-            let same = run(0, n, How::Flash).iter().map(|row| bits(row)).eq(together.iter().map(|row| bits(row)));
-            assert!(same, "{name}: other bits in attn_flash than in attn_prefill");
+        for how in [How::Flash, How::FlashOfTiles] {
+            let same = run(0, n, how).iter().map(|row| bits(row)).eq(together.iter().map(|row| bits(row)));
+            assert!(same, "{name}: other bits by {how:?} than in attn_prefill");
         }
         let mut checked = vec![0, n / 2, n - 1];
         checked.dedup();
