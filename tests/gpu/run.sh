@@ -124,7 +124,7 @@ run_sanitize() {
         more=''
         [ $tool = memcheck ] && more='--leak-check full'
         # Barriers of a block: each warp has some of its own, more than the tool tracks unasked.
-        [ $tool = synccheck ] && more='--num-cuda-barriers 512'
+        [ $tool = synccheck ] && more='--num-cuda-barriers 4096'
         for test in two_layers_of_odd_sizes two_layers_as_one_kernel; do
             if [ $tool-$test = racecheck-two_layers_as_one_kernel ]; then
                 note racecheck-two_layers_as_one_kernel skipped 'the tool does not follow what orders its accesses (docs/gpu-validation.md)'
