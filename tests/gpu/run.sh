@@ -4,7 +4,7 @@
 #   run.sh check                 says whether there is a GPU; 2 if not, as from every other part
 #   run.sh test [SMOLLM2]        the GPU tests; those that read SmolLM2-135M-Instruct Q4_1 only with its path
 #   run.sh haiku SMOLLM2         a haiku with the current minute, then the anti-cheat check at KIGO_TEST_MINUTES
-#   run.sh sanitize              memcheck, racecheck, initcheck and synccheck on a small model
+#   run.sh sanitize              memcheck, racecheck, initcheck and synccheck on small models
 #   run.sh bench MODEL...        kigo-bench on each; KIGO_BENCH_ARGS is added
 #   run.sh start MODEL...        from opening the library to the first token, by part, five processes each
 #   run.sh all SMOLLM2 [MODEL..] all of these; bench and start of all the models
