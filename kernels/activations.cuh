@@ -16,8 +16,10 @@
 // KIGO_ORDER_SWIZZLED has the same in other places, for the tensor cores to read from shared memory: for every unit of 64
 // columns and every 8 rows the 1024 bytes of halves, or of the larger parts, then for all units those of the rests. The pair is at
 // 128 g + 16 ((4 a + i) ^ g) + 4 t.
-// Kernels whose results are rows of the next product write halves of them in this order too, and of `prep` is left what is to be
-// multiplied.
+// Kernels whose results are rows of the next product write halves of them themselves. Of many rows, in this order, is left to `prep` what
+// is to be multiplied; few (KIGO_ORDER_FRAGMENTS) have no `prep` then: the product sees to it.
+//
+// Squares of a row are added up by tiles, so that who computes one can begin with it: see Squares.
 #pragma once
 
 #include "common.cuh"
@@ -148,6 +150,156 @@ __device__ __forceinline__ void prefetch_norm(const KigoInput& in) {
     }
 }
 
+// The sum of squares of a row. Those of a tile of 16 columns are added up first; tiles in 64 chains of every 64th; of these chains 8 w to
+// 8 w + 7, by pairs 4, 2 and 1 apart; the eight sums of that in the same way.
+struct Squares {
+    __device__ __forceinline__ static float of_pair(float first, float second) { return __fmaf_rn(first, first, __fmul_rn(second, second)); }
+
+    __device__ __forceinline__ static float of_quad(float4 v) { return __fadd_rn(of_pair(v.x, v.y), of_pair(v.z, v.w)); }
+
+    // Of a tile of which each of four lanes has a quad, in all of these.
+    __device__ __forceinline__ static float of_tile(float4 v) { return with(with(of_quad(v), 2), 1); }
+
+    // Of a tile of which each of 16 lanes has a column.
+    __device__ __forceinline__ static float of_tile(float value, uint32_t lanes) {
+        const float other = __shfl_xor_sync(lanes, value, 1);
+        const float pair = threadIdx.x % 2 ? of_pair(other, value) : of_pair(value, other);
+        return with(with(with(pair, 2, lanes), 8, lanes), 4, lanes);
+    }
+
+    // Of eight chains of which four lanes have one each.
+    __device__ __forceinline__ static float of_fours(float chain) { return with(with(with(chain, 16), 8), 4); }
+
+    // Of all chains, of which a lane has its own and the one that is 32 further.
+    __device__ __forceinline__ static float of_lanes(float lower, float upper) {
+        lower = with(with(with(lower, 4), 2), 1);
+        upper = with(with(with(upper, 4), 2), 1);
+        return with(with(__fadd_rn(lower, upper), 16), 8);
+    }
+
+    __device__ __forceinline__ static float of_eights(const float (&sums)[8]) {
+        const float even = __fadd_rn(__fadd_rn(sums[0], sums[4]), __fadd_rn(sums[2], sums[6]));
+        return __fadd_rn(even, __fadd_rn(__fadd_rn(sums[1], sums[5]), __fadd_rn(sums[3], sums[7])));
+    }
+
+    // Of a row in shared memory, in all lanes of a warp.
+    __device__ __forceinline__ static float of_row(const float4* x, uint32_t n_quads) {
+        const uint32_t lane = threadIdx.x % kWarp;
+        float chains[2] = {};
+#pragma unroll 1
+        for (uint32_t first = 0; first < n_quads / 4; first += 2 * kWarp) {
+#pragma unroll
+            for (uint32_t half = 0; half < 2; half++) {
+                const uint32_t tile = first + half * kWarp + lane;
+                float quads[4];
+                // Eight lanes read from all banks; it does not matter which quad is the first.
+#pragma unroll
+                for (uint32_t i = 0; i < 4; i++) quads[i] = tile < n_quads / 4 ? of_quad(x[4 * tile + (i + lane / 2) % 4]) : 0;
+                chains[half] = __fadd_rn(chains[half], __fadd_rn(__fadd_rn(quads[0], quads[2]), __fadd_rn(quads[1], quads[3])));
+            }
+        }
+        return of_lanes(chains[0], chains[1]);
+    }
+
+   private:
+    __device__ __forceinline__ static float with(float value, int apart, uint32_t lanes = ~0u) {
+        return __fadd_rn(value, __shfl_xor_sync(lanes, value, apart));
+    }
+};
+
+// Those of a row whose tiles' are in memory: asked for before they are added up, by a warp.
+struct TileSquares {
+    static constexpr uint32_t kAtOnce = 8;
+    const float* tiles;
+    uint32_t n;
+    float first[kAtOnce];
+
+    __device__ __forceinline__ TileSquares(const float* tiles, uint32_t n) : tiles(tiles), n(n) {
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) first[i] = load(i);
+    }
+
+    __device__ __forceinline__ float load(uint32_t i) const {
+        const uint32_t tile = threadIdx.x % kWarp + i * kWarp;
+        return tile < n ? __ldcg(tiles + tile) : 0;
+    }
+
+    __device__ __forceinline__ float sum() const {
+        float chains[2] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) chains[i % 2] = __fadd_rn(chains[i % 2], first[i]);
+#pragma unroll 1
+        for (uint32_t i = kAtOnce; i * kWarp < n; i += 2) {
+            chains[0] = __fadd_rn(chains[0], load(i));
+            chains[1] = __fadd_rn(chains[1], load(i + 1));
+        }
+        return Squares::of_lanes(chains[0], chains[1]);
+    }
+};
+
+// Sum of squares and largest magnitude over the block, of the chains and quads that threads have. All threads call it; `scratch` is free
+// again after the next __syncthreads().
+__device__ __forceinline__ float2 block_squares_max(float chain, float largest, float2* scratch) {
+    const float2 mine = {Squares::of_fours(chain), warp_max(largest)};
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = mine;
+    __syncthreads();
+    float sums[kWarps], most = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; warp++) {
+        sums[warp] = scratch[warp].x;
+        most = fmaxf(most, scratch[warp].y);
+    }
+    return {Squares::of_eights(sums), most};
+}
+
+// Quads that a thread has under way at most. One after the other, each would wait for L2 by itself: that took most of the time.
+constexpr int kMostAtOnce = 4;
+
+// `use(number, x, weight)` for all quads of a thread, in their order, of which it takes every `step`th, kAtOnce at a time; before, `see(x)`
+// with those as well that there are not, as zeros, so that whole warps call it.
+template <bool kWeighs, int kAtOnce, class See, class Use>
+__device__ __forceinline__ void each_quad(const KigoInput& in, uint32_t from, uint32_t number, uint32_t step, See see, Use use) {
+    const uint32_t n_quads = in.stride / 4;
+    const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
+    const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
+    for (uint32_t first = 0; first < n_quads; first += kAtOnce * step) {
+        float4 v[kAtOnce] = {}, w[kAtOnce] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            const uint32_t quad = first + i * step + number;
+            if (quad >= n_quads) continue;
+            v[i] = __ldcg(x + quad);
+            if constexpr (kWeighs) w[i] = __ldg(weight + quad);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) see(v[i]);
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; i++) {
+            const uint32_t quad = first + i * step + number;
+            if (quad < n_quads) use(quad, v[i], w[i]);
+        }
+    }
+}
+
+// Squares and largest magnitude of a row that is normed; its quads times the weight go to `staging`.
+__device__ __forceinline__ float2 weigh_row(const KigoInput& in, uint32_t from, float4* staging, float2* scratch) {
+    float chain = 0, largest = 0;
+    const auto see = [&](float4 v) { chain = __fadd_rn(chain, Squares::of_tile(v)); };
+    const auto weigh = [&](uint32_t quad, float4 v, float4 w) {
+        const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
+        largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
+        staging[quad] = y;
+    };
+    // Those that there are not cost instructions.
+    if (in.stride <= 2 * 4 * kThreads) {
+        each_quad<true, 2>(in, from, threadIdx.x, kThreads, see, weigh);
+    } else {
+        each_quad<true, kMostAtOnce>(in, from, threadIdx.x, kThreads, see, weigh);
+    }
+    return block_squares_max(chain, largest, scratch);
+}
+
 // Turns one row into quads, `emit(quad number, quad)`, and returns the factor of its products. Called by all threads of a
 // block; `staging` holds `stride` floats in shared memory where there is a norm.
 template <bool kBf16, class Emit>
@@ -166,20 +318,11 @@ __device__ float activate_row(const KigoInput& in, uint32_t row, float4* staging
         return inverse;
     }
     if (in.norm == KIGO_NORM_RMS) {
-        float sum = 0, largest = 0;
-        auto weigh = [&](uint32_t q) {
-            const float4 v = __ldcg(x + q), w = __ldg(weight + q);
-            sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
-            const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
-            largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
-            return y;
-        };
-        for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) staging[q] = weigh(q);
-        const float2 all = block_sum_max(sum, largest, scratch);
+        const float2 all = weigh_row(in, from, staging, scratch);
         if (!kBf16) range_scale(all.y, scale, inverse);
         // A thread reads what it wrote.
         for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) emit(q, scaled(staging[q]));
-        return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps))));
+        return __fmul_rn(inverse, norm_factor(all.x, in.k, in.eps));
     }
     float sum = 0;
     for (uint32_t q = threadIdx.x; q < n_quads; q += kThreads) {

@@ -211,7 +211,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
             for (int n = 0; n < kPieces; n++) {
                 const uint32_t d = (warp * kPieces + n) * 8 + 2 * t;
                 if (g + 8 * r < heads && d < p.head_dim) {
-                    float2 x = make_float2(__fmul_rn(O[n][2 * r], inverse), __fmul_rn(O[n][2 * r + 1], inverse));
+                    const float2 x = scale_pair(O[n] + 2 * r, inverse);
                     *reinterpret_cast<float2*>(out + (g + 8 * r) * p.head_dim + d) = x;
                     top = max(top, max(magnitude(x.x), magnitude(x.y)));
                 }
@@ -219,6 +219,16 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         }
         top = __reduce_max_sync(~0u, top);
         if (lane == 0) atomicMax(magnitude_of_row, top);
+        // Last, so that who has none need not pass by the code.
+        if (!p.operands) return;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const HeadOperands operands(p, row, head + g + 8 * r);
+#pragma unroll
+            for (int n = 0; n < kPieces; n++) {
+                if (g + 8 * r < heads) operands.put((warp * kPieces + n) * 8 + 2 * t, make_float2(O[n][2 * r], O[n][2 * r + 1]));
+            }
+        }
         return;
     }
 
@@ -286,8 +296,9 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
         for (int n = 0; n < kPairs; n++) {
             const uint32_t d = n * 64 + lane * 2;
             if (d < p.head_dim) {
-                float2 x = make_float2(__fmul_rn(O1[n].x, inverse), __fmul_rn(O1[n].y, inverse));
+                const float2 x = make_float2(__fmul_rn(O1[n].x, inverse), __fmul_rn(O1[n].y, inverse));
                 *reinterpret_cast<float2*>(out + h * p.head_dim + d) = x;
+                if (p.operands) HeadOperands(p, row, head + h).put(d, x);
                 top = max(top, max(magnitude(x.x), magnitude(x.y)));
             }
         }

@@ -196,6 +196,28 @@ __device__ __forceinline__ T* at(uint64_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+// Multiplies two neighbouring elements.
+__device__ __forceinline__ float2 scale_pair(float* pair, float by) {
+    pair[0] = __fmul_rn(pair[0], by);
+    pair[1] = __fmul_rn(pair[1], by);
+    return {pair[0], pair[1]};
+}
+
+// Where a head of a row goes as operands, which has whole units.
+struct HeadOperands {
+    uint8_t* to;
+
+    __device__ __forceinline__ HeadOperands(const KigoAttention& p, uint32_t row, uint32_t head)
+        : to(at<uint8_t>(p.operands) + half_offset(row, head * p.head_dim, p.n_head * p.head_dim / 64)) {}
+
+    // Puts elements d and d + 1.
+    __device__ __forceinline__ void put(uint32_t d, float2 x) const {
+        __half* pair = reinterpret_cast<__half*>(to + half_offset(0, d, 0));
+        pair[0] = __float2half_rn(x.x);
+        pair[2] = __float2half_rn(x.y);
+    }
+};
+
 // Zeroes the keys from `valid` on in 8 values: unwritten cache may hold NaN, which a weight of 0 does not silence.
 __device__ __forceinline__ void trim(uint4& v, int32_t valid) {
     uint32_t* word = &v.x;

@@ -122,6 +122,7 @@ __device__ __forceinline__ void combine(const KigoAttention& p, const uint64_t* 
         const float inverse = last_factor(p, of_row, largest_of_heads[pair / kPairs], L[i]);
         const float2 x = make_float2(__fmul_rn(O[i].x, inverse), __fmul_rn(O[i].y, inverse));
         *reinterpret_cast<float2*>(at<float>(p.out) + static_cast<uint64_t>(row) * p.out_stride + of_row * p.head_dim + d) = x;
+        if (p.operands) HeadOperands(p, row, of_row).put(d, x);
         top = max(top, max(magnitude(x.x), magnitude(x.y)));
     }
     top = __reduce_max_sync(~0u, top);
@@ -335,13 +336,22 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
             for (int n = 0; n < kTiles; n++) {
                 const uint32_t d = n * 8 + 2 * t;
                 if (d >= p.head_dim) continue;
-                const float2 x = make_float2(__fmul_rn(o[n][2 * r], inverse), __fmul_rn(o[n][2 * r + 1], inverse));
+                const float2 x = scale_pair(o[n] + 2 * r, inverse);
                 *reinterpret_cast<float2*>(out + d) = x;
                 top = max(top, max(magnitude(x.x), magnitude(x.y)));
             }
         }
         top = __reduce_max_sync(~0u, top);
         if (lane == 0) atomicMax(at<uint32_t>(p.magnitudes) + row, top);
+        // Last, so that who has none need not pass by the code.
+        if (!p.operands) continue;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (g + 8 * r >= heads) break;
+            const HeadOperands operands(p, row, head + g + 8 * r);
+#pragma unroll
+            for (int n = 0; n < kTiles; n++) operands.put(n * 8 + 2 * t, make_float2(o[n][2 * r], o[n][2 * r + 1]));
+        }
     }
     if (alone) return;
     __syncthreads();

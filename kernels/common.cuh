@@ -197,3 +197,14 @@ __device__ __forceinline__ float warp_max(float value) {
 __device__ __forceinline__ void raise_magnitude(uint32_t* at, float value) {
     atomicMax(at, __float_as_uint(fabsf(value)));
 }
+
+// What n elements whose squares add up to `squares` are multiplied with.
+__device__ __forceinline__ float norm_factor(float squares, uint32_t n, float eps) {
+    return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(n)), eps)));
+}
+
+// Where the half of column `column` of row `row` is in KIGO_ORDER_FRAGMENTS (activations.cuh), in rows of n_units units.
+__device__ __forceinline__ uint32_t half_offset(uint32_t row, uint32_t column, uint32_t n_units) {
+    return (row / 8 * n_units + column / 64) * 1024 + column / 16 % 2 * 512 + (row % 8 * 4 + column / 4 % 4) * 16 + column % 4 * 4 +
+           column / 32 % 2 * 2;
+}

@@ -165,14 +165,25 @@ __device__ __forceinline__ float row_value(const KigoMatmul& p, uint32_t kind, f
     return value;
 }
 
+__device__ __forceinline__ float* out_at(const KigoMatmul& p, uint32_t row, uint32_t column) {
+    return reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
+}
+
+// What `out` has of a row, if that is changed.
+__device__ __forceinline__ float load_before(const KigoMatmul& p, uint32_t row, uint32_t column) {
+    return row < p.n_rows && (p.kind == KIGO_ADD || p.kind == KIGO_GATE) ? __ldcg(out_at(p, row, column)) : 0;
+}
+
 // One row of a product; returns what went to `out`, or 0 beyond the matrix.
-__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
+__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value, float before) {
     if (row >= p.n_rows) return 0;
-    float* out = reinterpret_cast<float*>(p.out) + size_t(column) * p.out_stride + row;
-    const float before = p.kind == KIGO_ADD || p.kind == KIGO_GATE ? __ldcg(out) : 0;
     value = row_value(p, p.kind, p.softcap, biased(p, 0, expert, row, value), before);
-    *out = value;
+    *out_at(p, row, column) = value;
     return value;
+}
+
+__device__ __forceinline__ float finish_row(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float value) {
+    return finish_row(p, expert, row, column, value, load_before(p, row, column));
 }
 
 __device__ __forceinline__ float gated_value(const KigoMatmul& p, uint32_t expert, uint32_t row, float gate, float up) {
@@ -182,11 +193,6 @@ __device__ __forceinline__ float gated_value(const KigoMatmul& p, uint32_t exper
 __device__ __forceinline__ float finish_gated(const KigoMatmul& p, uint32_t expert, uint32_t row, uint32_t column, float gate, float up) {
     if (row >= p.n_rows) return 0;
     const float value = gated_value(p, expert, row, gate, up);
-    reinterpret_cast<float*>(p.out)[size_t(column) * p.out_stride + row] = value;
+    *out_at(p, row, column) = value;
     return value;
-}
-
-// What n elements whose squares add up to `squares` are multiplied with.
-__device__ __forceinline__ float norm_factor(float squares, uint32_t n, float eps) {
-    return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(n)), eps)));
 }

@@ -50,7 +50,8 @@ typedef struct {
     /* f32 [stride]: weight of the norm, and its bias or 0. */
     uint64_t norm_weight;
     uint64_t norm_bias;
-    /* u32 [n]: bits of the largest magnitude in each row of x; read where there is no norm. */
+    /* u32 [n]: bits of the largest magnitude in each row of x; read where there is no norm; of handed
+     * operands (KigoMatmul) with one, of x times its weight. */
     uint64_t magnitudes;
     /* u32 [n]: which row of x each row of the product takes, KIGO_NO_ROW for none; 0: rows in order. */
     uint64_t select;
@@ -143,7 +144,7 @@ typedef struct {
  * which has a grid of n rows in y, and of matmul_grouped takes row i / share of x; those of many have rows that stand by expert
  * (KigoGroup), and matmul_many has a grid of all experts in z. */
 typedef struct {
-    /* Read by matmul_one. */
+    /* Read by matmul_one, and where is_handed. */
     KigoInput input;
     /* Read by the others, written by prep. */
     uint64_t records;
@@ -156,9 +157,18 @@ typedef struct {
     uint64_t bias[3];
     /* u32 [n]: raised to the largest magnitude of out; 0: not wanted. */
     uint64_t magnitudes;
-    /* matmul_prefill...: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED, of n_rows that are a multiple of 64; 0: not
-     * wanted. */
+    /* matmul_prefill...: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED, of n_rows that are a multiple of 64; matmul_few8:
+     * the same in KIGO_ORDER_FRAGMENTS; 0: not wanted. */
     uint64_t operands;
+    /* matmul_few8, KIGO_ADD with operands: f32 [n_rows], what those are multiplied with, as are magnitudes then, since a norm follows;
+     * and f32 [n][n_rows / 16], the squares of out's tiles (Squares). 0: no norm follows. */
+    uint64_t out_norm;
+    uint64_t out_squares;
+    /* matmul_few8: whether records are such operands, so that the product has to find its factors itself, and to multiply rows that
+     * are not well within halves; the squares of input.x where that is normed. */
+    uint64_t squares;
+    uint32_t is_handed;
+    uint32_t pad;
     /* matmul_prefill_wide: room for f32 [blocks][KIGO_LATE]; matmul_prefill_split, add_slices: for the sums of all slices, see
      * slice_sums in prefill_finish.cuh. */
     uint64_t late;
@@ -349,8 +359,8 @@ typedef struct {
     uint64_t counters;
     /* f32 [n_head]: a score of each head that stands for no key; 0: none. */
     uint64_t sinks;
-    /* attn_flash_64, attn_flash_128 with heads of that width: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED; 0: not
-     * wanted. */
+    /* attn_flash_64, attn_flash_128 with heads of that width: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED; attn_decode:
+     * the same in KIGO_ORDER_FRAGMENTS, of n_head * head_dim that is a multiple of 64; 0: not wanted. */
     uint64_t operands;
     uint32_t n_head;
     uint32_t n_head_kv;

@@ -299,6 +299,87 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) KIGO_NAME(matmul_one, 
     stream.ring.drain();
 }
 
+// Of rows whose operands came from the kernel before, what their products are multiplied with, and in each warp whether some of them are
+// not well within halves.
+struct HandedRows {
+    float factors[8];
+    bool has_scales[kWarps];
+
+    // Called by all warps; factors are there after the next barrier.
+    __device__ __forceinline__ void find(const KigoMatmul& p) {
+        const uint32_t warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, n_tiles = p.input.k / kTileRows;
+        const float magnitude = lane < p.n ? __uint_as_float(__ldcg(reinterpret_cast<const uint32_t*>(p.input.magnitudes) + lane)) : 1;
+        float scale, inverse;
+        if (p.squares) {
+            // A warp has a row.
+            const TileSquares squares(reinterpret_cast<const float*>(p.squares) + size_t(warp) * n_tiles, warp < p.n ? n_tiles : 0);
+            range_scale(__shfl_sync(~0u, magnitude, warp), scale, inverse);
+            const float factor = __fmul_rn(inverse, norm_factor(squares.sum(), p.input.k, p.input.eps));
+            if (lane == 0) factors[warp] = factor;
+        } else if (warp == 0) {
+            range_scale(magnitude, scale, inverse);
+            if (lane < 8) factors[lane] = inverse;
+        }
+        const bool has_any = __any_sync(~0u, has_range_scale(magnitude));
+        if (lane == 0) has_scales[warp] = has_any;
+        __syncwarp();
+    }
+};
+
+// The sums of a warp for an item.
+template <int kColumnTiles>
+struct ItemSums {
+    float of[2][kColumnTiles][4];
+};
+
+// Those anew, for rows that are not well within halves: from x itself, as prep would round it, and from the matrix in memory.
+template <class Sums>
+__device__ __noinline__ Sums multiply_scaled(const KigoMatmul& p, uint32_t item, Slice slice) {
+    Sums sums = {};
+    const uint32_t lane = threadIdx.x % kWarp, row = lane / 4;
+    float scale = 1, inverse;
+    if (row < p.n) range_scale(__uint_as_float(__ldcg(reinterpret_cast<const uint32_t*>(p.input.magnitudes) + row)), scale, inverse);
+    const float* weight = reinterpret_cast<const float*>(p.input.norm_weight);
+    const auto value = [&](uint32_t column) {
+        if (row >= p.n) return 0.0f;
+        float v = __ldcg(reinterpret_cast<const float*>(p.input.x) + size_t(row) * p.input.stride + column);
+        if (weight) v = __fmul_rn(v, __ldg(weight + column));
+        return __fmul_rn(v, scale);
+    };
+#pragma unroll 1
+    for (uint32_t of_slice = slice.first * kUnits; of_slice < slice.last * kUnits; of_slice++) {
+        const uint32_t record = of_slice / kUnits, unit = of_slice % kUnits;
+        Columns x;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const uint32_t column = of_slice * kUnitK + i / 4 * 16 + lane % 4 * 4 + i % 4;
+            x.high[i] = pack_halves(value(column), value(column + 32));
+        }
+#pragma unroll
+        for (int side = 0; side < 2; side++) {
+            const uint32_t tile = min(2 * item + side, p.n_tiles - 1), place = (record + tile) % p.n_records;
+            const uint8_t* from = reinterpret_cast<const uint8_t*>(p.weights) + (size_t(tile) * p.n_records + place) * TypeRecord::kBytes;
+            const auto w = make_fragments<Type>(load_unit<Type>(from, unit, lane), scales_of<Type>(from + TypeRecord::kScales, lane), unit);
+            multiply_add<Type>(sums.of[side][0], w, x);
+        }
+    }
+    return sums;
+}
+
+// Writes a result as operand of the next product, if that wants it, after a norm whose weight is `norm`; returns its magnitude. Called by the
+// 16 lanes that have a tile of a column.
+__device__ __forceinline__ float hand_on(const KigoMatmul& p, uint32_t row, uint32_t column, float value, float norm = 1) {
+    if (!p.operands) return fabsf(value);
+    if (p.out_norm) {
+        const float squares = Squares::of_tile(value, 0xffffu << (threadIdx.x % kWarp & 16));
+        if (row % kTileRows == 0) reinterpret_cast<float*>(p.out_squares)[(size_t(column) * p.n_rows + row) / kTileRows] = squares;
+        value = __fmul_rn(value, norm);
+    }
+    uint8_t* to = reinterpret_cast<uint8_t*>(p.operands) + half_offset(column, row, p.n_rows / kUnitK);
+    *reinterpret_cast<__half*>(to) = __float2half_rn(value);
+    return fabsf(value);
+}
+
 // The product with up to 8 * kColumnTiles rows, matmul_few32_F32 with as many for each block in y: like matmul_one, but two tiles at a
 // time, with activations from prep. If `kGrouped`, rows are slots of experts, and a group of up to 8 of them that have one expert is
 // multiplied with its matrix.
@@ -320,6 +401,8 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
         return reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(shared) + n_rings * p.n_slots * ItemStream::TypeRing::kSlot);
     };
     __shared__ SlotGroups groups;
+    constexpr bool kHandsOn = !kGrouped && kColumnTiles == 1, kTakesHanded = kHandsOn && Type::kOperand == Operand::kF16;
+    __shared__ HandedRows handed;
     if constexpr (kGrouped) {
         pdl_wait();
         pdl_launch();
@@ -349,7 +432,8 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 if (row < p.n_rows) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
             }
         }
-        float acc[2][kColumnTiles][4] = {};
+        ItemSums<kColumnTiles> item_sums = {};
+        auto& acc = item_sums.of;
         // Activations of the next units, on their way while this one's are multiplied; those of the last are loaded once more.
         Columns x[kAhead][kColumnTiles];
         // Of a group only the columns that there are, each a lane's own row of what was prepared.
@@ -374,6 +458,10 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
         };
 #pragma unroll
         for (int i = 0; i < kAhead; i++) load(x[i], stream.slice.first * kUnits + i);
+        if constexpr (kTakesHanded) {
+            // While activations are on their way.
+            if (p.is_handed && first_item.number == blockIdx.x) handed.find(p);
+        }
         if (has_own) stream.for_records([&](const uint8_t* in, uint32_t record) {
 #pragma unroll
             for (int unit = 0; unit < kUnits; unit++) {
@@ -395,6 +483,9 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 }
             }
         });
+        if constexpr (kTakesHanded) {
+            if (p.is_handed && handed.has_scales[warp]) item_sums = multiply_scaled<ItemSums<kColumnTiles>>(p, own.number, stream.slice);
+        }
         float* partial = sums();
         const int n_columns = kColumnTiles == 1 ? 8 : p.sum_columns;
 #pragma unroll 1
@@ -417,7 +508,12 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                 const uint32_t item = of_team.number, column = row_of(of_team, 8 * first + of_sums);
                 const bool exists = column != KIGO_NO_ROW;
                 const uint32_t expert = kGrouped && exists ? groups.expert[of_team.group] : 0;
-                const float factor = exists ? factor_of(p, kGrouped ? column / p.share : column) : 0;
+                float factor = 0;
+                if (kTakesHanded && p.is_handed) {
+                    factor = __fmul_rn(handed.factors[of_sums], p.weight_scale);
+                } else if (exists) {
+                    factor = factor_of(p, kGrouped ? column / p.share : column);
+                }
                 auto total = [&](int side, int row) {
                     float sum = 0;
 #pragma unroll
@@ -433,11 +529,25 @@ __device__ __forceinline__ void matmul_few(const KigoMatmul& p) {
                     const int side = row / 8, g = row % 8;
                     if (tile < p.n_tiles) finish_qkv(p, tile, g, column, cache_place(p.qkv, column), total(side, g), total(side, g + 8));
                 } else if (exists && p.kind == KIGO_GATED) {
-                    largest = fabsf(finish_gated(p, expert, item * kTileRows + row, column, total(0, row), total(1, row)));
+                    const uint32_t of_gate = item * kTileRows + row;
+                    const float value = finish_gated(p, expert, of_gate, column, total(0, row), total(1, row));
+                    largest = kHandsOn ? hand_on(p, of_gate, column, value) : fabsf(value);
                 } else if (exists) {
                     const uint32_t of_first = 2 * item * kTileRows + row;
-                    largest = fabsf(finish_row(p, expert, of_first, column, total(0, row)));
-                    if (2 * item + 1 < p.n_tiles) largest = fmaxf(largest, fabsf(finish_row(p, expert, of_first + kTileRows, column, total(1, row))));
+                    const auto* norms = reinterpret_cast<const float*>(p.out_norm) + of_first;
+                    float before[2], norm[2];
+#pragma unroll
+                    for (int side = 0; side < 2; side++) {
+                        before[side] = load_before(p, of_first + side * kTileRows, column);
+                        norm[side] = kHandsOn && p.out_norm && of_first + side * kTileRows < p.n_rows ? __ldg(norms + side * kTileRows) : 1;
+                    }
+#pragma unroll
+                    for (int side = 0; side < 2; side++) {
+                        if (2 * item + side >= p.n_tiles) break;
+                        const uint32_t of_out = of_first + side * kTileRows;
+                        const float value = finish_row(p, expert, of_out, column, total(side, row), before[side]);
+                        largest = fmaxf(largest, kHandsOn ? hand_on(p, of_out, column, value, norm[side]) : fabsf(value));
+                    }
                 }
                 if (p.magnitudes) {
                     for (int step = 8; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));

@@ -1,32 +1,6 @@
 // prep: the activations of a batch, normed, as operands of the tensor cores; prep_normed: the same of many rows.
 #include "activations.cuh"
 
-// Quads that a thread has under way. One after the other, each would wait for L2 by itself: that took most of the time.
-constexpr int kAtOnce = 4;
-
-// `use(number, x, weight)` for all quads of a thread, in their order, of which it takes every `step`th.
-template <bool kWeighs, class Use>
-__device__ __forceinline__ void each_quad(const KigoInput& in, uint32_t from, uint32_t first, uint32_t step, Use use) {
-    const uint32_t n_quads = in.stride / 4;
-    const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
-    const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
-    for (; first < n_quads; first += kAtOnce * step) {
-        float4 v[kAtOnce] = {}, w[kAtOnce] = {};
-#pragma unroll
-        for (uint32_t i = 0; i < kAtOnce; i++) {
-            const uint32_t quad = first + i * step;
-            if (quad >= n_quads) continue;
-            v[i] = __ldcg(x + quad);
-            if constexpr (kWeighs) w[i] = __ldg(weight + quad);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < kAtOnce; i++) {
-            const uint32_t quad = first + i * step;
-            if (quad < n_quads) use(quad, v[i], w[i]);
-        }
-    }
-}
-
 template <bool kBf16, bool kWholeWarp = false>
 __device__ __forceinline__ Quad scaled_quad(float4 v, float scale) {
     return make_quad<kBf16, kWholeWarp>({__fmul_rn(v.x, scale), __fmul_rn(v.y, scale), __fmul_rn(v.z, scale), __fmul_rn(v.w, scale)});
@@ -38,22 +12,15 @@ __device__ float prepare_row(const KigoInput& in, uint32_t from, float4* staging
     float scale = 1, inverse = 1;
     if (in.norm == KIGO_NORM_NONE) {
         if (!kBf16) range_scale(__uint_as_float(__ldcg(reinterpret_cast<const uint32_t*>(in.magnitudes) + from)), scale, inverse);
-        each_quad<false>(in, from, blockIdx.y * kThreads + threadIdx.x, gridDim.y * kThreads,
+        each_quad<false, kMostAtOnce>(in, from, blockIdx.y * kThreads + threadIdx.x, gridDim.y * kThreads, [](float4) {},
                          [&](uint32_t quad, float4 v, float4) { emit(quad, scaled_quad<kBf16>(v, scale)); });
         return inverse;
     }
-    float sum = 0, largest = 0;
-    each_quad<true>(in, from, threadIdx.x, kThreads, [&](uint32_t quad, float4 v, float4 w) {
-        sum = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, sum))));
-        const float4 y = {__fmul_rn(v.x, w.x), __fmul_rn(v.y, w.y), __fmul_rn(v.z, w.z), __fmul_rn(v.w, w.w)};
-        largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
-        staging[quad] = y;
-    });
-    const float2 all = block_sum_max(sum, largest, scratch);
+    const float2 all = weigh_row(in, from, staging, scratch);
     if (!kBf16) range_scale(all.y, scale, inverse);
     // A thread reads what it wrote.
     for (uint32_t quad = threadIdx.x; quad < in.stride / 4; quad += kThreads) emit(quad, scaled_quad<kBf16>(staging[quad], scale));
-    return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all.x, float(in.k)), in.eps))));
+    return __fmul_rn(inverse, norm_factor(all.x, in.k, in.eps));
 }
 
 // One block per row, or several where there is no norm; rows beyond the batch, up to a multiple of 8, and those that take no
@@ -134,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constan
 }
 
 // Many rows after an RMSNorm, as halves in KIGO_ORDER_SWIZZLED, in blocks of eight: a warp has a row of up to 2,048 columns, and all of
-// it under way at a time. Sums are those of prepare_row: sums[i] is what its warp i has.
+// it under way at a time.
 extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed(const __grid_constant__ KigoPrep p) {
     constexpr int kEach = 16;
     const KigoInput& in = p.input;
@@ -152,21 +119,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed(const __gr
         const uint32_t quad = i * kWarp + lane;
         if (quad < n_quads && from != KIGO_NO_ROW) v[i] = __ldcg(x + quad);
     }
-    float sums[kWarps] = {}, largest = 0;
+    // Four lanes have the chain of tile lane / 4 of eight.
+    static_assert(kEach == 2 * 8);
+    float eights[8], largest = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) eights[i] = Squares::of_fours(__fadd_rn(Squares::of_tile(v[i]), Squares::of_tile(v[i + 8])));
+    const float all = Squares::of_eights(eights);
 #pragma unroll
     for (uint32_t i = 0; i < kEach; i++) {
         const uint32_t quad = i * kWarp + lane;
         const float4 w = quad < n_quads ? __ldg(weight + quad) : float4{};
-        float& sum = sums[i % kWarps];
-        sum = __fmaf_rn(v[i].x, v[i].x, __fmaf_rn(v[i].y, v[i].y, __fmaf_rn(v[i].z, v[i].z, __fmaf_rn(v[i].w, v[i].w, sum))));
         v[i] = {__fmul_rn(v[i].x, w.x), __fmul_rn(v[i].y, w.y), __fmul_rn(v[i].z, w.z), __fmul_rn(v[i].w, w.w)};
         largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v[i].x), fabsf(v[i].y))), fmaxf(fabsf(v[i].z), fabsf(v[i].w)));
     }
-#pragma unroll
-    for (int i = 0; i < kWarps; i++) sums[i] = warp_sum(sums[i]);
-    float all = sums[0];
-#pragma unroll
-    for (int i = 1; i < kWarps; i++) all = __fadd_rn(all, sums[i]);
     float scale, inverse;
     range_scale(warp_max(largest), scale, inverse);
     const SwizzledPlace place(QuadPlace(lane), row % 8);
@@ -179,6 +144,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed(const __gr
         *reinterpret_cast<uint32_t*>(to + place.second) = quad.high.y;
     }
     if (lane > 0) return;
-    const float factor = __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all, float(in.k)), in.eps))));
+    const float factor = __fmul_rn(inverse, norm_factor(all, in.k, in.eps));
     reinterpret_cast<float*>(p.factors)[row] = from == KIGO_NO_ROW ? 0 : factor;
 }

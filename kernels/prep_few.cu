@@ -26,9 +26,9 @@ __device__ __forceinline__ uint32_t source_row(const KigoInput& in, uint32_t row
     return in.select ? __ldcg(reinterpret_cast<const uint32_t*>(in.select) + row) : row;
 }
 
-// A row after an RMSNorm, in the order of sums that activate_row has; returns the factor of its products in thread 0.
+// A row after an RMSNorm; returns the factor of its products in thread 0.
 template <bool kBf16, int kEach>
-__device__ __forceinline__ float prepare_normed(const KigoPrep& p, uint32_t from, float4* staging, float* sums, uint32_t* tops) {
+__device__ __forceinline__ float prepare_normed(const KigoPrep& p, uint32_t from, float4* staging, uint32_t* tops) {
     const KigoInput& in = p.input;
     const uint32_t n_quads = in.stride / 4, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
@@ -51,15 +51,6 @@ __device__ __forceinline__ float prepare_normed(const KigoPrep& p, uint32_t from
     const uint32_t top = __reduce_max_sync(~0u, __float_as_uint(largest));
     if (lane == 0) tops[warp] = top;
     __syncthreads();
-    if (warp < kWarps) {
-        float sum = 0;
-        for (uint32_t quad = threadIdx.x; quad < n_quads; quad += kThreads) {
-            const float4 y = staging[quad];
-            sum = __fmaf_rn(y.x, y.x, __fmaf_rn(y.y, y.y, __fmaf_rn(y.z, y.z, __fmaf_rn(y.w, y.w, sum))));
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) sums[warp] = sum;
-    }
     float scale = 1, inverse = 1;
     if constexpr (!kBf16) {
         const uint32_t mine = lane < blockDim.x / kWarp ? tops[lane] : 0;
@@ -70,18 +61,14 @@ __device__ __forceinline__ float prepare_normed(const KigoPrep& p, uint32_t from
         const uint32_t quad = threadIdx.x + i * blockDim.x;
         if (quad < n_quads) put_quad<kBf16>(p, blockIdx.x, quad, scaled_quad<kBf16>(v[i], scale));
     }
-    __syncthreads();
-    if (threadIdx.x > 0) return 0;
-    float all = sums[0];
-    for (int other = 1; other < kWarps; other++) all = __fadd_rn(all, sums[other]);
-    return __fmul_rn(inverse, __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(all, float(in.k)), in.eps))));
+    if (warp > 0) return 0;
+    return __fmul_rn(inverse, norm_factor(Squares::of_row(staging, n_quads), in.k, in.eps));
 }
 
 // A block of up to kMostThreads threads, at least kThreads, for each row.
 template <bool kBf16>
 __device__ __forceinline__ void prepare_normed(const KigoPrep& p) {
     extern __shared__ float4 staging[];
-    __shared__ float sums[kWarps];
     __shared__ uint32_t tops[kMostThreads / kWarp];
     const uint32_t n_quads = p.input.stride / 4;
     prefetch_norm(p.input);
@@ -92,9 +79,9 @@ __device__ __forceinline__ void prepare_normed(const KigoPrep& p) {
     if (from == KIGO_NO_ROW) {
         for (uint32_t quad = threadIdx.x; quad < n_quads; quad += blockDim.x) put_quad<kBf16>(p, blockIdx.x, quad, Quad{});
     } else if (n_quads <= blockDim.x) {
-        factor = prepare_normed<kBf16, 1>(p, from, staging, sums, tops);
+        factor = prepare_normed<kBf16, 1>(p, from, staging, tops);
     } else {
-        factor = prepare_normed<kBf16, kMostQuads>(p, from, staging, sums, tops);
+        factor = prepare_normed<kBf16, kMostQuads>(p, from, staging, tops);
     }
     if (threadIdx.x == 0) reinterpret_cast<float*>(p.factors)[blockIdx.x] = factor;
 }

@@ -127,27 +127,6 @@ struct Finisher {
         return value;
     }
 
-    // The sum of squares of a row of the residual stream, in the order of block_sum_max.
-    __device__ __forceinline__ static float sum_of_squares(const float4* x, uint32_t n_quads) {
-        float of_warp[kWarps] = {};
-#pragma unroll 1
-        for (uint32_t first = threadIdx.x % kWarp; first < n_quads; first += kThreads) {
-#pragma unroll
-            for (int w = 0; w < kWarps; w++) {
-                // A zero changes no sum; a branch would make loads wait for each other.
-                const float4 v = first + w * kWarp < n_quads ? x[first + w * kWarp] : float4{0, 0, 0, 0};
-                of_warp[w] = __fmaf_rn(v.x, v.x, __fmaf_rn(v.y, v.y, __fmaf_rn(v.z, v.z, __fmaf_rn(v.w, v.w, of_warp[w]))));
-            }
-        }
-        __syncwarp();
-#pragma unroll
-        for (int w = 0; w < kWarps; w++) of_warp[w] = warp_sum(of_warp[w]);
-        float sum = of_warp[0];
-#pragma unroll
-        for (int w = 1; w < kWarps; w++) sum = __fadd_rn(sum, of_warp[w]);
-        return sum;
-    }
-
     // Waits until the residual stream is taken, the `turn`-th time; what its products are multiplied with.
     __device__ __forceinline__ Factor take_residual(const KigoStage& s, uint32_t turn) const {
         Patience patience;
@@ -156,7 +135,7 @@ struct Finisher {
         if (s.norm_weight) {
 #pragma unroll 1
             for (uint32_t row = 0; row < n_rows(); row++) {
-                const float of = norm_factor(sum_of_squares(x + row * (s.stride / 4), s.stride / 4), s.k, s.eps);
+                const float of = norm_factor(Squares::of_row(x + row * (s.stride / 4), s.stride / 4), s.k, s.eps);
                 if (!kMany || threadIdx.x % kWarp == row) norm = of;
             }
             value = __fmul_rn(value, norm);

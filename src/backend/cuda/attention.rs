@@ -139,6 +139,6 @@ fn decode(b: &CudaBackend, layer: usize) -> Result<()> {
     let n_sm = b.kernels.card.n_sm;
     let Decode { kernel, blocks } = kernels.lone.as_ref().filter(|_| n_blocks * n <= n_sm).unwrap_or(&kernels.decode);
     let splits = (blocks.per_sm * n_sm / (n_blocks * n)).clamp(1, most as u32);
-    let params = params(b, layer, splits);
+    let params = KigoAttention { operands: mix_operands(b, layer), ..params(b, layer, splits) };
     launch(b, kernel, [n_blocks, n, splits], blocks.threads, blocks.shared_bytes, &params)
 }

@@ -33,10 +33,15 @@ const FEWEST_SLOTS: u32 = 3;
 /// multiplied as it is, and where its 8 warps would have to unpack what 16 do.
 const LONE_GAIN: (u32, u32) = (5, 100);
 
+/// Words of rings.
+const RINGS_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
 /// Shared memory that `matmul_one` has besides: a number for each warp, sums of 8 turns, words of rings.
-const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + FEW_STATIC).next_multiple_of(LINE);
-/// The same of `matmul_few8`, `matmul_few16` and `matmul_few32`: words of rings.
-const FEW_STATIC: u32 = WARPS * KIGO_MAX_SLOTS * 8;
+const ONE_STATIC: u32 = (WARPS * 8 + 8 * 2 * WARPS * TILE_ROWS as u32 * 4 + RINGS_STATIC).next_multiple_of(LINE);
+/// Rows that `matmul_few8` takes at most.
+pub const FEW_ROWS: u32 = 8;
+/// What `matmul_few8`, `matmul_few16` and `matmul_few32` have besides: words of rings, of the first the factors of rows and a byte for each
+/// warp.
+const FEW_STATIC: u32 = (RINGS_STATIC + FEW_ROWS * 4 + WARPS).next_multiple_of(LINE);
 /// Bytes that kernels for few rows copy together of each tile of a pair: `kPiece` of `kernels/matmul.cu`.
 const PAIR_PIECE: u32 = 2432;
 /// Slots of experts that `matmul_grouped` takes at most, and those of a group: `kMostGrouped` and `kGroupSlots` of
@@ -44,7 +49,8 @@ const PAIR_PIECE: u32 = 2432;
 pub const MOST_GROUPED: usize = 256;
 const GROUP_SLOTS: u32 = 8;
 /// The same of `matmul_grouped`, which has the groups besides: `SlotGroups`.
-const GROUPED_STATIC: u32 = FEW_STATIC + (5 * MOST_GROUPED as u32 + MOST_GROUPED as u32 / 8 + 8).next_multiple_of(LINE);
+const GROUPED_STATIC: u32 =
+    RINGS_STATIC + (5 * MOST_GROUPED as u32 + MOST_GROUPED as u32 / 8 + 8).next_multiple_of(LINE);
 /// Dynamic shared memory of the kernels for sm_90a.
 const PREFILL_SHARED: u32 = 227 << 10;
 /// What the driver takes of each block (CUDA C++ Programming Guide, compute capabilities).

@@ -15,9 +15,9 @@ use super::layout::{
 use super::memory::DeviceBuffer;
 use super::module::{Function, KernelParams, Module, embedded};
 use super::params::{
-    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_ORDER_SWIZZLED,
-    KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed, KigoHeads, KigoInput,
-    KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
+    KIGO_ADD, KIGO_GATE, KIGO_GATED, KIGO_GELU, KIGO_NORM_LAYER, KIGO_NORM_NONE, KIGO_NORM_RMS, KIGO_ORDER_FRAGMENTS,
+    KIGO_ORDER_SWIZZLED, KIGO_QKV, KIGO_SILU, KIGO_SILU_CLAMPED, KIGO_STORE, KIGO_UNGATED, KigoAddNormed, KigoEmbed,
+    KigoHeads, KigoInput, KigoMatmul, KigoPrep, KigoQkv, KigoRow, KigoTile,
 };
 use super::stream::{Launch, Order, Stream};
 use crate::Result;
@@ -29,7 +29,7 @@ use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 const PREP_MANY: u32 = 1024;
 const PREP_WIDTH: u32 = 2048;
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
-/// under way at most: `kAtOnce` of `kernels/prep.cu`.
+/// under way at most: `kMostAtOnce` of `kernels/activations.cuh`.
 const PREP_BLOCKS: u32 = 4;
 const PREP_LOADS: u32 = 4;
 /// Threads of a block of `prep_few_normed` at most, and quads of a row that it takes: `kMostThreads`, `kMostQuads` for each of them.
@@ -69,7 +69,8 @@ pub struct Sizes {
     n_magnitudes: usize,
     n_layer: usize,
     pub counters: usize,
-    /// Whether what is added to the residual stream is normed before.
+    /// Whether products take the residual stream after a norm; whether what is added to it is normed before.
+    pre_norm: bool,
     post_norm: bool,
     /// Rows of the products of the feed-forward layer.
     pub n_products: usize,
@@ -80,6 +81,9 @@ pub struct Sizes {
     /// Bytes of what the kernel `step` has.
     pub step: usize,
 }
+
+/// Rows that kernels hand on as operands at most: those of [`Kernel::Few8`].
+const HANDED_ROWS: usize = blocks::FEW_ROWS as usize;
 
 impl Sizes {
     /// For batches of up to `n_batch` rows.
@@ -101,9 +105,10 @@ impl Sizes {
                 .qk_norm
                 .map_or(0, |_| (desc.n_head + 2 * desc.n_head_kv) * desc.head_dim.next_multiple_of(TILE_ROWS)),
             n_turns: desc.rope.kinds.len() * (desc.rope.n_rot / 2),
-            n_magnitudes: desc.n_layer() * if desc.pre_norm { 2 } else { 4 },
+            n_magnitudes: desc.n_layer() * 4 + 1,
             n_layer: desc.n_layer(),
             counters: desc.n_head_kv * group.div_ceil(HEADS_OF_BLOCK),
+            pre_norm: desc.pre_norm,
             post_norm: desc.post_norm,
             n_products: desc.experts.map_or(n_rows, |experts| experts::n_products(experts, n_rows)),
             n_operands: desc.experts.map_or(n_rows, |experts| experts::n_operands(experts, n_rows)),
@@ -120,7 +125,7 @@ impl Sizes {
     }
 
     /// Bytes of each buffer but the logits, in the order of [`Workspace`].
-    fn buffers(&self) -> [usize; 15] {
+    fn buffers(&self) -> [usize; 16] {
         let n = self.n_rows;
         [
             n * self.n_embd * 4,
@@ -133,12 +138,21 @@ impl Sizes {
             self.n_turns * 16,
             self.n_magnitudes * n * 4,
             self.n_operands / 8 * self.widest() / 64 * activation_bytes(true),
+            self.handed().iter().sum(),
             self.n_operands * 4,
             blocks::LATE * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
             n * 4 + n * self.counters * 4,
         ]
+    }
+
+    /// Bytes of what few rows are handed on as: operands of mix and ff, then of the residual stream before attention and after, which take
+    /// turns; the squares of these two.
+    fn handed(&self) -> [usize; 6] {
+        let operands = |width: usize| HANDED_ROWS * width * 2;
+        let squares = HANDED_ROWS * self.n_embd / TILE_ROWS * 4;
+        [operands(self.n_mix), operands(self.n_ff), operands(self.n_embd), operands(self.n_embd), squares, squares]
     }
 
     /// Bytes of the workspace with `n_logits` rows of logits.
@@ -166,12 +180,15 @@ pub struct Workspace {
     turns: DeviceBuffer,
     /// f64 `[kinds of rope, n_rot / 2, 2]`
     angles: DeviceBuffer,
-    /// u32 `[n_layer, mix and ff, n]`, then where products take x as it is `[n_layer, x before attention and after, n]`.
+    /// u32 `[n_layer, mix and ff, n]`, then `[n_layer, before attention and after, n]` and `[n]` after all layers: of x where products take it
+    /// as it is, or where it is handed on of x times the weight of its norm.
     magnitudes: DeviceBuffer,
     /// Activations as operands. Those of few rows take its first half and its second by turns: a product that starts early may have
     /// a multiprocessor whose L1 holds what the product before it reads.
     records: DeviceBuffer,
     takes_second: AtomicBool,
+    /// What kernels of few rows hand on: see [`Sizes::handed`].
+    handed: DeviceBuffer,
     /// f32 `[n]`
     factors: DeviceBuffer,
     /// f32 `[LATE]`: results of a product that are not finished.
@@ -204,7 +221,7 @@ impl Workspace {
         ropes: &[RopeTable],
     ) -> Result<Workspace> {
         let context = stream.context();
-        let [x, q, heads, delta, mix, ff, turns, angles, magnitudes, records, factors, late, rows, tiles, _] =
+        let [x, q, heads, delta, mix, ff, turns, angles, magnitudes, records, handed, factors, late, rows, tiles, _] =
             sizes.buffers();
         let buffer = |bytes: usize| -> Result<DeviceBuffer> {
             let buffer = DeviceBuffer::new(context, Purpose::Workspace, bytes, "the workspace")?;
@@ -223,6 +240,7 @@ impl Workspace {
             magnitudes: buffer(magnitudes)?,
             records: buffer(records)?,
             takes_second: AtomicBool::new(false),
+            handed: buffer(handed)?,
             factors: buffer(factors)?,
             late: buffer(late)?,
             rows: buffer(rows)?,
@@ -284,8 +302,16 @@ impl Workspace {
     /// Magnitudes of the residual stream before the attention of a layer or, if `after`, after it; 0 where nothing takes it
     /// as it is.
     fn x_magnitudes(&self, layer: usize, after: bool) -> u64 {
-        let has_any = self.sizes.n_magnitudes > 2 * self.sizes.n_layer && layer < self.sizes.n_layer;
-        if has_any { self.magnitudes(self.sizes.n_layer + layer, after) } else { 0 }
+        if self.sizes.pre_norm || layer == self.sizes.n_layer { 0 } else { self.stream_magnitudes(layer, after) }
+    }
+
+    fn stream_magnitudes(&self, layer: usize, after: bool) -> u64 {
+        self.magnitudes(self.sizes.n_layer + layer, after)
+    }
+
+    /// Where part `i` of [`Sizes::handed`] starts.
+    fn handed(&self, i: usize) -> u64 {
+        self.handed.address() + self.sizes.handed()[..i].iter().sum::<usize>() as u64
     }
 }
 
@@ -347,6 +373,10 @@ pub struct Source {
     prepared: Option<(bool, u32)>,
     /// Where the kernel before has written them, but for rows that are multiplied with something; 0: it has not.
     operands: u64,
+    /// Of those, where rows are normed, the squares of x.
+    squares: u64,
+    /// Whether `prep` is not asked to see to the rest.
+    is_handed: bool,
 }
 
 /// What becomes of a product.
@@ -361,6 +391,9 @@ pub struct Outcome {
     pub softcap: f32,
     pub layer: usize,
     pub operands: u64,
+    /// What operands are multiplied with for the norm that follows, and where the squares go, or 0.
+    pub norm: u64,
+    pub squares: u64,
 }
 
 impl Default for Outcome {
@@ -375,6 +408,8 @@ impl Default for Outcome {
             softcap: 0.0,
             layer: 0,
             operands: 0,
+            norm: 0,
+            squares: 0,
         }
     }
 }
@@ -413,7 +448,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
         eps: b.desc.norm_eps,
         pad: 0,
     };
-    Source { input, records: 0, prepared: None, operands: 0 }
+    Source { input, records: 0, prepared: None, operands: 0, squares: 0, is_handed: false }
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
@@ -431,7 +466,7 @@ pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
         eps: 0.0,
         pad: 0,
     };
-    Source { input, records: 0, prepared: None, operands: 0 }
+    Source { input, records: 0, prepared: None, operands: 0, squares: 0, is_handed: false }
 }
 
 /// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
@@ -439,9 +474,78 @@ pub fn residual(b: &CudaBackend, layer: usize, after: bool, n: usize) -> Source 
     let l = &b.places.layers[layer];
     let (x, width) = (b.work.x.address(), b.desc.n_embd);
     match if after { l.ffn_norm } else { l.attn_norm } {
-        Some(norm) => normed(b, x, n, width, norm),
+        Some(norm) => Handed::of_stream(b, layer, after).take(normed(b, x, n, width, norm)),
         None => plain(x, n, width, b.work.x_magnitudes(layer, after)),
     }
+}
+
+/// How the residual stream of few rows is handed on: as operands of the products that take it after their norm. Zeros: it is not.
+#[derive(Clone, Copy, Default)]
+struct Handed {
+    operands: u64,
+    squares: u64,
+    magnitudes: u64,
+    norm: u64,
+}
+
+impl Handed {
+    /// Before the attention of a layer or, if `after`, after it; of the layer behind the last, what the output takes.
+    fn of_stream(b: &CudaBackend, layer: usize, after: bool) -> Handed {
+        let w = &b.work;
+        let who = |product: &Product| takes_handed(b, product, KIGO_STORE);
+        // Who adds to it, whether all who take it then can, and their norm.
+        let (adder, all_take, norm) = if after {
+            let l = &b.places.layers[layer];
+            let all = l.ffn_gate_inp.is_none()
+                && match &l.ffn_gate {
+                    Gate::Joint(both) => takes_handed(b, both, KIGO_GATED),
+                    Gate::None(up) => who(up),
+                    Gate::Apart { gate, up } => who(gate) && who(up),
+                };
+            (&l.attn_output, all, l.ffn_norm)
+        } else {
+            let Some(before) = layer.checked_sub(1).filter(|_| w.experts.is_none()) else { return Handed::default() };
+            let adder = &b.places.layers[before].ffn_down;
+            match b.places.layers.get(layer) {
+                Some(l) => (adder, l.attn_qkv.iter().all(who), l.attn_norm),
+                None => {
+                    let all = b.shape.all_want && b.shape.n_logits == b.shape.n;
+                    (adder, all && who(&b.places.output), Some(b.places.output_norm))
+                }
+            }
+        };
+        let is_plain = !b.desc.post_norm && b.desc.norm == Norm::Rms;
+        match norm.filter(|norm| is_plain && all_take && norm.bias.is_none() && is_few(b, adder, KIGO_ADD)) {
+            Some(norm) => Handed {
+                operands: w.handed(2 + usize::from(after)),
+                squares: w.handed(4 + usize::from(after)),
+                magnitudes: w.stream_magnitudes(layer, after),
+                norm: b.weights.address() + norm.weight,
+            },
+            None => Handed::default(),
+        }
+    }
+
+    /// A source that takes it.
+    fn take(self, mut source: Source) -> Source {
+        if self.operands != 0 {
+            (source.operands, source.squares) = (self.operands, self.squares);
+            source.input.magnitudes = self.magnitudes;
+        }
+        source
+    }
+}
+
+/// Whether a product of the batch is one of few rows, none of them alone.
+fn is_few(b: &CudaBackend, product: &Product, kind: u32) -> bool {
+    let input = plain(0, b.shape.n, product.k, 0).input;
+    (2..=HANDED_ROWS).contains(&b.shape.n)
+        && matches!(b.kernels.card.blocks(&job(&input, product, kind, input.n)).kernel, Kernel::Few8)
+}
+
+/// Whether it can take what is handed on: halves of whole units.
+fn takes_handed(b: &CudaBackend, product: &Product, kind: u32) -> bool {
+    !wants_bf16(product.quant) && product.k.is_multiple_of(64) && is_few(b, product, kind)
 }
 
 /// What the kernels need to know of the heads of a layer, and of its cache.
@@ -467,23 +571,23 @@ fn qkv(b: &CudaBackend, layer: usize) -> KigoQkv {
     }
 }
 
-/// x += what `product` gives of `source`, after a norm where there is one. `magnitudes` are those of x, or 0.
+/// x += what `product` gives of `source`, after a norm where there is one. `magnitudes` are those of x, or 0; where it is not normed x may
+/// be handed on.
 fn add(
     b: &CudaBackend,
     source: &mut Source,
     product: &Product,
     bias: [u64; 3],
-    (post_norm, magnitudes): (Option<u64>, u64),
+    (post_norm, magnitudes, handed): (Option<u64>, u64, Handed),
 ) -> Result<()> {
     let (w, scale) = (&b.work, b.desc.residual_scale);
     let result = Outcome { bias, out_stride: w.sizes.n_embd, ..Outcome::default() };
     let Some(norm) = post_norm else {
-        return multiply(
-            b,
-            source,
-            product,
-            Outcome { kind: KIGO_ADD, out: w.x.address(), magnitudes, scale, ..result },
-        );
+        let Handed { operands, squares, norm, .. } = handed;
+        let magnitudes = if operands == 0 { magnitudes } else { handed.magnitudes };
+        let out = w.x.address();
+        let result = Outcome { kind: KIGO_ADD, out, magnitudes, scale, operands, norm, squares, ..result };
+        return multiply(b, source, product, result);
     };
     multiply(b, source, product, Outcome { kind: KIGO_STORE, out: w.delta.address(), ..result })?;
     add_normed(b, norm, magnitudes)
@@ -520,6 +624,11 @@ pub fn matmul(b: &CudaBackend, source: &Source, product: &Product, result: Outco
         bias: result.bias,
         magnitudes: result.magnitudes,
         operands: result.operands,
+        out_norm: result.norm,
+        out_squares: result.squares,
+        squares: source.squares,
+        is_handed: u32::from(source.is_handed),
+        pad: 0,
         late: w.late.address(),
         n: input.n,
         n_rows: product.n_rows as u32,
@@ -567,6 +676,10 @@ pub fn job(input: &KigoInput, product: &Product, kind: u32, n: u32) -> Job {
 pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: Kernel) -> Result<()> {
     let (input, bf16, order) = (source.input, wants_bf16(product.quant), kernel.order());
     if source.prepared == Some((bf16, order)) {
+        return Ok(());
+    }
+    if source.operands != 0 && order == KIGO_ORDER_FRAGMENTS {
+        (source.prepared, source.records, source.is_handed) = (Some((bf16, order)), source.operands, true);
         return Ok(());
     }
     let (buffer, factors) = (&b.work.records, b.work.factors.address());
@@ -629,6 +742,9 @@ fn takes_operands(b: &CudaBackend, product: &Product) -> bool {
 pub fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
     let (d, output) = (&b.desc, &b.places.layers[layer].attn_output);
     let whole = d.head_dim == b.kernels.head_width && d.head_dim.is_multiple_of(64);
+    if whole && b.shape.n_tiles == 0 && takes_handed(b, output, KIGO_ADD) {
+        return b.work.handed(0);
+    }
     if whole && attention::flash_of(b, layer).is_some() && takes_operands(b, output) {
         b.work.records.address()
     } else {
@@ -639,6 +755,13 @@ pub fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
 /// Where gate and up write what down takes, or 0: behind their own, in the room that bfloat16 would take.
 fn ff_operands(b: &CudaBackend, layer: usize) -> u64 {
     let (l, sizes) = (&b.places.layers[layer], &b.work.sizes);
+    let (last, kind) = match &l.ffn_gate {
+        Gate::Joint(both) => (both, KIGO_GATED),
+        Gate::None(up) | Gate::Apart { up, .. } => (up, KIGO_STORE),
+    };
+    if is_few(b, last, kind) && takes_handed(b, &l.ffn_down, KIGO_ADD) {
+        return b.work.handed(1);
+    }
     match &l.ffn_gate {
         Gate::Joint(both) if takes_operands(b, both) && takes_operands(b, &l.ffn_down) => {
             b.work.records.address() + (sizes.n_rows * sizes.n_embd * 2) as u64
@@ -718,7 +841,8 @@ pub fn attn_output(b: &CudaBackend, layer: usize) -> Result<()> {
     let mut source = plain(w.mix.address(), b.shape.n, b.desc.n_embd_q(), w.magnitudes(layer, false));
     source.operands = mix_operands(b, layer);
     let bias = [l.attn_output_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
-    add(b, &mut source, &l.attn_output, bias, (l.attn_post_norm, w.x_magnitudes(layer, true)))
+    let after = (l.attn_post_norm, w.x_magnitudes(layer, true), Handed::of_stream(b, layer, true));
+    add(b, &mut source, &l.attn_output, bias, after)
 }
 
 pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
@@ -729,6 +853,8 @@ pub fn ffn_up(b: &CudaBackend, layer: usize) -> Result<()> {
     let mut source = residual(b, layer, true, b.shape.n);
     let operands = ff_operands(b, layer);
     gate(b, layer, w.magnitudes(layer, true), &mut source, |source, product, result| {
+        // Of gate and up apart, the second.
+        let operands = if result.kind == KIGO_STORE { 0 } else { operands };
         multiply(b, source, product, Outcome { operands, ..result })
     })
 }
@@ -760,13 +886,14 @@ pub fn gate(
 
 pub fn ffn_down(b: &CudaBackend, layer: usize) -> Result<()> {
     let (l, w) = (&b.places.layers[layer], &b.work);
-    let after = (l.ffn_post_norm, w.x_magnitudes(layer + 1, false));
+    let magnitudes = w.x_magnitudes(layer + 1, false);
     let bias = [l.ffn_down_bias.map_or(0, |offset| b.weights.address() + offset), 0, 0];
     if let Some(experts) = &w.experts {
-        return experts::ffn_down(b, layer, bias, after, experts);
+        return experts::ffn_down(b, layer, bias, (l.ffn_post_norm, magnitudes), experts);
     }
     let mut source = plain(w.ff.address(), b.shape.n, b.desc.n_ff, w.magnitudes(layer, true));
     source.operands = ff_operands(b, layer);
+    let after = (l.ffn_post_norm, magnitudes, Handed::of_stream(b, layer + 1, false));
     add(b, &mut source, &l.ffn_down, bias, after)
 }
 
@@ -775,7 +902,8 @@ pub fn output(b: &CudaBackend) -> Result<()> {
     if b.shape.n_logits == 0 {
         return Ok(());
     }
-    let mut source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, b.places.output_norm);
+    let source = normed(b, w.x.address(), b.shape.n_logits, b.desc.n_embd, b.places.output_norm);
+    let mut source = Handed::of_stream(b, b.places.layers.len(), false).take(source);
     if !b.shape.all_want {
         source.input.select = w.select.address();
     }

@@ -1,7 +1,7 @@
 //! Single stages of the GPU against f64: random matrices of any type, their products, the error of what was computed.
 
 use kigo::backend::cuda::blocks::{Blocks, Card, Job, Kernel};
-use kigo::backend::cuda::layout::{Place, THREADS, activation_bytes, stride, wants_bf16};
+use kigo::backend::cuda::layout::{Place, THREADS, TILE_ROWS, activation_bytes, stride, wants_bf16};
 use kigo::backend::cuda::memory::DeviceBuffer;
 use kigo::backend::cuda::module::Function;
 use kigo::backend::cuda::params::*;

@@ -9,7 +9,7 @@ pub(super) fn cards(gpu: &Gpu) -> [Card; 4] {
     [card, Card { n_sm: 1, ..card }, old, Card { block_shared: 99 << 10, sm_shared: 100 << 10, crowds: false, ..old }]
 }
 
-/// Queues a product as on `card`, after what prepares its rows. `params` lacks only what depends on that.
+/// Queues a product as on `card`, after what prepares its rows where they are not handed on. `params` lacks only what depends on that.
 pub(super) fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: KigoMatmul) {
     let kernels = gpu.types().of(quant).unwrap();
     let (n, input, bf16) = (params.n as usize, params.input, wants_bf16(quant));
@@ -34,8 +34,8 @@ pub(super) fn multiply(gpu: &Gpu, card: &Card, quant: QuantType, mut params: Kig
         Kernel::Prefill | Kernel::PrefillWide => grid[0] = 2 * (grid[0] / 2).div_ceil(3),
         _ => grid[0] = grid[0].div_ceil(3),
     }
-    if blocks.kernel == Kernel::One {
-        return gpu.launch(kernels.of(blocks.kernel), grid, THREADS, blocks.shared_bytes, &params);
+    if blocks.kernel == Kernel::One || params.is_handed == 1 {
+        return gpu.launch(kernels.of(blocks.kernel), grid, blocks.kernel.threads(quant), blocks.shared_bytes, &params);
     }
     // The kernels of up to 32 rows read the records of 32, whatever is in those beyond n.
     let n_groups = n.div_ceil(8).max(4);
@@ -88,6 +88,11 @@ pub(super) fn no_product() -> KigoMatmul {
         bias: [0; 3],
         magnitudes: 0,
         operands: 0,
+        out_norm: 0,
+        out_squares: 0,
+        squares: 0,
+        is_handed: 0,
+        pad: 0,
         late: 0,
         n: 0,
         n_rows: 0,
@@ -446,6 +451,106 @@ fn operands_are_those_that_prep_makes() {
                 let n_scaled = expected.1.iter().take(n).filter(|factor| f32::from_bits(**factor) != 1.0).count();
                 assert!(n_scaled > 0 && n_scaled < n, "{n_scaled} of {n} rows are multiplied");
                 assert!(found == expected, "{} [{n_ff}, {k}], {n} rows, activation {activation}", quant_type.name());
+            }
+        }
+    }
+}
+
+/// What a product of few rows hands on to the next gives the results that `prep` would give: of gate and up, and of what is added to rows
+/// that are normed next.
+#[test]
+#[ignore = "needs a GPU"]
+fn few_rows_are_handed_on_as_prep_would() {
+    const WIDTHS: (usize, usize, usize) = (512, 832, 100);
+    let (gpu, random) = (Gpu::open(), &mut fresh("handed"));
+    let (k, width, n_rows) = WIDTHS;
+    for (quant, next) in
+        [(QuantType::F16, QuantType::Q8_0), (QuantType::Q4_K, QuantType::F16), (QuantType::BF16, QuantType::Q4_0)]
+    {
+        let [gate, up] = [(); 2].map(|()| Matrix::random(quant, width, k, random));
+        let both = gpu.repack(&[(&gate, gate.place(2, 0)), (&up, up.place(2, 1))], 2 * gate.n_tiles());
+        let single = gpu.repack(&[(&gate, gate.place(1, 0))], gate.n_tiles());
+        let behind = Matrix::random(next, n_rows, width, random);
+        let of_behind = gpu.repack(&[(&behind, behind.place(1, 0))], behind.n_tiles());
+        let weight: Vec<f32> = (0..width).map(|_| 1.0 + 0.5 * random.uniform()).collect();
+        let weight = gpu.floats(&weight);
+        for (n, kind, any_size) in [2, 3, 5, 7, 8].into_iter().flat_map(|n| {
+            [KIGO_GATED, KIGO_ADD].into_iter().flat_map(move |kind| [false, true].map(|any_size| (n, kind, any_size)))
+        }) {
+            let name =
+                format!("{} before {}, {n} rows, kind {kind}, of any size: {any_size}", quant.name(), next.name());
+            // Rows well within halves, or of all magnitudes.
+            let size = |row: usize| if any_size { 10f32.powi(row as i32 % 9 - 4) } else { 1.0 };
+            let of_size = |values: Vec<f32>, width: usize| -> Vec<f32> {
+                values.into_iter().enumerate().map(|(i, x)| x * size(i / width)).collect()
+            };
+            let x = of_size(activations(n * k, random), k);
+            let before = of_size(activations(n * width, random), width);
+            let of_x = gpu.words(&x.chunks_exact(k).map(magnitude).collect::<Vec<_>>());
+            let x = gpu.floats(&x);
+            let input = |x: u64, magnitudes: u64, k: usize| KigoInput {
+                x,
+                magnitudes,
+                n: n as u32,
+                k: k as u32,
+                stride: k as u32,
+                ..no_product().input
+            };
+            for card in &cards(&gpu) {
+                let (out, magnitudes) = (gpu.floats(&before), gpu.words(&vec![0; n]));
+                let operands = gpu.filled(8 * width * 2, 0xff);
+                let squares = gpu.filled(n * width / TILE_ROWS * 4, 0xff);
+                let (is_gated, is_normed) = (kind == KIGO_GATED, kind == KIGO_ADD);
+                let (weights, weight_scale) =
+                    if is_gated { (both.0.address(), both.1) } else { (single.0.address(), single.1) };
+                let params = KigoMatmul {
+                    input: input(x.address(), of_x.address(), k),
+                    weights,
+                    weight_scale,
+                    out: out.address(),
+                    magnitudes: magnitudes.address(),
+                    operands: operands.address(),
+                    out_norm: if is_normed { weight.address() } else { 0 },
+                    out_squares: if is_normed { squares.address() } else { 0 },
+                    n: n as u32,
+                    n_rows: width as u32,
+                    n_tiles: (gate.n_tiles() * if is_gated { 2 } else { 1 }) as u32,
+                    n_records: gate.n_records() as u32,
+                    out_stride: width as u32,
+                    kind,
+                    scale: 0.5,
+                    ..no_product()
+                };
+                multiply(&gpu, card, quant, params);
+                let of_out = KigoInput {
+                    norm: if is_normed { KIGO_NORM_RMS } else { KIGO_NORM_NONE },
+                    norm_weight: if is_normed { weight.address() } else { 0 },
+                    ..input(out.address(), magnitudes.address(), width)
+                };
+                let results = |is_handed: u32| {
+                    let results = gpu.floats(&poisoned(n * n_rows));
+                    let params = KigoMatmul {
+                        input: of_out,
+                        records: operands.address(),
+                        squares: if is_normed { squares.address() } else { 0 },
+                        is_handed,
+                        weights: of_behind.0.address(),
+                        weight_scale: of_behind.1,
+                        out: results.address(),
+                        n: n as u32,
+                        n_rows: n_rows as u32,
+                        n_tiles: behind.n_tiles() as u32,
+                        n_records: behind.n_records() as u32,
+                        out_stride: n_rows as u32,
+                        ..no_product()
+                    };
+                    multiply(&gpu, card, next, params);
+                    gpu.synchronize();
+                    gpu.read_floats(&results)
+                };
+                let (found, expected) = (results(1), results(0));
+                assert!(found.iter().all(|x| x.is_finite()), "{name}");
+                assert!(bits(&found) == bits(&expected), "{name}, {card:?}");
             }
         }
     }
