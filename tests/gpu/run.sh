@@ -121,18 +121,20 @@ run_sanitize() {
         return
     fi
     for tool in memcheck racecheck initcheck synccheck; do
-        more=''
-        [ $tool = memcheck ] && more='--leak-check full'
-        # Barriers of a block: each warp has some of its own, more than the tool tracks unasked.
-        [ $tool = synccheck ] && more='--num-cuda-barriers 4096'
-        for test in two_layers_of_odd_sizes two_layers_as_one_kernel; do
-            if [ $tool-$test = racecheck-two_layers_as_one_kernel ]; then
+        for test in sanitize::two_layers_of_odd_sizes sanitize::two_layers_as_one_kernel \
+            stages::products::few_rows_are_handed_on_as_prep_would; do
+            more=''
+            # Where whole models are loaded and freed.
+            [ $tool-${test%%::*} = memcheck-sanitize ] && more='--leak-check full'
+            # Barriers of a block: each warp has some of its own, more than the tool tracks unasked.
+            [ $tool = synccheck ] && more='--num-cuda-barriers 4096'
+            if [ $tool-$test = racecheck-sanitize::two_layers_as_one_kernel ]; then
                 note racecheck-two_layers_as_one_kernel skipped 'the tool does not follow what orders its accesses (docs/gpu-validation.md)'
                 continue
             fi
             # shellcheck disable=SC2086
-            part $tool-$test "$sanitizer" --tool $tool $more --error-exitcode 9 \
-                "$here/bin/gpu" --ignored --test-threads=1 --exact sanitize::$test
+            part $tool-${test##*::} "$sanitizer" --tool $tool $more --error-exitcode 9 \
+                "$here/bin/gpu" --ignored --test-threads=1 --exact $test
         done
     done
 }
