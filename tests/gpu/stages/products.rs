@@ -398,6 +398,18 @@ pub(super) fn prepared(gpu: &Gpu, input: KigoInput, operands: Option<&DeviceBuff
     (words.collect(), gpu.read_words(&factors))
 }
 
+/// `n` rows of whole units, as they are.
+fn plain_rows(n: usize, x: &DeviceBuffer, magnitudes: &DeviceBuffer, k: usize) -> KigoInput {
+    KigoInput {
+        x: x.address(),
+        magnitudes: magnitudes.address(),
+        n: n as u32,
+        k: k as u32,
+        stride: k as u32,
+        ..no_product().input
+    }
+}
+
 /// What a product hands on to the next, with what `prep` adds for rows that are multiplied, is what `prep` makes of its results.
 #[test]
 #[ignore = "needs a GPU"]
@@ -420,16 +432,8 @@ fn operands_are_those_that_prep_makes() {
             let of_x = gpu.words(&x.chunks_exact(k).map(magnitude).collect::<Vec<_>>());
             let (x, out, magnitudes) = (gpu.floats(&x), gpu.floats(&poisoned(n * n_ff)), gpu.words(&vec![0; n]));
             let operands = gpu.filled(n.next_multiple_of(8) * n_ff * 2, 0xff);
-            let input = |x: u64, magnitudes: u64, k: usize| KigoInput {
-                x,
-                magnitudes,
-                n: n as u32,
-                k: k as u32,
-                stride: k as u32,
-                ..no_product().input
-            };
             let params = KigoMatmul {
-                input: input(x.address(), of_x.address(), k),
+                input: plain_rows(n, &x, &of_x, k),
                 weights: both.0.address(),
                 weight_scale: both.1,
                 out: out.address(),
@@ -446,7 +450,7 @@ fn operands_are_those_that_prep_makes() {
             };
             for card in &cards(&gpu)[..2] {
                 multiply(&gpu, card, quant_type, params);
-                let of_out = input(out.address(), magnitudes.address(), n_ff);
+                let of_out = plain_rows(n, &out, &magnitudes, n_ff);
                 let (found, expected) = (prepared(&gpu, of_out, Some(&operands)), prepared(&gpu, of_out, None));
                 let n_scaled = expected.1.iter().take(n).filter(|factor| f32::from_bits(**factor) != 1.0).count();
                 assert!(n_scaled > 0 && n_scaled < n, "{n_scaled} of {n} rows are multiplied");
@@ -488,14 +492,6 @@ fn few_rows_are_handed_on_as_prep_would() {
             let before = of_size(activations(n * width, random), width);
             let of_x = gpu.words(&x.chunks_exact(k).map(magnitude).collect::<Vec<_>>());
             let x = gpu.floats(&x);
-            let input = |x: u64, magnitudes: u64, k: usize| KigoInput {
-                x,
-                magnitudes,
-                n: n as u32,
-                k: k as u32,
-                stride: k as u32,
-                ..no_product().input
-            };
             for card in &cards(&gpu) {
                 let (out, magnitudes) = (gpu.floats(&before), gpu.words(&vec![0; n]));
                 let operands = gpu.filled(8 * width * 2, 0xff);
@@ -504,7 +500,7 @@ fn few_rows_are_handed_on_as_prep_would() {
                 let (weights, weight_scale) =
                     if is_gated { (both.0.address(), both.1) } else { (single.0.address(), single.1) };
                 let params = KigoMatmul {
-                    input: input(x.address(), of_x.address(), k),
+                    input: plain_rows(n, &x, &of_x, k),
                     weights,
                     weight_scale,
                     out: out.address(),
@@ -525,7 +521,7 @@ fn few_rows_are_handed_on_as_prep_would() {
                 let of_out = KigoInput {
                     norm: if is_normed { KIGO_NORM_RMS } else { KIGO_NORM_NONE },
                     norm_weight: if is_normed { weight.address() } else { 0 },
-                    ..input(out.address(), magnitudes.address(), width)
+                    ..plain_rows(n, &out, &magnitudes, width)
                 };
                 let results = |is_handed: u32| {
                     let results = gpu.floats(&poisoned(n * n_rows));
