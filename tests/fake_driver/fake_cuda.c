@@ -286,6 +286,14 @@ static int enter(const char *name) {
         return code;                     \
     } while (0)
 
+/* Declares a new object, which the call answers 2 without. */
+#define MAKE(object, kind)       \
+    Object *object = make(kind); \
+    if (!object) {               \
+        code = 2;                \
+        break;                   \
+    }
+
 #define CHECK(condition, status, ...)            \
     if (!(condition)) {                          \
         code = refuse(status, __VA_ARGS__);      \
@@ -296,8 +304,12 @@ static int known_device(int device) {
     return initialised && device >= 0 && device < n_devices;
 }
 
+/* A new object, or 0 where the host has no memory for it: calls answer 2 then, as for what they allocate. */
 static Object *make(Kind kind) {
     Object *object = calloc(1, sizeof *object);
+    if (!object) {
+        return 0;
+    }
     object->kind = kind;
     object->device = current()->device;
     object->max_shared = DEFAULT_SHARED;
@@ -326,16 +338,21 @@ static Object *holder(const void *address, size_t bytes, Kind kind) {
     return 0;
 }
 
+static void free_nodes(Object *object) {
+    for (Node *node = object->nodes, *next; node; node = next) {
+        next = node->next;
+        free(node);
+    }
+    object->nodes = 0;
+}
+
 static void destroy(Object *object) {
     Object **place = &objects;
     while (*place != object) {
         place = &(*place)->next;
     }
     *place = object->next;
-    for (Node *node = object->nodes, *next; node; node = next) {
-        next = node->next;
-        free(node);
-    }
+    free_nodes(object);
     free(object->block);
     if (object->kind == ALLOCATION) {
         used[object->device] -= object->bytes;
@@ -398,19 +415,23 @@ static void run(const Node *node) {
     }
 }
 
-/* Does the work, or records it in a stream that captures. */
-static void queue(Object *stream, Node node) {
+/* Does the work, or records it in a stream that captures; 2 where the host has no memory for that. */
+static int queue(Object *stream, Node node) {
     if (!stream->capturing) {
         run(&node);
-        return;
+        return 0;
     }
     Node **place = &stream->nodes;
     while (*place) {
         place = &(*place)->next;
     }
     *place = malloc(sizeof node);
+    if (!*place) {
+        return 2;
+    }
     **place = node;
     (*place)->next = 0;
+    return 0;
 }
 
 /* Whether a stream captures so that a call of this thread that is no work of a stream is an error that spoils the capture. */
@@ -565,6 +586,14 @@ EXPORT int cuMemGetInfo_v2(size_t *free_bytes, size_t *all_bytes) {
     });
 }
 
+/* Memory of a device is not the host's, so what stands in for it must not take the last of a small address space: allocations of a few
+ * bytes, without which no program goes on, would fail. */
+static int leaves_room(void) {
+    void *room = malloc(1 << 20);
+    free(room);
+    return room != 0;
+}
+
 EXPORT int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     CALL(cuMemAlloc, {
         CHECK(current(), 201, "cuMemAlloc without a context");
@@ -577,7 +606,12 @@ EXPORT int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
             break;
         }
         char *start = (char *)block + (256 - (uintptr_t)block % 256);
-        Object *object = make(ALLOCATION);
+        Object *object = leaves_room() ? make(ALLOCATION) : 0;
+        if (!object) {
+            free(block);
+            code = 2;
+            break;
+        }
         object->block = block;
         object->start = start;
         object->bytes = bytes;
@@ -596,9 +630,12 @@ EXPORT int cuMemFree_v2(uint64_t address) {
     });
 }
 
-// Host memory that the device reaches.
+/* Host memory that the device reaches; 0 where there is none for the object. */
 static Object *pin(void *start, size_t bytes) {
     Object *object = make(PINNED);
+    if (!object) {
+        return 0;
+    }
     object->start = start;
     object->bytes = bytes;
     pinned += bytes;
@@ -616,7 +653,13 @@ EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned flags) {
             break;
         }
         memset(memory, 0xA5, bytes);
-        pin(memory, bytes)->block = memory;
+        Object *object = pin(memory, bytes);
+        if (!object) {
+            free(memory);
+            code = 2;
+            break;
+        }
+        object->block = memory;
         *start = memory;
     });
 }
@@ -634,7 +677,7 @@ EXPORT int cuMemHostRegister_v2(void *start, size_t bytes, unsigned flags) {
         CHECK(current(), 201, "cuMemHostRegister without a context");
         CHECK(bytes > 0 && (uintptr_t)start % 4096 == 0 && flags < 16, 1, "cuMemHostRegister(%p, %zu, %u)", start, bytes, flags);
         CHECK(!holder(start, 1, PINNED), 712, "cuMemHostRegister of what is pinned");
-        pin(start, bytes);
+        code = pin(start, bytes) ? 0 : 2;
     });
 }
 
@@ -658,7 +701,7 @@ EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, voi
         Object *stream = find(handle, STREAM);
         CHECK(stream, 400, "copy in a wrong stream");
         CHECK(holder((void *)(uintptr_t)to, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
-        queue(stream, (Node){.to = (void *)(uintptr_t)to, .from = from, .bytes = bytes});
+        code = queue(stream, (Node){.to = (void *)(uintptr_t)to, .from = from, .bytes = bytes});
     });
 }
 
@@ -667,7 +710,7 @@ EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *han
         Object *stream = find(handle, STREAM);
         CHECK(stream, 400, "copy in a wrong stream");
         CHECK(holder((void *)(uintptr_t)from, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
-        queue(stream, (Node){.to = to, .from = (void *)(uintptr_t)from, .bytes = bytes});
+        code = queue(stream, (Node){.to = to, .from = (void *)(uintptr_t)from, .bytes = bytes});
     });
 }
 
@@ -677,7 +720,7 @@ EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *
         CHECK(stream, 400, "copy in a wrong stream");
         CHECK(holder((void *)(uintptr_t)from, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
         CHECK(holder((void *)(uintptr_t)to, bytes, ALLOCATION), 1, "copy of %zu bytes outside an allocation", bytes);
-        queue(stream, (Node){.to = (void *)(uintptr_t)to, .from = (void *)(uintptr_t)from, .bytes = bytes});
+        code = queue(stream, (Node){.to = (void *)(uintptr_t)to, .from = (void *)(uintptr_t)from, .bytes = bytes});
     });
 }
 
@@ -686,7 +729,7 @@ EXPORT int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void 
         Object *stream = find(handle, STREAM);
         CHECK(stream, 400, "fill in a wrong stream");
         CHECK(holder((void *)(uintptr_t)to, bytes, ALLOCATION), 1, "fill of %zu bytes outside an allocation", bytes);
-        queue(stream, (Node){.to = (void *)(uintptr_t)to, .fill = value, .bytes = bytes});
+        code = queue(stream, (Node){.to = (void *)(uintptr_t)to, .fill = value, .bytes = bytes});
     });
 }
 
@@ -706,7 +749,8 @@ EXPORT int cuPointerGetAttribute(void *value, unsigned attribute, uint64_t addre
 EXPORT int cuStreamCreate(Object **stream, unsigned flags) {
     CALL(cuStreamCreate, {
         CHECK(current() && flags <= 1, 201, "cuStreamCreate(%u) without a context", flags);
-        *stream = make(STREAM);
+        MAKE(made, STREAM);
+        *stream = made;
     });
 }
 
@@ -755,6 +799,11 @@ EXPORT int cuStreamEndCapture(void *handle, Object **graph) {
         CHECK(stream->capturing, 901, "cuStreamEndCapture of a stream that does not capture");
         stream->capturing = 0;
         Object *made = make(GRAPH);
+        if (!made) {
+            free_nodes(stream);
+            code = 2;
+            break;
+        }
         made->nodes = stream->nodes;
         stream->nodes = 0;
         *graph = made;
@@ -770,13 +819,21 @@ EXPORT int cuGraphInstantiateWithFlags(Object **exec, void *handle, unsigned lon
     CALL(cuGraphInstantiate, {
         Object *graph = find(handle, GRAPH);
         CHECK(graph && flags == 0, 400, "cuGraphInstantiate of no graph");
-        Object *made = make(EXEC);
+        MAKE(made, EXEC);
         Node **place = &made->nodes;
         for (Node *node = graph->nodes; node; node = node->next) {
             *place = malloc(sizeof *node);
+            if (!*place) {
+                code = 2;
+                break;
+            }
             **place = *node;
             (*place)->next = 0;
             place = &(*place)->next;
+        }
+        if (code) {
+            destroy(made);
+            break;
         }
         *exec = made;
     });
@@ -796,7 +853,8 @@ EXPORT int cuGraphLaunch(void *handle, void *into) {
 EXPORT int cuEventCreate(Object **event, unsigned flags) {
     CALL(cuEventCreate, {
         CHECK(current() && flags < 8, 201, "cuEventCreate without a context");
-        *event = make(EVENT);
+        MAKE(made, EVENT);
+        *event = made;
     });
 }
 
@@ -832,7 +890,8 @@ EXPORT int cuModuleLoadData(Object **module, const void *image) {
     CALL(cuModuleLoadData, {
         CHECK(current() && image, 201, "cuModuleLoadData without a context");
         CHECK(!spoils_capture(), 900, "cuModuleLoadData while a stream captures");
-        *module = make(MODULE);
+        MAKE(made, MODULE);
+        *module = made;
     });
 }
 
@@ -866,7 +925,7 @@ EXPORT int cuModuleGetFunction(Object **function, void *handle, const char *name
             code = 500;
             break;
         }
-        Object *made = make(FUNCTION);
+        MAKE(made, FUNCTION);
         made->module = module;
         made->param_bytes = bytes;
         made->samples = !strcmp(name, "sample_scan") ? SAMPLE_SCAN : !strcmp(name, "sample_weigh") ? SAMPLE_WEIGH : NOTHING;
@@ -927,7 +986,7 @@ EXPORT int cuLaunchKernelEx(const Config *config, void *handle, void **parameter
             if (node.samples) {
                 memcpy(&node.sample, parameters[0], sizeof node.sample);
             }
-            queue(stream, node);
+            code = queue(stream, node);
         }
     });
 }
