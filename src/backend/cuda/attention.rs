@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::CudaBackend;
 use super::blocks::{AttentionBlocks, Card};
 use super::context::Context;
+use super::handed::mix_operands;
 use super::kv_cache::PAGE;
 use super::module::{Function, Module, embedded};
 use super::params::{KIGO_FLASH_SHARED, KigoAttention};
-use super::stages::{launch, mix_operands};
+use super::stages::launch;
 use crate::Result;
 use crate::model::ModelDesc;
 

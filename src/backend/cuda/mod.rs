@@ -17,6 +17,7 @@ pub mod context;
 mod create;
 pub mod driver;
 mod experts;
+mod handed;
 pub mod kv_cache;
 pub mod layout;
 pub mod load;

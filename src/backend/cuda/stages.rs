@@ -8,6 +8,7 @@ use super::attention::{self, HEADS_OF_BLOCK};
 use super::blocks::{self, Blocks, Card, Job, Kernel};
 use super::context::Context;
 use super::experts;
+use super::handed::{self, Handed, ff_operands, mix_operands};
 use super::kv_cache::{self, PAGE};
 use super::layout::{
     Gate, NormPlace, Product, THREADS, TILE_ROWS, TypeTable, WARPS, activation_bytes, stride, wants_bf16,
@@ -57,7 +58,7 @@ pub struct Sizes {
     pub n_rows: usize,
     pub n_embd: usize,
     pub n_mix: usize,
-    n_ff: usize,
+    pub n_ff: usize,
     n_vocab: usize,
     /// Halves of q of a row.
     q: usize,
@@ -81,9 +82,6 @@ pub struct Sizes {
     /// Bytes of what the kernel `step` has.
     pub step: usize,
 }
-
-/// Rows that kernels hand on as operands at most: those of [`Kernel::Few8`].
-const HANDED_ROWS: usize = blocks::FEW_ROWS as usize;
 
 impl Sizes {
     /// For batches of up to `n_batch` rows.
@@ -138,21 +136,13 @@ impl Sizes {
             self.n_turns * 16,
             self.n_magnitudes * n * 4,
             self.n_operands / 8 * self.widest() / 64 * activation_bytes(true),
-            self.handed().iter().sum(),
+            handed::bytes(self.n_embd, self.n_mix, self.n_ff).iter().sum(),
             self.n_operands * 4,
             blocks::LATE * 4,
             n * size_of::<KigoRow>(),
             n * size_of::<KigoTile>(),
             n * 4 + n * self.counters * 4,
         ]
-    }
-
-    /// Bytes of what few rows are handed on as: operands of mix and ff, then of the residual stream before attention and after, which take
-    /// turns; the squares of these two.
-    fn handed(&self) -> [usize; 6] {
-        let operands = |width: usize| HANDED_ROWS * width * 2;
-        let squares = HANDED_ROWS * self.n_embd / TILE_ROWS * 4;
-        [operands(self.n_mix), operands(self.n_ff), operands(self.n_embd), operands(self.n_embd), squares, squares]
     }
 
     /// Bytes of the workspace with `n_logits` rows of logits.
@@ -185,10 +175,10 @@ pub struct Workspace {
     magnitudes: DeviceBuffer,
     /// Activations as operands. Those of few rows take its first half and its second by turns: a product that starts early may have
     /// a multiprocessor whose L1 holds what the product before it reads.
-    records: DeviceBuffer,
+    pub records: DeviceBuffer,
     takes_second: AtomicBool,
-    /// What kernels of few rows hand on: see [`Sizes::handed`].
-    handed: DeviceBuffer,
+    /// What kernels of few rows hand on: [`handed::bytes`].
+    pub handed: DeviceBuffer,
     /// f32 `[n]`
     factors: DeviceBuffer,
     /// f32 `[LATE]`: results of a product that are not finished.
@@ -305,13 +295,9 @@ impl Workspace {
         if self.sizes.pre_norm || layer == self.sizes.n_layer { 0 } else { self.stream_magnitudes(layer, after) }
     }
 
-    fn stream_magnitudes(&self, layer: usize, after: bool) -> u64 {
+    /// The same of what is handed on, too.
+    pub fn stream_magnitudes(&self, layer: usize, after: bool) -> u64 {
         self.magnitudes(self.sizes.n_layer + layer, after)
-    }
-
-    /// Where part `i` of [`Sizes::handed`] starts.
-    fn handed(&self, i: usize) -> u64 {
-        self.handed.address() + self.sizes.handed()[..i].iter().sum::<usize>() as u64
     }
 }
 
@@ -372,11 +358,16 @@ pub struct Source {
     /// Which records `prep` has written: whether of bfloat16, in which order.
     prepared: Option<(bool, u32)>,
     /// Where the kernel before has written them, but for rows that are multiplied with something; 0: it has not.
-    operands: u64,
+    pub operands: u64,
     /// Of those, where rows are normed, the squares of x.
-    squares: u64,
-    /// Whether `prep` is not asked to see to the rest.
-    is_handed: bool,
+    pub squares: u64,
+}
+
+impl Source {
+    /// Whether the product has to see to the rest: `prep` is not asked to.
+    fn is_handed(&self) -> bool {
+        self.operands != 0 && self.prepared.is_some_and(|(_, order)| order == KIGO_ORDER_FRAGMENTS)
+    }
 }
 
 /// What becomes of a product.
@@ -448,7 +439,7 @@ fn normed(b: &CudaBackend, x: u64, n: usize, width: usize, norm: NormPlace) -> S
         eps: b.desc.norm_eps,
         pad: 0,
     };
-    Source { input, records: 0, prepared: None, operands: 0, squares: 0, is_handed: false }
+    Source { input, records: 0, prepared: None, operands: 0, squares: 0 }
 }
 
 /// Rows `x` `[n, width]` as they are; `magnitudes` has their largest.
@@ -466,7 +457,7 @@ pub fn plain(x: u64, n: usize, width: usize, magnitudes: u64) -> Source {
         eps: 0.0,
         pad: 0,
     };
-    Source { input, records: 0, prepared: None, operands: 0, squares: 0, is_handed: false }
+    Source { input, records: 0, prepared: None, operands: 0, squares: 0 }
 }
 
 /// The residual stream as a layer takes it, before its attention or, if `after`, after it, in `n` rows of a product.
@@ -477,75 +468,6 @@ pub fn residual(b: &CudaBackend, layer: usize, after: bool, n: usize) -> Source 
         Some(norm) => Handed::of_stream(b, layer, after).take(normed(b, x, n, width, norm)),
         None => plain(x, n, width, b.work.x_magnitudes(layer, after)),
     }
-}
-
-/// How the residual stream of few rows is handed on: as operands of the products that take it after their norm. Zeros: it is not.
-#[derive(Clone, Copy, Default)]
-struct Handed {
-    operands: u64,
-    squares: u64,
-    magnitudes: u64,
-    norm: u64,
-}
-
-impl Handed {
-    /// Before the attention of a layer or, if `after`, after it; of the layer behind the last, what the output takes.
-    fn of_stream(b: &CudaBackend, layer: usize, after: bool) -> Handed {
-        let w = &b.work;
-        let who = |product: &Product| takes_handed(b, product, KIGO_STORE);
-        // Who adds to it, whether all who take it then can, and their norm.
-        let (adder, all_take, norm) = if after {
-            let l = &b.places.layers[layer];
-            let all = l.ffn_gate_inp.is_none()
-                && match &l.ffn_gate {
-                    Gate::Joint(both) => takes_handed(b, both, KIGO_GATED),
-                    Gate::None(up) => who(up),
-                    Gate::Apart { gate, up } => who(gate) && who(up),
-                };
-            (&l.attn_output, all, l.ffn_norm)
-        } else {
-            let Some(before) = layer.checked_sub(1).filter(|_| w.experts.is_none()) else { return Handed::default() };
-            let adder = &b.places.layers[before].ffn_down;
-            match b.places.layers.get(layer) {
-                Some(l) => (adder, l.attn_qkv.iter().all(who), l.attn_norm),
-                None => {
-                    let all = b.shape.all_want && b.shape.n_logits == b.shape.n;
-                    (adder, all && who(&b.places.output), Some(b.places.output_norm))
-                }
-            }
-        };
-        let is_plain = !b.desc.post_norm && b.desc.norm == Norm::Rms;
-        match norm.filter(|norm| is_plain && all_take && norm.bias.is_none() && is_few(b, adder, KIGO_ADD)) {
-            Some(norm) => Handed {
-                operands: w.handed(2 + usize::from(after)),
-                squares: w.handed(4 + usize::from(after)),
-                magnitudes: w.stream_magnitudes(layer, after),
-                norm: b.weights.address() + norm.weight,
-            },
-            None => Handed::default(),
-        }
-    }
-
-    /// A source that takes it.
-    fn take(self, mut source: Source) -> Source {
-        if self.operands != 0 {
-            (source.operands, source.squares) = (self.operands, self.squares);
-            source.input.magnitudes = self.magnitudes;
-        }
-        source
-    }
-}
-
-/// Whether a product of the batch is one of few rows, none of them alone.
-fn is_few(b: &CudaBackend, product: &Product, kind: u32) -> bool {
-    let input = plain(0, b.shape.n, product.k, 0).input;
-    (2..=HANDED_ROWS).contains(&b.shape.n)
-        && matches!(b.kernels.card.blocks(&job(&input, product, kind, input.n)).kernel, Kernel::Few8)
-}
-
-/// Whether it can take what is handed on: halves of whole units.
-fn takes_handed(b: &CudaBackend, product: &Product, kind: u32) -> bool {
-    !wants_bf16(product.quant) && product.k.is_multiple_of(64) && is_few(b, product, kind)
 }
 
 /// What the kernels need to know of the heads of a layer, and of its cache.
@@ -627,7 +549,7 @@ pub fn matmul(b: &CudaBackend, source: &Source, product: &Product, result: Outco
         out_norm: result.norm,
         out_squares: result.squares,
         squares: source.squares,
-        is_handed: u32::from(source.is_handed),
+        is_handed: u32::from(source.is_handed()),
         pad: 0,
         late: w.late.address(),
         n: input.n,
@@ -679,7 +601,7 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
         return Ok(());
     }
     if source.operands != 0 && order == KIGO_ORDER_FRAGMENTS {
-        (source.prepared, source.records, source.is_handed) = (Some((bf16, order)), source.operands, true);
+        (source.prepared, source.records) = (Some((bf16, order)), source.operands);
         return Ok(());
     }
     let (buffer, factors) = (&b.work.records, b.work.factors.address());
@@ -731,43 +653,6 @@ pub fn multiply(b: &CudaBackend, source: &mut Source, product: &Product, result:
         prepare(b, source, product, blocks.kernel)?;
     }
     launch_product(b, product, &blocks, &matmul(b, source, product, result, &blocks))
-}
-
-/// Whether kernels before can write what the product of the batch takes: halves of whole units in the order of sm_90a.
-fn takes_operands(b: &CudaBackend, product: &Product) -> bool {
-    b.kernels.card.swizzles(product.quant, b.shape.n) && !wants_bf16(product.quant) && product.k.is_multiple_of(64)
-}
-
-/// Where attention writes what the output takes, or 0: where the product before it had its own.
-pub fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
-    let (d, output) = (&b.desc, &b.places.layers[layer].attn_output);
-    let whole = d.head_dim == b.kernels.head_width && d.head_dim.is_multiple_of(64);
-    if whole && b.shape.n_tiles == 0 && takes_handed(b, output, KIGO_ADD) {
-        return b.work.handed(0);
-    }
-    if whole && attention::flash_of(b, layer).is_some() && takes_operands(b, output) {
-        b.work.records.address()
-    } else {
-        0
-    }
-}
-
-/// Where gate and up write what down takes, or 0: behind their own, in the room that bfloat16 would take.
-fn ff_operands(b: &CudaBackend, layer: usize) -> u64 {
-    let (l, sizes) = (&b.places.layers[layer], &b.work.sizes);
-    let (last, kind) = match &l.ffn_gate {
-        Gate::Joint(both) => (both, KIGO_GATED),
-        Gate::None(up) | Gate::Apart { up, .. } => (up, KIGO_STORE),
-    };
-    if is_few(b, last, kind) && takes_handed(b, &l.ffn_down, KIGO_ADD) {
-        return b.work.handed(1);
-    }
-    match &l.ffn_gate {
-        Gate::Joint(both) if takes_operands(b, both) && takes_operands(b, &l.ffn_down) => {
-            b.work.records.address() + (sizes.n_rows * sizes.n_embd * 2) as u64
-        }
-        _ => 0,
-    }
 }
 
 /// x = rows of `token_embd`, and of `position_embd`; rope turns; the magnitudes of all layers become zero. The `number` of the
