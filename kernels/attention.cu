@@ -357,6 +357,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
     constexpr int kStages = kDp <= 128 ? 2 : 1;
     constexpr bool kQShared = kDp > 128;
     constexpr int kMixed = 4;          // tiles of dimensions at a time
+    constexpr bool kHandsOn = kDp == 64 || kDp == 128;
     extern __shared__ uint4 shared[];  // K, V of each stage; then q of each warp if kQShared
 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -480,6 +481,8 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                 if (row0 + 8 * r >= n_rows) continue;
                 const uint64_t row = first_row + row0 + 8 * r;
                 float* to = at<float>(p.out) + row * p.out_stride + head * p.head_dim + 2 * t;
+                // Elements 32 before.
+                float2 lower[4];
 #pragma unroll
                 for (int n = 0; n < kDp / 8; n++) {
                     if (n * 8 + 2 * t >= p.head_dim) continue;
@@ -491,6 +494,12 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
                         top[r] = max(top[r], max(magnitude(x.x), magnitude(x.y)));
                     }
                     *cell = x;
+                    if (!kHandsOn || !ends || !p.operands) continue;
+                    if (n % 8 < 4) {
+                        lower[n % 4] = x;
+                    } else {
+                        put_operands(p, row, head * kDp + (n - 4) * 8 + 2 * t, lower[n % 4], x);
+                    }
                 }
             }
             if (ends) {

@@ -218,6 +218,19 @@ struct HeadOperands {
     }
 };
 
+// Where element `x` of all heads of row `row` and the one 32 further go as operands in KIGO_ORDER_SWIZZLED; heads have whole units.
+__device__ __forceinline__ __half2* swizzled_operands(const KigoAttention& p, uint32_t row, uint32_t x) {
+    const uint32_t a = x / 16 % 2, t = x / 4 % 4, i = x % 4;
+    uint8_t* to = at<uint8_t>(p.operands) + static_cast<uint64_t>(x / 64) * ((p.n + 7) / 8) * 1024 + row * 128;
+    return reinterpret_cast<__half2*>(to + ((4 * a + i) ^ row % 8) * 16 + 4 * t);
+}
+
+// Puts elements `x` and x + 1 of all heads, and those 32 further.
+__device__ __forceinline__ void put_operands(const KigoAttention& p, uint32_t row, uint32_t x, float2 low, float2 high) {
+    *swizzled_operands(p, row, x) = __floats2half2_rn(low.x, high.x);
+    *swizzled_operands(p, row, x + 1) = __floats2half2_rn(low.y, high.y);
+}
+
 // Zeroes the keys from `valid` on in 8 values: unwritten cache may hold NaN, which a weight of 0 does not silence.
 __device__ __forceinline__ void trim(uint4& v, int32_t valid) {
     uint32_t* word = &v.x;

@@ -372,14 +372,6 @@ struct Computer {
         before[kTiles * kGroupThreads] = fold_chunk(page, last_key, begins, [&](int i, float4 x, float4) { before[i * kGroupThreads] = x; });
     }
 
-    // Writes element `i` of 32 (i and t as in activations.cuh) of unit `unit` of row `of`, and the one 32 further, as operands.
-    __device__ __forceinline__ void put_operands(uint32_t unit, uint32_t of, uint32_t element, float low, float high) const {
-        const uint32_t a = element / 16, t = element / 4 % 4, i = element % 4;
-        uint8_t* to = at<uint8_t>(p.operands) + static_cast<uint64_t>(unit) * ((p.n + 7) / 8) * 1024 + of * 128;
-        const __half2 pair = __floats2half2_rn(low, high);
-        *reinterpret_cast<__half2*>(to + ((4 * a + i) ^ of % 8) * 16 + 4 * t) = pair;
-    }
-
     // With the last chunk the result is complete.
     __device__ __forceinline__ void finish(const Told& work, uint32_t head, uint32_t page, int32_t last_key, bool begins) {
         uint32_t top[2] = {0, 0};
@@ -403,9 +395,7 @@ struct Computer {
                         lower[r] = y[r];
                         continue;
                     }
-                    const uint32_t unit = head * (kDp / 64) + i / 8, of = work.first_row + row() + 8 * r, element = i % 4 * 8 + column;
-                    put_operands(unit, of, element, lower[r].x, y[r].x);
-                    put_operands(unit, of, element + 1, lower[r].y, y[r].y);
+                    put_operands(p, work.first_row + row() + 8 * r, head * kDp + (i - 4) * 8 + column, lower[r], y[r]);
                 }
             }
         });

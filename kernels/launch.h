@@ -359,8 +359,8 @@ typedef struct {
     uint64_t counters;
     /* f32 [n_head]: a score of each head that stands for no key; 0: none. */
     uint64_t sinks;
-    /* attn_flash_64, attn_flash_128 with heads of that width: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED; attn_decode:
-     * the same in KIGO_ORDER_FRAGMENTS, of n_head * head_dim that is a multiple of 64; 0: not wanted. */
+    /* attn_flash and attn_prefill with heads of 64 or 128 elements: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED;
+     * attn_decode: the same in KIGO_ORDER_FRAGMENTS, of n_head * head_dim that is a multiple of 64; 0: not wanted. */
     uint64_t operands;
     uint32_t n_head;
     uint32_t n_head_kv;

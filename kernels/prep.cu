@@ -1,4 +1,4 @@
-// prep: the activations of a batch, normed, as operands of the tensor cores; prep_normed: the same of many rows.
+// prep: the activations of a batch, normed, as operands of the tensor cores; prep_normed: the same where that is usual.
 #include "activations.cuh"
 
 template <bool kBf16, bool kWholeWarp = false>
@@ -100,50 +100,76 @@ extern "C" __global__ void __launch_bounds__(kThreads) prep(const __grid_constan
     }
 }
 
-// Many rows after an RMSNorm, as halves in KIGO_ORDER_SWIZZLED, in blocks of eight: a warp has a row of up to 2,048 columns, and all of
-// it under way at a time.
-extern "C" __global__ void __launch_bounds__(kThreads, 2) prep_normed(const __grid_constant__ KigoPrep p) {
-    constexpr int kEach = 16;
+// Writes the pairs of a lane's quad in KIGO_ORDER_SWIZZLED, as a whole warp with neighbouring quads: of two lanes each gets two words side by
+// side. `to` is where the quad's unit of the row is.
+__device__ __forceinline__ void put_pairs(uint8_t* to, const SwizzledPlace& place, uint2 pairs, bool exists) {
+    const bool odd = threadIdx.x % 2;
+    const uint32_t theirs = __shfl_xor_sync(~0u, odd ? pairs.x : pairs.y, 1);
+    if (!exists) return;
+    *reinterpret_cast<uint2*>(to + (odd ? place.second - 4 : place.first)) = odd ? uint2{theirs, pairs.y} : uint2{pairs.x, theirs};
+}
+
+// A row after an RMSNorm as halves in KIGO_ORDER_SWIZZLED, as a block: a thread has up to kTurns quads, all of them under way at a time.
+template <int kTurns>
+__device__ __forceinline__ void prepare_normed(const KigoPrep& p) {
+    __shared__ float2 scratch[kWarps];
     const KigoInput& in = p.input;
-    const uint32_t lane = threadIdx.x % kWarp, row = blockIdx.x * kWarps + threadIdx.x / kWarp, n_quads = in.stride / 4;
+    const uint32_t row = blockIdx.x, lane = threadIdx.x % kWarp, n_quads = in.stride / 4;
     const float4* weight = reinterpret_cast<const float4*>(in.norm_weight);
-    if (blockIdx.x == 0) prefetch_norm(in);
+    // Early where there are registers for them.
+    constexpr int kEarly = kTurns <= 4 ? kTurns : 0;
+    float4 v[kTurns] = {}, w[kTurns] = {};
+    const auto load_weight = [&](int turn) {
+        const uint32_t quad = turn * kThreads + threadIdx.x;
+        if (quad < n_quads) w[turn] = __ldg(weight + quad);
+    };
+#pragma unroll
+    for (int turn = 0; turn < kEarly; turn++) load_weight(turn);
     pdl_wait();
     pdl_launch();
     uint32_t from = row < in.n ? row : KIGO_NO_ROW;
     if (row < in.n && in.select) from = __ldcg(reinterpret_cast<const uint32_t*>(in.select) + row);
     const float4* x = reinterpret_cast<const float4*>(in.x) + size_t(from) * n_quads;
-    float4 v[kEach] = {};
 #pragma unroll
-    for (uint32_t i = 0; i < kEach; i++) {
-        const uint32_t quad = i * kWarp + lane;
-        if (quad < n_quads && from != KIGO_NO_ROW) v[i] = __ldcg(x + quad);
+    for (int turn = 0; turn < kTurns; turn++) {
+        const uint32_t quad = turn * kThreads + threadIdx.x;
+        if (quad < n_quads && from != KIGO_NO_ROW) v[turn] = __ldcg(x + quad);
     }
-    // Four lanes have the chain of tile lane / 4 of eight.
-    static_assert(kEach == 2 * 8);
-    float eights[8], largest = 0;
+    float chain = 0, largest = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) eights[i] = Squares::of_fours(__fadd_rn(Squares::of_tile(v[i]), Squares::of_tile(v[i + 8])));
-    const float all = Squares::of_eights(eights);
-#pragma unroll
-    for (uint32_t i = 0; i < kEach; i++) {
-        const uint32_t quad = i * kWarp + lane;
-        const float4 w = quad < n_quads ? __ldg(weight + quad) : float4{};
-        v[i] = {__fmul_rn(v[i].x, w.x), __fmul_rn(v[i].y, w.y), __fmul_rn(v[i].z, w.z), __fmul_rn(v[i].w, w.w)};
-        largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v[i].x), fabsf(v[i].y))), fmaxf(fabsf(v[i].z), fabsf(v[i].w)));
+    for (int turn = 0; turn < kTurns; turn++) {
+        if (turn >= kEarly) load_weight(turn);
+        float4& y = v[turn];
+        chain = __fadd_rn(chain, Squares::of_tile(y));
+        y = {__fmul_rn(y.x, w[turn].x), __fmul_rn(y.y, w[turn].y), __fmul_rn(y.z, w[turn].z), __fmul_rn(y.w, w[turn].w)};
+        largest = fmaxf(fmaxf(largest, fmaxf(fabsf(y.x), fabsf(y.y))), fmaxf(fabsf(y.z), fabsf(y.w)));
     }
+    const float2 all = block_squares_max(chain, largest, scratch);
     float scale, inverse;
-    range_scale(warp_max(largest), scale, inverse);
+    range_scale(all.y, scale, inverse);
     const SwizzledPlace place(QuadPlace(lane), row % 8);
-    uint8_t* to = reinterpret_cast<uint8_t*>(p.records) + (size_t(lane / 16) * gridDim.x + blockIdx.x) * 1024 + row % 8 * 128;
+    const size_t unit_bytes = size_t(gridDim.x / 8) * 1024;
+    uint8_t* records = reinterpret_cast<uint8_t*>(p.records) + size_t(row / 8) * 1024 + row % 8 * 128;
 #pragma unroll
-    for (uint32_t i = 0; i < kEach; i++, to += size_t(kWarp / 16) * gridDim.x * 1024) {
-        const Quad quad = scaled_quad<false, true>(v[i], scale);
-        if (i * kWarp + lane >= n_quads) continue;
-        *reinterpret_cast<uint32_t*>(to + place.first) = quad.high.x;
-        *reinterpret_cast<uint32_t*>(to + place.second) = quad.high.y;
+    for (int turn = 0; turn < kTurns; turn++) {
+        const uint32_t quad = turn * kThreads + threadIdx.x;
+        put_pairs(records + quad / 16 * unit_bytes, place, scaled_quad<false, true>(v[turn], scale).high, quad < n_quads);
     }
-    if (lane > 0) return;
-    const float factor = __fmul_rn(inverse, norm_factor(all, in.k, in.eps));
+    if (threadIdx.x > 0) return;
+    const float factor = __fmul_rn(inverse, norm_factor(all.x, in.k, in.eps));
     reinterpret_cast<float*>(p.factors)[row] = from == KIGO_NO_ROW ? 0 : factor;
+}
+
+// prep of halves in KIGO_ORDER_SWIZZLED after an RMSNorm, of rows of up to 8,192 columns.
+extern "C" __global__ void __launch_bounds__(kThreads, 4) prep_normed(const __grid_constant__ KigoPrep p) {
+    const uint32_t n_turns = (p.input.stride / 4 + kThreads - 1) / kThreads;
+    if (n_turns == 1) {
+        prepare_normed<1>(p);
+    } else if (n_turns == 2) {
+        prepare_normed<2>(p);
+    } else if (n_turns <= 4) {
+        prepare_normed<4>(p);
+    } else {
+        prepare_normed<8>(p);
+    }
 }

@@ -106,7 +106,7 @@ pub fn params(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
 }
 
 /// Attention of many rows of a layer, where they are attended to on the asynchronous tensor cores.
-pub fn flash_of(b: &CudaBackend, layer: usize) -> Option<&Function> {
+fn flash_of(b: &CudaBackend, layer: usize) -> Option<&Function> {
     // What a window hides is not read, but for the rest of a page.
     let n_keys = (b.cache.sizes().layers[layer].before + 1).min(b.shape.n_positions as u32);
     b.kernels.attention.flash.as_ref().filter(|_| b.shape.n_tiles > 0 && n_keys >= FLASH_KEYS)
@@ -121,11 +121,9 @@ pub fn attn_mix(b: &CudaBackend, layer: usize) -> Result<()> {
     if b.shape.n_tiles == 0 {
         return decode(b, layer);
     }
-    let params = params(b, layer, 1);
+    let params = KigoAttention { operands: mix_operands(b, layer), ..params(b, layer, 1) };
     if let Some(flash) = flash_of(b, layer) {
-        let (grid, params) =
-            ([b.kernels.card.n_sm, 1, 1], KigoAttention { operands: mix_operands(b, layer), ..params });
-        return launch(b, flash, grid, FLASH_THREADS, KIGO_FLASH_SHARED, &params);
+        return launch(b, flash, [b.kernels.card.n_sm, 1, 1], FLASH_THREADS, KIGO_FLASH_SHARED, &params);
     }
     let grid = [b.shape.n_tiles as u32, b.desc.n_head as u32, 1];
     launch(b, &kernels.prefill, grid, PREFILL_THREADS, kernels.prefill_shared, &params)

@@ -390,6 +390,9 @@ impl Card {
         let n_rings = if kernel == Kernel::Grouped { WARPS / busy * busy } else { WARPS };
         let bytes = |n_slots: u32, columns: u32| n_rings * n_slots * slot + WARPS * 2 * TILE_ROWS as u32 * columns * 4;
         let wanted = slots(2 * piece, per_sm * n_rings);
+        // A block that is alone gains by as many bytes under way as two have, where nothing is unpacked and rows are few.
+        let is_longer = per_sm == 1 && kernel == Kernel::Few8 && is_plain(job.quant);
+        let wanted = if is_longer { 2 * wanted - 1 } else { wanted };
         let choices = (2..=wanted).rev().flat_map(|n| columns.iter().map(move |columns| (n, *columns)));
         let fits = |(n_slots, columns): &(u32, u32)| {
             let bytes = bytes(*n_slots, *columns);
@@ -683,6 +686,10 @@ mod tests {
         // The experts of a Qwen3 of 30B: eight slices for gate and up, three for down. Those of gpt-oss: a slice of 6 records is one piece.
         assert_eq!([2048, 768].map(|k| slots(QuantType::Q4_K, k)), [3, 5]);
         assert_eq!([4096, 2880].map(|k| slots(QuantType::MXFP4, k)), [3, 3]);
+        // A block for each item, and two on a multiprocessor.
+        let of_few = |quant, n, n_tiles| H200.blocks(&job(quant, n, 4096, false, n_tiles)).n_slots;
+        assert_eq!([256, 1024].map(|n_tiles| of_few(QuantType::F16, 8, n_tiles)), [5, 3]);
+        assert_eq!([(QuantType::Q4_K, 8), (QuantType::F16, 16)].map(|(quant, n)| of_few(quant, n, 256)), [3, 3]);
     }
 
     #[test]

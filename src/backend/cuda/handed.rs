@@ -2,7 +2,6 @@
 //! attention, gate and up give.
 
 use super::CudaBackend;
-use super::attention;
 use super::blocks::{self, Kernel};
 use super::layout::{Gate, Product, TILE_ROWS, wants_bf16};
 use super::params::{KIGO_ADD, KIGO_GATED, KIGO_STORE};
@@ -11,6 +10,8 @@ use crate::model::Norm;
 
 /// Rows that kernels hand on as operands at most: those of [`Kernel::Few8`].
 const HANDED_ROWS: usize = blocks::FEW_ROWS as usize;
+/// Elements of heads that attention of tiles hands on at most.
+const HANDED_WIDTH: usize = 128;
 
 /// What few rows have a place of their own for: operands of mix and ff, those of the residual stream before attention and after, which
 /// take turns, and the squares of these.
@@ -118,13 +119,10 @@ fn takes_operands(b: &CudaBackend, product: &Product) -> bool {
 pub fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
     let (d, output) = (&b.desc, &b.places.layers[layer].attn_output);
     let whole = d.head_dim == b.kernels.head_width && d.head_dim.is_multiple_of(64);
-    if whole && b.shape.n_tiles == 0 && takes_handed(b, output, KIGO_ADD) {
-        return address(b, Part::Mix);
-    }
-    if whole && attention::flash_of(b, layer).is_some() && takes_operands(b, output) {
-        b.work.records.address()
-    } else {
-        0
+    match b.shape.n_tiles {
+        0 if whole && takes_handed(b, output, KIGO_ADD) => address(b, Part::Mix),
+        1.. if whole && d.head_dim <= HANDED_WIDTH && takes_operands(b, output) => b.work.records.address(),
+        _ => 0,
     }
 }
 

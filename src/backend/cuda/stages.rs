@@ -26,9 +26,8 @@ use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
-/// Rows from which on those of up to so many columns are normed by `prep_normed`, each by a warp.
-const PREP_MANY: u32 = 1024;
-const PREP_WIDTH: u32 = 2048;
+/// Columns of a row of `prep_normed` at most.
+const PREP_WIDTH: u32 = 8192;
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kMostAtOnce` of `kernels/activations.cuh`.
 const PREP_BLOCKS: u32 = 4;
@@ -306,7 +305,7 @@ pub struct Kernels {
     /// Those of tensor types.
     pub types: TypeTable,
     prep: Function,
-    /// The same for many rows that are normed, of up to [`PREP_WIDTH`] columns.
+    /// The same of halves in the order of sm_90a after an RMSNorm, of up to [`PREP_WIDTH`] columns.
     prep_normed: Function,
     /// The same for few rows, as they are and normed.
     prep_few: [Function; 2],
@@ -615,18 +614,18 @@ pub fn prepare(b: &CudaBackend, source: &mut Source, product: &Product, kernel: 
         return launch(b, &b.kernels.prep, [input.n.div_ceil(8), 1, 1], THREADS, 0, &rest);
     }
     let (n_rows, quads, has_norm) = (input.n.next_multiple_of(8), input.stride / 4, input.norm != KIGO_NORM_NONE);
+    let is_rms = input.norm == KIGO_NORM_RMS;
     (source.prepared, source.records) = (Some((bf16, order)), records);
     let [few, few_normed] = &b.kernels.prep_few;
     if is_few && !has_norm {
         return launch(b, few, [n_rows, quads.div_ceil(THREADS), 1], THREADS, 0, &prep);
     }
-    if is_few && input.norm == KIGO_NORM_RMS && quads <= PREP_NORMED {
+    if is_few && is_rms && quads <= PREP_NORMED {
         let threads = quads.next_multiple_of(32).clamp(THREADS, PREP_THREADS);
         return launch(b, few_normed, [n_rows, 1, 1], threads, input.stride * 4, &prep);
     }
-    let is_many = input.n >= PREP_MANY && input.stride <= PREP_WIDTH;
-    if is_many && input.norm == KIGO_NORM_RMS && order == KIGO_ORDER_SWIZZLED && !bf16 {
-        return launch(b, &b.kernels.prep_normed, [n_rows / 8, 1, 1], THREADS, 0, &prep);
+    if is_rms && order == KIGO_ORDER_SWIZZLED && !bf16 && input.stride <= PREP_WIDTH {
+        return launch(b, &b.kernels.prep_normed, [n_rows, 1, 1], THREADS, 0, &prep);
     }
     // A norm is one block's. Other rows are spread over the card while they are few, down to a load for each thread.
     let most = if has_norm { 1 } else { quads.div_ceil(THREADS) };
