@@ -7,12 +7,17 @@
 use super::MAX_GRAPH_ROWS;
 use crate::backend::{Row, SequenceId};
 
-/// Steps that the device may be ahead of the host: the one that is awaited, and one that keeps the device busy meanwhile.
+/// Steps that the device may be ahead of those that are awaited: sequences that run together may be apart by as many, and the host late.
 pub(super) const STEPS_AHEAD: usize = 2;
+/// The same of a sequence alone whose steps read so many bytes of weights: they take a millisecond or more, in which a host is there again,
+/// and who comes after its end waits for all that were started.
+const LONG_STEPS_AHEAD: usize = 1;
+const LONG_STEP_BYTES: u64 = 4_000_000_000;
 
 /// What is known of the steps; the queue of the device is not its business.
-#[derive(Default)]
 pub(super) struct Ahead {
+    /// Of a sequence alone.
+    most_alone: usize,
     /// The rows of the steps, or before the first those of the batch in hand; in the order of their sequences.
     rows: Vec<Member>,
     n_started: usize,
@@ -39,6 +44,19 @@ struct Member {
 }
 
 impl Ahead {
+    /// No steps, each of which will read so many bytes of weights.
+    pub fn new(step_bytes: u64) -> Ahead {
+        Ahead {
+            most_alone: if step_bytes >= LONG_STEP_BYTES { LONG_STEPS_AHEAD } else { STEPS_AHEAD },
+            rows: Vec::new(),
+            n_started: 0,
+            in_hand: Vec::new(),
+            last: Vec::new(),
+            n_same: 0,
+            sorted: Vec::new(),
+        }
+    }
+
     /// Whether the next rows of some members are asked for, which are in hand then.
     pub fn takes(&mut self, rows: &[Row]) -> bool {
         self.in_hand.clear();
@@ -111,7 +129,8 @@ impl Ahead {
     /// Whether the device should have another step to run.
     pub fn wants_step(&self) -> bool {
         let slowest = self.rows.iter().map(|member| member.n_had + usize::from(member.is_in_hand)).min();
-        slowest.is_some_and(|slowest| self.n_started - slowest < STEPS_AHEAD)
+        let most = if self.rows.len() == 1 { self.most_alone } else { STEPS_AHEAD };
+        slowest.is_some_and(|slowest| self.n_started - slowest < most)
     }
 
     /// The sequences of the next step, and the positions of their rows.
@@ -198,7 +217,7 @@ mod tests {
 
     #[test]
     fn one_sequence_is_ahead_from_its_second_batch_on() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Ahead::new(0);
         assert_eq!(run(&mut ahead, &[row(3, 0, 7), row(3, 1, 8)]), (false, 0), "a prompt");
         assert_eq!(run(&mut ahead, &[next(3, 2)]), (false, STEPS_AHEAD));
         for position in 3..10 {
@@ -211,8 +230,20 @@ mod tests {
     }
 
     #[test]
+    fn long_steps_are_fewer_where_nobody_may_be_apart() {
+        let mut ahead = Ahead::new(LONG_STEP_BYTES);
+        run(&mut ahead, &[row(3, 0, 7)]);
+        assert_eq!(run(&mut ahead, &[next(3, 1)]), (false, 1));
+        for position in 2..5 {
+            assert_eq!(run(&mut ahead, &[next(3, position)]), (true, 1));
+        }
+        run(&mut ahead, &[next(3, 5), next(4, 1)]);
+        assert_eq!(run(&mut ahead, &[next(3, 6), next(4, 2)]), (false, STEPS_AHEAD));
+    }
+
+    #[test]
     fn members_come_in_any_order_and_apart() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Ahead::new(0);
         assert_eq!(run(&mut ahead, &[next(5, 8), next(2, 4), next(9, 6)]), (false, 0));
         assert_eq!(run(&mut ahead, &[next(2, 5), next(9, 7), next(5, 9)]), (false, STEPS_AHEAD));
         assert_eq!(run(&mut ahead, &[next(9, 8), next(5, 10), next(2, 6)]), (true, 1));
@@ -230,7 +261,7 @@ mod tests {
 
     #[test]
     fn who_has_had_all_drew_nothing_in_vain() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Ahead::new(0);
         for position in 1..3 {
             run(&mut ahead, &[next(1, position), next(2, position)]);
         }
@@ -244,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_failed_draw_is_never_followed() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Ahead::new(0);
         for position in 1..3 {
             run(&mut ahead, &[next(1, position)]);
         }
@@ -257,7 +288,7 @@ mod tests {
 
     #[test]
     fn batches_that_are_no_steps_begin_nothing() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Ahead::new(0);
         let without = |row: Row| Row { logits: false, ..row };
         let mixed = [row(1, 0, 1), row(1, 1, 1), row(2, 5, 1)];
         let many: Vec<Row> = (0..MAX_GRAPH_ROWS as u64 + 1).map(|sequence| next(sequence, 4)).collect();

@@ -12,7 +12,7 @@ use super::layout::{Places, Repackers, TypeTable};
 use super::memory::PinnedBuffer;
 use super::sample::{self, Samplers};
 use super::stages::{self, Kernels, Shape, Workspace};
-use super::step::Step;
+use super::step::{Step, step_bytes};
 use super::stream::Stream;
 use super::{Batch, CudaBackend, FIRST_LOGITS, N_SAMPLED, N_SLOTS, Slots, experts, load};
 use crate::backend::{DecodePath, Needs, Progress};
@@ -167,13 +167,14 @@ impl CudaBackend {
             wanted: try_vec(n_batch, "the rows of a batch")?,
             n_batch,
             host_logits: Vec::new(),
-            ahead: Ahead::default(),
+            ahead: Ahead::new(0),
             prepare_time: Duration::ZERO,
             weights,
             stream,
             context: context.clone(),
         };
         backend.step = Step::new(&backend, decode_path)?;
+        backend.ahead = Ahead::new(step_bytes(&backend));
         // Whoever waits for a second token would wait for these.
         backend.capture((backend.batch(1, 0), None))?;
         backend.capture((Batch::Rows(1), None))?;

@@ -231,6 +231,11 @@ fn layer_weights(b: &CudaBackend) -> (u64, u64) {
     b.places.layers.iter().map(weights).min().unwrap_or((0, 0))
 }
 
+/// Bytes of weights that the layers of a step read.
+pub fn step_bytes(b: &CudaBackend) -> u64 {
+    layer_weights(b).0 * b.places.layers.len() as u64
+}
+
 /// Whether it pays that weights of such layers go ahead to L2 while rings are full, where a multiprocessor's share of memory gives so many
 /// bytes a second, 0 if nobody knows. On an H200 a Llama of 8B takes 2 % less so in f16, and 1 % in `Q8_0`; in `Q4_K_M` it takes as long, but
 /// 3 to 4 % longer after 1,000 to 2,000 positions, as weights are in the way of keys and values. Smaller layers come too early: a Qwen2 of
