@@ -148,11 +148,14 @@ impl StringArray {
         let end = end.ok_or(Error::Limit { what: "bytes in an array of strings", limit: u32::MAX.into() })?;
         let out_of_memory = |_| Error::OutOfMemory { what: "an array of strings".to_string(), bytes: len as u64 };
         self.ends.try_reserve(1).map_err(out_of_memory)?;
-        self.bytes.try_reserve(len).map_err(out_of_memory)?;
-        self.bytes.resize(start + len, 0);
-        if let Err(error) = fill(&mut self.bytes[start..]) {
-            self.bytes.truncate(start);
-            return Err(error);
+        // A file of nothing but empty strings has millions of them.
+        if len > 0 {
+            self.bytes.try_reserve(len).map_err(out_of_memory)?;
+            self.bytes.resize(start + len, 0);
+            if let Err(error) = fill(&mut self.bytes[start..]) {
+                self.bytes.truncate(start);
+                return Err(error);
+            }
         }
         self.ends.push(end);
         Ok(())
