@@ -26,7 +26,7 @@ use crate::backend::Purpose;
 use crate::error::try_vec;
 use crate::model::{Activation, ModelDesc, Norm, QkNorm, RopePairing, RopeTable};
 
-/// Columns of a row of `prep_normed` at most.
+/// Columns of a row of `prep_normed` at most: a quad for each thread in each of the most turns of `kernels/prep.cu`.
 const PREP_WIDTH: u32 = 8192;
 /// Blocks of `prep` for each multiprocessor that there may be before a thread gets more than one load, and loads that it has
 /// under way at most: `kMostAtOnce` of `kernels/activations.cuh`.

@@ -231,7 +231,7 @@ fn layer_weights(b: &CudaBackend) -> (u64, u64) {
     b.places.layers.iter().map(weights).min().unwrap_or((0, 0))
 }
 
-/// Bytes of weights that the layers of a step read.
+/// Bytes of weights that the layers of a step read at least.
 pub fn step_bytes(b: &CudaBackend) -> u64 {
     layer_weights(b).0 * b.places.layers.len() as u64
 }
