@@ -59,12 +59,11 @@ impl Queue {
 }
 
 /// What a session wants of its rows.
-#[allow(clippy::large_enum_variant, reason = "a box for the sampler would be an allocation for each token")]
 pub(super) enum Wanted {
     /// The logits of the last row that wants them, in this buffer; nothing if none does.
     Logits(Vec<f32>),
     /// The token that this sampler draws after the last row, given the latest tokens of the sequence.
-    Token(Sampler, Vec<u32>),
+    Token(Box<Sampler>, Vec<u32>),
 }
 
 /// What a session wants done with its sequence, between two batches. It is done again when memory was made free for it.
@@ -76,6 +75,8 @@ pub(super) struct Request {
     task: Mutex<Option<Task>>,
     /// The token, if one is wanted.
     outcome: Mutex<Option<Result<Option<u32>>>>,
+    /// Whether a token is wanted.
+    draws: bool,
     /// With what is the session's own, which it takes back with the outcome.
     wanted: Mutex<Wanted>,
     /// When it was put into the queue, and for how many nanoseconds it stood there.
@@ -121,7 +122,7 @@ impl Engine {
     pub fn next_token(
         &self,
         rows: Vec<Row>,
-        sampler: &mut Sampler,
+        sampler: &mut Box<Sampler>,
         recent: Vec<u32>,
         cancel: &AtomicBool,
     ) -> Result<(u32, Duration)> {
@@ -160,13 +161,14 @@ impl Engine {
             let patience = if queue.led { Some(CANCEL_CHECK) } else { queue.patience() };
             queue = match patience {
                 Some(time) => request.wake.wait_timeout(queue, time).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.lead(queue),
+                None => self.lead(queue, request),
             };
         }
     }
 
-    /// Runs one batch of the oldest requests, and passes the lead on.
-    fn lead<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+    /// Runs one batch of the oldest requests for the caller of `own`, and passes the lead on.
+    fn lead<'a>(&'a self, mut queue: MutexGuard<'a, Queue>, own: &Arc<Request>) -> MutexGuard<'a, Queue> {
+        let started = Instant::now();
         let mut batch = Vec::new();
         let mut n_rows = 0;
         while let Some(request) = queue.waiting.front() {
@@ -174,13 +176,13 @@ impl Engine {
                 break;
             }
             n_rows += request.rows.len();
-            request.taken();
+            request.taken(started);
             batch.extend(queue.waiting.pop_front());
         }
         queue.led = true;
         drop(queue);
         // Dropped on every way out, so that nobody waits for ever.
-        let lead = Lead { engine: self, batch, started: Instant::now() };
+        let lead = Lead { engine: self, own, batch, started };
         self.run_batch(&lead.batch);
         drop(lead);
         self.free_retired();
@@ -215,7 +217,8 @@ impl Engine {
 
     /// Frees what has retired, unless a batch is running, whose leader does it then.
     pub(super) fn free_retired(&self) {
-        loop {
+        // Somebody may retire a sequence while one is freed, and leave it to us.
+        while !lock(&self.retired).is_empty() {
             let mut backend = match self.backend.try_lock() {
                 Ok(backend) => backend,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -225,24 +228,22 @@ impl Engine {
             for retired in retired {
                 lock(&self.prompts).end(&mut **backend, retired);
             }
-            drop(backend);
-            // Somebody may have retired a sequence meanwhile and left it to us.
-            if lock(&self.retired).is_empty() {
-                return;
-            }
         }
     }
 }
 
 /// Runs the rows of `requests` as one batch and finishes all of them, or none.
 fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
-    let mut rows = try_vec(requests.iter().map(|request| request.rows.len()).sum(), "the rows of a batch")?;
-    rows.extend(requests.iter().flat_map(|request| &request.rows));
-    contained(|| backend.forward(&rows))?;
+    if let [request] = requests {
+        contained(|| backend.forward(&request.rows))?;
+    } else {
+        let mut rows = try_vec(requests.iter().map(|request| request.rows.len()).sum(), "the rows of a batch")?;
+        rows.extend(requests.iter().flat_map(|request| &request.rows));
+        contained(|| backend.forward(&rows))?;
+    }
     let mut wanted: Vec<MutexGuard<Wanted>> = try_vec(requests.len(), "the requests of a batch")?;
     wanted.extend(requests.iter().map(|request| lock(&request.wanted)));
     let mut draws: Vec<Draw> = try_vec(requests.len(), "the draws of a batch")?;
-    let mut drawing: Vec<&Request> = try_vec(requests.len(), "the draws of a batch")?;
     let mut index = 0;
     for (request, wanted) in requests.iter().zip(&mut wanted) {
         let first = index;
@@ -260,7 +261,6 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
             Wanted::Token(sampler, recent) => {
                 let sequence = request.rows.last().map_or(0, |row| row.sequence);
                 draws.push(Draw { index: index.saturating_sub(1), sequence, sampler, recent, outcome: None });
-                drawing.push(request);
             }
         }
     }
@@ -272,7 +272,7 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
         Ok(())
     });
     let failed = sampled.err().map(|error| error.to_string()).unwrap_or_default();
-    for (request, draw) in drawing.into_iter().zip(draws) {
+    for (request, draw) in requests.iter().filter(|request| request.draws).zip(draws) {
         request.finish(draw.outcome.unwrap_or_else(|| Err(Error::Internal(failed.clone()))).map(Some));
     }
     Ok(())
@@ -293,6 +293,7 @@ impl Request {
             rows,
             task: Mutex::new(task),
             outcome: Mutex::new(None),
+            draws: matches!(wanted, Wanted::Token(..)),
             wanted: Mutex::new(wanted),
             queued: Instant::now(),
             waited: AtomicU64::new(0),
@@ -300,9 +301,9 @@ impl Request {
         })
     }
 
-    /// Notes that a batch has taken it.
-    fn taken(&self) {
-        let waited = u64::try_from(self.queued.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    /// Notes that a batch has taken it at `now`.
+    fn taken(&self, now: Instant) {
+        let waited = u64::try_from(now.saturating_duration_since(self.queued).as_nanos()).unwrap_or(u64::MAX);
         self.waited.store(waited, Ordering::Relaxed);
     }
 
@@ -319,6 +320,8 @@ impl Request {
 /// The right to run a batch; passed on when dropped.
 struct Lead<'a> {
     engine: &'a Engine,
+    /// That of the caller who leads.
+    own: &'a Arc<Request>,
     batch: Vec<Arc<Request>>,
     started: Instant,
 }
@@ -329,12 +332,17 @@ impl Drop for Lead<'_> {
         queue.led = false;
         let served = self.batch.iter().filter(|request| !request.rows.is_empty()).count();
         queue.expected = served + queue.waiting.len();
+        // Nobody waits for one caller; that is asked of each token of a sequence alone.
+        let now = (queue.expected > 1).then(Instant::now);
         let (part, least, most) = PATIENCE;
-        queue.until = Instant::now().checked_add((self.started.elapsed() / part).clamp(least, most));
+        queue.until = now.and_then(|now| now.checked_add(((now - self.started) / part).clamp(least, most)));
         for request in &self.batch {
             let mut outcome = lock(&request.outcome);
             outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));
-            request.wake.notify_one();
+            // To wake is a system call, and who leads is awake.
+            if !Arc::ptr_eq(request, self.own) {
+                request.wake.notify_one();
+            }
         }
         queue.wake_next();
     }
@@ -510,8 +518,10 @@ pub(crate) mod tests {
 
         // Two run, and meanwhile a third waits: all three are expected.
         let engine = engine(8);
+        let own = request(4);
         let lead = |of: &[u32]| Lead {
             engine: &engine,
+            own: &own,
             batch: of.iter().map(|&s| request(s.into())).collect(),
             started: Instant::now(),
         };

@@ -55,7 +55,7 @@ impl Session {
         Ok(Session {
             engine: engine.clone(),
             sequence,
-            sampler,
+            sampler: Box::new(sampler),
             options,
             tokens,
             turns,

@@ -82,7 +82,7 @@ pub enum FinishReason {
 pub struct Session {
     engine: Arc<Engine>,
     sequence: SequenceId,
-    sampler: Sampler,
+    sampler: Box<Sampler>,
     options: Arc<SessionOptions>,
     /// Prompts and generated tokens of all turns, in order.
     tokens: Vec<u32>,
@@ -141,7 +141,7 @@ impl Session {
         Ok(Session {
             sequence: engine.sequence_new(),
             engine: engine.clone(),
-            sampler,
+            sampler: Box::new(sampler),
             options: Arc::new(options.clone()),
             turns: Turns::new(Turn::new(tokens.len(), 0, chat.as_ref())),
             tokens,

@@ -93,7 +93,7 @@ impl Session {
             finished: state.has_ended.then_some(FinishReason::EndOfGeneration),
             cancel: Arc::new(AtomicBool::new(false)),
             times: Times::since(Instant::now()),
-            sampler: Sampler::default(),
+            sampler: Box::default(),
         };
         read_pages(&mut file, engine, sequence, state.n_past).and_then(|()| file.finish()).map_err(in_file)?;
         let start = session.turns.last().start;
@@ -108,7 +108,7 @@ impl Session {
         } else if session.finished.is_some() {
             session.text.finish();
         }
-        session.sampler = sampler;
+        *session.sampler = sampler;
         session.n_past = state.n_past;
         Ok(session)
     }
