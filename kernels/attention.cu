@@ -233,12 +233,7 @@ __device__ __forceinline__ void decode(const KigoAttention& p) {
     }
 
     barrier_wait(1, kThreads);
-    if (threadIdx.x == 0) {
-        __threadfence();
-        uint32_t* counter = at<uint32_t>(p.counters) + row * gridDim.x + blockIdx.x;
-        is_last = atomicInc(counter, blocks - 1) == blocks - 1;  // wraps to 0 for the next use
-        __threadfence();
-    }
+    if (threadIdx.x == 0) is_last = counts_last(at<uint32_t>(p.counters) + row * gridDim.x + blockIdx.x, blocks);
     barrier_wait(1, kThreads);
     if (!is_last) return;
 
@@ -357,7 +352,8 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
     constexpr int kStages = kDp <= 128 ? 2 : 1;
     constexpr bool kQShared = kDp > 128;
     constexpr int kMixed = 4;          // tiles of dimensions at a time
-    constexpr bool kHandsOn = kDp == 64 || kDp == 128;
+    // Of heads of 128 it takes longer than the next product's prep.
+    constexpr bool kHandsOn = kDp == 64;
     extern __shared__ uint4 shared[];  // K, V of each stage; then q of each warp if kQShared
 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;

@@ -316,12 +316,7 @@ __device__ __forceinline__ void chunks(const KigoAttention& p) {
             __syncwarp();
             turns.end(j);
             if (!alone && page_at(j + 1) >= n_pages && lane == 0) {
-                uint32_t before;
-                asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
-                             : "=r"(before)
-                             : "l"(at<uint32_t>(p.counters) + row * gridDim.x + blockIdx.x), "r"(blocks - 1)
-                             : "memory");
-                is_last = before == blocks - 1;  // wraps to 0 for the next use
+                is_last = counts_last(at<uint32_t>(p.counters) + row * gridDim.x + blockIdx.x, blocks);
             }
             continue;
         }

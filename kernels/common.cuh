@@ -193,6 +193,14 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// Whether this thread is the last of `n` to count itself in global memory; the counter is 0 then for the next use. It sees what the
+// others wrote before, and what their blocks wrote before a barrier.
+__device__ __forceinline__ bool counts_last(uint32_t* counter, uint32_t n) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(n - 1) : "memory");
+    return before == n - 1;
+}
+
 // Raises the largest magnitude at `at` to that of `value`; bits of non-negative floats are ordered like the floats.
 __device__ __forceinline__ void raise_magnitude(uint32_t* at, float value) {
     atomicMax(at, __float_as_uint(fabsf(value)));

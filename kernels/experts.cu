@@ -120,12 +120,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) route_few(const __grid_co
         }
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        // Wraps to 0 for the next use.
-        is_last = atomicInc(at<uint32_t>(p.counters) + row, gridDim.x - 1) == gridDim.x - 1;
-        __threadfence();
-    }
+    if (threadIdx.x == 0) is_last = counts_last(at<uint32_t>(p.counters) + row, gridDim.x);
     __syncthreads();
     if (!is_last) return;
 

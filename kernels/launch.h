@@ -359,7 +359,7 @@ typedef struct {
     uint64_t counters;
     /* f32 [n_head]: a score of each head that stands for no key; 0: none. */
     uint64_t sinks;
-    /* attn_flash and attn_prefill with heads of 64 or 128 elements: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED;
+    /* attn_flash with heads of 64 or 128 elements, attn_prefill with 64: where out goes as operands too, halves in KIGO_ORDER_SWIZZLED;
      * attn_decode: the same in KIGO_ORDER_FRAGMENTS, of n_head * head_dim that is a multiple of 64; 0: not wanted. */
     uint64_t operands;
     uint32_t n_head;
@@ -662,7 +662,7 @@ typedef struct {
     uint32_t n_tokens;
     /* Number of the latest outcome. */
     uint32_t serial;
-    /* 1: sample_weigh finishes the row; 0: sample_scan does. */
+    /* 1: sample_weigh and sample_gather finish the row; 0: sample_scan does. */
     uint32_t weigh;
 } KigoSampler;
 
@@ -682,21 +682,28 @@ typedef struct {
     uint32_t window[KIGO_SAMPLE_CHUNK / 32];
 } KigoSampleChunk;
 
-/* Workspace of a row, followed by its chunks. Zero before the first use; counters, sums and `complement` are left zero. */
+/* Workspace of a row, followed by its chunks. Zero before the first use; counters, sums, `complement` and `n_keys` are left zero. */
 typedef struct {
     uint64_t best;
     uint32_t worst;
     /* Blocks that are done, of each kernel. */
     uint32_t scanned;
     uint32_t weighed;
-    uint32_t pad;
+    uint32_t gathered;
     /* Of the best candidate of a greedy row. */
     uint64_t complement;
-    /* Of the candidates in each bin: their number, their weights for top_p, their weights for the draw. */
+    /* Of the candidates in each bin, or up to each when all are weighed: their number, their weights for top_p, their weights for
+     * the draw. */
     uint64_t sums[3][KIGO_SAMPLE_BINS];
+    /* In which bins something may end, bit i % 32 of word i / 32; the candidates in these: how many, and so many of them. */
+    uint32_t marks[KIGO_SAMPLE_BINS / 32];
+    uint32_t n_keys;
+    /* Each chunk is a sector of 32 bytes. */
+    uint32_t pad[7];
+    uint64_t keys[KIGO_SAMPLE_SORTED];
 } KigoSampleWork;
 
-/* sample_scan, sample_weigh: grid (ceil(n_vocab / KIGO_SAMPLE_SLICE), n). */
+/* sample_weigh, sample_gather: grid (ceil(n_vocab / KIGO_SAMPLE_SLICE), n); sample_scan: the same, or fewer blocks for each row. */
 typedef struct {
     /* f32 [n][n_vocab] */
     uint64_t logits;

@@ -701,42 +701,54 @@ extern "C" __global__ void __launch_bounds__(kThreads) KIGO_NAME(embed, KIGO_QUA
         }
         if (is_shared) return;
         // The magnitudes of x are zero before they are raised.
-        __syncthreads();
+        if (p.x_magnitudes) __syncthreads();
     }
 
-    if (lane / 4 != token % 8) return;
+    // Four lanes of a warp own a row's words of a unit, so eight units keep all of it busy.
+    constexpr uint32_t kEach = kWarp / 4;
+    const int owner = token % 8 * 4 + lane % 4, side = token / 8 % 2;
     const uint8_t* tile = reinterpret_cast<const uint8_t*>(p.weights) + size_t(token / kTileRows) * p.n_records * TypeRecord::kBytes;
     float* x = reinterpret_cast<float*>(p.x) + size_t(blockIdx.x) * p.stride;
     const float* positions = reinterpret_cast<const float*>(p.positions) + size_t(position) * p.k;
-    const int side = token / 8 % 2;
     float largest = 0;
     const uint32_t n_blocks = is_shared ? gridDim.y - 1 : 1, block = is_shared ? blockIdx.y - 1 : 0;
-    for (uint32_t number = block * kWarps + warp; number < p.n_records * kUnits; number += n_blocks * kWarps) {
+    for (uint32_t number = (block * kWarps + warp) * kEach + lane / 4; number < p.n_records * kUnits; number += n_blocks * kWarps * kEach) {
         const uint32_t record = number / kUnits;
         const int unit = number % kUnits;
         const uint8_t* in = tile + size_t(record_place(token / kTileRows, record, p.n_records)) * TypeRecord::kBytes;
-        const auto words = load_unit<Type>(in, unit, lane);
-        [[maybe_unused]] const auto w = make_fragments<Type>(words, scales_of<Type>(in + TypeRecord::kScales, lane), unit);
+        const auto words = load_unit<Type>(in, unit, owner);
+        [[maybe_unused]] const auto w = make_fragments<Type>(words, scales_of<Type>(in + TypeRecord::kScales, owner), unit);
+        // Columns that a lane has side by side: two of each of two products.
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int quad = 0; quad < 4; quad++) {
+            const int h = quad % 2;
+            const uint32_t first = number * kUnitK + column_of(quad & 2, 0, h, lane % 4);
+            float values[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float value;
+                const int j = (quad & 2) + i / 2, r = i % 2 * 2;
                 if constexpr (Type::kOperand == Operand::kF32) {
-                    value = __uint_as_float(side ? words.low[8 * j + 4 + i] : words.low[8 * j + i]);
+                    values[i] = __uint_as_float(side ? words.low[8 * j + 4 + r + h] : words.low[8 * j + r + h]);
                 } else {
-                    value = widen(side ? w.a[j][(i & 2) + 1] : w.a[j][i & 2], i % 2);
+                    values[i] = widen(side ? w.a[j][r + 1] : w.a[j][r], h);
                 }
-                const uint32_t k = number * kUnitK + column_of(j, i & 2, i % 2, lane % 4);
-                if (k >= p.k) continue;
-                value = __fmul_rn(value, p.scale);
-                if (p.positions) value = __fadd_rn(value, __ldg(positions + k));
-                largest = fmaxf(largest, fabsf(value));
-                x[k] = value;
+                values[i] = __fmul_rn(values[i], p.scale);
+                if (first + i >= p.k) continue;
+                if (p.positions) values[i] = __fadd_rn(values[i], __ldg(positions + first + i));
+                largest = fmaxf(largest, fabsf(values[i]));
+            }
+            if (first + 4 <= p.k) {
+                *reinterpret_cast<float4*>(x + first) = make_float4(values[0], values[1], values[2], values[3]);
+            } else {
+#pragma unroll
+                for (int i = 0; i < 3; i++)
+                    if (first + i < p.k) x[first + i] = values[i];
             }
         }
     }
-    if (p.x_magnitudes) raise_magnitude(reinterpret_cast<uint32_t*>(p.x_magnitudes) + blockIdx.x, largest);
+    if (!p.x_magnitudes) return;
+    largest = warp_max(largest);
+    if (lane == 0) raise_magnitude(reinterpret_cast<uint32_t*>(p.x_magnitudes) + blockIdx.x, largest);
 }
 
 // Rows of the file to records: a warp per record, grid (groups of 8 records, tiles).

@@ -6,8 +6,9 @@
 //
 // sample_scan   finishes a greedy row with the best key of all. Of others it notes the best key of every chunk of 128 logits. The
 //               last block finishes a row if top_k is small: the best k are in chunks whose bests are among the best k of those.
-// sample_weigh  finishes the others: sums the weights over bins of about equal logits; the last block of a row looks up the
-//               bins in which top_p, min_p and the draw end, and sorts only those.
+// sample_weigh  sums the weights of the others over bins of about equal logits; the last block of a row marks the bins in which
+//               top_p, min_p and the draw may end.
+// sample_gather lists the candidates of those; the last block sorts them, and finishes the row.
 // Where more candidates are near each other than a block can sort, `finish_by_digits` finds the ends digit by digit.
 #include "common.cuh"
 
@@ -19,6 +20,7 @@ constexpr int kChunk = KIGO_SAMPLE_CHUNK;
 constexpr int kParts = kChunk / kWarp;
 constexpr int kBins = KIGO_SAMPLE_BINS;
 constexpr int kSorted = KIGO_SAMPLE_SORTED;
+constexpr uint32_t kNoted = 2048;
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kIdBits = 23;
@@ -134,19 +136,28 @@ struct Shared {
         uint32_t window[KIGO_SAMPLE_SLICE / 32];
         // While a slice is weighed.
         Sums<kBins> slice[kSteps];
-        // While the last block finishes a row: candidates, and the sums up to each bin.
+        // While the last block finishes a row: candidates, and the sums up to each bin; or, where top_k is small, the bests of the
+        // first chunks, which each thread has noted for itself, and how many of all are in each bin.
         struct {
             Key keys[kSorted];
-            uint64_t sums[kSteps][kBins];
+            union {
+                uint64_t sums[kSteps][kBins];
+                struct {
+                    Key bests[kNoted];
+                    uint32_t counts[kBins];
+                };
+            };
         } row;
         Sums<kDigits> digits;
     };
     // Of the block's functions.
     Key warps[kWarps];
-    uint64_t of_warps[2][kWarps];
     uint64_t found_sum;
     uint32_t found;
     uint32_t n_keys;
+    // Where the keys of the bin that is looked at begin among `row.keys`.
+    uint32_t first_key;
+    uint32_t marks[kBins / 32];
     bool last;
 };
 
@@ -186,39 +197,54 @@ __device__ void load_task(const KigoSample& p) {
     __syncthreads();
 }
 
-// The least of the block's values, to every thread.
-__device__ Key block_min(Key value) {
+// What one block does once waits for its instructions, each of which is fetched from afar: what it does more than once is a function,
+// and a value of each warp is a lane's, not a loop's.
+
+// The least of the warp's values, to every lane.
+__device__ __forceinline__ Key warp_min(Key value) {
     const uint32_t upper = __reduce_min_sync(~0u, rank_of(value));
     const uint32_t lower = __reduce_min_sync(~0u, rank_of(value) == upper ? id_of(value) : ~0u);
-    if (threadIdx.x % kWarp == 0) s.warps[threadIdx.x / kWarp] = static_cast<Key>(upper) << 32 | lower;
+    return static_cast<Key>(upper) << 32 | lower;
+}
+
+// The least of the block's values, to every thread.
+__device__ __noinline__ Key block_min(Key value) {
+    value = warp_min(value);
+    if (threadIdx.x % kWarp == 0) s.warps[threadIdx.x / kWarp] = value;
     __syncthreads();
-    Key least = s.warps[0];
-    for (int i = 1; i < kWarps; i++) least = min(least, s.warps[i]);
+    value = warp_min(s.warps[threadIdx.x % kWarps]);
     __syncthreads();
-    return least;
+    return value;
 }
 
 // The largest of the block's values, to every thread.
-__device__ uint32_t block_max(uint32_t value) { return ~rank_of(block_min(static_cast<Key>(~value) << 32)); }
+__device__ __forceinline__ uint32_t block_max(uint32_t value) { return ~rank_of(block_min(static_cast<Key>(~value) << 32)); }
 
-// The sum of the values of the threads before this one; `total` becomes that of all.
-__device__ __forceinline__ uint64_t block_sum_before(uint64_t value, uint64_t& total) {
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    uint64_t sum = value;
-    for (int step = 1; step < kWarp; step *= 2) {
-        const uint64_t other = __shfl_up_sync(~0u, sum, step);
-        if (lane >= step) sum += other;
+// The sum of the values of the warp's lanes up to this one.
+__device__ __forceinline__ uint64_t warp_sum_up_to(uint64_t value) {
+#pragma unroll 1
+    for (uint32_t step = 1; step < kWarp; step *= 2) {
+        const uint64_t other = __shfl_up_sync(~0u, value, step);
+        if (threadIdx.x % kWarp >= step) value += other;
     }
+    return value;
+}
+
+// The sums of the values of the threads before this one, and of all.
+struct BlockSum {
+    uint64_t before;
+    uint64_t total;
+};
+
+__device__ __noinline__ BlockSum block_sum(uint64_t value) {
+    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    const uint64_t sum = warp_sum_up_to(value);
     if (lane == kWarp - 1) s.warps[warp] = sum;
     __syncthreads();
-    uint64_t before = sum - value;
-    total = 0;
-    for (int i = 0; i < kWarps; i++) {
-        if (i == warp) before += total;
-        total += s.warps[i];
-    }
+    const uint64_t of_warps = warp_sum_up_to(lane < kWarps ? s.warps[lane] : 0);
+    const uint64_t total = __shfl_sync(~0u, of_warps, kWarps - 1), before = __shfl_sync(~0u, of_warps, max(warp, 1u) - 1);
     __syncthreads();
-    return before;
+    return {sum - value + (warp > 0 ? before : 0), total};
 }
 
 // A number in global memory, for atomics: without knowing where it is they would bring code for shared memory along.
@@ -233,26 +259,29 @@ __device__ __forceinline__ unsigned long long* global(Key* at) { return global(r
 // Whether this is the last block of the row to come here; it then sees what the others wrote.
 __device__ bool is_last(uint32_t* counter) {
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        s.last = atomicAdd(global(counter), 1) == gridDim.x - 1;
-        if (s.last) *counter = 0;
-        __threadfence();
-    }
+    if (threadIdx.x == 0) s.last = counts_last(counter, gridDim.x);
     __syncthreads();
     return s.last;
 }
 
+__device__ __forceinline__ bool is_finite(float logit) { return (__float_as_uint(logit) & 0x7F800000u) != 0x7F800000u; }
+
+// A logit after the penalty; what is not finite stays so.
+__device__ __forceinline__ float penalised(float logit) {
+    if (!is_finite(logit)) return logit;
+    logit = logit > 0.0f ? __fdiv_rn(logit, s.task.state.repeat_penalty) : __fmul_rn(logit, s.task.state.repeat_penalty);
+    // A tiny or large penalty may leave the range of f32.
+    return fminf(fmaxf(logit, -kLargest), kLargest);
+}
+
+__device__ __forceinline__ Key candidate(uint32_t id, float logit) {
+    if (id >= s.task.n_vocab) return kOutside;
+    return is_finite(logit) ? static_cast<Key>(rank_of(logit)) << 32 | id : id;
+}
+
 // A candidate, after the penalty if its bit of `window` is set.
 __device__ __forceinline__ Key candidate(uint32_t id, float logit, uint32_t window) {
-    if (id >= s.task.n_vocab) return kOutside;
-    if ((__float_as_uint(logit) & 0x7F800000u) == 0x7F800000u) return id;
-    if (window >> id % 32 & 1) {
-        logit = logit > 0.0f ? __fdiv_rn(logit, s.task.state.repeat_penalty) : __fmul_rn(logit, s.task.state.repeat_penalty);
-        // A tiny or large penalty may leave the range of f32.
-        logit = fminf(fmaxf(logit, -kLargest), kLargest);
-    }
-    return static_cast<Key>(rank_of(logit)) << 32 | id;
+    return candidate(id, window >> id % 32 & 1 ? penalised(logit) : logit);
 }
 
 __device__ __forceinline__ uint64_t weight(Step step, Key key, float largest) {
@@ -353,34 +382,53 @@ __device__ uint32_t first_bin(Step step, const Goal& enough) {
     return found;
 }
 
+// Element `at` of those in a thread's registers, without a place in memory.
+template <int kLen, class T>
+__device__ __forceinline__ T pick(const T* values, int at) {
+    if constexpr (kLen == 1) {
+        return values[0];
+    } else {
+        const T low = pick<kLen / 2>(values, at), high = pick<kLen / 2>(values + kLen / 2, at);
+        return at & kLen / 2 ? high : low;
+    }
+}
+
+// The best of a chunk of this thread.
+__device__ __forceinline__ Key best_of(uint32_t chunk, bool noted) {
+    return noted && chunk < kNoted ? s.row.bests[chunk] : __ldcg(&s.task.chunks[chunk].best);
+}
+
 // Adds the candidates of bins `from` to `to` to `row.keys`, as far as there is room, and counts them in `n_keys`, where no token is
-// penalised: then a logit is a candidate as it is.
-__device__ __forceinline__ void gather_plain(const Bins& bins, int from, int to) {
+// penalised: then a logit is a candidate as it is. `noted`: `row.bests` has what this thread has noted.
+__device__ __forceinline__ void gather_plain(const Bins& bins, int from, int to, bool noted) {
     constexpr int kAhead = 4;
     const uint32_t lane = threadIdx.x % kWarp, n_chunks = s.task.n_chunks, n_vocab = s.task.n_vocab;
     for (uint32_t first = threadIdx.x - lane; first < n_chunks; first += kThreads) {
         const uint32_t mine = first + lane;
-        uint32_t todo = __ballot_sync(~0u, mine < n_chunks && bins.of(logit_of(__ldcg(&s.task.chunks[mine].best))) <= to);
+        uint32_t todo = __ballot_sync(~0u, mine < n_chunks && bins.of(logit_of(best_of(mine, noted))) <= to);
         while (todo) {
-            uint32_t id[kAhead];
-            float logits[kAhead][kParts];
+            float logits[kAhead * kParts];
+            uint32_t ids[kAhead], takes = 0;
 #pragma unroll
             for (int a = 0; a < kAhead; a++) {
                 // Past the last one all ids are outside.
-                id[a] = (todo ? first + __ffs(todo) - 1 : n_chunks) * kChunk + lane;
+                ids[a] = (todo ? first + __ffs(todo) - 1 : n_chunks) * kChunk + lane;
                 todo &= todo - 1;
 #pragma unroll
-                for (int i = 0; i < kParts; i++) logits[a][i] = load_logit(s.task.logits, n_vocab, id[a] + i * kWarp);
+                for (int i = 0; i < kParts; i++) logits[a * kParts + i] = load_logit(s.task.logits, n_vocab, ids[a] + i * kWarp);
             }
 #pragma unroll
-            for (int a = 0; a < kAhead; a++) {
-#pragma unroll
-                for (int i = 0; i < kParts; i++) {
-                    const int bin = bins.of(logits[a][i]);
-                    if (bin < from || bin > to || id[a] + i * kWarp >= n_vocab) continue;
-                    const uint32_t place = atomicAdd(&s.n_keys, 1);
-                    if (place < kSorted) s.row.keys[place] = static_cast<Key>(rank_of(logits[a][i])) << 32 | (id[a] + i * kWarp);
-                }
+            for (int i = 0; i < kAhead * kParts; i++) {
+                const int bin = bins.of(logits[i]);
+                if (from <= bin && bin <= to && ids[i / kParts] + i % kParts * kWarp < n_vocab) takes |= 1u << i;
+            }
+            // Few lanes have any: not sixteen times what is done with one.
+#pragma unroll 1
+            for (; takes; takes &= takes - 1) {
+                const uint32_t place = atomicAdd(&s.n_keys, 1);
+                const int at = __ffs(takes) - 1;
+                const uint32_t id = pick<kAhead>(ids, at / kParts) + at % kParts * kWarp;
+                if (place < kSorted) s.row.keys[place] = candidate(id, pick<kAhead * kParts>(logits, at));
             }
         }
     }
@@ -403,16 +451,16 @@ __device__ __forceinline__ void gather_penalised(const Bins& bins, int from, int
 
 // Sorts up to kThreads of `row.keys`, all of them different: the place of a key is how many are smaller. Some threads share one.
 __device__ void sort_few(uint32_t n) {
-    uint32_t share = kWarp;
-    while (share > 1 && n * share > kThreads) share /= 2;
-    const uint32_t number = threadIdx.x / share;
+    uint32_t shift = 5;
+    while (shift > 0 && n << shift > kThreads) shift--;
+    const uint32_t share = 1u << shift, number = threadIdx.x >> shift, of_share = threadIdx.x & (share - 1);
     const Key key = number < n ? s.row.keys[number] : kOutside;
     uint32_t place = 0;
 #pragma unroll 4
-    for (uint32_t i = threadIdx.x % share; i < n; i += share) place += s.row.keys[i] < key;
+    for (uint32_t i = of_share; i < n; i += share) place += s.row.keys[i] < key;
     for (uint32_t step = share / 2; step > 0; step /= 2) place += __shfl_xor_sync(~0u, place, step);
     __syncthreads();
-    if (number < n && threadIdx.x % share == 0) s.row.keys[place] = key;
+    if (number < n && of_share == 0) s.row.keys[place] = key;
     __syncthreads();
 }
 
@@ -438,33 +486,38 @@ __device__ __noinline__ void sort_many(uint32_t n) {
     __syncthreads();
 }
 
-// Puts the candidates of bins `from` to `to` into `row.keys`, sorted. Returns how many there are: if more than kSorted, the
-// keys are of no use.
-__device__ __noinline__ uint32_t sort_bins(Bins bins, int from, int to) {
-    if (threadIdx.x == 0) s.n_keys = 0;
-    __syncthreads();
-    if (s.task.n_window == 0) {
-        gather_plain(bins, from, to);
-    } else {
-        gather_penalised(bins, from, to);
-    }
-    __syncthreads();
-    const uint32_t n = s.n_keys;
+// Sorts the first `n` of `row.keys`, which are complete; up to kSorted.
+__device__ __forceinline__ void sort_keys(uint32_t n) {
     if (n <= kThreads) {
         sort_few(n);
     } else if (n <= kSorted) {
         sort_many(n);
     }
+}
+
+// Puts the candidates of bins `from` to `to` into `row.keys`, sorted. Returns how many there are: if more than kSorted, the
+// keys are of no use.
+__device__ __noinline__ uint32_t sort_bins(Bins bins, int from, int to, bool noted) {
+    if (threadIdx.x == 0) s.n_keys = s.first_key = 0;
+    __syncthreads();
+    if (s.task.n_window == 0) {
+        gather_plain(bins, from, to, noted);
+    } else {
+        gather_penalised(bins, from, to);
+    }
+    __syncthreads();
+    const uint32_t n = s.n_keys;
+    sort_keys(n);
     return n;
 }
 
 // The sum over the first `n` sorted candidates.
 __device__ __noinline__ uint64_t sum_sorted(Step step, float largest, uint32_t n) {
-    uint64_t sum = 0, total;
+    const Key* keys = s.row.keys + s.first_key;
+    uint64_t sum = 0;
 #pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < n; i += kThreads) sum += weight(step, s.row.keys[i], largest);
-    block_sum_before(sum, total);
-    return total;
+    for (uint32_t i = threadIdx.x; i < n; i += kThreads) sum += weight(step, keys[i], largest);
+    return block_sum(sum).total;
 }
 
 // The place of the first of `n` sorted candidates at which the step ends. Those before them weigh `base`, which does not end
@@ -473,16 +526,18 @@ __device__ __noinline__ uint32_t first_sorted(Step step, float largest, uint32_t
     // Each thread has a run of candidates.
     const uint32_t items = (n + kThreads - 1) / kThreads;
     const uint32_t first = threadIdx.x * items, end = min(first + items, n);
-    uint64_t sum = 0, own_total;
+    const Key* keys = s.row.keys + s.first_key;
+    uint64_t sum = 0;
 #pragma unroll 1
-    for (uint32_t i = first; i < end; i++) sum += weight(step, s.row.keys[i], largest);
-    uint64_t before = base + block_sum_before(sum, own_total);
-    const Goal enough(step, total ? total : own_total);
+    for (uint32_t i = first; i < end; i++) sum += weight(step, keys[i], largest);
+    const BlockSum of_block = block_sum(sum);
+    uint64_t before = base + of_block.before;
+    const Goal enough(step, total ? total : of_block.total);
     if (enough(before + sum) && !enough(before)) {
         uint32_t at = first;
 #pragma unroll 1
         for (; at + 1 < end; at++) {
-            before += weight(step, s.row.keys[at], largest);
+            before += weight(step, keys[at], largest);
             if (enough(before)) break;
         }
         s.found = at;
@@ -503,7 +558,7 @@ __device__ uint32_t count_up_to(uint32_t rank, uint32_t n) {
     uint32_t count = 0;
     for (uint32_t first = 0; first < n; first += kThreads) {
         const uint32_t at = first + threadIdx.x;
-        count += __syncthreads_count(at < n && rank_of(s.row.keys[at]) <= rank);
+        count += __syncthreads_count(at < n && rank_of(s.row.keys[s.first_key + at]) <= rank);
     }
     return count;
 }
@@ -536,62 +591,36 @@ __device__ void fail(uint32_t index) {
     if (threadIdx.x == 0) report(KIGO_SAMPLE_FAILED | index, __float_as_uint(__ldcg(s.task.logits + index)));
 }
 
-// The sums of two values over the threads up to this one; `totals` become those of all.
-__device__ __forceinline__ void block_sums(uint64_t (&sums)[2], uint64_t (&totals)[2]) {
-    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    for (uint32_t step = 1; step < kWarp; step *= 2) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const uint64_t other = __shfl_up_sync(~0u, sums[i], step);
-            if (lane >= step) sums[i] += other;
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (lane == kWarp - 1) s.of_warps[i][warp] = sums[i];
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        totals[i] = 0;
-        uint64_t before = 0;
-        for (uint32_t other = 0; other < kWarps; other++) {
-            if (other == warp) before = totals[i];
-            totals[i] += s.of_warps[i][other];
-        }
-        sums[i] += before;
-    }
-}
-
 // Finishes a row of which the first `n` sorted candidates, a thread has one, are kept by top_k.
 __device__ void finish_few(float largest, uint32_t n) {
     const uint32_t place = threadIdx.x;
     const Key key = place < n ? s.row.keys[place] : kOutside;
-    const bool cuts = s.task.takes(kTopP), exists = place < n;
-    const uint64_t share = exists && cuts ? weight(kTopP, key, largest) : 0, drawn = exists ? weight(kDraw, key, largest) : 0;
-    uint64_t sums[2] = {share, drawn}, totals[2];
-    block_sums(sums, totals);
-    if (cuts) {
-        const Goal enough(kTopP, totals[0]);
-        if (exists && enough(sums[0]) && !enough(sums[0] - share)) s.found = place;
+#pragma unroll 1
+    for (int next = s.task.takes(kTopP) ? kTopP : kDraw;; next++) {
+        const Step step = static_cast<Step>(next);
+        const uint64_t own = place < n ? weight(step, key, largest) : 0;
+        auto [before, total] = block_sum(own);
+        if (step == kDraw) {
+            // The first sums stay as they are when min_p leaves out the last.
+            n = __syncthreads_count(place < n && rank_of(key) <= last_rank(largest));
+            if (place == n - 1) s.found_sum = before + own;
+            __syncthreads();
+            total = s.found_sum;
+        }
+        const Goal enough(step, total);
+        if (place < n && enough(before + own) && !enough(before)) s.found = place;
         __syncthreads();
         n = s.found + 1;
+        if (step == kDraw) break;
     }
-    n = __syncthreads_count(place < n && rank_of(key) <= last_rank(largest));
-    if (place == n - 1) s.found_sum = sums[1];
-    __syncthreads();
-    const Goal enough(kDraw, s.found_sum);
-    if (place < n && enough(sums[1]) && !enough(sums[1] - drawn)) s.found = place;
-    __syncthreads();
-    accept(id_of(s.row.keys[s.found]));
+    accept(id_of(s.row.keys[n - 1]));
 }
 
 // Adds a block's best candidate; the last block of the row takes the best of all. One thread calls it.
 __device__ void finish_greedy(Key least) {
     KigoSampleWork* work = s.task.work;
     atomicMax(global(&work->complement), ~least);
-    __threadfence();
-    if (atomicInc(global(&work->scanned), gridDim.x - 1) != gridDim.x - 1) return;
-    __threadfence();
+    if (!counts_last(&work->scanned, gridDim.x)) return;
     const Key best = ~atomicExch(global(&work->complement), 0ull);
     if (rank_of(best) == 0) {
         fail(id_of(best));
@@ -602,11 +631,10 @@ __device__ void finish_greedy(Key least) {
 
 // The sum over all candidates up to `last`.
 __device__ __noinline__ uint64_t sum_up_to(Step step, float largest, Key last) {
-    uint64_t sum = 0, total;
+    uint64_t sum = 0;
     const auto wanted = [&](Key best) { return best <= last; };
     visit_chunks(wanted, [&](Key key) { sum += key <= last ? weight(step, key, largest) : 0; });
-    block_sum_before(sum, total);
-    return total;
+    return block_sum(sum).total;
 }
 
 // Of the candidates up to `last`, which weigh `total`, the first at which the step ends.
@@ -626,7 +654,7 @@ __device__ __noinline__ Key first_by_digits(Step step, float largest, Key last, 
         __syncthreads();
         uint64_t sum = 0;
         for (int i = 0; i < kItems; i++) sum += s.digits.get(threadIdx.x * kItems + i);
-        uint64_t before = base + block_sum_before(sum, total);
+        uint64_t before = base + block_sum(sum).before;
         for (int i = 0; i < kItems; i++) {
             const uint64_t after = before + s.digits.get(threadIdx.x * kItems + i);
             if (enough(after) && !enough(before)) {
@@ -655,7 +683,7 @@ __device__ __noinline__ void finish_by_digits(float largest) {
     accept(id_of(last));
 }
 
-// Finishes a row whose best `top_k` can be sorted. `worst_best` is the rank of the worst of the chunks' bests.
+// Finishes a row whose best `top_k` can be sorted; bests are noted, and counts zero. `worst_best` is the rank of the worst of the chunks' bests.
 __device__ void finish_top_k(Key best, uint32_t worst_best) {
     const float largest = logit_of(best);
     const Bins bins(largest, __fadd_rn(largest, -logit_of(worst_best)));
@@ -663,21 +691,16 @@ __device__ void finish_top_k(Key best, uint32_t worst_best) {
     int to = kBins - 1;
     if (k < s.task.n_chunks) {
         // The best k candidates are no worse than the k-th best of the chunks.
-        Sums<kBins>& counts = s.slice[0];
-        for (int i = threadIdx.x; i < kBins; i += kThreads) counts.low[i] = 0;
-        __syncthreads();
         for (uint32_t i = threadIdx.x; i < s.task.n_chunks; i += kThreads)
-            atomicAdd(&counts.low[bins.of(logit_of(__ldcg(&s.task.chunks[i].best)))], 1);
+            atomicAdd(&s.row.counts[bins.of(logit_of(best_of(i, true)))], 1);
         __syncthreads();
-        const uint32_t at = threadIdx.x * 2, first = counts.low[at], second = counts.low[at + 1];
-        uint64_t total;
-        const uint64_t before = block_sum_before(first + second, total);
+        const uint32_t at = threadIdx.x * 2, first = s.row.counts[at], second = s.row.counts[at + 1];
+        const uint64_t before = block_sum(first + second).before;
         if (before < k && before + first + second >= k) s.found = before + first >= k ? at : at + 1;
         __syncthreads();
         to = s.found;
-        __syncthreads();
     }
-    uint32_t n = sort_bins(bins, 0, to);
+    uint32_t n = sort_bins(bins, 0, to, true);
     if (n > kSorted) return finish_by_digits(largest);
     n = min(n, k);
     if (n <= kThreads) return finish_few(largest, n);
@@ -686,20 +709,99 @@ __device__ void finish_top_k(Key best, uint32_t worst_best) {
     accept(id_of(s.row.keys[first_sorted(kDraw, largest, n, 0, 0)]));
 }
 
-// Finishes a row with the sums over its bins, in up to four passes over the chunks that reach into a bin.
-__device__ void finish_by_bins(float largest, const Bins& bins) {
-    // Sums up to each bin; the workspace is left zero.
+__device__ __forceinline__ uint64_t sum_before(int step, uint32_t bin) { return bin == 0 ? 0 : s.row.sums[step][bin - 1]; }
+
+// The bin in which min_p ends; kBins if it leaves out nothing.
+__device__ __forceinline__ uint32_t last_bin_of(const Bins& bins, float largest) {
+    const uint32_t last = last_rank(largest);
+    return last < rank_of(-kLargest) ? bins.of(logit_of(last)) : kBins;
+}
+
+// Whether top_k, which ends in `bin`, leaves out only candidates without weight: then it makes no difference.
+__device__ __forceinline__ bool keeps_weights(uint32_t bin) {
+    const uint64_t of_top_p = s.row.sums[kTopP][kBins - 1] - sum_before(kTopP, bin), drawn = s.row.sums[kDraw][kBins - 1] - sum_before(kDraw, bin);
+    return (of_top_p | drawn) == 0;
+}
+
+// Sums the weights up to each bin, and marks the bins in which steps may end: where a step ended within a bin, the next has the
+// sums before and after that.
+__device__ void mark_bins(float largest, const Bins& bins) {
     const uint32_t at = threadIdx.x * 2;
     for (int step = 0; step < kSteps; step++) {
-        uint64_t *sums = s.task.work->sums[step] + at, total;
+        uint64_t* sums = s.task.work->sums[step] + at;
         const uint64_t first = __ldcg(sums), second = __ldcg(sums + 1);
-        sums[0] = sums[1] = 0;
-        const uint64_t before = block_sum_before(first + second, total);
-        s.row.sums[step][at] = before + first;
-        s.row.sums[step][at + 1] = before + first + second;
+        const uint64_t before = block_sum(first + second).before;
+        sums[0] = s.row.sums[step][at] = before + first;
+        sums[1] = s.row.sums[step][at + 1] = before + first + second;
+    }
+    if (threadIdx.x < kBins / 32) s.marks[threadIdx.x] = 0;
+    __syncthreads();
+    // What is not marked is looked for by one block.
+    constexpr uint32_t kMost = 16;
+    const auto mark = [](uint32_t low, uint32_t high) {
+        if (threadIdx.x > 0 || high - low >= kMost) return;
+        for (uint32_t bin = low; bin <= high; bin++) s.marks[bin / 32] |= 1u << bin % 32;
+    };
+    uint32_t low = kBins - 1, high = kBins - 1;
+    bool is_cut = false;
+    for (int next = kTopK; next < kSteps; next++) {
+        if (!s.task.takes(next)) continue;
+        const Step step = static_cast<Step>(next);
+        if (step == kDraw) {
+            const uint32_t last = last_bin_of(bins, largest);
+            if (last <= high) {
+                mark(last, last);
+                low = min(low, last);
+                high = last;
+                is_cut = true;
+            }
+        }
+        const uint64_t most = s.row.sums[step][high], least = is_cut ? sum_before(step, low) : most;
+        const uint32_t last = min(high, first_bin(step, Goal(step, most)));
+        const uint32_t first = least == most ? last : min(last, first_bin(step, Goal(step, least)));
+        if (step == kTopK && keeps_weights(last)) continue;
+        mark(first, last);
+        low = first;
+        high = last;
+        is_cut = true;
     }
     __syncthreads();
-    const auto before = [&](int step, uint32_t bin) { return bin == 0 ? 0 : s.row.sums[step][bin - 1]; };
+    if (threadIdx.x < kBins / 32) s.task.work->marks[threadIdx.x] = s.marks[threadIdx.x];
+}
+
+// Brings the candidates of a bin in order: where they are among `row.keys`, whose first `n_listed` are those of the marked bins;
+// else in up to four passes over the chunks that reach into a bin. Returns how many there are, as `sort_bins` does.
+__device__ uint32_t bring_bin(const Bins& bins, uint32_t bin, uint32_t& n_listed) {
+    if (n_listed == 0 || !(s.marks[bin / 32] >> bin % 32 & 1)) {
+        n_listed = 0;
+        return sort_bins(bins, bin, bin, false);
+    }
+    if (threadIdx.x == 0) s.first_key = s.n_keys = 0;
+    __syncthreads();
+    const auto is_there = [&](uint32_t i) { return bins.of(logit_of(s.row.keys[i])) == static_cast<int>(bin); };
+    for (uint32_t i = threadIdx.x; i < n_listed; i += kThreads) {
+        if (!is_there(i)) continue;
+        if (i == 0 || !is_there(i - 1)) s.first_key = i;
+        if (i + 1 == n_listed || !is_there(i + 1)) s.n_keys = i + 1;
+    }
+    __syncthreads();
+    return s.n_keys - s.first_key;
+}
+
+// Finishes a row with the sums up to its bins, and the list of candidates of the marked ones. The workspace is left zero.
+__device__ void finish_by_bins(float largest, const Bins& bins) {
+    KigoSampleWork* work = s.task.work;
+    uint32_t n_listed = __ldcg(&work->n_keys);
+    if (n_listed > kSorted) n_listed = 0;
+    for (uint32_t i = threadIdx.x; i < n_listed; i += kThreads) s.row.keys[i] = __ldcg(&work->keys[i]);
+    for (uint32_t i = threadIdx.x; i < kSteps * kBins; i += kThreads) {
+        uint64_t* sum = &work->sums[0][i];
+        s.row.sums[i / kBins][i % kBins] = __ldcg(sum);
+        *sum = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) work->n_keys = 0;
+    sort_keys(n_listed);
 
     // Kept are the bins before `end` and the first `n_end` of that bin, which is `sorted` then; or all of it.
     constexpr uint32_t kAll = ~0u, kNone = ~0u;
@@ -710,32 +812,60 @@ __device__ void finish_by_bins(float largest, const Bins& bins) {
         uint32_t bin = kNone;
         uint64_t total = 0;
         if (step == kDraw) {
-            const uint32_t last = last_rank(largest);
-            const uint32_t last_bin = last < rank_of(-kLargest) ? bins.of(logit_of(last)) : kBins;
+            const uint32_t last_bin = last_bin_of(bins, largest);
             if (last_bin <= end) {
-                if (sorted != last_bin) n_sorted = sort_bins(bins, last_bin, last_bin);
+                if (sorted != last_bin) n_sorted = bring_bin(bins, last_bin, n_listed);
                 if (n_sorted > kSorted) return finish_by_digits(largest);
-                n_end = count_up_to(last, last_bin == end ? min(n_end, n_sorted) : n_sorted);
+                n_end = count_up_to(last_rank(largest), last_bin == end ? min(n_end, n_sorted) : n_sorted);
                 end = sorted = last_bin;
             }
         }
         if (step != kTopK)
-            total = n_end == kAll ? s.row.sums[step][end] : before(step, end) + sum_sorted(step, largest, n_end);
+            total = n_end == kAll ? s.row.sums[step][end] : sum_before(step, end) + sum_sorted(step, largest, n_end);
         bin = min(end, first_bin(step, Goal(step, total)));
-        if (step == kTopK) {
-            // Whether candidates without weight are kept makes no difference.
-            const uint64_t rest = (s.row.sums[kTopP][kBins - 1] - before(kTopP, bin)) | (s.row.sums[kDraw][kBins - 1] - before(kDraw, bin));
-            if (rest == 0) continue;
-        }
-        if (sorted != bin) n_sorted = sort_bins(bins, bin, bin);
+        if (step == kTopK && keeps_weights(bin)) continue;
+        if (sorted != bin) n_sorted = bring_bin(bins, bin, n_listed);
         if (n_sorted > kSorted) return finish_by_digits(largest);
         sorted = bin;
-        const uint32_t found = first_sorted(step, largest, bin == end ? min(n_end, n_sorted) : n_sorted, before(step, bin), total);
-        if (step == kDraw) return accept(id_of(s.row.keys[found]));
+        const uint32_t found = first_sorted(step, largest, bin == end ? min(n_end, n_sorted) : n_sorted, sum_before(step, bin), total);
+        if (step == kDraw) return accept(id_of(s.row.keys[s.first_key + found]));
         end = bin;
         n_end = found + 1;
     }
 }
+
+// The logits of a block of sample_weigh and sample_gather, of which a warp has a chunk, and how they are split.
+struct WeighedSlice {
+    Key best;
+    Bins bins;
+    uint32_t chunk;
+    float logits[kParts];
+    uint32_t words[kParts];
+
+    __device__ explicit WeighedSlice(const KigoSample& p)
+        : best(__ldcg(&s.task.work->best)), bins(bins_of(best)), chunk(blockIdx.x * kWarps + threadIdx.x / kWarp) {
+        const uint32_t lane = threadIdx.x % kWarp;
+#pragma unroll
+        for (int i = 0; i < kParts; i++) logits[i] = load_logit(row_logits(p), p.n_vocab, chunk * kChunk + i * kWarp + lane);
+        uint4 window = make_uint4(0, 0, 0, 0);
+        if (s.task.n_window && chunk < s.task.n_chunks) window = __ldcg(reinterpret_cast<const uint4*>(s.task.chunks[chunk].window));
+        words[0] = window.x;
+        words[1] = window.y;
+        words[2] = window.z;
+        words[3] = window.w;
+    }
+
+    // No weight reaches further down than e^-28.
+    static __device__ Bins bins_of(Key best) {
+        const float largest = logit_of(best), range = __fadd_rn(largest, -logit_of(__ldcg(&s.task.work->worst)));
+        return Bins(largest, fminf(range, 28.0f * fmaxf(s.task.state.temperature, 1.0f)));
+    }
+
+    // Whether some logit was not finite.
+    __device__ bool failed() const { return rank_of(best) == 0; }
+
+    __device__ Key key(int i) const { return candidate(chunk * kChunk + i * kWarp + threadIdx.x % kWarp, logits[i], words[i]); }
+};
 
 }  // namespace
 
@@ -746,56 +876,76 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_scan(const __gr
     pdl_launch();
     if (!s.task.is_sampled) return;
     const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const uint32_t chunk = blockIdx.x * kWarps + warp;
-    float logits[kParts];
-#pragma unroll
-    for (int i = 0; i < kParts; i++) logits[i] = load_logit(row_logits(p), p.n_vocab, chunk * kChunk + i * kWarp + lane);
     const uint32_t n_window = s.task.n_window, n_chunks = s.task.n_chunks;
-    uint32_t window[kParts] = {};
-    if (n_window) {
-        const uint32_t* tokens = reinterpret_cast<const uint32_t*>(s.task.state.window);
-        if (threadIdx.x < KIGO_SAMPLE_SLICE / 32) s.window[threadIdx.x] = 0;
-        __syncthreads();
-        for (uint32_t i = threadIdx.x; i < n_window; i += kThreads) {
-            const uint32_t at = __ldcg(tokens + i) - blockIdx.x * KIGO_SAMPLE_SLICE;
-            if (at < KIGO_SAMPLE_SLICE) atomicOr(&s.window[at / 32], 1u << at % 32);
+    const bool is_greedy = s.task.state.temperature == 0.0f;
+    const float* row = row_logits(p);
+    float next[kParts];
+    const auto load = [&](uint32_t chunk) {
+#pragma unroll
+        for (int i = 0; i < kParts; i++) next[i] = load_logit(row, p.n_vocab, chunk * kChunk + i * kWarp + lane);
+    };
+    load(blockIdx.x * kWarps + warp);
+    Key best = kOutside;
+    for (uint32_t slice = blockIdx.x; slice * KIGO_SAMPLE_SLICE < p.n_vocab; slice += gridDim.x) {
+        const uint32_t chunk = slice * kWarps + warp;
+        float logits[kParts];
+#pragma unroll
+        for (int i = 0; i < kParts; i++) logits[i] = next[i];
+        // Past the end nothing is loaded.
+        load(chunk + gridDim.x * kWarps);
+        uint32_t window[kParts];
+        if (n_window) {
+            const uint32_t* tokens = reinterpret_cast<const uint32_t*>(s.task.state.window);
+            __syncthreads();
+            if (threadIdx.x < KIGO_SAMPLE_SLICE / 32) s.window[threadIdx.x] = 0;
+            __syncthreads();
+            for (uint32_t i = threadIdx.x; i < n_window; i += kThreads) {
+                const uint32_t at = __ldcg(tokens + i) - slice * KIGO_SAMPLE_SLICE;
+                if (at < KIGO_SAMPLE_SLICE) atomicOr(&s.window[at / 32], 1u << at % 32);
+            }
+            __syncthreads();
+#pragma unroll
+            for (int i = 0; i < kParts; i++) {
+                window[i] = s.window[warp * kParts + i];
+                if (window[i] >> lane & 1) logits[i] = penalised(logits[i]);
+            }
         }
-        __syncthreads();
+        Key least = kOutside;
+        uint32_t worst = 0;
 #pragma unroll
-        for (int i = 0; i < kParts; i++) window[i] = s.window[warp * kParts + i];
+        for (int i = 0; i < kParts; i++) {
+            const Key key = candidate(chunk * kChunk + i * kWarp + lane, logits[i]);
+            least = min(least, key);
+            if (key != kOutside) worst = max(worst, rank_of(key));
+        }
+        best = min(best, least);
+        if (is_greedy) continue;
+        least = warp_min(least);
+        worst = __reduce_max_sync(~0u, worst);
+        if (lane == 0 && chunk < n_chunks) {
+            KigoSampleChunk* noted = s.task.chunks + chunk;
+            noted->best = least;
+            noted->worst = worst;
+            if (n_window) *reinterpret_cast<uint4*>(noted->window) = make_uint4(window[0], window[1], window[2], window[3]);
+        }
     }
-    Key least = kOutside;
-    uint32_t worst = 0;
-#pragma unroll
-    for (int i = 0; i < kParts; i++) {
-        const Key key = candidate(chunk * kChunk + i * kWarp + lane, logits[i], window[i]);
-        least = min(least, key);
-        if (key != kOutside) worst = max(worst, rank_of(key));
-    }
-    if (s.task.state.temperature == 0.0f) {
-        least = block_min(least);
-        if (threadIdx.x == 0) finish_greedy(least);
+    if (is_greedy) {
+        best = block_min(best);
+        if (threadIdx.x == 0) finish_greedy(best);
         return;
     }
-    const uint32_t rank = __reduce_min_sync(~0u, rank_of(least));
-    const uint32_t id = __reduce_min_sync(~0u, rank_of(least) == rank ? id_of(least) : ~0u);
-    worst = __reduce_max_sync(~0u, worst);
-    if (lane == 0 && chunk < n_chunks) {
-        KigoSampleChunk* noted = s.task.chunks + chunk;
-        noted->best = static_cast<Key>(rank) << 32 | id;
-        noted->worst = worst;
-        if (n_window) *reinterpret_cast<uint4*>(noted->window) = make_uint4(window[0], window[1], window[2], window[3]);
-    }
+    // Before the barriers of what follows.
+    for (uint32_t i = threadIdx.x; i < kBins; i += kThreads) s.row.counts[i] = 0;
     if (!is_last(&s.task.work->scanned)) return;
 
-    Key best = kOutside;
-    uint32_t worst_best = 0;
-    worst = 0;
+    best = kOutside;
+    uint32_t worst_best = 0, worst = 0;
     for (uint32_t i = threadIdx.x; i < n_chunks; i += kThreads) {
         const Key key = __ldcg(&s.task.chunks[i].best);
+        if (i < kNoted) s.row.bests[i] = key;
         best = min(best, key);
         worst_best = max(worst_best, rank_of(key));
-        worst = max(worst, __ldcg(&s.task.chunks[i].worst));
+        if (s.task.state.weigh) worst = max(worst, __ldcg(&s.task.chunks[i].worst));
     }
     best = block_min(best);
     if (rank_of(best) == 0) {
@@ -814,24 +964,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_weigh(const __g
     pdl_wait();
     pdl_launch();
     if (!s.task.is_sampled || !s.task.state.weigh) return;
-    const uint32_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const uint32_t chunk = blockIdx.x * kWarps + warp;
-    float logits[kParts];
-#pragma unroll
-    for (int i = 0; i < kParts; i++) logits[i] = load_logit(row_logits(p), p.n_vocab, chunk * kChunk + i * kWarp + lane);
-    const Key best = __ldcg(&s.task.work->best);
-    if (rank_of(best) == 0) return;
-    // No weight reaches further down than e^-28.
-    const float largest = logit_of(best), range = __fadd_rn(largest, -logit_of(__ldcg(&s.task.work->worst)));
-    const Bins bins(largest, fminf(range, 28.0f * fmaxf(s.task.state.temperature, 1.0f)));
-    uint4 window = make_uint4(0, 0, 0, 0);
-    if (s.task.n_window && chunk < s.task.n_chunks) window = __ldcg(reinterpret_cast<const uint4*>(s.task.chunks[chunk].window));
-    const uint32_t words[kParts] = {window.x, window.y, window.z, window.w};
+    const WeighedSlice slice(p);
+    if (slice.failed()) return;
+    const Bins& bins = slice.bins;
+    const float largest = bins.largest;
     for (int step = 0; step < kSteps; step++) s.slice[step].clear();
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kParts; i++) {
-        const Key key = candidate(chunk * kChunk + i * kWarp + lane, logits[i], words[i]);
+        const Key key = slice.key(i);
         const bool inside = key != kOutside;
         const int bin = inside ? bins.of(logit_of(key)) : 0;
         if (s.task.takes(kTopK)) s.slice[kTopK].add_warp(bin, inside);
@@ -843,5 +984,30 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_weigh(const __g
         const uint64_t sum = s.slice[i / kBins].get(i % kBins);
         if (sum) atomicAdd(global(&s.task.work->sums[i / kBins][i % kBins]), sum);
     }
-    if (is_last(&s.task.work->weighed)) finish_by_bins(largest, bins);
+    if (is_last(&s.task.work->weighed)) mark_bins(largest, bins);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) sample_gather(const __grid_constant__ KigoSample p) {
+    load_task(p);
+    pdl_wait();
+    pdl_launch();
+    if (!s.task.is_sampled || !s.task.state.weigh) return;
+    KigoSampleWork* work = s.task.work;
+    const WeighedSlice slice(p);
+    if (slice.failed()) return;
+    if (threadIdx.x < kBins / 32) s.marks[threadIdx.x] = __ldcg(&work->marks[threadIdx.x]);
+    if (threadIdx.x == 0) s.n_keys = 0;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kParts; i++) {
+        const Key key = slice.key(i);
+        const int bin = key == kOutside ? 0 : slice.bins.of(logit_of(key));
+        if (key != kOutside && (s.marks[bin / 32] >> bin % 32 & 1)) s.row.keys[atomicAdd(&s.n_keys, 1)] = key;
+    }
+    __syncthreads();
+    const uint32_t n = s.n_keys;
+    if (threadIdx.x == 0 && n > 0) s.found = atomicAdd(global(&work->n_keys), n);
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n && s.found + i < kSorted; i += kThreads) __stcg(&work->keys[s.found + i], s.row.keys[i]);
+    if (is_last(&work->gathered)) finish_by_bins(slice.bins.largest, slice.bins);
 }

@@ -42,7 +42,7 @@ typedef enum { ALLOCATION, PINNED, STREAM, EVENT, GRAPH, EXEC, MODULE, FUNCTION,
 static const char *const KIND_NAMES[KINDS] = {"allocations", "pinned", "streams", "events", "graphs", "execs", "modules", 0};
 
 /* The kernels that do something. */
-typedef enum { NOTHING, SAMPLE_SCAN, SAMPLE_WEIGH } Samples;
+typedef enum { NOTHING, SAMPLE_SCAN, SAMPLE_GATHER } Samples;
 
 /* Work that a graph replays. */
 typedef struct Node {
@@ -379,7 +379,7 @@ static void sample(const Node *node) {
             continue;
         }
         KigoSampler *sampler = (KigoSampler *)(uintptr_t)p->samplers + row->slot;
-        if ((sampler->weigh == 1) != (node->samples == SAMPLE_WEIGH)) {
+        if ((sampler->weigh == 1) != (node->samples == SAMPLE_GATHER)) {
             continue;
         }
         if (!has_page(row)) {
@@ -928,7 +928,7 @@ EXPORT int cuModuleGetFunction(Object **function, void *handle, const char *name
         MAKE(made, FUNCTION);
         made->module = module;
         made->param_bytes = bytes;
-        made->samples = !strcmp(name, "sample_scan") ? SAMPLE_SCAN : !strcmp(name, "sample_weigh") ? SAMPLE_WEIGH : NOTHING;
+        made->samples = !strcmp(name, "sample_scan") ? SAMPLE_SCAN : !strcmp(name, "sample_gather") ? SAMPLE_GATHER : NOTHING;
         *function = made;
     });
 }

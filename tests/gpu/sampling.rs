@@ -57,24 +57,35 @@ fn tokens_are_those_of_the_cpu() {
         buffer
     };
     let mut random = Random(31);
-    for n_vocab in [50, 1001, 32_000, 128_256, 300_007] {
-        let mut samplers = Samplers::new(&stream, n_vocab, N_CTX, 1, 1).unwrap();
-        for (i, params) in choices().into_iter().enumerate() {
-            let params = SamplingParams { seed: random.next(), ..params };
-            let mut judge = Sampler::new(params.clone()).unwrap();
-            let mut tokens: Vec<u32> = (0..9).map(|_| random.next() as u32 % n_vocab as u32).collect();
-            samplers.start(&stream, 0, &params, 0, &tokens).unwrap();
-            let row = KigoRow { token: 0, position: 8, pages: 0, slot: 0, pad: 0 };
-            let rows = upload(bytes_of(&row));
+    // Rows of several sequences at once share the device, and a block has several slices of a large vocabulary.
+    for (n_vocab, n) in
+        [(50, 1), (1001, 5), (32_000, 1), (32_000, 8), (128_256, 1), (128_256, 8), (300_007, 1), (300_007, 3)]
+    {
+        let mut samplers = Samplers::new(&stream, n_vocab, N_CTX, n, n).unwrap();
+        for (i, group) in choices().chunks(n).enumerate() {
+            let mut sequences = Vec::new();
+            for (slot, params) in (0..).zip(group) {
+                let params = SamplingParams { seed: random.next(), ..params.clone() };
+                let tokens: Vec<u32> = (0..9).map(|_| random.next() as u32 % n_vocab as u32).collect();
+                samplers.start(&stream, slot, &params, 0, &tokens).unwrap();
+                sequences.push((slot, Sampler::new(params).unwrap(), tokens));
+            }
+            let row = |slot| KigoRow { token: 0, position: 8, pages: 0, slot, pad: 0 };
+            let rows: Vec<u8> = sequences.iter().flat_map(|(slot, ..)| bytes_of(&row(*slot)).to_vec()).collect();
+            let rows = upload(&rows);
             for step in 0..N_TOKENS {
-                let logits = logits(n_vocab, step % 4, &mut random);
-                let on_device = upload(&logits.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-                let weigh = samplers.needs_weigh(0);
-                samplers.launch(&stream, on_device.address(), rows.address(), 0, 1, weigh).unwrap();
-                let found = samplers.wait(0, || stream.is_idle()).unwrap();
-                let expected = judge.sample(&logits, &tokens).unwrap();
-                assert_eq!(found, expected, "{n_vocab} logits, choice {i}, step {step}");
-                tokens.push(found);
+                let logits: Vec<_> =
+                    (0..sequences.len()).map(|i| logits(n_vocab, (step + i) % 4, &mut random)).collect();
+                let on_device = upload(&logits.iter().flatten().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+                let weigh = sequences.iter().any(|(slot, ..)| samplers.needs_weigh(*slot));
+                let n = sequences.len() as u32;
+                samplers.launch(&stream, on_device.address(), rows.address(), 0, n, weigh).unwrap();
+                for ((slot, judge, tokens), logits) in sequences.iter_mut().zip(&logits) {
+                    let found = samplers.wait(*slot, || stream.is_idle()).unwrap();
+                    let expected = judge.sample(logits, tokens).unwrap();
+                    assert_eq!(found, expected, "{n_vocab} logits, {n} rows, group {i}, row {slot}, step {step}");
+                    tokens.push(found);
+                }
                 stream.synchronize().unwrap();
             }
         }

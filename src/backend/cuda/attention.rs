@@ -106,7 +106,7 @@ pub fn params(b: &CudaBackend, layer: usize, splits: u32) -> KigoAttention {
 }
 
 /// Attention of many rows of a layer, where they are attended to on the asynchronous tensor cores.
-fn flash_of(b: &CudaBackend, layer: usize) -> Option<&Function> {
+pub fn flash_of(b: &CudaBackend, layer: usize) -> Option<&Function> {
     // What a window hides is not read, but for the rest of a page.
     let n_keys = (b.cache.sizes().layers[layer].before + 1).min(b.shape.n_positions as u32);
     b.kernels.attention.flash.as_ref().filter(|_| b.shape.n_tiles > 0 && n_keys >= FLASH_KEYS)

@@ -2,6 +2,7 @@
 //! attention, gate and up give.
 
 use super::CudaBackend;
+use super::attention::flash_of;
 use super::blocks::{self, Kernel};
 use super::layout::{Gate, Product, TILE_ROWS, wants_bf16};
 use super::params::{KIGO_ADD, KIGO_GATED, KIGO_STORE};
@@ -10,8 +11,9 @@ use crate::model::Norm;
 
 /// Rows that kernels hand on as operands at most: those of [`Kernel::Few8`].
 const HANDED_ROWS: usize = blocks::FEW_ROWS as usize;
-/// Elements of heads that attention of tiles hands on at most.
-const HANDED_WIDTH: usize = 128;
+/// Elements of heads that `attn_flash` and `attn_prefill` hand on at most.
+const FLASH_WIDTH: usize = 128;
+const PREFILL_WIDTH: usize = 64;
 
 /// What few rows have a place of their own for: operands of mix and ff, those of the residual stream before attention and after, which
 /// take turns, and the squares of these.
@@ -119,9 +121,10 @@ fn takes_operands(b: &CudaBackend, product: &Product) -> bool {
 pub fn mix_operands(b: &CudaBackend, layer: usize) -> u64 {
     let (d, output) = (&b.desc, &b.places.layers[layer].attn_output);
     let whole = d.head_dim == b.kernels.head_width && d.head_dim.is_multiple_of(64);
+    let most = if flash_of(b, layer).is_some() { FLASH_WIDTH } else { PREFILL_WIDTH };
     match b.shape.n_tiles {
         0 if whole && takes_handed(b, output, KIGO_ADD) => address(b, Part::Mix),
-        1.. if whole && d.head_dim <= HANDED_WIDTH && takes_operands(b, output) => b.work.records.address(),
+        1.. if whole && d.head_dim <= most && takes_operands(b, output) => b.work.records.address(),
         _ => 0,
     }
 }

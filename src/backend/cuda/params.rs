@@ -465,9 +465,13 @@ mirrors! {
         worst: u32,
         scanned: u32,
         weighed: u32,
-        pad: u32,
+        gathered: u32,
         complement: u64,
         sums: [[u64; KIGO_SAMPLE_BINS as usize]; 3],
+        marks: [u32; KIGO_SAMPLE_BINS as usize / 32],
+        n_keys: u32,
+        pad: [u32; 7],
+        keys: [u64; KIGO_SAMPLE_SORTED as usize],
     }
 
     KigoSample {

@@ -18,6 +18,8 @@ use crate::{Error, Result};
 
 /// States are copied word by word.
 const _: () = assert!(size_of::<KigoSampler>().is_multiple_of(4));
+/// Chunks follow, each of which is a sector.
+const _: () = assert!(size_of::<KigoSampleWork>().is_multiple_of(32) && size_of::<KigoSampleChunk>() == 32);
 
 /// Threads of a block of either kernel.
 const THREADS: u32 = 512;
@@ -33,6 +35,7 @@ pub struct Samplers {
     context: Arc<Context>,
     scan: Function,
     weigh: Function,
+    gather: Function,
     /// [`KigoSampler`] of every slot.
     states: DeviceBuffer,
     /// What they are copied from.
@@ -95,6 +98,7 @@ impl Samplers {
             context: context.clone(),
             scan: module.function("sample_scan")?,
             weigh: module.function("sample_weigh")?,
+            gather: module.function("sample_gather")?,
             states: DeviceBuffer::new(context, Purpose::Workspace, states, what)?,
             staging: PinnedBuffer::new(context, states, what)?,
             outcomes: PinnedBuffer::new(context, outcomes, what)?,
@@ -186,10 +190,21 @@ impl Samplers {
             n_vocab: self.n_vocab,
             pad: 0,
         };
-        let grid = [self.n_vocab.div_ceil(KIGO_SAMPLE_SLICE), n, 1];
-        let shape = Launch { grid, block: [THREADS, 1, 1], shared_bytes: 0, order: Order::Dependent };
-        stream.launch(&self.scan, shape, &params)?;
-        if weigh { stream.launch(&self.weigh, shape, &params) } else { Ok(()) }
+        let n_slices = self.n_vocab.div_ceil(KIGO_SAMPLE_SLICE);
+        let shape = |n_blocks| Launch {
+            grid: [n_blocks, n, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: 0,
+            order: Order::Dependent,
+        };
+        // Blocks of all rows run at the same time, where there are no more rows than multiprocessors.
+        let most = (self.context.info().n_sm / n).max(1);
+        stream.launch(&self.scan, shape(n_slices.min(most)), &params)?;
+        if weigh {
+            stream.launch(&self.weigh, shape(n_slices), &params)?;
+            stream.launch(&self.gather, shape(n_slices), &params)?;
+        }
+        Ok(())
     }
 
     /// The next token of `slot`, for which it waits. `idle` says whether all work that may bring it is done, and returns

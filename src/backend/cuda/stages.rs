@@ -677,9 +677,9 @@ pub fn embed(b: &CudaBackend, number: u64) -> Result<()> {
         scale: b.desc.embd_scale * table.weight_scale,
         pad: 0,
     };
-    // A warp for each unit while rows are few. Magnitudes of x are raised after they are zero, by the same block.
+    // A warp for eight units while rows are few. Magnitudes of x are raised after they are zero, by the same block.
     let n_units = stride(b.desc.n_embd) as u32 / 64;
-    let (n, most) = (b.shape.n as u32, n_units.div_ceil(WARPS) + 1);
+    let (n, most) = (b.shape.n as u32, n_units.div_ceil(8 * WARPS) + 1);
     let n_blocks = if params.x_magnitudes == 0 { (b.kernels.card.n_sm / n.max(1)).clamp(1, most) } else { 1 };
     launch(b, &b.kernels.types.of(table.quant)?.embed, [n, n_blocks, 1], THREADS, 0, &params)
 }

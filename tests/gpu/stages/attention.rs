@@ -174,9 +174,11 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         let width = stride(n_head * head_dim) + 64;
 
         let run = |first_row: usize, n: usize, how: How| -> Vec<Vec<f32>> {
-            let hands_on = matches!(how, How::Prefill | How::Flash | How::FlashOfTiles)
-                && head_dim == dp
-                && [64, 128].contains(&dp);
+            let hands_on = match (how, &flash) {
+                (How::Decode(_) | How::Lone(_), _) => false,
+                (How::Flash | How::FlashOfTiles, Some(_)) => [64, 128].contains(&head_dim),
+                _ => head_dim == 64,
+            };
             let operands = gpu.filled(n.next_multiple_of(8) * width * 2, 0xff);
             let out = gpu.floats(&poisoned((n + 1) * width));
             let mut magnitudes = vec![0; n];

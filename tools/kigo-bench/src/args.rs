@@ -18,6 +18,8 @@ output, progress to standard error.
   --n-batch N        most rows in a batch (default: kigo's)
   --decode-path P    auto, step or stages: how a GPU runs single sequences (default: auto)
   --temperature T    how tokens are drawn; 0 takes the most likely (default: kigo's)
+  --top-k N, --top-p P, --min-p P
+                     from which; 0, 1 and 0 leave out none (default: kigo's)
   --decode N         tokens generated one by one (default: 128; 0: none)
   --context N,N..    tokens of the prompts before them (default: 128)
   --prompt N,N..     prompts whose prefill is measured (default: 512,2048; 0: none)
@@ -39,6 +41,9 @@ pub struct Args {
     pub n_batch: Option<usize>,
     pub decode_path: DecodePath,
     pub temperature: Option<f32>,
+    pub top_k: Option<u32>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
     pub decode: usize,
     pub contexts: Vec<usize>,
     pub prompts: Vec<usize>,
@@ -60,6 +65,9 @@ impl Args {
             n_batch: None,
             decode_path: DecodePath::default(),
             temperature: None,
+            top_k: None,
+            top_p: None,
+            min_p: None,
             decode: 128,
             contexts: vec![128],
             prompts: vec![512, 2048],
@@ -79,6 +87,9 @@ impl Args {
                     args.decode_path = DecodePath::parse(&name).ok_or_else(unknown)?;
                 }
                 Long("temperature") => args.temperature = Some(parser.value()?.parse()?),
+                Long("top-k") => args.top_k = Some(parser.value()?.parse()?),
+                Long("top-p") => args.top_p = Some(parser.value()?.parse()?),
+                Long("min-p") => args.min_p = Some(parser.value()?.parse()?),
                 Long("decode") => args.decode = parser.value()?.parse()?,
                 Long("context") => args.contexts = sizes(parser.value()?.string()?)?,
                 Long("prompt") => args.prompts = sizes(parser.value()?.string()?)?,

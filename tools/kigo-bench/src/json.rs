@@ -11,6 +11,7 @@ pub fn text(report: &Report, started: SystemTime) -> String {
     let (args, model, engine) = (report.args, report.model, &report.engine);
     let [weights, cache, workspace] = report.memory_bytes();
     let file = args.model.file_name().unwrap_or_default().to_string_lossy();
+    let sampling = crate::sampling(args);
     let value = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": commit(),
@@ -23,7 +24,10 @@ pub fn text(report: &Report, started: SystemTime) -> String {
         "n_threads": report.n_threads,
         "n_batch": engine.n_batch(),
         "decode_path": args.decode_path.name(),
-        "temperature": crate::sampling(args).temperature,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
         "rounds": args.reps,
         "model": file,
         "architecture": model.desc.architecture,

@@ -115,7 +115,13 @@ fn load(args: &Args, progress: &Progress) -> Result<(Arc<Engine>, Vec<Load>), St
 
 fn sampling(args: &Args) -> SamplingParams {
     let defaults = SamplingParams::default();
-    SamplingParams { temperature: args.temperature.unwrap_or(defaults.temperature), ..defaults }
+    SamplingParams {
+        temperature: args.temperature.unwrap_or(defaults.temperature),
+        top_k: args.top_k.unwrap_or(defaults.top_k),
+        top_p: args.top_p.unwrap_or(defaults.top_p),
+        min_p: args.min_p.unwrap_or(defaults.min_p),
+        ..defaults
+    }
 }
 
 /// One thing that is measured in every round.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kigo::backend::Purpose;
 use kigo::engine::{Engine, LoadTimes};
+use kigo::sampler::SamplingParams;
 
 use crate::args::Args;
 use crate::model::Model;
@@ -127,7 +128,7 @@ impl<'a> Report<'a> {
 
     fn write_table(&self, out: &mut String) -> fmt::Result {
         let (engine, model) = (&self.engine, self.model);
-        let temperature = crate::sampling(self.args).temperature;
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = crate::sampling(self.args);
         write!(
             out,
             "kigo {}{}, device {}",
@@ -141,7 +142,11 @@ impl<'a> Report<'a> {
         if engine.device() == "cpu" {
             write!(out, ", {} threads", self.n_threads)?;
         }
-        writeln!(out, "; {} rounds, median (least to most); temperature {temperature}", self.args.reps)?;
+        write!(out, "; {} rounds, median (least to most); temperature {temperature}", self.args.reps)?;
+        if temperature != 0.0 {
+            write!(out, ", top_k {top_k}, top_p {top_p}, min_p {min_p}")?;
+        }
+        out.push('\n');
         let file = self.args.model.file_name().unwrap_or_default().display();
         let megabytes = model.matrix_bytes as f64 / 1e6;
         writeln!(out, "{file}: {}; a token reads {megabytes:.1} MB of weights", model.desc.architecture)?;
