@@ -63,7 +63,7 @@ mod tests {
     /// The copy of these constants in the kernel.
     #[test]
     fn the_kernel_has_the_same_constants() {
-        let text = include_str!("../../kernels/sample.cu");
+        let text = include_str!("../../kernels/sample_candidates.cuh");
         let after = |name: &str| text.split_once(&format!(" {name} = ")).unwrap().1;
         let number = |name: &str| after(name).split_once(';').unwrap().0.parse::<f64>().unwrap();
         let found = ["kLog2E", "kLn2High", "kLn2Low", "kWhole"].map(number);
