@@ -1,13 +1,25 @@
-//! What the kernels share with the host: matrices packed and unpacked as plain C++ (`tests/kernels/layout.cpp`).
+//! What of the kernels runs on the host: matrices packed and unpacked as plain C++ (`tests/kernels/layout.cpp`), and the samplers
+//! (`tests/kernels/sample.cpp`).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use kigo::quant::QuantType;
+
+#[cfg(feature = "cuda")]
+#[path = "common/draws.rs"]
+mod draws;
+#[cfg(feature = "cuda")]
+#[path = "common/random_blocks.rs"]
+mod random_blocks;
+#[cfg(feature = "cuda")]
+#[path = "kernels/sampling.rs"]
+mod sampling;
 
 /// Rows of a tile.
 const TILE: usize = 16;
@@ -18,17 +30,37 @@ fn layout() -> &'static Path {
     PATH.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout");
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-        let mut command = Command::new(&compiler);
+        let kernels = root.join("kernels");
         // The weights are compared with those of Rust, which never contracts.
-        command.args(["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-I"]);
-        command.arg(root.join("kernels")).arg(root.join("tests/kernels/layout.cpp")).arg("-o").arg(&program);
-        let output = command.output().unwrap_or_else(|error| {
-            panic!("{compiler}: {error}; install a C++ compiler (on Debian: apt install g++) or name yours with CXX")
-        });
-        assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
-        program
+        let options = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-I"];
+        let options = [&options.map(AsRef::as_ref)[..], &[kernels.as_os_str()]].concat();
+        compile(&root.join("tests/kernels/layout.cpp"), &program, &options)
     })
+}
+
+fn compile(source: &Path, program: &Path, options: &[&OsStr]) -> PathBuf {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let mut command = Command::new(&compiler);
+    command.args(options).arg(source).arg("-o").arg(program);
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{compiler}: {error}; install a C++ compiler (on Debian: apt install g++) or name yours with CXX")
+    });
+    assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+    program.to_owned()
+}
+
+/// What a program writes that reads `input`.
+fn run(program: &Path, arguments: impl IntoIterator<Item = String>, input: &[u8]) -> Vec<u8> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let written = stdin.write_all(input);
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    written.unwrap();
+    output.stdout
 }
 
 /// A matrix that went through records.
@@ -49,21 +81,14 @@ struct Unpacked {
 }
 
 fn unpack(kind: QuantType, n_rows: usize, n_columns: usize, blocks: Vec<u8>) -> Unpacked {
-    let mut command = Command::new(layout());
-    command.arg(kind.name()).args([n_rows, n_columns].map(|n| n.to_string()));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(&blocks).unwrap();
-    drop(stdin);
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let words: Vec<u32> = output.stdout.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let name = kind.name();
+    let output = run(layout(), [name.to_string(), n_rows.to_string(), n_columns.to_string()], &blocks);
+    let words: Vec<u32> = output.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
     let [record_k, record_bytes] = [words[0] as usize, words[1] as usize];
     let stride = n_columns.next_multiple_of(record_k);
     let [top, scale] = [f32::from_bits(words[2]), f32::from_bits(words[3])];
     let weights: Vec<f32> = words[4..].iter().map(|&bits| f32::from_bits(bits)).collect();
-    assert_eq!(weights.len(), n_rows.next_multiple_of(TILE) * stride, "{command:?}");
+    assert_eq!(weights.len(), n_rows.next_multiple_of(TILE) * stride, "{name}");
     Unpacked { record_k, record_bytes, top, scale, stride, weights }
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../common/draws.rs"]
+mod draws;
 #[path = "../common/folder.rs"]
 mod folder;
 #[path = "../common/models.rs"]

@@ -274,7 +274,7 @@ fn no_slot(slot: u32) -> Error {
 }
 
 /// The state of a sequence, but for the address of its window and its serial.
-fn state(params: &SamplingParams, n_vocab: u32, n_ctx: usize, drawn: u64, n_tokens: usize) -> KigoSampler {
+pub fn state(params: &SamplingParams, n_vocab: u32, n_ctx: usize, drawn: u64, n_tokens: usize) -> KigoSampler {
     let window_len = if params.repeat_penalty == 1.0 { 0 } else { n_ctx.min(params.repeat_last_n as usize) as u32 };
     let most = MAX_SCANNED_TOP_K.min(n_vocab.div_ceil(KIGO_SAMPLE_CHUNK) / 2);
     let scan = params.temperature == 0.0 || n_vocab <= KIGO_SAMPLE_SORTED || (1..=most).contains(&params.top_k);
