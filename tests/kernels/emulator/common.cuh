@@ -2,8 +2,8 @@
 //
 // The threads of a block are fibers of one thread. One runs until it waits for others: at a barrier of the block, or where a warp
 // exchanges values, which takes all its lanes. Blocks run one after the other, in any order, so nothing may wait for another block.
-// What it does not show: accesses without a barrier between them that only some order of the threads makes wrong, and what a
-// weaker memory than that of one thread would.
+// With -fsanitize=thread, accesses to shared memory that no barrier, and no exchange of a warp, keeps apart are reported. What is not shown:
+// what a weaker memory than that of one thread would do to blocks that hand over to each other.
 #pragma once
 
 #include <algorithm>
@@ -53,15 +53,59 @@ constexpr size_t kStack = 64 << 10;
     abort();
 }
 
-struct Fiber {
-    std::vector<char> stack = std::vector<char>(kStack);
-    ucontext_t start;
+#ifndef __has_feature
+#define __has_feature(name) 0
+#endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+// The sanitizer takes fibers for threads, which are told what orders them; the emulator itself it does not look at.
+#define EMULATOR __attribute__((no_sanitize("thread")))
+extern "C" {
+void* __tsan_create_fiber(unsigned flags);
+void* __tsan_get_current_fiber();
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* at);
+void __tsan_release(void* at);
+}
+inline void acquire(void* at) { __tsan_acquire(at); }
+inline void release(void* at) { __tsan_release(at); }
+
+struct Place {
+    ucontext_t context;
+    void* fiber = nullptr;
+};
+EMULATOR inline void leave(Place& from, Place& to) {
+    constexpr unsigned kWithoutOrder = 1;
+    if (!from.fiber) from.fiber = __tsan_get_current_fiber();
+    if (!to.fiber) to.fiber = __tsan_create_fiber(0);
+    __tsan_switch_to_fiber(to.fiber, kWithoutOrder);
+    swapcontext(&from.context, &to.context);
+}
+EMULATOR inline void begin(Place& from, Place& to) { leave(from, to); }
+#else
+#define EMULATOR
+inline void acquire(void*) {}
+inline void release(void*) {}
+
+// Faster than swapcontext, which asks the system.
+struct Place {
+    ucontext_t context;
     jmp_buf at;
+};
+inline void leave(Place& from, Place& to) {
+    if (_setjmp(from.at) == 0) _longjmp(to.at, 1);
+}
+inline void begin(Place& from, Place& to) {
+    if (_setjmp(from.at) == 0) setcontext(&to.context);
+}
+#endif
+
+struct Fiber : Place {
+    std::vector<char> stack = std::vector<char>(kStack);
     bool is_new, ended;
 };
 
 inline std::vector<Fiber> fibers(kThreads);
-inline jmp_buf scheduler;
+inline Place scheduler;
 inline std::function<void()> body;
 inline int current, n_ended;
 inline uint64_t n_met;
@@ -72,7 +116,7 @@ struct Meeting {
     uint64_t number = 0;
     std::array<uint64_t, kThreads> brought, shown[2];
 
-    void close() {
+    EMULATOR void close() {
         // The next meeting cannot end before all have left this one, so two places are enough.
         shown[number % 2] = brought;
         arrived = 0;
@@ -84,25 +128,25 @@ struct Meeting {
 inline Meeting block;
 inline std::vector<Meeting> warps(kThreads / kWarp);
 
-inline void wait() {
-    if (_setjmp(fibers[current].at) == 0) _longjmp(scheduler, 1);
-}
-
-inline const uint64_t* meet(Meeting& meeting, int place, int of, uint64_t value) {
+EMULATOR inline const uint64_t* meet(Meeting& meeting, int place, int of, uint64_t value) {
     const uint64_t number = meeting.number;
     meeting.brought[place] = value;
+    // Not what some do before they come to the next meeting.
+    auto& order = meeting.shown[number % 2];
+    release(&order);
     if (++meeting.arrived == of) {
         meeting.close();
     } else {
-        while (meeting.number == number) wait();
+        while (meeting.number == number) leave(fibers[current], scheduler);
     }
-    return meeting.shown[number % 2].data();
+    acquire(&order);
+    return order.data();
 }
 
-inline const uint64_t* meet_block(uint64_t value) { return meet(block, current, kThreads - n_ended, value); }
+EMULATOR inline const uint64_t* meet_block(uint64_t value) { return meet(block, current, kThreads - n_ended, value); }
 
 template <class T>
-inline std::array<T, kWarp> meet_warp(T value) {
+EMULATOR inline std::array<T, kWarp> meet_warp(T value) {
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
     const uint64_t* all = meet(warps[current / kWarp], current % kWarp, kWarp, bits);
@@ -111,19 +155,22 @@ inline std::array<T, kWarp> meet_warp(T value) {
     return values;
 }
 
-inline void enter() {
+EMULATOR inline void enter() {
+    acquire(&scheduler);
     body();
+    release(&scheduler);
     fibers[current].ended = true;
     n_ended++;
     if (block.arrived > 0 && block.arrived == kThreads - n_ended) block.close();
-    _longjmp(scheduler, 1);
+    leave(fibers[current], scheduler);
 }
 
 // Runs a block; the thread that goes first changes.
-inline void run_block(std::function<void()> of_thread) {
+EMULATOR inline void run_block(std::function<void()> of_thread) {
     body = std::move(of_thread);
     n_ended = 0;
     block = {};
+    release(&scheduler);
     std::fill(warps.begin(), warps.end(), Meeting{});
     for (Fiber& fiber : fibers) {
         fiber.is_new = true;
@@ -135,22 +182,25 @@ inline void run_block(std::function<void()> of_thread) {
         for (int i = 0; i < kThreads; i++) {
             current = (first + i) % kThreads;
             Fiber& fiber = fibers[current];
-            if (fiber.ended || _setjmp(scheduler) != 0) continue;
-            if (!fiber.is_new) _longjmp(fiber.at, 1);
-            fiber.is_new = false;
-            getcontext(&fiber.start);
-            fiber.start.uc_stack.ss_sp = fiber.stack.data();
-            fiber.start.uc_stack.ss_size = fiber.stack.size();
-            fiber.start.uc_link = nullptr;
-            makecontext(&fiber.start, enter, 0);
-            setcontext(&fiber.start);
+            if (fiber.ended) continue;
+            if (!std::exchange(fiber.is_new, false)) {
+                leave(scheduler, fiber);
+                continue;
+            }
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.data();
+            fiber.context.uc_stack.ss_size = fiber.stack.size();
+            fiber.context.uc_link = nullptr;
+            makecontext(&fiber.context, enter, 0);
+            begin(scheduler, fiber);
         }
         if (n_met + n_ended == before) fail("the threads of a block wait for each other for ever");
     }
+    acquire(&scheduler);
 }
 
 struct ThreadIndex {
-    operator uint32_t() const { return current; }
+    EMULATOR operator uint32_t() const { return current; }
 };
 
 }  // namespace emulator
@@ -223,8 +273,8 @@ inline T __ldcg(const T* at) {
 template <class T>
 inline void __stcg(T* at, T value) { *at = value; }
 template <class T, class U>
-inline T atomicAdd(T* at, U value) { return std::exchange(*at, *at + value); }
-inline uint32_t atomicOr(uint32_t* at, uint32_t value) { return std::exchange(*at, *at | value); }
+inline T atomicAdd(T* at, U value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+inline uint32_t atomicOr(uint32_t* at, uint32_t value) { return __atomic_fetch_or(at, value, __ATOMIC_RELAXED); }
 inline unsigned long long atomicMax(unsigned long long* at, unsigned long long value) { return std::exchange(*at, std::max(*at, value)); }
 inline unsigned long long atomicExch(unsigned long long* at, unsigned long long value) { return std::exchange(*at, value); }
 inline bool counts_last(uint32_t* counter, uint32_t n) {
