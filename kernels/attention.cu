@@ -352,7 +352,7 @@ __device__ __forceinline__ void prefill(const KigoAttention& p) {
     constexpr int kStages = kDp <= 128 ? 2 : 1;
     constexpr bool kQShared = kDp > 128;
     constexpr int kMixed = 4;          // tiles of dimensions at a time
-    // Of heads of 128 it takes longer than the next product's prep.
+    // Of heads of 128 it takes as long as it saves the next product's prep.
     constexpr bool kHandsOn = kDp == 64;
     extern __shared__ uint4 shared[];  // K, V of each stage; then q of each warp if kQShared
 

@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<KigoSampler>().is_multiple_of(4));
 /// Chunks follow, each of which is a sector.
 const _: () = assert!(size_of::<KigoSampleWork>().is_multiple_of(32) && size_of::<KigoSampleChunk>() == 32);
 
-/// Threads of a block of either kernel.
+/// Threads of a block of each kernel.
 const THREADS: u32 = 512;
 /// Largest `top_k` that `sample_scan` serves, if there are twice as many chunks.
 const MAX_SCANNED_TOP_K: u32 = 1024;
