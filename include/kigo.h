@@ -382,7 +382,8 @@
  *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 60 ms and fits,
  *   128 to 2048; 128 on the CPU
  *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait,
- *       a prompt brings a quarter of that.
+ *       a prompt brings a quarter of that. Far into a long prompt a GPU computes half as many at once, or fewer
+ *       still, so that no step takes much longer than the first ones.
  *
  *   "tokenizer": "auto" or the path of a tokenizer.json; kigo_options_set_str(); default: "auto"
  *       Where the tokens come from. "auto": the file's own vocabulary; if it has none, or names a tokenizer that kigo
@@ -622,6 +623,8 @@
  *   "prompt_tokens": Tokens of the prompt; in a further turn all that came before it are part of its prompt.
  *   "cached_tokens": Tokens of the prompt that were not computed, since this or another inference had done so; 0
  *   before the first token.
+ *   "processed_tokens": Tokens of the prompt that were computed or need not be, up to "prompt_tokens": while a call
+ *   computes the prompt, it grows with each step. The last step may still be under way on a GPU.
  *   "generated_tokens": Tokens generated so far in this turn, one that completes a stop string included.
  *   "text_size": After KIGO_BUFFER_TOO_SMALL: bytes that the buffer of the next call needs; 0 otherwise.
  *
@@ -2056,7 +2059,8 @@ int32_t kigo_inference_cancel(kigo_inference *inference);
 int32_t kigo_inference_finish_reason(const kigo_inference *inference);
 
 /**
- * A fact about an inference that is an integer, as of the last call for text or a token that returned.
+ * A fact about an inference that is an integer, as of the last call for text or a token that returned. Only
+ * "processed_tokens" changes while one runs.
  *
  * @param inference  The inference; not changed.
  * @param key        Which fact, as "Facts about an inference" lists them.

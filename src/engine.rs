@@ -5,6 +5,7 @@ mod info;
 mod loading;
 mod prompts;
 mod sequences;
+mod steps;
 mod told;
 
 use std::path::Path;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{CudaBackend, context::Context};
-use crate::backend::{self, Backend, DecodePath, Device, Memory, Progress, check_gpu};
+use crate::backend::{Backend, DecodePath, Device, Memory, Progress, check_gpu};
 use crate::error::quoted;
 use crate::gguf::{DirectIo, Gguf, Metadata};
 use crate::model::{ModelDesc, Weights, arch, fingerprint};
@@ -28,6 +29,7 @@ pub use info::file_info;
 pub use loading::Loading;
 use prompts::Prompts;
 use sequences::Retired;
+use steps::{LEAST_N_BATCH, Steps, default_n_batch};
 pub use told::LoadTimes;
 use told::Told;
 
@@ -40,8 +42,8 @@ pub struct LoadOptions {
     pub n_ctx: Option<usize>,
     /// Threads of the CPU backend; one per core when `None`.
     pub n_threads: Option<usize>,
-    /// Most rows in a batch: the prompt is processed in chunks of this size, between which it can be cancelled. `None`: what
-    /// suits model and device.
+    /// Most rows in a batch: the prompt is processed in chunks of this size at most, between which it can be cancelled. `None`:
+    /// what suits model and device.
     pub n_batch: Option<usize>,
     /// A tokenizer.json to use; `auto` uses the one of the file, or where kigo does not know it one that lies beside the file.
     pub tokenizer: String,
@@ -92,7 +94,7 @@ pub struct Engine {
     grammars: OnceLock<Grammars>,
     device: String,
     n_ctx: usize,
-    n_batch: usize,
+    steps: Steps,
     n_threads: usize,
     /// What the file says.
     metadata: Metadata,
@@ -165,7 +167,7 @@ impl Engine {
         progress.check()?;
         let sampling_defaults = model_defaults(gguf.metadata())?;
         let plan = Weights::plan(&gguf, &desc)?;
-        let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
+        let n_batch = options.n_batch.unwrap_or_else(|| default_n_batch(device, &desc, &plan));
         let mut texts = None;
         let mut make_texts = |told: &mut Told| {
             let began = Instant::now();
@@ -187,7 +189,7 @@ impl Engine {
                     let _ = opened.set((began.elapsed(), Instant::now()));
                     Ok(context)
                 };
-                let least = options.n_batch.unwrap_or(backend::LEAST_N_BATCH);
+                let least = options.n_batch.unwrap_or(LEAST_N_BATCH);
                 let sizes = (n_ctx, least..=n_batch, options.decode_path);
                 let mut meanwhile = || make_texts(told);
                 let backend = CudaBackend::load(&gguf, &desc, &plan, open, sizes, progress, &mut meanwhile)?;
@@ -205,11 +207,13 @@ impl Engine {
             }
         };
         told.weights(backend.device(), backend.weight_bytes(), prepare);
+        let n_weights = plan.layer_weights(&desc);
+        let steps = Steps::new(device, (n_weights, desc.n_embd_q()), &desc.layers, n_batch)?;
         let no_texts = || Error::Internal("no tokenizer was made".into());
         let (tokenizer, templates, fingerprint, facts) = texts.ok_or_else(no_texts)?;
         Ok(Engine {
             n_ctx,
-            n_batch,
+            steps,
             n_threads,
             facts,
             fingerprint,
@@ -280,7 +284,7 @@ impl Engine {
 
     /// Most rows in a batch.
     pub fn n_batch(&self) -> usize {
-        self.n_batch
+        self.steps.n_batch()
     }
 
     /// Bytes of the weights, as they were read from the file.

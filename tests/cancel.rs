@@ -7,6 +7,8 @@ mod c_api;
 #[path = "common/models.rs"]
 mod models;
 
+use std::ffi::CStr;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,13 +19,17 @@ const N_BATCH: usize = 32;
 const CHUNKS: usize = 60;
 const ATTEMPTS: usize = 3;
 const BOUND: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_micros(100);
+
+/// One test at a time, since one measures.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn tokens(n: usize) -> Vec<i32> {
     (0..n).map(|i| 1000 + (i * 7 % 20_000) as i32).collect()
 }
 
-/// How long calls for tokens go on after a cancellation that comes when they have run for this long.
-fn cancelled(inference: Handle, before: Duration) -> Duration {
+/// How long calls for tokens go on after a cancellation that comes when `is_time`, which is asked again and again.
+fn cancelled(inference: Handle, is_time: impl Fn() -> bool) -> Duration {
     thread::scope(|scope| {
         let call = scope.spawn(|| {
             loop {
@@ -32,7 +38,10 @@ fn cancelled(inference: Handle, before: Duration) -> Duration {
                 }
             }
         });
-        thread::sleep(before);
+        while !is_time() {
+            assert!(!call.is_finished(), "it ended before it was cancelled");
+            thread::sleep(POLL);
+        }
         let cancelled = Instant::now();
         c_api::cancel(inference).unwrap();
         let (status, ended) = call.join().unwrap();
@@ -44,6 +53,7 @@ fn cancelled(inference: Handle, before: Duration) -> Duration {
 #[test]
 fn a_cancelled_call_returns_within_100_ms_or_one_step_x03() {
     let Some(path) = models::cached(models::SMOLLM2) else { return };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let options = c_api::options(&[
         ("n_batch", Setting::Integer(N_BATCH as i64)),
         ("n_ctx", Setting::Integer((N_BATCH * CHUNKS + 10) as i64)),
@@ -62,22 +72,63 @@ fn a_cancelled_call_returns_within_100_ms_or_one_step_x03() {
     let chunk = (0..ATTEMPTS).map(|_| step(N_BATCH)).min().unwrap();
     let single = (0..ATTEMPTS).map(|_| step(1)).min().unwrap();
 
-    let attempt = |n_tokens: usize, before: Duration| {
+    let attempt = |n_tokens: usize, key: &CStr, n: i64| {
         let inference = c_api::start_tokens(model, &tokens(n_tokens), options).unwrap();
-        let took = cancelled(inference, before);
-        let generated = c_api::count(inference, c"generated_tokens").unwrap();
+        let count = |key: &CStr| c_api::count(inference, key).unwrap();
+        let took = cancelled(inference, || count(key) >= n);
+        let [processed, generated] = [c"processed_tokens", c"generated_tokens"].map(count);
         c_api::inference_free(inference).unwrap();
-        (took, generated)
+        (took, processed as usize, generated)
     };
-    let in_prompt = (0..ATTEMPTS).map(|_| attempt(N_BATCH * CHUNKS, chunk * 5));
-    let in_prompt = in_prompt.inspect(|(_, generated)| assert_eq!(*generated, 0)).min().unwrap().0;
-    let in_text = (0..ATTEMPTS).map(|_| attempt(4, BOUND + single * 10));
-    let in_text = in_text.inspect(|(_, generated)| assert!(*generated > 0)).min().unwrap().0;
+    let in_prompt = (0..ATTEMPTS).map(|_| attempt(N_BATCH * CHUNKS, c"processed_tokens", (N_BATCH * 5) as i64));
+    let is_there = |processed: usize| (N_BATCH * 5..N_BATCH * CHUNKS).step_by(N_BATCH).any(|n| n == processed);
+    let in_prompt = in_prompt.inspect(|&(_, processed, generated)| assert!(is_there(processed) && generated == 0));
+    let in_prompt = in_prompt.min().unwrap().0;
+    let in_text = (0..ATTEMPTS).map(|_| attempt(4, c"generated_tokens", 10));
+    let in_text = in_text.inspect(|&(_, processed, generated)| assert!(processed == 4 && generated >= 10));
+    let in_text = in_text.min().unwrap().0;
 
     println!("a chunk takes {chunk:?}, ended after {in_prompt:?}; a token {single:?}, ended after {in_text:?}");
     // A later chunk looks at more of the text, so it takes longer than the first.
     assert!(in_prompt <= BOUND.max(chunk * 2), "{in_prompt:?} for chunks of {chunk:?}");
     assert!(in_text <= BOUND.max(single * 2), "{in_text:?} for tokens of {single:?}");
+    c_api::model_free(model).unwrap();
+    c_api::options_free(options).unwrap();
+}
+
+#[test]
+fn a_prompt_that_is_computed_can_be_watched() {
+    let Some(path) = models::cached(models::SMOLLM2) else { return };
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let options = c_api::options(&[
+        ("n_batch", Setting::Integer(N_BATCH as i64)),
+        ("n_ctx", Setting::Integer((N_BATCH * CHUNKS) as i64)),
+    ]);
+    let model = c_api::load(&path, options).unwrap();
+    let n = N_BATCH * 6 + 5;
+    let inference = c_api::start_tokens(model, &tokens(n), options).unwrap();
+    let processed = || c_api::count(inference, c"processed_tokens").unwrap() as usize;
+    assert_eq!(processed(), 0);
+    let mut seen = Vec::new();
+    thread::scope(|scope| {
+        let call = scope.spawn(|| c_api::next_token(inference, &mut [0; 256]).unwrap());
+        while !call.is_finished() {
+            seen.push(processed());
+            thread::sleep(POLL);
+        }
+    });
+    seen.dedup();
+    assert!(seen.is_sorted() && seen.iter().all(|&at| at == n || at.is_multiple_of(N_BATCH)), "{seen:?}");
+    assert!(seen.len() > 3, "only {seen:?} were seen of 7 steps");
+    c_api::next_token(inference, &mut [0; 256]).unwrap();
+    assert_eq!(processed(), n, "tokens of the answer do not count");
+    c_api::inference_free(inference).unwrap();
+    // Where another has computed the prompt, it is there from the start.
+    let again = c_api::start_tokens(model, &tokens(n), options).unwrap();
+    c_api::next_token(again, &mut [0; 256]).unwrap();
+    let [processed, cached] = [c"processed_tokens", c"cached_tokens"].map(|key| c_api::count(again, key).unwrap());
+    assert!(processed as usize == n && cached > 0);
+    c_api::inference_free(again).unwrap();
     c_api::model_free(model).unwrap();
     c_api::options_free(options).unwrap();
 }

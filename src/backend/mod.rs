@@ -149,24 +149,6 @@ pub fn weight_bytes(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>
     }
 }
 
-/// The least of what [`default_n_batch`] gives.
-pub const LEAST_N_BATCH: usize = 128;
-
-/// Most rows of a batch unless somebody wants others. On a GPU so many that an H200 takes about 60 ms for them, an H100 70; larger
-/// ones gain little there (`kernels/notes.md`).
-pub fn default_n_batch(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> usize {
-    match device {
-        Device::Cuda(_) => gpu_n_batch(plan.layer_weights(desc)),
-        Device::Cpu | Device::Auto => LEAST_N_BATCH,
-    }
-}
-
-/// Of a model that multiplies a token with so many weights.
-fn gpu_n_batch(n_weights: u64) -> usize {
-    let least = LEAST_N_BATCH as u64;
-    (15_000_000_000_000 / n_weights.max(1) / least * least).clamp(least, 2048) as usize
-}
-
 /// What a model needs on `device`, which need not be there: for a context of `n_ctx` tokens, batches of `n_batch` rows and
 /// `n_threads` threads.
 ///
@@ -303,6 +285,15 @@ pub trait Backend: Send {
     /// Frees a sequence; unknown ones are ignored.
     fn sequence_free(&mut self, sequence: SequenceId);
 
+    /// Waits until the rows of the latest batch have been computed, where they are computed beside the host and nobody has asked
+    /// for what came of them. Says whether it had to wait.
+    ///
+    /// # Errors
+    /// What went wrong with them; the next batch fails with it, too.
+    fn ready(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Whether `sequence` has all that a row at position `n_positions` would see of the positions before it. Layers with a
     /// window forget what they do not see any more.
     fn sequence_holds(&self, sequence: SequenceId, n_positions: usize) -> bool;
@@ -425,11 +416,5 @@ mod tests {
     fn pages_are_counted_through_the_groups() {
         let page = |index| nth_page([3..5, 0..0, 7..8].into_iter(), index);
         assert_eq!([page(0), page(1), page(2), page(3)], [Some((0, 3)), Some((0, 4)), Some((2, 7)), None]);
-    }
-
-    #[test]
-    fn batches_on_a_gpu_take_about_as_long() {
-        let sizes = [106_000_000, 6_980_000_000, 68_000_000_000, 400_000_000_000].map(gpu_n_batch);
-        assert_eq!(sizes, [2048, 2048, 128, 128]);
     }
 }

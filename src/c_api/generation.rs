@@ -6,7 +6,7 @@ use super::model::Fact;
 use super::settings::{PromptFormat, Settings};
 use crate::engine::Engine;
 use crate::log::{self, Level};
-use crate::session::{FinishReason, Prompt, Session};
+use crate::session::{FinishReason, Past, Prompt, Session};
 use crate::{Error, Result, Status};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,12 +38,13 @@ fn number(reason: FinishReason) -> i32 {
     }
 }
 
-/// What may be asked while another thread is generating: the state after the last call that ended.
+/// What may be asked while another thread is generating: the state after the last call that ended, and how far the prompt is.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Report {
     pub(super) finish_reason: i32,
     prompt_tokens: u64,
     cached_tokens: u64,
+    past: Past,
     generated_tokens: u64,
     text_size: u64,
     prompt_time: Duration,
@@ -95,6 +96,12 @@ pub(super) static COUNTS: &[Fact<CountOf>] = &[
         doc: "Tokens of the prompt that were not computed, since this or another inference had done so; 0 before the first \
               token.",
         get: |report| report.cached_tokens,
+    },
+    Fact {
+        key: "processed_tokens",
+        doc: "Tokens of the prompt that were computed or need not be, up to \"prompt_tokens\": while a call computes the prompt, \
+              it grows with each step. The last step may still be under way on a GPU.",
+        get: |report| (report.past.get() as u64).min(report.prompt_tokens),
     },
     Fact {
         key: "generated_tokens",
@@ -204,7 +211,7 @@ impl Generation {
     }
 
     fn of(session: Session, format: PromptFormat, lane: Option<Lane>) -> Generation {
-        let mut report = Report::default();
+        let mut report = Report { past: session.past(), ..Report::default() };
         report.count(&session);
         Generation {
             cancel: session.cancel_flag(),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::{Engine, lock};
-use crate::backend::{Backend, Draw, Row};
+use crate::backend::{Backend, Draw, Row, SequenceId};
 use crate::error::try_vec;
 use crate::sampler::Sampler;
 use crate::{Error, Result, panics};
@@ -19,6 +19,9 @@ use crate::{Error, Result, panics};
 /// device has run ahead takes no time.
 const PATIENCE: (u32, Duration, Duration) = (8, Duration::from_micros(300), Duration::from_millis(2));
 
+/// Into so many parts a step is divided among prompts that want to run together.
+const SHARE: usize = 4;
+
 /// How often a caller whose rows wait for their turn looks whether it is cancelled: nothing wakes it for that.
 const CANCEL_CHECK: Duration = Duration::from_millis(10);
 
@@ -27,6 +30,8 @@ pub(super) struct Queue {
     waiting: VecDeque<Arc<Request>>,
     /// Whether some caller is running a batch.
     led: bool,
+    /// Whose rows the latest batch had, if they were those of one request.
+    latest: Option<SequenceId>,
     /// How many callers may want something after the latest batch, and until when the next one waits for them.
     expected: usize,
     until: Option<Instant>,
@@ -87,11 +92,12 @@ pub(super) struct Request {
 }
 
 impl Engine {
-    /// Rows that a prompt may bring at once: fewer while others are there, so that steps are short and have room for them.
-    pub fn chunk(&self) -> usize {
+    /// Rows that a prompt may bring at once from position `start` on: fewer while others are there, so that steps are short and have
+    /// room for them.
+    pub fn chunk(&self, start: usize) -> usize {
         let queue = lock(&self.queue);
         let is_shared = queue.led || !queue.waiting.is_empty();
-        if is_shared { self.n_batch.div_ceil(4) } else { self.n_batch }
+        self.steps.rows(start, if is_shared { SHARE } else { 1 })
     }
 
     /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers. Writes the logits of the
@@ -138,11 +144,12 @@ impl Engine {
     /// Waits for the outcome of a request, leading batches meanwhile where nobody else does.
     fn finish(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
         let rows = &request.rows;
-        if rows.is_empty() || rows.len() > self.n_batch || rows.iter().any(|row| row.token as usize >= self.n_vocab()) {
+        if rows.is_empty() || rows.len() > self.n_batch() || rows.iter().any(|row| row.token as usize >= self.n_vocab())
+        {
             return Err(Error::Internal(format!(
                 "{} rows, expected 1 to {} of known tokens",
                 rows.len(),
-                self.n_batch
+                self.n_batch()
             )));
         }
         self.wait(request, cancel)
@@ -161,55 +168,80 @@ impl Engine {
             let patience = if queue.led { Some(CANCEL_CHECK) } else { queue.patience() };
             queue = match patience {
                 Some(time) => request.wake.wait_timeout(queue, time).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.lead(queue, request),
+                None => self.lead(queue, request, cancel),
             };
         }
     }
 
-    /// Runs one batch of the oldest requests for the caller of `own`, and passes the lead on.
-    fn lead<'a>(&'a self, mut queue: MutexGuard<'a, Queue>, own: &Arc<Request>) -> MutexGuard<'a, Queue> {
+    /// Runs one batch of the oldest requests for the caller of `own`, unless this is cancelled first, and passes the lead on.
+    fn lead<'a>(
+        &'a self,
+        mut queue: MutexGuard<'a, Queue>,
+        own: &Arc<Request>,
+        cancel: &AtomicBool,
+    ) -> MutexGuard<'a, Queue> {
         let started = Instant::now();
+        queue.led = true;
+        drop(queue);
+        let mut backend = lock(&self.backend);
+        // What fails here fails once more in the batch, where it concerns somebody.
+        let has_waited = contained(|| backend.ready()).unwrap_or(false);
+        let now = if has_waited { Instant::now() } else { started };
+        let mut queue = lock(&self.queue);
+        if cancel.load(Ordering::Relaxed) {
+            queue.led = false;
+            queue.leave(own);
+            own.finish(Err(Error::Cancelled));
+            drop(queue);
+            drop(backend);
+            self.free_retired();
+            return lock(&self.queue);
+        }
         let mut batch = Vec::new();
-        let mut n_rows = 0;
+        let (mut n_rows, mut cost) = (0, 0.0);
         while let Some(request) = queue.waiting.front() {
-            if n_rows > 0 && n_rows + request.rows.len() > self.n_batch {
+            let start = request.rows.first().map_or(0, |row| row.position as usize);
+            n_rows += request.rows.len();
+            cost += self.steps.cost(start, request.rows.len());
+            if !batch.is_empty() && !self.steps.allow(n_rows, cost) {
                 break;
             }
-            n_rows += request.rows.len();
-            request.taken(started);
+            // Who waited for an earlier part of the own prompt did not wait for others.
+            let is_next = queue.latest.is_some() && queue.latest == request.sequence();
+            request.taken(if is_next { started } else { now });
             batch.extend(queue.waiting.pop_front());
         }
-        queue.led = true;
+        queue.latest = if let [request] = &*batch { request.sequence() } else { None };
         drop(queue);
         // Dropped on every way out, so that nobody waits for ever.
         let lead = Lead { engine: self, own, batch, started };
-        self.run_batch(&lead.batch);
+        self.run_batch(&mut **backend, &lead.batch);
+        drop(backend);
         drop(lead);
         self.free_retired();
         lock(&self.queue)
     }
 
-    fn run_batch(&self, batch: &[Arc<Request>]) {
-        let mut backend = lock(&self.backend);
+    fn run_batch(&self, backend: &mut dyn Backend, batch: &[Arc<Request>]) {
         let mut ready = Vec::with_capacity(batch.len());
         for request in batch {
             if let Some(mut task) = lock(&request.task).take() {
-                request.finish(self.with_room(&mut **backend, |backend| task(backend)).map(|()| None));
+                request.finish(self.with_room(backend, |backend| task(backend)).map(|()| None));
                 continue;
             }
             let Some(last) = request.rows.last() else { continue };
             let n_positions = last.position as usize + 1;
-            match self.with_room(&mut **backend, |backend| backend.sequence_reserve(last.sequence, n_positions)) {
+            match self.with_room(backend, |backend| backend.sequence_reserve(last.sequence, n_positions)) {
                 Ok(()) => ready.push(&**request),
                 Err(error) => request.finish(Err(error)),
             }
         }
-        if ready.len() > 1 && run_together(&mut **backend, &ready).is_ok() {
+        if ready.len() > 1 && run_together(backend, &ready).is_ok() {
             return;
         }
         // Alone, a request that cannot run does not take the others with it.
         for request in ready {
-            if let Err(error) = self.with_room(&mut **backend, |backend| run_together(backend, &[request])) {
+            if let Err(error) = self.with_room(backend, |backend| run_together(backend, &[request])) {
                 request.finish(Err(error));
             }
         }
@@ -259,7 +291,7 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
                 request.finish(contained(read).map(|()| None));
             }
             Wanted::Token(sampler, recent) => {
-                let sequence = request.rows.last().map_or(0, |row| row.sequence);
+                let sequence = request.sequence().unwrap_or(0);
                 draws.push(Draw { index: index.saturating_sub(1), sequence, sampler, recent, outcome: None });
             }
         }
@@ -299,6 +331,11 @@ impl Request {
             waited: AtomicU64::new(0),
             wake: Condvar::new(),
         })
+    }
+
+    /// Whose rows it has, if any.
+    fn sequence(&self) -> Option<SequenceId> {
+        self.rows.last().map(|row| row.sequence)
     }
 
     /// Notes that a batch has taken it at `now`.
@@ -351,15 +388,18 @@ impl Drop for Lead<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::backend::{Memory, SequenceId};
+    use crate::backend::Memory;
     use crate::engine::LoadOptions;
     use std::path::Path;
+    use std::sync::Barrier;
 
     /// Does nothing; unless it has a token, it panics when a batch has a row of token 13, and for sequence 13.
     struct Faulty {
         logits: Vec<f32>,
         /// Drawn always, without a look at the logits, as a device would that has drawn before it is asked.
         token: Option<u32>,
+        /// Where it stops once before it is ready: when it begins to wait, and until when.
+        busy: Option<Arc<Barrier>>,
     }
 
     impl Backend for Faulty {
@@ -377,6 +417,14 @@ pub(crate) mod tests {
             Ok(())
         }
         fn sequence_free(&mut self, _: SequenceId) {}
+        fn ready(&mut self) -> Result<bool> {
+            let busy = self.busy.take();
+            busy.iter().for_each(|barrier| {
+                barrier.wait();
+                barrier.wait();
+            });
+            Ok(busy.is_some())
+        }
         fn sequence_holds(&self, _: SequenceId, _: usize) -> bool {
             false
         }
@@ -455,7 +503,8 @@ pub(crate) mod tests {
     /// An engine whose backend gives this token at once.
     pub(crate) fn instant(token: u32) -> Arc<Engine> {
         let engine = engine(128);
-        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: Some(token) });
+        *lock(&engine.backend) =
+            Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: Some(token), busy: None });
         engine
     }
 
@@ -464,7 +513,7 @@ pub(crate) mod tests {
         let options =
             LoadOptions { device: "cpu".into(), n_threads: Some(1), n_batch: Some(n_batch), ..LoadOptions::default() };
         let engine = Engine::load(&path, &options).unwrap();
-        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: None });
+        *lock(&engine.backend) = Box::new(Faulty { logits: vec![1.0; engine.n_vocab()], token: None, busy: None });
         engine
     }
 
@@ -493,13 +542,13 @@ pub(crate) mod tests {
     #[test]
     fn prompts_leave_room_for_those_who_wait() {
         let engine = engine(8);
-        assert_eq!(engine.chunk(), 8);
+        assert_eq!(engine.chunk(0), 8);
         lock(&engine.queue).led = true;
-        assert_eq!(engine.chunk(), 2, "a batch of another runs");
+        assert_eq!(engine.chunk(0), 2, "a batch of another runs");
         lock(&engine.queue).led = false;
         let waiting = Request::new(vec![row(1, 1)], Wanted::Logits(Vec::new()));
         lock(&engine.queue).waiting.push_back(waiting);
-        assert_eq!(engine.chunk(), 2, "another waits");
+        assert_eq!(engine.chunk(0), 2, "another waits");
     }
 
     /// Else those who come back first would run alone, and the others after them, by turns.
@@ -543,7 +592,7 @@ pub(crate) mod tests {
                 std::thread::yield_now();
             }
             let waiting = scope.spawn(|| run(&cancel));
-            while lock(&engine.queue).waiting.is_empty() {
+            while lock(&engine.queue).waiting.len() < 2 {
                 std::thread::yield_now();
             }
             cancel.store(true, Ordering::Relaxed);
@@ -552,6 +601,30 @@ pub(crate) mod tests {
             leader.join().unwrap().unwrap();
         });
         assert!(lock(&engine.queue).waiting.is_empty());
+    }
+
+    /// Else a prompt would have one more step after the one that the device was computing.
+    #[test]
+    fn a_leader_that_is_cancelled_before_the_device_is_ready_starts_nothing() {
+        let engine = engine(8);
+        let busy = Arc::new(Barrier::new(2));
+        let logits = vec![1.0; engine.n_vocab()];
+        *lock(&engine.backend) = Box::new(Faulty { logits, token: None, busy: Some(busy.clone()) });
+        let cancel = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // The row would end in a panic of the backend.
+            let leader = scope.spawn(|| engine.run(vec![row(1, 13)], &mut Vec::new(), &cancel));
+            busy.wait();
+            let waiting = scope.spawn(|| engine.run(vec![row(2, 1)], &mut Vec::new(), &AtomicBool::new(false)));
+            while lock(&engine.queue).waiting.len() < 2 {
+                std::thread::yield_now();
+            }
+            cancel.store(true, Ordering::Relaxed);
+            busy.wait();
+            assert!(matches!(leader.join().unwrap(), Err(Error::Cancelled)));
+            waiting.join().unwrap().unwrap();
+        });
+        assert!(lock(&engine.queue).waiting.is_empty() && !lock(&engine.queue).led);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::steps::default_n_batch;
 use super::{Engine, LoadOptions, check_numbers};
 use crate::backend::{self, Device, Needs, Purpose, check_gpu};
 use crate::gguf::Gguf;
@@ -19,7 +20,7 @@ impl Engine {
     pub fn info(&self, n_ctx: Option<usize>) -> Result<Json> {
         let n_ctx = n_ctx.unwrap_or(self.n_ctx);
         let device = Device::parse(&self.device).unwrap_or(Device::Cpu);
-        let sizes = (n_ctx, self.n_batch, self.n_threads);
+        let sizes = (n_ctx, self.n_batch(), self.n_threads);
         let needs = backend::context_needs(device, &self.desc, sizes)?;
         let weights = self.memory.bytes(Purpose::Weights);
         let mut facts = self.facts.clone();
@@ -50,7 +51,7 @@ pub fn file_info(path: &Path, options: &LoadOptions) -> Result<Json> {
         let desc = desc?;
         let n_ctx = options.n_ctx.unwrap_or(Engine::default_n_ctx(&desc));
         let plan = Weights::plan(&gguf, &desc)?;
-        let n_batch = options.n_batch.unwrap_or_else(|| backend::default_n_batch(device, &desc, &plan));
+        let n_batch = options.n_batch.unwrap_or_else(|| default_n_batch(device, &desc, &plan));
         let sizes = (n_ctx, n_batch, n_threads);
         let weights = backend::weight_bytes(device, &desc, &plan)?;
         let needs = backend::context_needs(device, &desc, sizes)?;

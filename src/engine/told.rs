@@ -136,7 +136,7 @@ impl<'a> Told<'a> {
                 }
                 self.tell(Level::Info, || {
                     let bytes: u64 = Purpose::ALL.into_iter().map(|purpose| engine.memory.bytes(purpose)).sum();
-                    let Engine { device, n_ctx, n_batch, n_threads, .. } = engine;
+                    let (n_batch, Engine { device, n_ctx, n_threads, .. }) = (engine.n_batch(), engine);
                     format!(
                         "loaded in {ms:.1} ms: device {device}, {bytes} bytes there, n_ctx {n_ctx}, n_batch {n_batch}, \
                          n_threads {n_threads}"

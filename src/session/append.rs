@@ -38,7 +38,7 @@ impl Session {
         self.sampler.restart(drawn, grammar);
         self.turns.push(Turn::new(tokens.len(), drawn, chat.as_ref()), self.tokens.len(), common);
         (self.tokens, self.chat) = (tokens, chat);
-        self.n_cached = self.n_past;
+        self.n_cached = self.n_past.get();
         self.pending = None;
         self.text = TextStream::new(&self.options.stop);
         self.finished = None;

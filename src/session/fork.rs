@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::turn::Turn;
-use super::{FinishReason, Session, SessionOptions, Times};
+use super::{FinishReason, Past, Session, SessionOptions, Times};
 use crate::Result;
 use crate::error::try_vec;
 use crate::sampler::Sampler;
@@ -44,7 +44,7 @@ impl Session {
             turns.push(Turn::new(tokens.len(), 0, self.chat.as_ref()), tokens.len(), tokens.len());
         }
         // Without the last token, which the fork may have to run again.
-        let n_past = self.n_past.min(tokens.len().saturating_sub(1));
+        let n_past = self.n_past.get().min(tokens.len().saturating_sub(1));
         let (sequence, is_shared) = engine.sequence_fork(self.sequence, n_past)?;
         let n_past = if is_shared { n_past } else { 0 };
         let finished = match self.finished {
@@ -60,7 +60,7 @@ impl Session {
             tokens,
             turns,
             chat: self.chat.clone(),
-            n_past,
+            n_past: Past::new(n_past),
             n_cached: n_past,
             is_shared: false,
             pending: self.pending,

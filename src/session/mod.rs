@@ -11,7 +11,7 @@ mod text;
 mod turn;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Row, SequenceId};
@@ -89,8 +89,8 @@ pub struct Session {
     turns: Turns,
     /// What has been said, where the prompts are a chat.
     chat: Option<Chat>,
-    /// How many of `tokens` are in the KV cache.
-    n_past: usize,
+    /// How many of `tokens` are in the KV cache, or in a step that a device runs.
+    n_past: Past,
     /// How many of the prompt's tokens were in the cache when it began.
     n_cached: usize,
     /// Whether other sequences may begin with the prompt of this one.
@@ -101,6 +101,25 @@ pub struct Session {
     finished: Option<FinishReason>,
     cancel: Arc<AtomicBool>,
     times: Times,
+}
+
+/// A number of tokens at which others may look while a call runs.
+#[derive(Debug, Clone, Default)]
+pub struct Past(Arc<AtomicUsize>);
+
+impl Past {
+    fn new(n: usize) -> Past {
+        Past(Arc::new(AtomicUsize::new(n)))
+    }
+
+    /// How many there are at the moment.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, n: usize) {
+        self.0.store(n, Ordering::Relaxed);
+    }
 }
 
 /// Where the time of a turn goes.
@@ -146,7 +165,7 @@ impl Session {
             turns: Turns::new(Turn::new(tokens.len(), 0, chat.as_ref())),
             tokens,
             chat,
-            n_past: 0,
+            n_past: Past::default(),
             n_cached: 0,
             is_shared: false,
             pending: None,
@@ -217,6 +236,12 @@ impl Session {
     /// How the session samples.
     pub fn sampling(&self) -> &SamplingParams {
         self.sampler.params()
+    }
+
+    /// How many of all tokens, those of the prompt first, have been given to the model or were in the cache already. It grows step by
+    /// step while a call computes the prompt; a GPU may still be computing the last of them.
+    pub fn past(&self) -> Past {
+        self.n_past.clone()
     }
 
     /// Tokens in the prompt: all tokens before the answer, those of earlier turns included.
@@ -298,13 +323,13 @@ impl Session {
                 self.finish(FinishReason::Cancelled);
                 return Err(Error::Cancelled);
             }
-            if self.n_past == 0 {
-                self.n_past = self.engine.sequence_begin(self.sequence, &self.tokens, &self.cancel)?;
-                self.n_cached = self.n_past;
+            if self.n_past.get() == 0 {
+                self.n_cached = self.engine.sequence_begin(self.sequence, &self.tokens, &self.cancel)?;
+                self.n_past.set(self.n_cached);
             }
             // The last token is run again where it was run without an outcome.
-            let start = self.n_past.min(self.tokens.len().saturating_sub(1));
-            let end = self.tokens.len().min(start + self.engine.chunk());
+            let start = self.n_past.get().min(self.tokens.len().saturating_sub(1));
+            let end = self.tokens.len().min(start + self.engine.chunk(start));
             let row = |position: usize| Row {
                 token: self.tokens[position],
                 position: position as u32,
@@ -326,7 +351,7 @@ impl Session {
             // Without a token the last tokens run again, which changes nothing.
             let (token, waited) = outcome?;
             self.times.queue += waited;
-            self.n_past = end;
+            self.n_past.set(end);
             if let Some(token) = token {
                 if !std::mem::replace(&mut self.is_shared, true) {
                     self.engine.sequence_share(self.sequence, &self.tokens);
@@ -377,7 +402,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.truncate(self.n_past);
+        tokens.truncate(self.n_past.get());
         self.engine.sequence_end(self.sequence, tokens);
     }
 }

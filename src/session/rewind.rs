@@ -48,10 +48,11 @@ impl Session {
     /// [`Error::OutOfMemory`], those of the device; nothing changed then.
     pub(super) fn cut(&mut self, n: usize) -> Result<()> {
         self.is_shared = false;
-        let n = self.n_past.min(n);
-        if self.n_past > 0 {
+        let n_past = self.n_past.get();
+        let n = n_past.min(n);
+        if n_past > 0 {
             let held = self.engine.sequence_rewind(self.sequence, n)?;
-            self.n_past = if held { n } else { 0 };
+            self.n_past.set(if held { n } else { 0 });
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::chat::Chat;
 use super::state_file::{StateReader, StateWriter, bad};
 use super::text::TextStream;
 use super::turn::{Turn, Turns};
-use super::{FinishReason, Session, SessionOptions, Times};
+use super::{FinishReason, Past, Session, SessionOptions, Times};
 use crate::engine::Engine;
 use crate::error::try_vec;
 use crate::sampler::Sampler;
@@ -38,7 +38,7 @@ impl Session {
         file.u64(self.engine.fingerprint())?;
         file.bytes(self.engine.cache_format().as_bytes())?;
         file.numbers(self.tokens.iter().map(|token| token.to_le_bytes()))?;
-        file.u64(self.n_past as u64)?;
+        file.u64(self.n_past.get() as u64)?;
         file.u64(self.turns.iter().count() as u64)?;
         for turn in self.turns.iter() {
             file.u64(turn.start as u64)?;
@@ -56,7 +56,7 @@ impl Session {
         let chat = self.chat.as_ref().map(Chat::to_json).unwrap_or_default();
         file.bytes(chat.as_bytes())?;
         let mut index = 0;
-        while let Some(page) = self.engine.page_read(self.sequence, self.n_past, index)? {
+        while let Some(page) = self.engine.page_read(self.sequence, self.n_past.get(), index)? {
             file.raw(&page)?;
             index += 1;
         }
@@ -85,7 +85,7 @@ impl Session {
             turns: state.turns,
             chat: state.chat,
             // Until all pages are there, so that nobody gets what is not.
-            n_past: 0,
+            n_past: Past::default(),
             n_cached: state.n_past,
             is_shared: false,
             pending: state.pending,
@@ -109,7 +109,7 @@ impl Session {
             session.text.finish();
         }
         *session.sampler = sampler;
-        session.n_past = state.n_past;
+        session.n_past.set(state.n_past);
         Ok(session)
     }
 }

@@ -19,6 +19,7 @@ mod random_model;
 mod tiny;
 
 mod arch;
+mod cancel;
 mod determinism;
 mod harness;
 mod launches;
@@ -35,6 +36,7 @@ mod turns;
 fn the_documentation_lists_these_tests() {
     let modules = [
         ("arch", include_str!("arch.rs")),
+        ("cancel", include_str!("cancel.rs")),
         ("determinism", include_str!("determinism.rs")),
         ("logits", include_str!("logits.rs")),
         ("memory", include_str!("memory.rs")),

@@ -417,6 +417,17 @@ impl Backend for CudaBackend {
         self.cache.free(&self.stream, sequence);
     }
 
+    fn ready(&mut self) -> Result<bool> {
+        if !self.staged {
+            return Ok(false);
+        }
+        let context = self.context.clone();
+        let _bound = context.bind()?;
+        self.stream.synchronize()?;
+        self.staged = false;
+        Ok(true)
+    }
+
     fn sequence_holds(&self, sequence: SequenceId, n_positions: usize) -> bool {
         self.cache.holds(sequence, n_positions)
     }
