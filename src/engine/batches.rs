@@ -4,7 +4,7 @@
 //! one batch made of the oldest requests, and wakes those it has served and the next leader.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,8 @@ pub(super) type Task = Box<dyn FnMut(&mut dyn Backend) -> Result<()> + Send>;
 /// Rows of one session that must run in one batch, or a task.
 pub(super) struct Request {
     rows: Vec<Row>,
+    /// How many of them run: not all of a part of a prompt, if others came before it had its turn.
+    n_run: AtomicUsize,
     task: Mutex<Option<Task>>,
     /// The token, if one is wanted.
     outcome: Mutex<Option<Result<Option<u32>>>>,
@@ -100,14 +102,14 @@ impl Engine {
         self.steps.rows(start, if is_shared { SHARE } else { 1 })
     }
 
-    /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers. Writes the logits of the
-    /// last row that wants them to `logits` `[n_vocab]`; nothing if none does. Returns how long they waited for their
-    /// turn.
+    /// Runs `rows` of one sequence, 1 to [`Self::n_batch`], with rows of other callers; of rows that want no logits only the first
+    /// where others wait. Writes the logits of the last row that wants them to `logits` `[n_vocab]`; nothing if none does. Returns
+    /// how many rows ran, and how long they waited for their turn.
     ///
     /// # Errors
     /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
     /// rows had their turn. The sequence is as before then.
-    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<Duration> {
+    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<(usize, Duration)> {
         logits.clear();
         if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
             *logits = try_vec(self.desc.n_vocab, "the logits")?;
@@ -117,7 +119,7 @@ impl Engine {
         if let Wanted::Logits(buffer) = &mut *lock(&request.wanted) {
             *logits = std::mem::take(buffer);
         }
-        outcome.map(|_| request.waited())
+        outcome.map(|_| (request.rows().len(), request.waited()))
     }
 
     /// Runs `rows` as [`Self::run`], the last of which wants logits, and draws the next token from these with `sampler`,
@@ -199,10 +201,14 @@ impl Engine {
         }
         let mut batch = Vec::new();
         let (mut n_rows, mut cost) = (0, 0.0);
+        let is_shared = queue.waiting.len() > 1;
         while let Some(request) = queue.waiting.front() {
             let start = request.rows.first().map_or(0, |row| row.position as usize);
-            n_rows += request.rows.len();
-            cost += self.steps.cost(start, request.rows.len());
+            if is_shared && request.is_part() {
+                request.cut(self.steps.rows(start, SHARE));
+            }
+            n_rows += request.rows().len();
+            cost += self.steps.cost(start, request.rows().len());
             if !batch.is_empty() && !self.steps.allow(n_rows, cost) {
                 break;
             }
@@ -229,7 +235,7 @@ impl Engine {
                 request.finish(self.with_room(backend, |backend| task(backend)).map(|()| None));
                 continue;
             }
-            let Some(last) = request.rows.last() else { continue };
+            let Some(last) = request.rows().last() else { continue };
             let n_positions = last.position as usize + 1;
             match self.with_room(backend, |backend| backend.sequence_reserve(last.sequence, n_positions)) {
                 Ok(()) => ready.push(&**request),
@@ -267,10 +273,10 @@ impl Engine {
 /// Runs the rows of `requests` as one batch and finishes all of them, or none.
 fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
     if let [request] = requests {
-        contained(|| backend.forward(&request.rows))?;
+        contained(|| backend.forward(request.rows()))?;
     } else {
-        let mut rows = try_vec(requests.iter().map(|request| request.rows.len()).sum(), "the rows of a batch")?;
-        rows.extend(requests.iter().flat_map(|request| &request.rows));
+        let mut rows = try_vec(requests.iter().map(|request| request.rows().len()).sum(), "the rows of a batch")?;
+        rows.extend(requests.iter().flat_map(|request| request.rows()));
         contained(|| backend.forward(&rows))?;
     }
     let mut wanted: Vec<MutexGuard<Wanted>> = try_vec(requests.len(), "the requests of a batch")?;
@@ -279,7 +285,7 @@ fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> 
     let mut index = 0;
     for (request, wanted) in requests.iter().zip(&mut wanted) {
         let first = index;
-        index += request.rows.iter().filter(|row| row.logits).count();
+        index += request.rows().iter().filter(|row| row.logits).count();
         match &mut **wanted {
             Wanted::Logits(_) if index == first => request.finish(Ok(None)),
             Wanted::Logits(out) => {
@@ -322,6 +328,7 @@ impl Request {
 
     pub(super) fn with(rows: Vec<Row>, task: Option<Task>, wanted: Wanted) -> Arc<Request> {
         Arc::new(Request {
+            n_run: AtomicUsize::new(rows.len()),
             rows,
             task: Mutex::new(task),
             outcome: Mutex::new(None),
@@ -331,6 +338,21 @@ impl Request {
             waited: AtomicU64::new(0),
             wake: Condvar::new(),
         })
+    }
+
+    /// The rows that run.
+    fn rows(&self) -> &[Row] {
+        self.rows.get(..self.n_run.load(Ordering::Relaxed)).unwrap_or(&self.rows)
+    }
+
+    /// Whether its rows are a part of a prompt, of which nothing is wanted yet.
+    fn is_part(&self) -> bool {
+        !self.rows.iter().any(|row| row.logits)
+    }
+
+    /// Leaves all rows but the first `n` for another time.
+    fn cut(&self, n: usize) {
+        self.n_run.store(n.min(self.rows.len()), Ordering::Relaxed);
     }
 
     /// Whose rows it has, if any.
@@ -625,6 +647,28 @@ pub(crate) mod tests {
             waiting.join().unwrap().unwrap();
         });
         assert!(lock(&engine.queue).waiting.is_empty() && !lock(&engine.queue).led);
+    }
+
+    #[test]
+    fn a_part_of_a_prompt_makes_room_for_who_comes_while_the_device_is_busy() {
+        let engine = engine(8);
+        let busy = Arc::new(Barrier::new(2));
+        let logits = vec![1.0; engine.n_vocab()];
+        *lock(&engine.backend) = Box::new(Faulty { logits, token: None, busy: Some(busy.clone()) });
+        let part = |n: u32| (0..n).map(|position| Row { position, logits: false, ..row(1, 1) }).collect::<Vec<_>>();
+        let run = |rows| engine.run(rows, &mut Vec::new(), &AtomicBool::new(false)).unwrap().0;
+        std::thread::scope(|scope| {
+            let leader = scope.spawn(|| run(part(8)));
+            busy.wait();
+            let late = scope.spawn(|| run(vec![row(2, 1)]));
+            while lock(&engine.queue).waiting.len() < 2 {
+                std::thread::yield_now();
+            }
+            busy.wait();
+            assert_eq!((leader.join().unwrap(), late.join().unwrap()), (2, 1));
+        });
+        assert_eq!(run(part(8)), 8, "alone");
+        assert_eq!(run(vec![row(1, 1)]), 1);
     }
 
     #[test]

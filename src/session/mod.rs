@@ -339,19 +339,20 @@ impl Session {
             let mut rows = try_vec(end - start, "the rows of a batch")?;
             rows.extend((start..end).map(row));
             let outcome = if end < self.tokens.len() {
-                self.engine.run(rows, &mut Vec::new(), &self.cancel).map(|waited| (None, waited))
+                let ran = self.engine.run(rows, &mut Vec::new(), &self.cancel);
+                ran.map(|(n, waited)| (None, start + n, waited))
             } else {
                 let recent = self.sampler.window_of(&self.tokens)?;
                 let drawn = self.engine.next_token(rows, &mut self.sampler, recent, &self.cancel);
-                drawn.map(|(token, waited)| (Some(token), waited))
+                drawn.map(|(token, waited)| (Some(token), end, waited))
             };
             if matches!(outcome, Err(Error::Cancelled)) {
                 self.finish(FinishReason::Cancelled);
             }
             // Without a token the last tokens run again, which changes nothing.
-            let (token, waited) = outcome?;
+            let (token, n_past, waited) = outcome?;
             self.times.queue += waited;
-            self.n_past.set(end);
+            self.n_past.set(n_past);
             if let Some(token) = token {
                 if !std::mem::replace(&mut self.is_shared, true) {
                     self.engine.sequence_share(self.sequence, &self.tokens);
