@@ -381,9 +381,9 @@
  *
  *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 60 ms and fits,
  *   128 to 2048; 128 on the CPU
- *       Most tokens of a prompt that are computed at once; a cancellation waits for one such step. While others wait,
- *       a prompt brings a quarter of that. Far into a long prompt a GPU computes half as many at once, or fewer
- *       still, so that no step takes much longer than the first ones.
+ *       Most tokens of a prompt that are computed at once; on a GPU a cancellation waits for one such step. While
+ *       others wait, a prompt brings a quarter of that. Far into a long prompt a GPU computes half as many at once,
+ *       or fewer still, so that no step takes much longer than the first ones.
  *
  *   "tokenizer": "auto" or the path of a tokenizer.json; kigo_options_set_str(); default: "auto"
  *       Where the tokens come from. "auto": the file's own vocabulary; if it has none, or names a tokenizer that kigo
@@ -2032,9 +2032,9 @@ int32_t kigo_next_token(kigo_inference *inference, int32_t *token, char *bytes, 
 int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **error);
 
 /**
- * Cancels an inference. A call that is running returns KIGO_CANCELLED after the step it is computing, at most
- * "n_batch" tokens of the prompt or one new token; so does every later call, until kigo_inference_append() or
- * kigo_inference_rewind() lets it go on.
+ * Cancels an inference. A call that is running returns KIGO_CANCELLED when a GPU has ended the step that it computes, at
+ * most "n_batch" tokens of the prompt or one new token; the CPU stops between two layers, unless other inferences have
+ * a part in the step. So does every later call, until kigo_inference_append() or kigo_inference_rewind() lets it go on.
  *
  * @param inference  The inference.
  * @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.

@@ -251,6 +251,9 @@ pub struct Row {
     pub logits: bool,
 }
 
+/// Whether a batch that is computed is of no use any more; asked from any thread, between layers.
+pub type Stop<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// A token to be drawn after a batch.
 pub struct Draw<'a> {
     /// From which of the rows that wanted logits.
@@ -349,11 +352,20 @@ pub trait Backend: Send {
     /// When there is no such page, or it cannot be brought to the device.
     fn page_write(&mut self, sequence: SequenceId, n_positions: usize, index: usize, bytes: &[u8]) -> Result<()>;
 
-    /// Runs one batch through the whole model: [`crate::model::forward`], wherever this backend runs it best.
+    /// Runs one batch through the whole model: [`crate::model::forward`], wherever this backend runs it best, unless `stop` says on
+    /// the way that nobody wants it any more.
+    ///
+    /// # Errors
+    /// What the stages return; [`Error::Cancelled`]. Positions of earlier batches stay valid.
+    fn forward_unless(&mut self, rows: &[Row], stop: Stop) -> Result<()>;
+
+    /// Runs one batch through the whole model.
     ///
     /// # Errors
     /// What the stages return; positions of earlier batches stay valid.
-    fn forward(&mut self, rows: &[Row]) -> Result<()>;
+    fn forward(&mut self, rows: &[Row]) -> Result<()> {
+        self.forward_unless(rows, &|| false)
+    }
 
     /// The logits of the `index`-th row of the last batch that wanted them, `[n_vocab]`.
     ///

@@ -86,6 +86,8 @@ pub(super) struct Request {
     draws: bool,
     /// With what is the session's own, which it takes back with the outcome.
     wanted: Mutex<Wanted>,
+    /// Whether nobody wants it any more.
+    cancel: Arc<AtomicBool>,
     /// When it was put into the queue, and for how many nanoseconds it stood there.
     queued: Instant,
     waited: AtomicU64,
@@ -108,14 +110,14 @@ impl Engine {
     ///
     /// # Errors
     /// Those of the backend, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before the
-    /// rows had their turn. The sequence is as before then.
-    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &AtomicBool) -> Result<(usize, Duration)> {
+    /// rows had their turn, or on the way, where only such rows run. The sequence is as before then.
+    pub fn run(&self, rows: Vec<Row>, logits: &mut Vec<f32>, cancel: &Arc<AtomicBool>) -> Result<(usize, Duration)> {
         logits.clear();
         if rows.iter().any(|row| row.logits) && logits.capacity() < self.desc.n_vocab {
             *logits = try_vec(self.desc.n_vocab, "the logits")?;
         }
-        let request = Request::new(rows, Wanted::Logits(std::mem::take(logits)));
-        let outcome = self.finish(&request, cancel);
+        let request = Request::new(rows, Wanted::Logits(std::mem::take(logits)), cancel);
+        let outcome = self.finish(&request);
         if let Wanted::Logits(buffer) = &mut *lock(&request.wanted) {
             *logits = std::mem::take(buffer);
         }
@@ -132,10 +134,10 @@ impl Engine {
         rows: Vec<Row>,
         sampler: &mut Box<Sampler>,
         recent: Vec<u32>,
-        cancel: &AtomicBool,
+        cancel: &Arc<AtomicBool>,
     ) -> Result<(u32, Duration)> {
-        let request = Request::new(rows, Wanted::Token(std::mem::take(sampler), recent));
-        let outcome = self.finish(&request, cancel);
+        let request = Request::new(rows, Wanted::Token(std::mem::take(sampler), recent), cancel);
+        let outcome = self.finish(&request);
         if let Wanted::Token(own, _) = &mut *lock(&request.wanted) {
             *sampler = std::mem::take(own);
         }
@@ -144,7 +146,7 @@ impl Engine {
     }
 
     /// Waits for the outcome of a request, leading batches meanwhile where nobody else does.
-    fn finish(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
+    fn finish(&self, request: &Arc<Request>) -> Result<Option<u32>> {
         let rows = &request.rows;
         if rows.is_empty() || rows.len() > self.n_batch() || rows.iter().any(|row| row.token as usize >= self.n_vocab())
         {
@@ -154,34 +156,29 @@ impl Engine {
                 self.n_batch()
             )));
         }
-        self.wait(request, cancel)
+        self.wait(request)
     }
 
-    pub(super) fn wait(&self, request: &Arc<Request>, cancel: &AtomicBool) -> Result<Option<u32>> {
+    pub(super) fn wait(&self, request: &Arc<Request>) -> Result<Option<u32>> {
         let mut queue = lock(&self.queue);
         queue.waiting.push_back(request.clone());
         loop {
             if let Some(outcome) = lock(&request.outcome).take() {
                 return outcome;
             }
-            if cancel.load(Ordering::Relaxed) && queue.leave(request) {
+            if request.is_cancelled() && queue.leave(request) {
                 return Err(Error::Cancelled);
             }
             let patience = if queue.led { Some(CANCEL_CHECK) } else { queue.patience() };
             queue = match patience {
                 Some(time) => request.wake.wait_timeout(queue, time).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.lead(queue, request, cancel),
+                None => self.lead(queue, request),
             };
         }
     }
 
     /// Runs one batch of the oldest requests for the caller of `own`, unless this is cancelled first, and passes the lead on.
-    fn lead<'a>(
-        &'a self,
-        mut queue: MutexGuard<'a, Queue>,
-        own: &Arc<Request>,
-        cancel: &AtomicBool,
-    ) -> MutexGuard<'a, Queue> {
+    fn lead<'a>(&'a self, mut queue: MutexGuard<'a, Queue>, own: &Arc<Request>) -> MutexGuard<'a, Queue> {
         let started = Instant::now();
         queue.led = true;
         drop(queue);
@@ -190,7 +187,7 @@ impl Engine {
         let has_waited = contained(|| backend.ready()).unwrap_or(false);
         let now = if has_waited { Instant::now() } else { started };
         let mut queue = lock(&self.queue);
-        if cancel.load(Ordering::Relaxed) {
+        if own.is_cancelled() {
             queue.led = false;
             queue.leave(own);
             own.finish(Err(Error::Cancelled));
@@ -270,14 +267,15 @@ impl Engine {
     }
 }
 
-/// Runs the rows of `requests` as one batch and finishes all of them, or none.
+/// Runs the rows of `requests` as one batch and finishes all of them, or none. It stops when all of them are cancelled.
 fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
+    let stop = || requests.iter().all(|request| request.is_cancelled());
     if let [request] = requests {
-        contained(|| backend.forward(request.rows()))?;
+        contained(|| backend.forward_unless(request.rows(), &stop))?;
     } else {
         let mut rows = try_vec(requests.iter().map(|request| request.rows().len()).sum(), "the rows of a batch")?;
         rows.extend(requests.iter().flat_map(|request| request.rows()));
-        contained(|| backend.forward(&rows))?;
+        contained(|| backend.forward_unless(&rows, &stop))?;
     }
     let mut wanted: Vec<MutexGuard<Wanted>> = try_vec(requests.len(), "the requests of a batch")?;
     wanted.extend(requests.iter().map(|request| lock(&request.wanted)));
@@ -322,11 +320,16 @@ pub(super) fn contained<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Request {
-    fn new(rows: Vec<Row>, wanted: Wanted) -> Arc<Request> {
-        Self::with(rows, None, wanted)
+    fn new(rows: Vec<Row>, wanted: Wanted, cancel: &Arc<AtomicBool>) -> Arc<Request> {
+        Self::with(rows, None, wanted, cancel)
     }
 
-    pub(super) fn with(rows: Vec<Row>, task: Option<Task>, wanted: Wanted) -> Arc<Request> {
+    /// One with the task alone.
+    pub(super) fn task(task: Task, cancel: &Arc<AtomicBool>) -> Arc<Request> {
+        Self::with(Vec::new(), Some(task), Wanted::Logits(Vec::new()), cancel)
+    }
+
+    fn with(rows: Vec<Row>, task: Option<Task>, wanted: Wanted, cancel: &Arc<AtomicBool>) -> Arc<Request> {
         Arc::new(Request {
             n_run: AtomicUsize::new(rows.len()),
             rows,
@@ -334,10 +337,15 @@ impl Request {
             outcome: Mutex::new(None),
             draws: matches!(wanted, Wanted::Token(..)),
             wanted: Mutex::new(wanted),
+            cancel: cancel.clone(),
             queued: Instant::now(),
             waited: AtomicU64::new(0),
             wake: Condvar::new(),
         })
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
     }
 
     /// The rows that run.
@@ -410,7 +418,7 @@ impl Drop for Lead<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::backend::Memory;
+    use crate::backend::{Memory, Stop};
     use crate::engine::LoadOptions;
     use std::path::Path;
     use std::sync::Barrier;
@@ -478,7 +486,7 @@ pub(crate) mod tests {
         fn page_write(&mut self, _: SequenceId, _: usize, _: usize, _: &[u8]) -> Result<()> {
             Ok(())
         }
-        fn forward(&mut self, rows: &[Row]) -> Result<()> {
+        fn forward_unless(&mut self, rows: &[Row], _: Stop) -> Result<()> {
             assert!(self.token.is_some() || rows.iter().all(|row| row.token != 13), "unlucky");
             Ok(())
         }
@@ -549,10 +557,10 @@ pub(crate) mod tests {
         for n_batch in [1, 8] {
             let engine = engine(n_batch);
             for (unlucky, text) in [(row(1, 13), "unlucky"), (row(13, 1), "no room")] {
-                let theirs = Request::new(vec![unlucky], Wanted::Logits(Vec::new()));
+                let theirs = Request::new(vec![unlucky], Wanted::Logits(Vec::new()), &Arc::default());
                 lock(&engine.queue).waiting.push_back(theirs.clone());
                 let mut logits = Vec::new();
-                engine.run(vec![row(2, 1)], &mut logits, &AtomicBool::new(false)).unwrap();
+                engine.run(vec![row(2, 1)], &mut logits, &Arc::default()).unwrap();
                 assert_eq!(logits.len(), engine.n_vocab());
                 let outcome = lock(&theirs.outcome).take();
                 assert!(matches!(&outcome, Some(Err(Error::Internal(found))) if found.contains(text)), "{outcome:?}");
@@ -568,7 +576,7 @@ pub(crate) mod tests {
         lock(&engine.queue).led = true;
         assert_eq!(engine.chunk(0), 2, "a batch of another runs");
         lock(&engine.queue).led = false;
-        let waiting = Request::new(vec![row(1, 1)], Wanted::Logits(Vec::new()));
+        let waiting = Request::new(vec![row(1, 1)], Wanted::Logits(Vec::new()), &Arc::default());
         lock(&engine.queue).waiting.push_back(waiting);
         assert_eq!(engine.chunk(0), 2, "another waits");
     }
@@ -576,7 +584,7 @@ pub(crate) mod tests {
     /// Else those who come back first would run alone, and the others after them, by turns.
     #[test]
     fn a_batch_waits_a_little_for_those_of_the_batch_before() {
-        let request = |sequence| Request::new(vec![row(sequence, 1)], Wanted::Logits(Vec::new()));
+        let request = |sequence| Request::new(vec![row(sequence, 1)], Wanted::Logits(Vec::new()), &Arc::default());
         let in_a_minute = Instant::now().checked_add(Duration::from_secs(60));
         let mut queue = Queue { expected: 2, until: in_a_minute, ..Queue::default() };
         queue.waiting.push_back(request(1));
@@ -606,10 +614,10 @@ pub(crate) mod tests {
     fn a_cancelled_caller_does_not_wait_for_its_turn() {
         let engine = engine(1);
         let batch = lock(&engine.backend);
-        let cancel = AtomicBool::new(false);
-        let run = |cancel: &AtomicBool| engine.run(vec![row(1, 1)], &mut Vec::new(), cancel);
+        let cancel = Arc::new(AtomicBool::new(false));
+        let run = |cancel: &Arc<AtomicBool>| engine.run(vec![row(1, 1)], &mut Vec::new(), cancel);
         std::thread::scope(|scope| {
-            let leader = scope.spawn(|| run(&AtomicBool::new(false)));
+            let leader = scope.spawn(|| run(&Arc::default()));
             while !lock(&engine.queue).led {
                 std::thread::yield_now();
             }
@@ -632,12 +640,12 @@ pub(crate) mod tests {
         let busy = Arc::new(Barrier::new(2));
         let logits = vec![1.0; engine.n_vocab()];
         *lock(&engine.backend) = Box::new(Faulty { logits, token: None, busy: Some(busy.clone()) });
-        let cancel = AtomicBool::new(false);
+        let cancel = Arc::new(AtomicBool::new(false));
         std::thread::scope(|scope| {
             // The row would end in a panic of the backend.
             let leader = scope.spawn(|| engine.run(vec![row(1, 13)], &mut Vec::new(), &cancel));
             busy.wait();
-            let waiting = scope.spawn(|| engine.run(vec![row(2, 1)], &mut Vec::new(), &AtomicBool::new(false)));
+            let waiting = scope.spawn(|| engine.run(vec![row(2, 1)], &mut Vec::new(), &Arc::default()));
             while lock(&engine.queue).waiting.len() < 2 {
                 std::thread::yield_now();
             }
@@ -656,7 +664,7 @@ pub(crate) mod tests {
         let logits = vec![1.0; engine.n_vocab()];
         *lock(&engine.backend) = Box::new(Faulty { logits, token: None, busy: Some(busy.clone()) });
         let part = |n: u32| (0..n).map(|position| Row { position, logits: false, ..row(1, 1) }).collect::<Vec<_>>();
-        let run = |rows| engine.run(rows, &mut Vec::new(), &AtomicBool::new(false)).unwrap().0;
+        let run = |rows| engine.run(rows, &mut Vec::new(), &Arc::default()).unwrap().0;
         std::thread::scope(|scope| {
             let leader = scope.spawn(|| run(part(8)));
             busy.wait();
@@ -681,11 +689,11 @@ pub(crate) mod tests {
                     let mut logits = Vec::new();
                     for turn in 0..2000 {
                         let token = if (turn + caller) % 17 == 0 { 13 } else { 1 };
-                        let cancel = AtomicBool::new((turn + caller) % 5 == 0);
+                        let cancel = Arc::new(AtomicBool::new((turn + caller) % 5 == 0));
                         let outcome = engine.run(vec![row(caller, token)], &mut logits, &cancel);
                         match outcome {
                             Ok(_) => assert_ne!(token, 13),
-                            Err(Error::Cancelled) => assert!(cancel.into_inner()),
+                            Err(Error::Cancelled) => assert!(cancel.load(Ordering::Relaxed)),
                             Err(_) => assert_eq!(token, 13),
                         }
                         engine.sequence_free(caller);

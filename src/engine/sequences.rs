@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::batches::{Request, Wanted, contained};
+use super::batches::{Request, contained};
 use super::prompts::is_out_of_memory;
 use super::{Engine, lock};
 use crate::backend::{Backend, SequenceId};
@@ -37,7 +37,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Cancelled`] when `cancel` was set before it had its turn; nothing changed then.
-    pub fn sequence_begin(&self, sequence: SequenceId, tokens: &[u32], cancel: &AtomicBool) -> Result<usize> {
+    pub fn sequence_begin(&self, sequence: SequenceId, tokens: &[u32], cancel: &Arc<AtomicBool>) -> Result<usize> {
         if !lock(&self.prompts).may_know(tokens) {
             return Ok(0);
         }
@@ -59,7 +59,7 @@ impl Engine {
     /// Those of [`Backend::sequence_rewind`]; the sequence is as before.
     pub fn sequence_rewind(&self, sequence: SequenceId, n: usize) -> Result<bool> {
         lock(&self.prompts).unshare(sequence);
-        self.call(&AtomicBool::new(false), move |backend| {
+        self.call(&Arc::default(), move |backend| {
             let rewound = n > 0 && backend.sequence_rewind(sequence, n)?;
             if !rewound {
                 backend.sequence_free(sequence);
@@ -77,7 +77,7 @@ impl Engine {
         if n == 0 {
             return Ok((to, false));
         }
-        let forked = self.call(&AtomicBool::new(false), move |backend| backend.sequence_fork(from, to, n))?;
+        let forked = self.call(&Arc::default(), move |backend| backend.sequence_fork(from, to, n))?;
         Ok((to, forked))
     }
 
@@ -86,7 +86,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Internal`] for a panic of the backend.
     pub fn page_bytes(&self, n: usize, index: usize) -> Result<Option<usize>> {
-        self.call(&AtomicBool::new(false), move |backend| Ok(backend.page_bytes(n, index)))
+        self.call(&Arc::default(), move |backend| Ok(backend.page_bytes(n, index)))
     }
 
     /// Bytes of all these pages.
@@ -94,7 +94,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::page_bytes`].
     pub fn pages_bytes(&self, n: usize) -> Result<u64> {
-        self.call(&AtomicBool::new(false), move |backend| Ok(super::prompts::pages_bytes(backend, n)))
+        self.call(&Arc::default(), move |backend| Ok(super::prompts::pages_bytes(backend, n)))
     }
 
     /// That page of a sequence.
@@ -102,7 +102,7 @@ impl Engine {
     /// # Errors
     /// Those of [`Backend::page_read`].
     pub fn page_read(&self, sequence: SequenceId, n: usize, index: usize) -> Result<Option<Vec<u8>>> {
-        self.call(&AtomicBool::new(false), move |backend| {
+        self.call(&Arc::default(), move |backend| {
             let Some(bytes) = backend.page_bytes(n, index) else { return Ok(None) };
             let mut page = crate::error::try_vec(bytes, "a page of the cache")?;
             page.resize(bytes, 0);
@@ -116,7 +116,7 @@ impl Engine {
     /// # Errors
     /// Those of [`Backend::sequence_restore`].
     pub fn sequence_restore(&self, sequence: SequenceId, n: usize) -> Result<()> {
-        self.call(&AtomicBool::new(false), move |backend| backend.sequence_restore(sequence, n))
+        self.call(&Arc::default(), move |backend| backend.sequence_restore(sequence, n))
     }
 
     /// Writes that page of a sequence.
@@ -124,7 +124,7 @@ impl Engine {
     /// # Errors
     /// Those of [`Backend::page_write`].
     pub fn page_write(&self, sequence: SequenceId, n: usize, index: usize, page: Vec<u8>) -> Result<()> {
-        self.call(&AtomicBool::new(false), move |backend| backend.page_write(sequence, n, index, &page))
+        self.call(&Arc::default(), move |backend| backend.page_write(sequence, n, index, &page))
     }
 
     /// Frees what ended sequences have left for others.
@@ -133,7 +133,7 @@ impl Engine {
     /// [`Error::Internal`] for a panic of the backend.
     pub fn clear_prompt_cache(&self) -> Result<()> {
         let prompts = self.prompts.clone();
-        self.call(&AtomicBool::new(false), move |backend| {
+        self.call(&Arc::default(), move |backend| {
             lock(&prompts).clear(backend);
             Ok(())
         })
@@ -150,7 +150,7 @@ impl Engine {
     /// Those of `body`, its panics as [`Error::Internal`]; [`Error::Cancelled`] when `cancel` was set before its turn.
     pub(super) fn call<T: Send + 'static>(
         &self,
-        cancel: &AtomicBool,
+        cancel: &Arc<AtomicBool>,
         mut body: impl FnMut(&mut dyn Backend) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let outcome = Arc::new(Mutex::new(None));
@@ -159,7 +159,7 @@ impl Engine {
             *lock(&place) = Some(body(backend)?);
             Ok(())
         });
-        self.wait(&Request::with(Vec::new(), Some(task), Wanted::Logits(Vec::new())), cancel)?;
+        self.wait(&Request::task(task, cancel))?;
         lock(&outcome).take().ok_or_else(|| Error::Internal("the task was not done".into()))
     }
 

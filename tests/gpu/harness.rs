@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use kigo::backend::cpu::CpuBackend;
 use kigo::backend::cuda::CudaBackend;
@@ -165,7 +164,7 @@ impl<'a> Forced<'a> {
         let rows = tokens.iter().enumerate().map(row).collect();
         assert!(self.position as usize + tokens.len() <= self.engine.n_ctx());
         let mut logits = Vec::new();
-        self.engine.run(rows, &mut logits, &AtomicBool::new(false)).unwrap_or_else(|error| panic!("{error}"));
+        self.engine.run(rows, &mut logits, &Arc::default()).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(logits.len(), self.engine.n_vocab());
         self.position += tokens.len() as u32;
         logits

@@ -79,7 +79,7 @@ fn memory_is_what_the_model_takes() {
     let (sequence, mut logits) = (engine.sequence_new(), Vec::new());
     for start in (0..96).step_by(32) {
         let row = |i: usize| Row { token: tokens[i], position: i as u32, sequence, logits: i == 95 };
-        engine.run((start..start + 32).map(row).collect(), &mut logits, &AtomicBool::new(false)).unwrap();
+        engine.run((start..start + 32).map(row).collect(), &mut logits, &std::sync::Arc::default()).unwrap();
     }
     let memory = &engine.info(None).unwrap()["memory"];
     let told = |part: &str| memory[part].as_u64().unwrap();

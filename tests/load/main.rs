@@ -32,7 +32,6 @@ mod variations;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use folder::Folder;
@@ -93,7 +92,7 @@ fn logits(engine: &Engine, tokens: &[u32], chunk: usize) -> Vec<f32> {
     };
     let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
     for rows in rows.chunks(chunk) {
-        engine.run(rows.to_vec(), &mut logits, &AtomicBool::new(false)).unwrap();
+        engine.run(rows.to_vec(), &mut logits, &Arc::default()).unwrap();
     }
     engine.sequence_free(sequence);
     assert_eq!(logits.len(), engine.n_vocab());

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{Backend, Memory, Needs, Progress, Purpose, Row, SequenceId};
+use super::{Backend, Memory, Needs, Progress, Purpose, Row, SequenceId, Stop};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::{ModelDesc, RopeTable, Weights};
 use crate::{Error, Result};
@@ -204,10 +204,10 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn forward(&mut self, rows: &[Row]) -> Result<()> {
+    fn forward_unless(&mut self, rows: &[Row], stop: Stop) -> Result<()> {
         let pool = self.pool.clone();
         let mut run = || {
-            let outcome = pool.install(|| crate::model::forward(self, rows));
+            let outcome = pool.install(|| crate::model::forward(self, rows, stop));
             self.memory.set(Purpose::Workspace, self.work.bytes() + self.matmul.bytes());
             outcome
         };

@@ -37,7 +37,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Backend, Draw, Memory, Row, SequenceId};
+use super::{Backend, Draw, Memory, Row, SequenceId, Stop};
 use crate::error::try_vec;
 use crate::model::ModelDesc;
 use crate::{Error, Result};
@@ -199,11 +199,11 @@ impl CudaBackend {
     }
 
     /// Uploads a batch and queues it.
-    fn launch(&mut self, rows: &[Row]) -> Result<()> {
+    fn launch(&mut self, rows: &[Row], stop: Stop) -> Result<()> {
         let n = graph_rows(rows);
         self.upload(rows, n.unwrap_or(rows.len()))?;
         if n.is_none() {
-            return crate::model::forward(self, rows);
+            return crate::model::forward(self, rows, stop);
         }
         let longest = rows.iter().map(|row| row.position).max().unwrap_or(0);
         self.launch_graph((self.batch(rows.len(), longest), None))
@@ -214,7 +214,7 @@ impl CudaBackend {
     fn repeat(&mut self) -> Result<()> {
         let rows = self.ahead.in_hand().to_vec();
         self.forget_ahead();
-        self.launch(&rows)
+        self.launch(&rows, &|| false)
     }
 
     /// How so many single rows, none of them beyond this position, are run.
@@ -237,7 +237,7 @@ impl CudaBackend {
                     stages::embed(self, step.number())?;
                     step.launch(stream, run, self.work.logits.address())?;
                 }
-                _ => crate::model::stages(self)?,
+                _ => crate::model::stages(self, &|| false)?,
             }
             weigh.map_or(Ok(()), |weigh| self.launch_sampling(n, weigh))
         })?;
@@ -367,7 +367,7 @@ impl CudaBackend {
         self.slots.of.get(&sequence).copied().ok_or_else(|| Error::Internal("a sequence without a sampler".into()))
     }
 
-    fn forward_bound(&mut self, rows: &[Row]) -> Result<()> {
+    fn forward_bound(&mut self, rows: &[Row], stop: Stop) -> Result<()> {
         self.wanted.clear();
         let wanted = rows.iter().enumerate().filter(|(_, row)| row.logits);
         self.wanted.extend(wanted.map(|(i, row)| (row.sequence, i as u32)));
@@ -380,7 +380,7 @@ impl CudaBackend {
         if self.work.ensure_logits(&self.stream, n.min(self.wanted.len().next_power_of_two()))? {
             self.graphs.clear();
         }
-        self.launch(rows)
+        self.launch(rows, stop)
     }
 }
 
@@ -503,10 +503,10 @@ impl Backend for CudaBackend {
         buffer.upload(&self.stream, offset, bytes)
     }
 
-    fn forward(&mut self, rows: &[Row]) -> Result<()> {
+    fn forward_unless(&mut self, rows: &[Row], stop: Stop) -> Result<()> {
         let context = self.context.clone();
         let _bound = context.bind()?;
-        self.forward_bound(rows)
+        self.forward_bound(rows, stop)
     }
 
     fn logits(&mut self, index: usize) -> Result<&[f32]> {
