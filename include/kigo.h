@@ -382,8 +382,9 @@
  *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 60 ms and fits,
  *   128 to 2048; 128 on the CPU
  *       Most tokens of a prompt that are computed at once; on a GPU a cancellation waits for one such step. While
- *       others wait, a prompt brings a quarter of that. Far into a long prompt a GPU computes half as many at once,
- *       or fewer still, so that no step takes much longer than the first ones.
+ *       others wait, a prompt brings a quarter of that. Far into a long prompt, or where a step takes more than 80
+ *       ms, a GPU computes half as many at once, or fewer still. Whoever sets more than the default accepts longer
+ *       steps.
  *
  *   "tokenizer": "auto" or the path of a tokenizer.json; kigo_options_set_str(); default: "auto"
  *       Where the tokens come from. "auto": the file's own vocabulary; if it has none, or names a tokenizer that kigo

@@ -289,7 +289,7 @@ pub trait Backend: Send {
     fn sequence_free(&mut self, sequence: SequenceId);
 
     /// Waits until the rows of the latest batch have been computed, where they are computed beside the host and nobody has asked
-    /// for what came of them. Says whether it had to wait.
+    /// for what came of them. Says whether they were not there yet.
     ///
     /// # Errors
     /// What went wrong with them; the next batch fails with it, too.

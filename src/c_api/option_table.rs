@@ -80,8 +80,8 @@ static MODEL: &[Row] = &[
             set: |settings, value| settings.load.n_batch = Some(value as usize),
         },
         doc: "Most tokens of a prompt that are computed at once; on a GPU a cancellation waits for one such step. While others \
-              wait, a prompt brings a quarter of that. Far into a long prompt a GPU computes half as many at once, or fewer \
-              still, so that no step takes much longer than the first ones.",
+              wait, a prompt brings a quarter of that. Far into a long prompt, or where a step takes more than 80 ms, a GPU \
+              computes half as many at once, or fewer still. Whoever sets more than the default accepts longer steps.",
         show: |settings| {
             let text = "what takes a GPU about 60 ms and fits, 128 to 2048; 128 on the CPU";
             settings.load.n_batch.map_or(text.to_owned(), |n| n.to_string())

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::steps::FEWEST_ROWS;
 use super::{Engine, lock};
 use crate::backend::{Backend, Draw, Row, SequenceId};
 use crate::error::try_vec;
@@ -32,6 +33,8 @@ pub(super) struct Queue {
     led: bool,
     /// Whose rows the latest batch had, if they were those of one request.
     latest: Option<SequenceId>,
+    /// What a batch costs that a device may still be computing, and when it began; not of a few rows.
+    running: Option<(f64, Instant)>,
     /// How many callers may want something after the latest batch, and until when the next one waits for them.
     expected: usize,
     until: Option<Instant>,
@@ -187,6 +190,9 @@ impl Engine {
         let has_waited = contained(|| backend.ready()).unwrap_or(false);
         let now = if has_waited { Instant::now() } else { started };
         let mut queue = lock(&self.queue);
+        if let Some((cost, began)) = queue.running.take().filter(|_| has_waited) {
+            self.steps.took(cost, now.saturating_duration_since(began));
+        }
         if own.is_cancelled() {
             queue.led = false;
             queue.leave(own);
@@ -204,17 +210,18 @@ impl Engine {
             if is_shared && request.is_part() {
                 request.cut(self.steps.rows(start, SHARE));
             }
-            n_rows += request.rows().len();
-            cost += self.steps.cost(start, request.rows().len());
-            if !batch.is_empty() && !self.steps.allow(n_rows, cost) {
+            let more = (n_rows + request.rows().len(), cost + self.steps.cost(start, request.rows().len()));
+            if !batch.is_empty() && !self.steps.allow(more.0, more.1) {
                 break;
             }
+            (n_rows, cost) = more;
             // Who waited for an earlier part of the own prompt did not wait for others.
             let is_next = queue.latest.is_some() && queue.latest == request.sequence();
             request.taken(if is_next { started } else { now });
             batch.extend(queue.waiting.pop_front());
         }
         queue.latest = if let [request] = &*batch { request.sequence() } else { None };
+        queue.running = (n_rows > FEWEST_ROWS).then_some((cost, now));
         drop(queue);
         // Dropped on every way out, so that nobody waits for ever.
         let lead = Lead { engine: self, own, batch, started };
@@ -677,6 +684,25 @@ pub(crate) mod tests {
         });
         assert_eq!(run(part(8)), 8, "alone");
         assert_eq!(run(vec![row(1, 1)]), 1);
+    }
+
+    #[test]
+    fn a_prompt_goes_on_in_shorter_steps_where_one_took_too_long() {
+        let engine = engine(128);
+        let part = |n: u32| (0..n).map(|position| Row { position, logits: false, ..row(1, 1) }).collect::<Vec<_>>();
+        let run = |rows| engine.run(rows, &mut Vec::new(), &Arc::default()).unwrap().0;
+        assert_eq!((run(part(100)), engine.chunk(0)), (100, 128));
+        let busy = Arc::new(Barrier::new(2));
+        let logits = vec![1.0; engine.n_vocab()];
+        *lock(&engine.backend) = Box::new(Faulty { logits, token: None, busy: Some(busy.clone()) });
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| run(part(100)));
+            busy.wait();
+            std::thread::sleep(Duration::from_millis(110));
+            busy.wait();
+            next.join().unwrap();
+        });
+        assert_eq!(engine.chunk(0), 64);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! How much runs in a step: little enough that nobody waits long for its end, who cancels or has rows of his own.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use crate::Result;
 use crate::backend::Device;
 use crate::error::try_vec;
@@ -15,15 +18,18 @@ const MOST_N_BATCH: usize = 2048;
 /// Multiply-adds of a step at the start of a prompt: an H200 takes about 60 ms for them, an H100 70.
 const FIRST_STEP: f64 = 15e12;
 
-/// The same of any step, whatever came before it.
+/// The same of any step, whatever came before it, until it is known how fast the device is.
 const LONGEST_STEP: f64 = FIRST_STEP * 4.0 / 3.0;
+
+/// How long that should take, on any GPU: less than 100 ms, since a cancellation waits for it.
+const LONGEST_TIME: Duration = Duration::from_millis(80);
 
 /// Multiply-adds of products that take as long as one of attention: prompts of 8,192 and 32,768 tokens differ by 1.4 (8B, heads
 /// of 128) to 1.7 of them (1B, heads of 64) for each (docs/benchmarks.md).
 const ATTENTION_COST: f64 = 1.75;
 
 /// Steps have no fewer rows of a prompt than this, however long the context: the weights are read for each step.
-const FEWEST_ROWS: usize = 64;
+pub const FEWEST_ROWS: usize = 64;
 
 /// Most rows of a batch unless somebody wants others.
 pub fn default_n_batch(device: Device, desc: &ModelDesc, plan: &Weights<TensorInfo>) -> usize {
@@ -46,14 +52,17 @@ pub struct Steps {
     weights: f64,
     /// Windows of layers, and what a position in them costs a row in all layers of that window.
     windows: Vec<(usize, f64)>,
-    /// Most that a step may cost.
-    most: f64,
+    /// Most that a step may cost on a fast device, and how long it should take there.
+    nominal: f64,
+    longest: Duration,
+    /// Most that it may cost on this one: the bits of an f64.
+    most: AtomicU64,
 }
 
 impl Steps {
     /// For batches of up to `n_batch` rows of a model that multiplies a row with `n_weights` weights, and has `n_embd_q` elements of
-    /// q in each of its layers. On a GPU steps get fewer rows where the context is long; where somebody wants larger ones than
-    /// usual, none takes longer than the first.
+    /// q in each of its layers. On a GPU steps get fewer rows where the context is long, and where the GPU is slow; where somebody
+    /// wants larger ones than usual, none should take longer than the first.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
@@ -72,11 +81,33 @@ impl Steps {
                 None => windows.push((window, cost)),
             }
         }
-        let mut steps = Steps { n_batch, weights: n_weights as f64, windows, most: f64::INFINITY };
+        let (nominal, longest) = (f64::INFINITY, LONGEST_TIME);
+        let mut steps =
+            Steps { n_batch, weights: n_weights as f64, windows, nominal, longest, most: AtomicU64::default() };
         if let Device::Cuda(_) = device {
-            steps.most = LONGEST_STEP.max(steps.cost(0, n_batch));
+            steps.nominal = LONGEST_STEP.max(steps.cost(0, n_batch));
+            steps.longest = LONGEST_TIME.mul_f64(steps.nominal / LONGEST_STEP);
         }
+        steps.set_most(steps.nominal);
         Ok(steps)
+    }
+
+    fn most(&self) -> f64 {
+        f64::from_bits(self.most.load(Ordering::Relaxed))
+    }
+
+    fn set_most(&self, most: f64) {
+        self.most.store(most.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Notes how long a step took, so that the next ones are shorter if that was too long, and longer again where they may be.
+    pub fn took(&self, cost: f64, time: Duration) {
+        let (most, part) = (self.most(), time.as_secs_f64() / self.longest.as_secs_f64());
+        if part > 1.0 {
+            self.set_most(cost / part);
+        } else if part * most < 0.8 * cost {
+            self.set_most((most * 1.25).min(self.nominal));
+        }
     }
 
     /// Most rows of a step.
@@ -93,14 +124,14 @@ impl Steps {
 
     /// Whether a step of `n` rows that costs so much is no larger than it may be.
     pub fn allow(&self, n: usize, cost: f64) -> bool {
-        n <= self.n_batch && cost <= self.most
+        n <= self.n_batch && cost <= self.most()
     }
 
     /// Rows of a prompt from position `start` on that run at once, where `share` prompts may want to run together: `n_batch`, or
     /// half of it, or half of that.
     pub fn rows(&self, start: usize, share: usize) -> usize {
         let mut n = self.n_batch.div_ceil(share);
-        while n > FEWEST_ROWS && self.cost(start, n) * share as f64 > self.most {
+        while n > FEWEST_ROWS && self.cost(start, n) * share as f64 > self.most() {
             n = n.div_ceil(2);
         }
         n
@@ -144,6 +175,34 @@ mod tests {
         let steps = steps(GPU, LLAMA_8B, 8192);
         assert_eq!([0, 8192, 32_768].map(|start| steps.rows(start, 1)), [8192, 4096, 2048]);
         assert!(steps.allow(8192, steps.cost(0, 8192)) && !steps.allow(8193, 0.0));
+    }
+
+    /// A GPU of a fifth of the speed, which gets faster.
+    #[test]
+    fn steps_are_shorter_on_a_slow_gpu() {
+        let steps = steps(GPU, LLAMA_8B, 2048);
+        let take = |rate: f64| {
+            let n = steps.rows(0, 1);
+            let seconds = steps.cost(0, n) / rate;
+            steps.took(steps.cost(0, n), Duration::from_secs_f64(seconds));
+            (n, seconds)
+        };
+        assert!(matches!(take(50e12), (2048, 0.3..0.32)));
+        for _ in 0..9 {
+            assert!(matches!(take(50e12), (512, 0.07..0.08)), "found from the first");
+        }
+        let mut later: Vec<usize> = (0..20).map(|_| take(250e12).0).collect();
+        later.dedup();
+        assert_eq!(later, [512, 1024, 2048]);
+    }
+
+    #[test]
+    fn larger_steps_than_usual_may_take_longer() {
+        let steps = steps(GPU, LLAMA_8B, 8192);
+        steps.took(steps.cost(0, 8192), Duration::from_millis(220));
+        assert_eq!(steps.rows(0, 1), 8192);
+        steps.took(steps.cost(0, 8192), Duration::from_millis(500));
+        assert_eq!(steps.rows(0, 1), 4096);
     }
 
     #[test]

@@ -423,9 +423,10 @@ impl Backend for CudaBackend {
         }
         let context = self.context.clone();
         let _bound = context.bind()?;
+        let waits = !self.stream.is_idle()?;
         self.stream.synchronize()?;
         self.staged = false;
-        Ok(true)
+        Ok(waits)
     }
 
     fn sequence_holds(&self, sequence: SequenceId, n_positions: usize) -> bool {
