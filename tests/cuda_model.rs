@@ -26,13 +26,13 @@ mod random_model;
 mod tiny;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use c_api::{Handle, Setting};
 use fake_driver::control::Driver;
 use fake_driver::{Run, run, say};
 use folder::Folder;
-use kigo::Status;
 use kigo::backend::cuda::CudaBackend;
 use kigo::backend::cuda::context::Context;
 use kigo::backend::{Backend, DecodePath, Progress, Purpose, Row};
@@ -41,7 +41,8 @@ use kigo::gguf::Gguf;
 use kigo::model::{Weights, arch};
 use kigo::quant::QuantType;
 use kigo::sampler::SamplingParams;
-use kigo::session::{Prompt, Session, SessionOptions};
+use kigo::session::{Past, Prompt, Session, SessionOptions};
+use kigo::{Error, Status};
 use random_model::Shape;
 
 fn variable(name: &str) -> Option<i64> {
@@ -517,6 +518,106 @@ fn child_turns() {
 fn sessions_go_back_branch_off_and_go_on() {
     let run = run("child_turns", &[]);
     run.assert_clean("turns");
+    assert_eq!(run.said, ["done"]);
+}
+
+/// How far the prompt of a session is, again and again while `call` runs.
+fn watched(past: &Past, call: impl FnOnce() + Send) -> Vec<usize> {
+    let mut seen = vec![past.get()];
+    std::thread::scope(|scope| {
+        let call = scope.spawn(call);
+        while !call.is_finished() {
+            seen.push(past.get());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+    seen.push(past.get());
+    seen.dedup();
+    seen.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+/// A long prompt on a device whose steps take a while.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_long_prompts() {
+    const STEPS: u32 = 12;
+    let driver = Driver::get();
+    let options = LoadOptions { n_batch: Some(128), n_ctx: Some(3000), prompt_cache: 0, ..LoadOptions::default() };
+    let engine = Engine::load(&models::data("tiny-llama-q8_0.gguf"), &options).unwrap();
+    let prompt: Vec<u32> = (0..128 * STEPS).map(|i| (i * 31 + 5) % (engine.n_vocab() as u32 - 8) + 4).collect();
+    let start = |tokens: &[u32]| Session::start(&engine, Prompt::Tokens(tokens), &session_options(5)).unwrap();
+    let launches = |tokens: &[u32]| {
+        let before = driver.count("launches");
+        let taken = take(&mut start(tokens), 5);
+        (driver.count("launches") - before, taken)
+    };
+    let ((of_whole, whole), (of_two, _), (_, short)) =
+        (launches(&prompt), launches(&prompt[..256]), launches(&prompt[..9]));
+    let of_step = (of_whole - of_two) as u32 / (STEPS - 2);
+    let slow = |step: Duration| driver.slow(step / of_step);
+
+    // Who comes while it is busy is in the next step, for which the long prompt makes room.
+    slow(Duration::from_millis(20));
+    let mut session = start(&prompt);
+    let past = session.past();
+    let steps = watched(&past.clone(), || {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while past.get() < 2 * 128 {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                assert_eq!(take(&mut start(&prompt[..9]), 5), short);
+            });
+            assert_eq!(take(&mut session, 5), whole);
+        });
+    });
+    // Some short ones may be seen as one.
+    let is_cut = |step: &usize| *step < 128 && step.is_multiple_of(32);
+    assert!(steps.iter().any(is_cut), "{steps:?}");
+    drop(session);
+
+    // Steps that take too long become shorter.
+    slow(Duration::from_millis(120));
+    let mut session = start(&prompt);
+    let steps = watched(&session.past(), || assert_eq!(take(&mut session, 5), whole));
+    let n_short = steps.iter().filter(|step| **step == 64).count();
+    assert!(steps.starts_with(&[128, 128]) && n_short > 10, "{steps:?}");
+    drop(session);
+
+    // Who cancels while the device is busy: nothing is started any more.
+    let step = Duration::from_millis(400);
+    slow(step);
+    let mut session = start(&prompt);
+    let (cancel, past) = (session.cancel_flag(), session.past());
+    let took = std::thread::scope(|scope| {
+        let call = scope.spawn(|| (session.peek_token().map(|_| ()), Instant::now()));
+        while past.get() < 3 * 64 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        // Until all of the step has been launched.
+        let (mut launched, mut same) = (0, 0);
+        while same < 10 {
+            let now = driver.count("launches");
+            same = if now == launched { same + 1 } else { 0 };
+            launched = now;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        cancel.store(true, Ordering::Relaxed);
+        let at = Instant::now();
+        let (outcome, ended) = call.join().unwrap();
+        assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
+        assert_eq!(driver.count("launches"), launched, "launches after a cancellation");
+        ended.saturating_duration_since(at)
+    });
+    assert!(took < step && past.get() < prompt.len(), "{took:?}");
+    drop(session);
+    say("done");
+}
+
+#[test]
+fn long_prompts_can_be_cancelled_and_let_others_in() {
+    let run = run("child_long_prompts", &[]);
+    run.assert_clean("long prompts");
     assert_eq!(run.said, ["done"]);
 }
 

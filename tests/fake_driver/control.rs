@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses what it needs")]
 
 use std::ffi::{CString, c_char, c_int, c_long};
+use std::time::Duration;
 
 use libloading::Library;
 
@@ -41,6 +42,13 @@ impl Driver {
         let trap: unsafe extern "C" fn(c_long, c_int) = self.symbol("fake_cuda_trap");
         // SAFETY: it takes numbers.
         unsafe { trap(at, code) };
+    }
+
+    /// Kernels keep their device busy for so long each.
+    pub fn slow(&self, time: Duration) {
+        let slow: unsafe extern "C" fn(c_long) = self.symbol("fake_cuda_slow");
+        // SAFETY: it takes a number.
+        unsafe { slow(time.as_nanos() as c_long) };
     }
 
     /// The first device has this much memory left.

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "launch.h"
 
@@ -90,6 +91,8 @@ static int initialised;
 static int lost[MAX_DEVICES + 1];
 static long calls, counted, contexts_made, calls_after_loss, launches, graph_launches, misuse, pushes, pops, dependent_launches;
 static long fail_at, trap_at;
+/* What a kernel takes, and until when those that were launched do, in nanoseconds. */
+static int64_t kernel_time, busy_until;
 static int fail_code;
 static char fail_in[64];
 static _Thread_local Context *stack[MAX_DEPTH];
@@ -217,6 +220,33 @@ EXPORT void fake_cuda_trap(long at, int code) {
     trap_at = launches + at;
     fail_code = code;
     pthread_mutex_unlock(&lock);
+}
+
+/* Kernels from now on keep their device busy for so many nanoseconds each, one after the other, though what they do is done at once. */
+EXPORT void fake_cuda_slow(long nanoseconds) {
+    pthread_mutex_lock(&lock);
+    kernel_time = nanoseconds;
+    pthread_mutex_unlock(&lock);
+}
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+/* Waits until no kernel is running. */
+static void wait_idle(void) {
+    for (;;) {
+        pthread_mutex_lock(&lock);
+        const int64_t left = busy_until ? busy_until - now() : 0;
+        pthread_mutex_unlock(&lock);
+        if (left <= 0) {
+            return;
+        }
+        const struct timespec time = {left / 1000000000, left % 1000000000};
+        nanosleep(&time, 0);
+    }
 }
 
 /* Devices have so much memory that `bytes` are free on the first. */
@@ -406,12 +436,20 @@ static void run(const Node *node) {
     }
     if (node->from) {
         memmove(node->to, node->from, node->bytes);
-    } else if (node->to) {
+        return;
+    }
+    if (node->to) {
         memset(node->to, node->fill, node->bytes);
-    } else if (++launches == trap_at) {
+        return;
+    }
+    if (++launches == trap_at) {
         lose(fail_code);
     } else if (node->samples) {
         sample(node);
+    }
+    if (kernel_time) {
+        const int64_t from = now();
+        busy_until = (busy_until > from ? busy_until : from) + kernel_time;
     }
 }
 
@@ -769,6 +807,7 @@ DESTROY(cuGraphDestroy, cuGraphDestroy, GRAPH, "graph")
 DESTROY(cuGraphExecDestroy, cuGraphExecDestroy, EXEC, "executable graph")
 
 EXPORT int cuStreamSynchronize(void *handle) {
+    wait_idle();
     CALL(cuStreamSynchronize, {
         Object *stream = find(handle, STREAM);
         CHECK(stream, 400, "cuStreamSynchronize of no stream");
@@ -867,7 +906,10 @@ EXPORT int cuEventRecord(void *handle, void *in) {
 }
 
 EXPORT int cuStreamQuery(void *handle) {
-    CALL(cuStreamQuery, { CHECK(find(handle, STREAM), 400, "cuStreamQuery of no stream"); });
+    CALL(cuStreamQuery, {
+        CHECK(find(handle, STREAM), 400, "cuStreamQuery of no stream");
+        code = busy_until && now() < busy_until ? 600 : 0;
+    });
 }
 
 EXPORT int cuEventQuery(void *handle) {
