@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use super::steps::FEWEST_ROWS;
+use super::steps::{FEWEST_ROWS, Steps};
 use super::{Engine, lock};
 use crate::backend::{Backend, Draw, Row, SequenceId};
 use crate::error::try_vec;
@@ -50,6 +50,31 @@ impl Queue {
             self.wake_next();
         }
         true
+    }
+
+    /// Takes the oldest requests out that make a batch. Its leader began to wait for the device at `started`, and it is ready `now`.
+    fn take_batch(&mut self, steps: &Steps, started: Instant, now: Instant) -> Vec<Arc<Request>> {
+        let mut batch = Vec::new();
+        let (mut n_rows, mut cost) = (0, 0.0);
+        let is_shared = self.waiting.len() > 1;
+        while let Some(request) = self.waiting.front() {
+            let start = request.rows.first().map_or(0, |row| row.position as usize);
+            if is_shared && request.is_part() {
+                request.cut(steps.rows(start, SHARE));
+            }
+            let more = (n_rows + request.rows().len(), cost + steps.cost(start, request.rows().len()));
+            if !batch.is_empty() && !steps.allow(more.0, more.1) {
+                break;
+            }
+            (n_rows, cost) = more;
+            // Who waited for an earlier part of the own prompt did not wait for others.
+            let is_next = self.latest.is_some() && self.latest == request.sequence();
+            request.taken(if is_next { started } else { now });
+            batch.extend(self.waiting.pop_front());
+        }
+        self.latest = if let [request] = &*batch { request.sequence() } else { None };
+        self.running = (n_rows > FEWEST_ROWS).then_some((cost, now));
+        batch
     }
 
     /// How long to wait before a batch is made of those that are there.
@@ -202,26 +227,7 @@ impl Engine {
             self.free_retired();
             return lock(&self.queue);
         }
-        let mut batch = Vec::new();
-        let (mut n_rows, mut cost) = (0, 0.0);
-        let is_shared = queue.waiting.len() > 1;
-        while let Some(request) = queue.waiting.front() {
-            let start = request.rows.first().map_or(0, |row| row.position as usize);
-            if is_shared && request.is_part() {
-                request.cut(self.steps.rows(start, SHARE));
-            }
-            let more = (n_rows + request.rows().len(), cost + self.steps.cost(start, request.rows().len()));
-            if !batch.is_empty() && !self.steps.allow(more.0, more.1) {
-                break;
-            }
-            (n_rows, cost) = more;
-            // Who waited for an earlier part of the own prompt did not wait for others.
-            let is_next = queue.latest.is_some() && queue.latest == request.sequence();
-            request.taken(if is_next { started } else { now });
-            batch.extend(queue.waiting.pop_front());
-        }
-        queue.latest = if let [request] = &*batch { request.sequence() } else { None };
-        queue.running = (n_rows > FEWEST_ROWS).then_some((cost, now));
+        let batch = queue.take_batch(&self.steps, started, now);
         drop(queue);
         // Dropped on every way out, so that nobody waits for ever.
         let lead = Lead { engine: self, own, batch, started };

@@ -181,7 +181,8 @@ impl Session {
         &self.engine
     }
 
-    /// Set it from any thread to end the generation: at once while it waits for others, else after its batch.
+    /// Set it from any thread to end the generation: at once while it waits for others, else after a layer of its batch, or all of
+    /// it on a GPU or in company.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         self.cancel.clone()
     }
