@@ -356,7 +356,7 @@ pub trait Backend: Send {
     /// the way that nobody wants it any more.
     ///
     /// # Errors
-    /// What the stages return; [`Error::Cancelled`]. Positions of earlier batches stay valid.
+    /// What the stages return; [`crate::Error::Cancelled`]. Positions of earlier batches stay valid.
     fn forward_unless(&mut self, rows: &[Row], stop: Stop) -> Result<()>;
 
     /// Runs one batch through the whole model.
