@@ -102,7 +102,7 @@ pub(super) enum Wanted {
 /// What a session wants done with its sequence, between two batches. It is done again when memory was made free for it.
 pub(super) type Task = Box<dyn FnMut(&mut dyn Backend) -> Result<()> + Send>;
 
-/// Rows of one session that must run in one batch, or a task.
+/// Rows of one session that run in one batch, or a task.
 pub(super) struct Request {
     rows: Vec<Row>,
     /// How many of them run: not all of a part of a prompt, if others came before it had its turn.

@@ -44,7 +44,7 @@ impl Driver {
         unsafe { trap(at, code) };
     }
 
-    /// Kernels keep their device busy for so long each.
+    /// Kernels keep all streams busy for so long each.
     pub fn slow(&self, time: Duration) {
         let slow: unsafe extern "C" fn(c_long) = self.symbol("fake_cuda_slow");
         // SAFETY: it takes a number.

@@ -222,7 +222,7 @@ EXPORT void fake_cuda_trap(long at, int code) {
     pthread_mutex_unlock(&lock);
 }
 
-/* Kernels from now on keep their device busy for so many nanoseconds each, one after the other, though what they do is done at once. */
+/* Kernels from now on keep all streams busy for so many nanoseconds each, one after the other, though what they do is done at once. */
 EXPORT void fake_cuda_slow(long nanoseconds) {
     pthread_mutex_lock(&lock);
     kernel_time = nanoseconds;
