@@ -381,10 +381,9 @@
  *
  *   "n_batch": an integer from 1 to 65536; kigo_options_set_i64(); default: what takes a GPU about 60 ms and fits,
  *   128 to 2048; 128 on the CPU
- *       Most tokens of a prompt that are computed at once; on a GPU a cancellation waits for one such step. While
- *       others wait, a prompt brings a quarter of that. Far into a long prompt, or where a step takes more than 80
- *       ms, a GPU computes half as many at once, or fewer still. Whoever sets more than the default accepts longer
- *       steps.
+ *       Most tokens of a prompt that are computed at once; who comes meanwhile waits for them. While others wait, a
+ *       prompt brings a quarter of that. Far into a long prompt, or where a step takes more than 80 ms, a GPU
+ *       computes half as many at once, or fewer still. Whoever sets more than the default accepts longer steps.
  *
  *   "tokenizer": "auto" or the path of a tokenizer.json; kigo_options_set_str(); default: "auto"
  *       Where the tokens come from. "auto": the file's own vocabulary; if it has none, or names a tokenizer that kigo
@@ -2033,9 +2032,10 @@ int32_t kigo_next_token(kigo_inference *inference, int32_t *token, char *bytes, 
 int32_t kigo_inference_last_error(const kigo_inference *inference, kigo_error **error);
 
 /**
- * Cancels an inference. A call that is running returns KIGO_CANCELLED when a GPU has ended the step that it computes, at
- * most "n_batch" tokens of the prompt or one new token; the CPU stops between two layers, unless other inferences have
- * a part in the step. So does every later call, until kigo_inference_append() or kigo_inference_rewind() lets it go on.
+ * Cancels an inference. A call that is running returns KIGO_CANCELLED after the layer that the CPU computes, or the
+ * layers that a GPU has at hand, 10 ms on a large one; if other inferences have a part in the step, at its end: at
+ * most "n_batch" tokens of a prompt or one new token. So does every later call, until kigo_inference_append() or
+ * kigo_inference_rewind() lets it go on.
  *
  * @param inference  The inference.
  * @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.

@@ -621,6 +621,60 @@ fn long_prompts_can_be_cancelled_and_let_others_in() {
     assert_eq!(run.said, ["done"]);
 }
 
+/// A step that takes a while, of a model with eight layers, is given up in one of them.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_long_step() {
+    let (driver, folder) = (Driver::get(), Folder::new());
+    let path = folder.write("model.gguf", &random_model::draft(&LARGE_PAGES, &[QuantType::F32], 1).writer());
+    let options = LoadOptions { n_batch: Some(128), n_ctx: Some(4096), prompt_cache: 0, ..LoadOptions::default() };
+    let engine = Engine::load(&path, &options).unwrap();
+    let start = |n: u32| {
+        let prompt: Vec<u32> = (0..n).map(|i| i * 31 % 280 + 4).collect();
+        Session::start(&engine, Prompt::Tokens(&prompt), &session_options(1)).unwrap()
+    };
+    let launches = |n: u32| {
+        let before = driver.count("launches");
+        take(&mut start(n), 1);
+        driver.count("launches") - before
+    };
+    launches(1280);
+    let of_step = (launches(1280) - launches(256)) / 8;
+    // The first shows that the device is slow; the others have 64 rows and come in parts.
+    let step = Duration::from_millis(400);
+    driver.slow(step / of_step as u32);
+    let mut session = start(1280);
+    let (cancel, past) = (session.cancel_flag(), session.past());
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| (session.peek_token().map(|_| ()), Instant::now()));
+        while past.get() < 128 + 64 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let before = driver.count("launches");
+        while driver.count("launches") < before + of_step / 2 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        cancel.store(true, Ordering::Relaxed);
+        let (at, launched) = (Instant::now(), driver.count("launches"));
+        let (outcome, ended) = call.join().unwrap();
+        assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
+        let (took, more) = (ended.saturating_duration_since(at), driver.count("launches") - launched);
+        assert!(took < step / 3 && more < of_step / 4, "{took:?}, {more} of {of_step} launches");
+    });
+    drop(session);
+    // Nobody waits for what was left of it, and nothing of it is seen.
+    driver.slow(Duration::ZERO);
+    assert_eq!(take(&mut start(1280), 1), take(&mut start(1280), 1));
+    say("done");
+}
+
+#[test]
+fn a_long_step_is_given_up_within_two_of_its_parts() {
+    let run = run("child_long_step", &[]);
+    run.assert_clean("a long step");
+    assert_eq!(run.said, ["done"]);
+}
+
 /// What ended inferences have left makes room when there is no other memory.
 #[test]
 #[ignore = "run by others, under a fake driver"]

@@ -13,12 +13,10 @@ mod progress;
 use std::ops::Range;
 use std::sync::Arc;
 
-#[cfg(not(feature = "cuda"))]
-use crate::Error;
-use crate::Result;
 use crate::gguf::TensorInfo;
 use crate::model::{ModelDesc, Weights};
 use crate::sampler::Sampler;
+use crate::{Error, Result};
 pub use progress::Progress;
 
 /// Where a model is to run.
@@ -251,8 +249,25 @@ pub struct Row {
     pub logits: bool,
 }
 
-/// Whether a batch that is computed is of no use any more; asked from any thread, between layers.
-pub type Stop<'a> = &'a (dyn Fn() -> bool + Sync);
+/// When a batch is given up that is computed.
+#[derive(Clone, Copy)]
+pub struct Stop<'a> {
+    /// Whether it is of no use any more; asked from any thread, between layers.
+    pub is_given_up: &'a (dyn Fn() -> bool + Sync),
+    /// A device that computes beside the host is given the layers in so many parts, each when it begins with the one before.
+    pub n_parts: usize,
+}
+
+impl Stop<'_> {
+    /// The batch is computed whatever happens.
+    pub const NEVER: Stop<'static> = Stop { is_given_up: &|| false, n_parts: 1 };
+
+    /// # Errors
+    /// [`Error::Cancelled`] if the batch is of no use any more.
+    pub fn check(&self) -> Result<()> {
+        if (self.is_given_up)() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
 
 /// A token to be drawn after a batch.
 pub struct Draw<'a> {
@@ -364,7 +379,7 @@ pub trait Backend: Send {
     /// # Errors
     /// What the stages return; positions of earlier batches stay valid.
     fn forward(&mut self, rows: &[Row]) -> Result<()> {
-        self.forward_unless(rows, &|| false)
+        self.forward_unless(rows, Stop::NEVER)
     }
 
     /// The logits of the `index`-th row of the last batch that wanted them, `[n_vocab]`.

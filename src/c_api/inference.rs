@@ -280,9 +280,10 @@ pub unsafe extern "C" fn kigo_inference_last_error(
     unsafe { export(error, body) }
 }
 
-/// Cancels an inference. A call that is running returns KIGO_CANCELLED when a GPU has ended the step that it computes, at
-/// most "n_batch" tokens of the prompt or one new token; the CPU stops between two layers, unless other inferences have
-/// a part in the step. So does every later call, until kigo_inference_append() or kigo_inference_rewind() lets it go on.
+/// Cancels an inference. A call that is running returns KIGO_CANCELLED after the layer that the CPU computes, or the
+/// layers that a GPU has at hand, 10 ms on a large one; if other inferences have a part in the step, at its end: at
+/// most "n_batch" tokens of a prompt or one new token. So does every later call, until kigo_inference_append() or
+/// kigo_inference_rewind() lets it go on.
 ///
 /// @param inference  The inference.
 /// @returns KIGO_OK, also if it was cancelled before, or has ended, which it then stays.

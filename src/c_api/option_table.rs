@@ -79,7 +79,7 @@ static MODEL: &[Row] = &[
             highest: LoadOptions::MAX_BATCH as i64,
             set: |settings, value| settings.load.n_batch = Some(value as usize),
         },
-        doc: "Most tokens of a prompt that are computed at once; on a GPU a cancellation waits for one such step. While others \
+        doc: "Most tokens of a prompt that are computed at once; who comes meanwhile waits for them. While others \
               wait, a prompt brings a quarter of that. Far into a long prompt, or where a step takes more than 80 ms, a GPU \
               computes half as many at once, or fewer still. Whoever sets more than the default accepts longer steps.",
         show: |settings| {

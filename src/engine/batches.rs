@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::steps::{FEWEST_ROWS, Steps};
 use super::{Engine, lock};
-use crate::backend::{Backend, Draw, Row, SequenceId};
+use crate::backend::{Backend, Draw, Row, SequenceId, Stop};
 use crate::error::try_vec;
 use crate::sampler::Sampler;
 use crate::{Error, Result, panics};
@@ -58,11 +58,10 @@ impl Queue {
         let (mut n_rows, mut cost) = (0, 0.0);
         let is_shared = self.waiting.len() > 1;
         while let Some(request) = self.waiting.front() {
-            let start = request.rows.first().map_or(0, |row| row.position as usize);
             if is_shared && request.is_part() {
-                request.cut(steps.rows(start, SHARE));
+                request.cut(steps.rows(request.start(), SHARE));
             }
-            let more = (n_rows + request.rows().len(), cost + steps.cost(start, request.rows().len()));
+            let more = (n_rows + request.rows().len(), cost + request.cost(steps));
             if !batch.is_empty() && !steps.allow(more.0, more.1) {
                 break;
             }
@@ -252,12 +251,12 @@ impl Engine {
                 Err(error) => request.finish(Err(error)),
             }
         }
-        if ready.len() > 1 && run_together(backend, &ready).is_ok() {
+        if ready.len() > 1 && run_together(backend, &self.steps, &ready).is_ok() {
             return;
         }
         // Alone, a request that cannot run does not take the others with it.
         for request in ready {
-            if let Err(error) = self.with_room(backend, |backend| run_together(backend, &[request])) {
+            if let Err(error) = self.with_room(backend, |backend| run_together(backend, &self.steps, &[request])) {
                 request.finish(Err(error));
             }
         }
@@ -281,14 +280,15 @@ impl Engine {
 }
 
 /// Runs the rows of `requests` as one batch and finishes all of them, or none. It stops when all of them are cancelled.
-fn run_together(backend: &mut dyn Backend, requests: &[&Request]) -> Result<()> {
-    let stop = || requests.iter().all(|request| request.is_cancelled());
+fn run_together(backend: &mut dyn Backend, steps: &Steps, requests: &[&Request]) -> Result<()> {
+    let n_parts = steps.parts(requests.iter().map(|request| request.cost(steps)).sum());
+    let stop = Stop { is_given_up: &|| requests.iter().all(|request| request.is_cancelled()), n_parts };
     if let [request] = requests {
-        contained(|| backend.forward_unless(request.rows(), &stop))?;
+        contained(|| backend.forward_unless(request.rows(), stop))?;
     } else {
         let mut rows = try_vec(requests.iter().map(|request| request.rows().len()).sum(), "the rows of a batch")?;
         rows.extend(requests.iter().flat_map(|request| request.rows()));
-        contained(|| backend.forward_unless(&rows, &stop))?;
+        contained(|| backend.forward_unless(&rows, stop))?;
     }
     let mut wanted: Vec<MutexGuard<Wanted>> = try_vec(requests.len(), "the requests of a batch")?;
     wanted.extend(requests.iter().map(|request| lock(&request.wanted)));
@@ -376,6 +376,16 @@ impl Request {
         self.n_run.store(n.min(self.rows.len()), Ordering::Relaxed);
     }
 
+    /// What its rows cost.
+    fn cost(&self, steps: &Steps) -> f64 {
+        steps.cost(self.start(), self.rows().len())
+    }
+
+    /// The position of the first.
+    fn start(&self) -> usize {
+        self.rows.first().map_or(0, |row| row.position as usize)
+    }
+
     /// Whose rows it has, if any.
     fn sequence(&self) -> Option<SequenceId> {
         self.rows.last().map(|row| row.sequence)
@@ -416,6 +426,8 @@ impl Drop for Lead<'_> {
         let now = (queue.expected > 1).then(Instant::now);
         let (part, least, most) = PATIENCE;
         queue.until = now.and_then(|now| now.checked_add(((now - self.started) / part).clamp(least, most)));
+        // How long something took that was given up says nothing.
+        queue.running.take_if(|_| self.batch.iter().any(|request| request.is_cancelled()));
         for request in &self.batch {
             let mut outcome = lock(&request.outcome);
             outcome.get_or_insert_with(|| Err(Error::Internal("the batch was not finished".into())));

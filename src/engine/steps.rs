@@ -21,12 +21,15 @@ const FIRST_STEP: f64 = 15e12;
 /// The same of any step, whatever came before it, until it is known how fast the device is.
 const LONGEST_STEP: f64 = FIRST_STEP * 4.0 / 3.0;
 
-/// How long that should take, on any GPU: less than 100 ms, since a cancellation waits for it.
+/// How long that should take, on any GPU: who comes meanwhile waits for it, and who cancels in company.
 const LONGEST_TIME: Duration = Duration::from_millis(80);
 
 /// Multiply-adds of products that take as long as one of attention, at most: 1.3 to 1.5 (8B, heads of 128) and 1.7 (1B, heads of 64)
 /// by the prompts of 8,192 and 32,768 tokens in docs/benchmarks.md, as a test prints; less where products are slow.
 const ATTENTION_COST: f64 = 1.75;
+
+/// In how many parts a GPU gets the layers of the longest step: who cancels waits for two of them.
+const LONGEST_PARTS: f64 = 16.0;
 
 /// Steps have no fewer rows of a prompt than this, however long the context: the weights are read for each step.
 pub const FEWEST_ROWS: usize = 64;
@@ -125,6 +128,11 @@ impl Steps {
     /// Whether a step of `n` rows that costs so much is no larger than it may be.
     pub fn allow(&self, n: usize, cost: f64) -> bool {
         n <= self.n_batch && cost <= self.most()
+    }
+
+    /// In how many parts a device should get a step that costs so much.
+    pub fn parts(&self, cost: f64) -> usize {
+        (cost / self.most() * LONGEST_PARTS) as usize
     }
 
     /// Rows of a prompt from position `start` on that run at once, where `share` prompts may want to run together: `n_batch`, or

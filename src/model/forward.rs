@@ -1,27 +1,28 @@
 //! The one decoder loop.
 
-use crate::backend::{Backend, Row, Stop};
-use crate::{Error, Result};
+use crate::Result;
+use crate::backend::{Backend, Row};
+
+/// What is called before every layer, with its number. Its error ends the batch.
+pub type BeforeLayer<'a> = &'a (dyn Fn(usize) -> Result<()> + Sync);
 
 /// Runs `rows` through the model; afterwards [`Backend::logits`] answers for the rows that wanted logits.
 ///
 /// # Errors
-/// What the stages return; [`Error::Cancelled`] where `stop` says so before a layer.
-pub fn forward(backend: &mut dyn Backend, rows: &[Row], stop: Stop) -> Result<()> {
+/// What the stages return, and `before`.
+pub fn forward(backend: &mut dyn Backend, rows: &[Row], before: BeforeLayer) -> Result<()> {
     backend.begin(rows)?;
-    stages(backend, stop)
+    stages(backend, before)
 }
 
 /// The stages of a batch that [`Backend::begin`] has taken.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn stages(backend: &mut dyn Backend, stop: Stop) -> Result<()> {
+pub fn stages(backend: &mut dyn Backend, before: BeforeLayer) -> Result<()> {
     backend.embed()?;
     for layer in 0..backend.n_layer() {
-        if stop() {
-            return Err(Error::Cancelled);
-        }
+        before(layer)?;
         backend.attn_qkv(layer)?;
         backend.attn_mix(layer)?;
         backend.attn_output(layer)?;

@@ -181,8 +181,8 @@ impl Session {
         &self.engine
     }
 
-    /// Set it from any thread to end the generation: at once while it waits for others, else after a layer of its batch, or all of
-    /// it on a GPU or in company.
+    /// Set it from any thread to end the generation: at once while it waits for others, else after a layer of its batch or
+    /// two parts of it (see [`crate::backend::Stop`]), or all of it in company.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         self.cancel.clone()
     }

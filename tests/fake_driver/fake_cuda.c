@@ -66,6 +66,8 @@ typedef struct Object {
     void *block;
     size_t bytes;
     int capturing, invalidated, recorded;
+    /* Until when the work takes that an event marks, as `busy_until`. */
+    int64_t until;
     /* Whose calls spoil the capture: those of all threads, of the one that began it, of none. */
     enum { ALL_THREADS, ITS_THREAD, NO_THREAD } capture_mode;
     pthread_t capturer;
@@ -235,11 +237,11 @@ static int64_t now(void) {
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-/* Waits until no kernel is running. */
-static void wait_idle(void) {
+/* Waits until the time `until`, which may change meanwhile, has come; at once if it is 0. */
+static void wait_until(const int64_t *until) {
     for (;;) {
         pthread_mutex_lock(&lock);
-        const int64_t left = busy_until ? busy_until - now() : 0;
+        const int64_t left = *until ? *until - now() : 0;
         pthread_mutex_unlock(&lock);
         if (left <= 0) {
             return;
@@ -807,7 +809,7 @@ DESTROY(cuGraphDestroy, cuGraphDestroy, GRAPH, "graph")
 DESTROY(cuGraphExecDestroy, cuGraphExecDestroy, EXEC, "executable graph")
 
 EXPORT int cuStreamSynchronize(void *handle) {
-    wait_idle();
+    wait_until(&busy_until);
     CALL(cuStreamSynchronize, {
         Object *stream = find(handle, STREAM);
         CHECK(stream, 400, "cuStreamSynchronize of no stream");
@@ -902,6 +904,7 @@ EXPORT int cuEventRecord(void *handle, void *in) {
         Object *event = find(handle, EVENT);
         CHECK(event && find(in, STREAM), 400, "cuEventRecord of no event, or in no stream");
         event->recorded = 1;
+        event->until = busy_until;
     });
 }
 
@@ -913,10 +916,19 @@ EXPORT int cuStreamQuery(void *handle) {
 }
 
 EXPORT int cuEventQuery(void *handle) {
-    CALL(cuEventQuery, { CHECK(find(handle, EVENT), 400, "cuEventQuery of no event"); });
+    CALL(cuEventQuery, {
+        Object *event = find(handle, EVENT);
+        CHECK(event, 400, "cuEventQuery of no event");
+        code = event->until && now() < event->until ? 600 : 0;
+    });
 }
 
 EXPORT int cuEventSynchronize(void *handle) {
+    pthread_mutex_lock(&lock);
+    const Object *event = find(handle, EVENT);
+    const int64_t until = event ? event->until : 0;
+    pthread_mutex_unlock(&lock);
+    wait_until(&until);
     CALL(cuEventSynchronize, { CHECK(find(handle, EVENT), 400, "cuEventSynchronize of no event"); });
 }
 

@@ -46,6 +46,25 @@ fn cancelled(session: &mut Session, wait: Duration) -> (Result<bool>, Duration) 
     })
 }
 
+/// Computes the prompt of `session`, and says how long the longest step took, how many tokens it had, and how many came before.
+fn longest_step(session: &mut Session) -> (Duration, usize, usize) {
+    let past = session.past();
+    thread::scope(|scope| {
+        let call = scope.spawn(|| session.peek_token().map(|_| ()));
+        let (mut since, mut from, mut longest) = (Instant::now(), 0, (Duration::ZERO, 0, 0));
+        while !call.is_finished() {
+            let now = past.get();
+            if now > from {
+                longest = longest.max((since.elapsed(), now - from, from));
+                (since, from) = (Instant::now(), now);
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+        call.join().unwrap().unwrap();
+        longest
+    })
+}
+
 /// Each attempt goes on where the one before was cancelled, since that has left its pages to those with the same prompt.
 #[test]
 #[ignore = "needs a GPU"]
@@ -61,7 +80,7 @@ fn a_prompt_of_smollm2_is_cancelled_within_100_ms_at_any_depth() {
     let start = |engine: &Arc<Engine>| Session::start(engine, Prompt::Tokens(&prompt), &settings).unwrap();
     let outcome_of = |session: &Session| session.last_logits().map(|(token, logits)| (token, bits(logits))).unwrap();
 
-    let (mut deepest, mut longest, mut n_cancelled) = (0, [Duration::ZERO; 2], 0);
+    let (mut deepest, mut longest, mut n_cancelled) = (0, [(Duration::ZERO, 0); 2], 0);
     let found = loop {
         let mut session = start(&engine);
         // Somewhere in a step, others each time.
@@ -78,20 +97,21 @@ fn a_prompt_of_smollm2_is_cancelled_within_100_ms_at_any_depth() {
         drop(session);
         let freed = returned + began.elapsed();
         for (most, time) in longest.iter_mut().zip([returned, freed]) {
-            *most = time.max(*most);
+            *most = (time, depth).max(*most);
         }
         (deepest, n_cancelled) = (depth, n_cancelled + 1);
     };
-    let [returned, freed] = longest;
+    let [(returned, _), (freed, _)] = longest;
     println!(
-        "{n_cancelled} times, the last after {deepest} tokens; returned after {returned:?}, freed after {freed:?} at most"
+        "{n_cancelled} times, the last after {deepest} tokens; returned and freed after (at most, at): {longest:?}"
     );
     assert!(n_cancelled > 20 && deepest > N_PROMPT / 10 * 9);
     assert!(returned < BOUND && freed < BOUND, "returned after {returned:?}, freed after {freed:?}");
 
     engine.clear_prompt_cache().unwrap();
     let mut whole = start(&engine);
-    whole.peek_token().unwrap();
+    let (step, n, at) = longest_step(&mut whole);
+    println!("longest step: {step:?}, {n} tokens after {at}");
     assert_eq!(whole.cached_tokens(), 0);
     assert!(outcome_of(&whole) == found, "other logits than of a prompt that was never cancelled");
 }

@@ -207,7 +207,7 @@ impl Backend for CpuBackend {
     fn forward_unless(&mut self, rows: &[Row], stop: Stop) -> Result<()> {
         let pool = self.pool.clone();
         let mut run = || {
-            let outcome = pool.install(|| crate::model::forward(self, rows, stop));
+            let outcome = pool.install(|| crate::model::forward(self, rows, &|_| stop.check()));
             self.memory.set(Purpose::Workspace, self.work.bytes() + self.matmul.bytes());
             outcome
         };

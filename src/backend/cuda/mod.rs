@@ -25,6 +25,7 @@ pub mod memory;
 pub mod module;
 mod pages;
 pub mod params;
+mod parts;
 mod readers;
 mod room;
 pub mod sample;
@@ -48,6 +49,7 @@ use kv_cache::KvCache;
 use layout::Places;
 use memory::{DeviceBuffer, PinnedBuffer};
 use params::{KIGO_NO_SLOT, KigoRow, KigoTile, bytes_of};
+use parts::Parts;
 use sample::Samplers;
 use stages::{Kernels, Shape, Workspace};
 use step::Step;
@@ -203,7 +205,12 @@ impl CudaBackend {
         let n = graph_rows(rows);
         self.upload(rows, n.unwrap_or(rows.len()))?;
         if n.is_none() {
-            return crate::model::forward(self, rows, stop);
+            let stream = self.stream.clone();
+            let parts = Parts::new(&stream, self.desc.n_layer(), stop.n_parts)?;
+            return crate::model::forward(self, rows, &|layer| {
+                parts.as_ref().map_or(Ok(()), |parts| parts.before(layer))?;
+                stop.check()
+            });
         }
         let longest = rows.iter().map(|row| row.position).max().unwrap_or(0);
         self.launch_graph((self.batch(rows.len(), longest), None))
@@ -214,7 +221,7 @@ impl CudaBackend {
     fn repeat(&mut self) -> Result<()> {
         let rows = self.ahead.in_hand().to_vec();
         self.forget_ahead();
-        self.launch(&rows, &|| false)
+        self.launch(&rows, Stop::NEVER)
     }
 
     /// How so many single rows, none of them beyond this position, are run.
@@ -237,7 +244,7 @@ impl CudaBackend {
                     stages::embed(self, step.number())?;
                     step.launch(stream, run, self.work.logits.address())?;
                 }
-                _ => crate::model::stages(self, &|| false)?,
+                _ => crate::model::stages(self, &|_| Ok(()))?,
             }
             weigh.map_or(Ok(()), |weigh| self.launch_sampling(n, weigh))
         })?;
