@@ -4,16 +4,23 @@
 // in the same steps of 16. These are not neighbours in the cache: of 32 elements, 4 of each 8 make a step (slot_of), so pages
 // are copied in pieces of 4 elements, each to its step, and the registers of the left operands hold what fits.
 //
+// Few tiles that see many pages go chunk by chunk, attn_flash_parts_<dp> and attn_join_<dp> (flash_join.cuh): more blocks have something to
+// do, and chunks are folded as here.
+//
 // A block has a warpgroup that copies pages ahead, and two that compute: each has a head of the same group, so that they share the
 // pages, and 64 rows. A warpgroup lets the tensor cores compute the scores of the next page and mix the values of this one
 // while it weighs; blocks stay and take one pair of heads and tile after the other.
+#include <type_traits>
+
 #include "attention.cuh"
+#include "flash_join.cuh"
 #include "wgmma_widths.cuh"
 
 constexpr int kComputing = 2, kThreads = (kComputing + 1) * kGroupThreads;
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define KIGO_FLASH(dp) flash<dp>(p)
+#define KIGO_FLASH(dp) flash<dp>(p, Whole{})
+#define KIGO_FLASH_PARTS(dp) flash<dp>(p.attention, p)
 
 namespace {
 
@@ -100,16 +107,24 @@ struct Lots {
         : group(p.n_head / p.n_head_kv), of_group((group + kComputing - 1) / kComputing), n(of_group * p.n_head_kv) {}
 };
 
-// What those who compute a work are told.
+// What those who compute a work are told; its pages, where it is a part.
 struct Told {
-    uint32_t first_row, n_rows, first_position, first_head, n_heads;
+    uint32_t first_row, n_rows, first_position, first_head, n_heads, page, n_pages;
 };
 
-// Works of this block, each a lot of heads and a tile: calls `f` with the number of each. Those with the last tiles, which see the
-// most pages, come first; they go back and forth over the blocks, so that each has about as many pages.
-template <class F>
-__device__ __forceinline__ void for_works(const KigoAttention& p, F f) {
-    const uint32_t n = Lots(p).n * p.n_tiles;
+// That a work is all pages of a tile, where it is not a part of them.
+struct Whole {};
+template <class Parts>
+constexpr bool kHasParts = !std::is_same_v<Parts, Whole>;
+
+__device__ __forceinline__ constexpr uint32_t parts_of(const Whole&) { return 1; }
+__device__ __forceinline__ uint32_t parts_of(const KigoAttentionParts& p) { return (p.n_chunks + p.of_part - 1) / p.of_part; }
+
+// Works of this block, each a lot of heads and a tile, or a part of its pages: calls `f` with the number of each. Those with the last tiles,
+// which see the most pages, come first; they go back and forth over the blocks, so that each has about as many pages.
+template <class Parts, class F>
+__device__ __forceinline__ void for_works(const KigoAttention& p, const Parts& parts, F f) {
+    const uint32_t n = Lots(p).n * p.n_tiles * parts_of(parts);
     for (uint32_t first = 0, round = 0; first < n; first += gridDim.x, round++) {
         const uint32_t index = first + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
         if (index < n) f(index);
@@ -117,7 +132,7 @@ __device__ __forceinline__ void for_works(const KigoAttention& p, F f) {
 }
 
 // Copies the pages of all works, as one warpgroup.
-template <int kDp>
+template <int kDp, class Parts>
 struct Copier {
     using P = Plan<kDp>;
     // Pieces of 4 elements: of a key, of a dimension; rows that are copied at a time.
@@ -125,6 +140,7 @@ struct Copier {
     static constexpr uint32_t kKeys = kDp > 64 ? 4 : 8, kDims = kGroupThreads / kOfValue;
 
     const KigoAttention& p;
+    const Parts& parts;
     uint32_t shared;
     // Pages so far.
     uint32_t n = 0;
@@ -165,19 +181,32 @@ struct Copier {
 
     __device__ __forceinline__ void run() {
         uint32_t number = 0;
-        for_works(p, [&](uint32_t index) {
+        for_works(p, parts, [&](uint32_t index) {
             const Lots lots(p);
-            const uint32_t lot = index % lots.n, head_kv = lot / lots.of_group;
-            const KigoTile* tile = at<KigoTile>(p.tiles) + (p.n_tiles - 1 - index / lots.n);
+            const uint32_t lot = index % lots.n, head_kv = lot / lots.of_group, of_lot = index / lots.n;
+            const KigoTile* tile = at<KigoTile>(p.tiles) + (p.n_tiles - 1 - (kHasParts<Parts> ? of_lot % p.n_tiles : of_lot));
             const uint32_t first_row = __ldcg(&tile->first_row), n_rows = __ldcg(&tile->n_rows);
             const KigoRow* source = at<KigoRow>(p.rows) + first_row;
             const uint32_t position = __ldcg(&source->position), n_keys = position + n_rows;
             const uint64_t* pages = at<uint64_t>(__ldcg(&source->pages)) + p.table;
-            const uint32_t first_page = first_page_of(position, p.before), n_pages = (n_keys - 1) / KIGO_PAGE + 1;
+            uint32_t first_page = first_page_of(position, p.before), n_pages = (n_keys - 1) / KIGO_PAGE + 1;
+            bool is_empty = false;
+            if constexpr (kHasParts<Parts>) {
+                const uint32_t first = parts.first_chunk + of_lot / p.n_tiles * parts.of_part;
+                const uint32_t end = min(first + parts.of_part, parts.first_chunk + parts.n_chunks);
+                const uint32_t page = max(first_page, first * kChunk), end_page = min(n_pages, end * kChunk);
+                // Who computes is told with a page, which there is always.
+                is_empty = page >= end_page;
+                if (!is_empty) first_page = page;
+                n_pages = is_empty ? first_page + 1 : end_page;
+            }
             if (threadIdx.x % kGroupThreads == 0) {
                 const uint32_t first_head = head_kv * lots.group + lot % lots.of_group * kComputing;
-                const uint32_t n_heads = min(kComputing, (head_kv + 1) * lots.group - first_head);
+                const uint32_t n_heads = is_empty ? 0 : min(kComputing, (head_kv + 1) * lots.group - first_head);
                 const uint32_t to = shared + P::kTold + number % ::kTold * 32;
+                if constexpr (kHasParts<Parts>) {
+                    asm volatile("st.shared.v2.u32 [%0 + 24], {%1, %2};" ::"r"(to), "r"(first_page), "r"(n_pages) : "memory");
+                }
                 asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};\nst.shared.u32 [%0 + 16], %5;" ::"r"(to), "r"(first_row), "r"(n_rows),
                              "r"(position), "r"(first_head), "r"(n_heads)
                              : "memory");
@@ -210,12 +239,13 @@ __device__ __forceinline__ void mask_page(float (&s)[8][4], uint32_t t, int32_t 
 }
 
 // Heads of tiles of 64 rows, one after the other, as one warpgroup; a thread has rows `row` and `row` + 8 of the tile.
-template <int kDp>
+template <int kDp, class Parts>
 struct Computer {
     using P = Plan<kDp>;
     static constexpr int kSteps = kDp / 16, kTiles = kDp / 8;
 
     const KigoAttention& p;
+    const Parts& parts;
     uint32_t shared;
     // Pages of works before, and of this one those whose values have been mixed.
     uint32_t n = 0;
@@ -242,6 +272,12 @@ struct Computer {
                      : "=r"(out.first_row), "=r"(out.n_rows), "=r"(out.first_position), "=r"(out.first_head), "=r"(out.n_heads)
                      : "r"(shared + P::kTold + number % ::kTold * 32)
                      : "memory");
+        if constexpr (kHasParts<Parts>) {
+            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2 + 24];"
+                         : "=r"(out.page), "=r"(out.n_pages)
+                         : "r"(shared + P::kTold + number % ::kTold * 32)
+                         : "memory");
+        }
         return out;
     }
 
@@ -372,6 +408,21 @@ struct Computer {
         before[kTiles * kGroupThreads] = fold_chunk(page, last_key, begins, [&](int i, float4 x, float4) { before[i * kGroupThreads] = x; });
     }
 
+    // Leaves what there is of a chunk, whose rows that see nothing of it nobody asks for.
+    __device__ __forceinline__ void put_chunk(const Told& work, uint32_t page) {
+        const uint32_t head = work.first_head + threadIdx.x / kGroupThreads, column = 2 * lane_column();
+        const ChunkPartials<kDp> partials(parts, page / kChunk, head);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (row() + 8 * r >= work.n_rows) continue;
+            const uint32_t of = work.first_row + row() + 8 * r;
+#pragma unroll
+            for (int i = 0; i < kTiles; i++) __stcg(partials.mix(of, i * 8 + column), make_float2(O[i][2 * r], O[i][2 * r + 1]));
+            if (column == 0) __stcg(partials.sums(of), make_float2(M[r], L[r]));
+        }
+        clear();
+    }
+
     // With the last chunk the result is complete.
     __device__ __forceinline__ void finish(const Told& work, uint32_t head, uint32_t page, int32_t last_key, bool begins) {
         uint32_t top[2] = {0, 0};
@@ -426,8 +477,8 @@ struct Computer {
         int32_t last_key;
         {
             const Told work = told(number);
-            page = first_page_of(work.first_position, p.before);
-            n_pages = (work.first_position + work.n_rows - 1) / KIGO_PAGE + 1;
+            page = kHasParts<Parts> ? work.page : first_page_of(work.first_position, p.before);
+            n_pages = kHasParts<Parts> ? work.n_pages : (work.first_position + work.n_rows - 1) / KIGO_PAGE + 1;
             if (own >= work.n_heads) return pass(n_pages - page);
             // Last key of a page for row `row`; negative when it sees none.
             last_key = static_cast<int32_t>(work.first_position + row()) - static_cast<int32_t>(page * KIGO_PAGE);
@@ -448,7 +499,11 @@ struct Computer {
         // Folds the page before `page`, whose chunk ends with it or does not.
         auto fold_before = [&](bool ends) {
             fold_page();
-            if (ends) keep_chunk(page - 1, last_key + KIGO_PAGE, page == next_chunk);
+            if constexpr (kHasParts<Parts>) {
+                if (ends) put_chunk(told(number), page - 1);
+            } else {
+                if (ends) keep_chunk(page - 1, last_key + KIGO_PAGE, page == next_chunk);
+            }
         };
         // Waiting, which is a loop, keeps ptxas from moving what the other warps of the scheduler should not wait for: folding to before the
         // scores have been started, weights to after the mix is complete.
@@ -489,12 +544,16 @@ struct Computer {
         release(kValuesEmpty, n);
         n++;
         fold_page();
-        finish(work, work.first_head + own, page, last_key, page < next_chunk);
+        if constexpr (kHasParts<Parts>) {
+            put_chunk(work, page);
+        } else {
+            finish(work, work.first_head + own, page, last_key, page < next_chunk);
+        }
     }
 };
 
-template <int kDp>
-__device__ __forceinline__ void flash(const KigoAttention& p) {
+template <int kDp, class Parts>
+__device__ __forceinline__ void flash(const KigoAttention& p, const Parts& parts) {
     using P = Plan<kDp>;
     extern __shared__ uint8_t dynamic[];
     const uint32_t shared = (shared_address(dynamic) + P::kAlign - 1) / P::kAlign * P::kAlign;
@@ -514,12 +573,12 @@ __device__ __forceinline__ void flash(const KigoAttention& p) {
     pdl_launch();
     if (threadIdx.x >= kComputing * kGroupThreads) {
         give_registers<kCopyingRegisters<kDp>>();
-        Copier<kDp>{p, shared}.run();
+        Copier<kDp, Parts>{p, parts, shared}.run();
     } else {
         take_registers<kComputingRegisters<kDp>>();
-        Computer<kDp> computer{p, shared};
+        Computer<kDp, Parts> computer{p, parts, shared};
         uint32_t number = 0;
-        for_works(p, [&](uint32_t) { computer.run_work(number++); });
+        for_works(p, parts, [&](uint32_t) { computer.run_work(number++); });
     }
 }
 
@@ -527,8 +586,15 @@ __device__ __forceinline__ void flash(const KigoAttention& p) {
 
 #else
 #define KIGO_FLASH(dp)
+#define KIGO_FLASH_PARTS(dp)
 #endif
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) attn_flash_64(const __grid_constant__ KigoAttention p) { KIGO_FLASH(64); }
 extern "C" __global__ void __launch_bounds__(kThreads, 1) attn_flash_96(const __grid_constant__ KigoAttention p) { KIGO_FLASH(96); }
 extern "C" __global__ void __launch_bounds__(kThreads, 1) attn_flash_128(const __grid_constant__ KigoAttention p) { KIGO_FLASH(128); }
+extern "C" __global__ void __launch_bounds__(kThreads, 1) attn_flash_parts_64(const __grid_constant__ KigoAttentionParts p) { KIGO_FLASH_PARTS(64); }
+extern "C" __global__ void __launch_bounds__(kThreads, 1) attn_flash_parts_96(const __grid_constant__ KigoAttentionParts p) { KIGO_FLASH_PARTS(96); }
+extern "C" __global__ void __launch_bounds__(kThreads, 1) attn_flash_parts_128(const __grid_constant__ KigoAttentionParts p) { KIGO_FLASH_PARTS(128); }
+extern "C" __global__ void __launch_bounds__(kJoinThreads, 4) attn_join_64(const __grid_constant__ KigoAttentionParts p) { join<64>(p); }
+extern "C" __global__ void __launch_bounds__(kJoinThreads, 4) attn_join_96(const __grid_constant__ KigoAttentionParts p) { join<96>(p); }
+extern "C" __global__ void __launch_bounds__(kJoinThreads, 4) attn_join_128(const __grid_constant__ KigoAttentionParts p) { join<128>(p); }

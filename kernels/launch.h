@@ -387,6 +387,26 @@ typedef struct {
     uint32_t pad;
 } KigoAttention;
 
+/* Of a turn of attn_flash_parts and attn_join: the first takes up nothing, the last ends in results. */
+#define KIGO_FIRST_TURN 1
+#define KIGO_LAST_TURN 2
+
+/* attn_flash_parts_<dp>, then attn_join_<dp>: what attn_flash does, of few tiles that see many pages. Blocks of attn_flash_parts attend to
+ * some chunks of a tile and leave what each chunk gives; attn_join folds that, a warp for each head of a row: grid
+ * ceil(n * n_head / 4), blocks of 128 threads. They do so in turns, each for some of the chunks, in ascending order. */
+typedef struct {
+    KigoAttention attention;
+    /* What there is of all turns so far, then of each of n_chunks chunks: f32 [n_head][n][dp], mixes, and f32 [n_head][n][2], the largest
+     * score and the sum of weights. */
+    uint64_t partials;
+    /* The chunks of this turn: pages 8 first_chunk up to 8 (first_chunk + n_chunks). */
+    uint32_t first_chunk;
+    uint32_t n_chunks;
+    /* How many of them a block takes at a time. */
+    uint32_t of_part;
+    uint32_t turn;
+} KigoAttentionParts;
+
 /* What a stage of `step` does: attention; or a product, whose results are */
 #define KIGO_STAGE_ATTENTION 0
 /* words for all blocks, as they are; */

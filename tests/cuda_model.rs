@@ -675,6 +675,44 @@ fn a_long_step_is_given_up_within_two_of_its_parts() {
     assert_eq!(run.said, ["done"]);
 }
 
+/// A further turn behind a long context is attended to in parts where there is memory for them, and as well without.
+#[test]
+#[ignore = "run by others, under a fake driver"]
+fn child_parts() {
+    // Less than the device has multiprocessors.
+    const FEW_HEADS: Shape = Shape { n_head: 2, n_head_kv: 2, ..LARGE_PAGES };
+    let (driver, folder) = (Driver::get(), Folder::new());
+    let path = folder.write("model.gguf", &random_model::draft(&FEW_HEADS, &[QuantType::F32], 1).writer());
+    let options = LoadOptions { n_ctx: Some(4096), prompt_cache: 0, ..LoadOptions::default() };
+    let engine = Engine::load(&path, &options).unwrap();
+    let prompt: Vec<u32> = (0..1200).map(|i| i * 31 % 280 + 4).collect();
+    let turns = |left: usize| {
+        let mut session = Session::start(&engine, Prompt::Tokens(&prompt), &session_options(3)).unwrap();
+        take(&mut session, 3);
+        driver.leave(left);
+        let before = (driver.count("launches"), engine.memory().bytes(Purpose::Workspace));
+        session.append(Prompt::Tokens(&prompt[..9])).unwrap();
+        let said = take(&mut session, 3);
+        let took = engine.memory().bytes(Purpose::Workspace) - before.1;
+        driver.leave(1 << 29);
+        (said, driver.count("launches") - before.0, took)
+    };
+    let (short, roomy, again) = (turns(1 << 20), turns(1 << 29), turns(1 << 20));
+    assert_eq!((&short.0, &roomy.0), (&roomy.0, &again.0));
+    assert_eq!((short.2, roomy.2, again.2), (0, 64 << 20, 0));
+    // Each of eight layers has a kernel more that joins.
+    assert_eq!((roomy.1, again.1), (short.1 + 8, short.1 + 8));
+    assert_eq!((driver.count("misuse"), driver.count("unpopped")), (0, 0));
+    say("done");
+}
+
+#[test]
+fn attention_in_parts_needs_no_memory_that_is_not_there() {
+    let run = run("child_parts", &[]);
+    run.assert_clean("parts");
+    assert_eq!(run.said, ["done"]);
+}
+
 /// What ended inferences have left makes room when there is no other memory.
 #[test]
 #[ignore = "run by others, under a fake driver"]

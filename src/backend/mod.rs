@@ -254,7 +254,8 @@ pub struct Row {
 pub struct Stop<'a> {
     /// Whether it is of no use any more; asked from any thread, between layers.
     pub is_given_up: &'a (dyn Fn() -> bool + Sync),
-    /// A device that computes beside the host is given the layers in so many parts, each when it begins with the one before.
+    /// A device that computes beside the host is given the layers in so many parts, each when it begins with the one before; all at
+    /// once if they are less than three.
     pub n_parts: usize,
 }
 

@@ -236,7 +236,7 @@ impl CudaBackend {
         }
         let (batch, weigh) = recording;
         let (Batch::Rows(n) | Batch::Step(StepRun { n_rows: n, .. })) = batch;
-        self.shape = Shape { n, n_logits: n, n_tiles: 0, n_positions: 0, all_want: true };
+        self.shape = Shape { n, n_logits: n, all_want: true, ..Shape::default() };
         let stream = self.stream.clone();
         let graph = stream.capture(|stream| {
             match (batch, &self.step) {
@@ -477,6 +477,10 @@ impl Backend for CudaBackend {
         let context = self.context.clone();
         let _bound = context.bind();
         self.cache.shrink(&self.stream);
+        // It is made again when it is wanted again.
+        if self.work.partials.is_some() && self.stream.synchronize().is_ok() {
+            self.work.partials = None;
+        }
     }
 
     fn page_positions(&self) -> usize {
@@ -570,7 +574,10 @@ impl Backend for CudaBackend {
         let n_tiles = if is_decode(rows) { 0 } else { tiles_of(rows).count() };
         let n_logits = rows.iter().filter(|row| row.logits).count();
         let n_positions = rows.iter().map(|row| row.position as usize + 1).max().unwrap_or(0);
-        self.shape = Shape { n: rows.len(), n_logits, n_tiles, n_positions, all_want: n_logits == rows.len() };
+        let first_position = rows.iter().map(|row| row.position as usize).min().unwrap_or(0);
+        let all_want = n_logits == rows.len();
+        self.shape = Shape { n: rows.len(), n_logits, n_tiles, n_positions, first_position, all_want };
+        attention::make_room(self);
         Ok(())
     }
 

@@ -118,6 +118,8 @@ constants! {
     KIGO_STEP_PAGES_OF_ROUND = 8,
     KIGO_STEP_PAGES_PAD = 8,
     KIGO_FLASH_SHARED = 232448,
+    KIGO_FIRST_TURN = 1,
+    KIGO_LAST_TURN = 2,
     KIGO_LATE = 8192,
 }
 
@@ -158,6 +160,15 @@ mirrors! {
         n_tiles: u32,
         n: u32,
         pad: u32,
+    }
+
+    KigoAttentionParts {
+        attention: KigoAttention,
+        partials: u64,
+        first_chunk: u32,
+        n_chunks: u32,
+        of_part: u32,
+        turn: u32,
     }
 
     KigoInput {

@@ -47,6 +47,8 @@ pub struct Shape {
     pub n_tiles: usize,
     /// Positions that the cache has of the longest sequence, those of these rows among them.
     pub n_positions: usize,
+    /// The least position of a row.
+    pub first_position: usize,
     /// Whether all rows want logits.
     pub all_want: bool,
 }
@@ -186,6 +188,8 @@ pub struct Workspace {
     pub rows: DeviceBuffer,
     /// `KigoTile [n]`
     pub tiles: DeviceBuffer,
+    /// What chunks of attention give, once it was wanted: [`super::attention::make_room`].
+    pub partials: Option<DeviceBuffer>,
     /// u32 `[n]`: rows that want logits.
     pub select: DeviceBuffer,
     /// u32 `[n, blocks of a row]`
@@ -234,6 +238,7 @@ impl Workspace {
             late: buffer(late)?,
             rows: buffer(rows)?,
             tiles: buffer(tiles)?,
+            partials: None,
             select: buffer(sizes.n_rows * 4)?,
             counters: buffer(sizes.n_rows * sizes.counters * 4)?,
             logits: buffer(n_logits * desc.n_vocab * 4)?,

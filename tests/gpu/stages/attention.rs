@@ -70,6 +70,8 @@ enum How {
     Flash,
     /// With more tiles, the last of which is of another sequence with the same pages.
     FlashOfTiles,
+    /// The same, so many chunks a turn, and of these so many a block.
+    InParts(usize, usize),
 }
 
 /// Decode and prefill at several positions: the same bits, and their largest error.
@@ -118,8 +120,10 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         lone.set_max_shared_bytes(blocks.shared_bytes).unwrap();
     }
     let flash = card.flashes(dp).then(|| gpu.function("flash", &format!("attn_flash_{dp}")));
-    if let Some(flash) = &flash {
-        flash.set_max_shared_bytes(KIGO_FLASH_SHARED).unwrap();
+    let of_parts = |name| gpu.function("flash", &format!("attn_{name}_{dp}"));
+    let in_parts = card.flashes(dp).then(|| (of_parts("flash_parts"), of_parts("join")));
+    for kernel in flash.iter().chain(in_parts.iter().map(|(kernel, _)| kernel)) {
+        kernel.set_max_shared_bytes(KIGO_FLASH_SHARED).unwrap();
     }
 
     let Scores { window, softcap, sinks } = scores;
@@ -176,7 +180,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
         let run = |first_row: usize, n: usize, how: How| -> Vec<Vec<f32>> {
             let hands_on = match (how, &flash) {
                 (How::Decode(_) | How::Lone(_), _) => false,
-                (How::Flash | How::FlashOfTiles, Some(_)) => [64, 128].contains(&head_dim),
+                (How::Flash | How::FlashOfTiles | How::InParts(..), Some(_)) => [64, 128].contains(&head_dim),
                 _ => head_dim == 64,
             };
             let operands = gpu.filled(n.next_multiple_of(8) * width * 2, 0xff);
@@ -185,7 +189,7 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
             magnitudes.push(POISON);
             let magnitudes = gpu.words(&magnitudes);
             let (rows, tiles, n_tiles) = match how {
-                How::FlashOfTiles => (&rows_of_two, &tiles, cut.len() as u32),
+                How::FlashOfTiles | How::InParts(..) => (&rows_of_two, &tiles, cut.len() as u32),
                 _ => (&rows, &tile_of_all, 1),
             };
             let params = KigoAttention {
@@ -216,8 +220,28 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
                 let grid = [n_blocks as u32, n as u32, splits];
                 gpu.launch(kernel, grid, blocks.threads, blocks.shared_bytes, &params);
             };
+            let parts = |of_turn: usize, of_part: usize| {
+                let (kernel, join) = in_parts.as_ref().unwrap();
+                let n_chunks = n_pages.div_ceil(8);
+                let partials = gpu.filled((of_turn + 1) * n_head * n * (dp + 2) * 4, 0xff);
+                for first in (0..n_chunks).step_by(of_turn) {
+                    let turn = u32::from(first == 0) * KIGO_FIRST_TURN
+                        + u32::from(first + of_turn >= n_chunks) * KIGO_LAST_TURN;
+                    let params = KigoAttentionParts {
+                        attention: params,
+                        partials: partials.address(),
+                        first_chunk: first as u32,
+                        n_chunks: of_turn.min(n_chunks - first) as u32,
+                        of_part: of_part as u32,
+                        turn,
+                    };
+                    gpu.launch(kernel, [3, 1, 1], 384, KIGO_FLASH_SHARED, &params);
+                    gpu.launch(join, [(n * n_head).div_ceil(4) as u32, 1, 1], 128, 0, &params);
+                }
+            };
             match (how, &flash) {
                 (How::Decode(splits), _) => alone(&decode, &blocks, splits),
+                (How::InParts(of_turn, of_part), Some(_)) => parts(of_turn, of_part),
                 (How::Lone(splits), _) => {
                     let (kernel, blocks) =
                         lone.as_ref().map_or((&decode, &blocks), |(kernel, blocks)| (kernel, blocks));
@@ -258,7 +282,9 @@ fn check_attention(gpu: &Gpu, head_dim: usize, group: usize, scores: Scores, ran
             found
         };
         let together = run(0, n, How::Prefill);
-        for how in [How::Flash, How::FlashOfTiles] {
+        let in_parts =
+            [(4, 1), (4, 3), (1, 1), (3, 2), (2, 1)].map(|(of_turn, of_part)| How::InParts(of_turn, of_part));
+        for how in [How::Flash, How::FlashOfTiles].into_iter().chain(in_parts) {
             let same = run(0, n, how).iter().map(|row| bits(row)).eq(together.iter().map(|row| bits(row)));
             assert!(same, "{name}: other bits by {how:?} than in attn_prefill");
         }

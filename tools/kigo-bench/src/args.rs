@@ -23,12 +23,13 @@ output, progress to standard error.
   --decode N         tokens generated one by one (default: 128; 0: none)
   --context N,N..    tokens of the prompts before them (default: 128)
   --prompt N,N..     prompts whose prefill is measured (default: 512,2048; 0: none)
+  --depth N,N..      the same prompts also as further turns after so many tokens (default: 0, none)
   --batch[=N,N..]    also sequences that decode together (default: 1,2,4,8,16,32,64), with the first context
   --reps R           rounds (default: 5)
   --json FILE        writes every sample there
   --vs 'COMMAND'     runs another program after each of our rounds, prints what it says, and the ratio where it
                      gives tokens per second as llama-bench does (its table, or -o json) for the same tokens: its
-                     -p N is --prompt N, its -n N -d C is --decode N --context C (1 without -d). The command finds
+                     -p N -d C is --prompt N --depth C, its -n N -d C --decode N --context C (1 without -d). The command finds
                      what is measured in BENCH_MODEL, BENCH_PROMPT, BENCH_DECODE and BENCH_CONTEXT
   --help
 ";
@@ -47,6 +48,7 @@ pub struct Args {
     pub decode: usize,
     pub contexts: Vec<usize>,
     pub prompts: Vec<usize>,
+    pub depths: Vec<usize>,
     pub batches: Vec<usize>,
     pub reps: usize,
     pub json: Option<PathBuf>,
@@ -71,6 +73,7 @@ impl Args {
             decode: 128,
             contexts: vec![128],
             prompts: vec![512, 2048],
+            depths: Vec::new(),
             batches: Vec::new(),
             reps: 5,
             json: None,
@@ -93,6 +96,7 @@ impl Args {
                 Long("decode") => args.decode = parser.value()?.parse()?,
                 Long("context") => args.contexts = sizes(parser.value()?.string()?)?,
                 Long("prompt") => args.prompts = sizes(parser.value()?.string()?)?,
+                Long("depth") => args.depths = sizes(parser.value()?.string()?)?,
                 Long("batch") => {
                     let given =
                         parser.optional_value().map_or(Ok("1,2,4,8,16,32,64".into()), |value| value.string())?;
@@ -113,6 +117,9 @@ impl Args {
         if args.contexts.is_empty() && (args.decode > 0 || !args.batches.is_empty()) {
             return Err("--context 0: expected at least 1 token to decode after".into());
         }
+        if args.prompts.is_empty() && !args.depths.is_empty() {
+            return Err("--depth with --prompt 0: nothing would come after it".into());
+        }
         if args.decode == 0 && !args.batches.is_empty() {
             return Err("--batch with --decode 0: nothing would be decoded".into());
         }
@@ -132,7 +139,10 @@ impl Args {
     /// The longest context of any measurement, in tokens.
     pub fn n_ctx(&self) -> usize {
         let decoded = self.contexts.iter().map(|context| context.saturating_add(self.decode));
-        let longest = decoded.chain(self.prompts.iter().copied()).max().unwrap_or(0);
+        // A further turn has the token of the one before in front of it.
+        let deepest = self.depths.iter().max().map_or(0, |depth| depth.saturating_add(1));
+        let longest =
+            decoded.chain(self.prompts.iter().map(|prompt| prompt.saturating_add(deepest))).max().unwrap_or(0);
         longest.saturating_add(2)
     }
 }
@@ -176,6 +186,7 @@ mod tests {
         assert_eq!((&args.contexts[..], &args.prompts[..], &args.batches[..]), (&[10, 3000][..], &[][..], &[2, 3][..]));
         assert_eq!((args.n_ctx(), args.threads, args.vs.as_deref()), (3009, Some(2), Some("x")));
         assert_eq!(parse("m.gguf --batch").unwrap().unwrap().batches, [1, 2, 4, 8, 16, 32, 64]);
+        assert_eq!(parse("m.gguf --prompt 16 --depth 300,5000 --decode 0").unwrap().unwrap().n_ctx(), 5019);
         let told = args.environment().map(|(_, value)| value.into_string().unwrap());
         assert_eq!(told, ["m.gguf", "0", "7", "10,3000"]);
         assert_eq!(parse("--help").unwrap(), None);
@@ -190,7 +201,8 @@ mod tests {
         for (line, words) in [
             ("", "model"),
             ("m.gguf n.gguf", "n.gguf"),
-            ("m.gguf --depth 3", "--depth"),
+            ("m.gguf --width 3", "--width"),
+            ("m.gguf --depth 3 --prompt 0", "--depth"),
             ("m.gguf --prompt 5,0", "5,0"),
             ("m.gguf --prompt 5,", "5,"),
             ("m.gguf --context 0", "--context"),

@@ -75,7 +75,7 @@ fn row_value(report: &Report, row: &Row) -> Value {
         "vs_tokens_per_second": report.rival_speeds(row),
     });
     match row.kind {
-        Kind::Prefill => {
+        Kind::Prefill | Kind::Turn => {
             let flop = report.model.prefill_flop(row.n);
             value["flop"] = json!(flop);
             value["flop_per_second"] = json!(flop * speed / row.n as f64);

@@ -64,7 +64,7 @@ fn run(args: &Args) -> Result<(), String> {
         for test in &mut tests {
             let name = test.row.name();
             progress.say(&if round == 0 { format!("warm-up: {name}") } else { format!("round {round}: {name}") });
-            let seconds = test.work.run(&engine, &sampling, test.row.n, round as u64)?;
+            let seconds = test.work.run(&engine, &sampling, &test.row, round as u64)?;
             if round > 0 {
                 test.row.first_seconds.extend(seconds.first);
                 test.row.seconds.push(seconds.all);
@@ -148,12 +148,13 @@ impl Work {
         &mut self,
         engine: &Arc<Engine>,
         sampling: &SamplingParams,
-        n: usize,
+        row: &Row,
         round: u64,
     ) -> Result<Seconds, String> {
         match self {
             Work::Prefill => {
-                let time = prefill(engine, &prompt(engine.n_vocab(), n, round), sampling)?;
+                let prompt = prompt(engine.n_vocab(), row.context + row.n, round);
+                let time = prefill(engine, &prompt, row.context, sampling)?;
                 Ok(Seconds { first: None, all: time.as_secs_f64() })
             }
             Work::Decode(sequences) => {
@@ -166,12 +167,18 @@ impl Work {
 
 /// What the command line asks to measure, in the order of the table.
 fn tests(args: &Args) -> Vec<Test> {
-    let prefill = |&n: &usize| Test { row: Row::new(Kind::Prefill, n, 0, 1), work: Work::Prefill };
+    let prefill = |n, depth| {
+        let kind = if depth == 0 { Kind::Prefill } else { Kind::Turn };
+        Test { row: Row::new(kind, n, depth, 1), work: Work::Prefill }
+    };
     let decode = |kind, context, n_sequences| Test {
         row: Row::new(kind, args.decode, context, n_sequences),
         work: Work::Decode(Sequences::new(n_sequences, context, args.decode)),
     };
-    let mut tests: Vec<Test> = args.prompts.iter().map(prefill).collect();
+    let mut tests = Vec::new();
+    for depth in std::iter::once(0).chain(args.depths.iter().copied()) {
+        tests.extend(args.prompts.iter().map(|&n| prefill(n, depth)));
+    }
     if args.decode > 0 {
         tests.extend(args.contexts.iter().map(|&context| decode(Kind::Decode, context, 1)));
     }

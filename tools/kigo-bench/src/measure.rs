@@ -79,10 +79,29 @@ impl Sequences {
     }
 }
 
-/// The time from the start of a session until its first token, or until the model ends the text there.
-pub fn prefill(engine: &Arc<Engine>, prompt: &[u32], sampling: &SamplingParams) -> Result<Duration, String> {
-    let started = Instant::now();
-    Ok(sequence(engine, prompt, sampling, 0, &Barrier::new(1))?.first - started)
+/// The time from the start of a session until its first token, or until the model ends the text there. If the first `depth` tokens
+/// of the prompt are a turn of their own, it is that of the next one.
+pub fn prefill(
+    engine: &Arc<Engine>,
+    prompt: &[u32],
+    depth: usize,
+    sampling: &SamplingParams,
+) -> Result<Duration, String> {
+    let (before, own) = prompt.split_at(depth.min(prompt.len()));
+    if before.is_empty() {
+        let started = Instant::now();
+        return Ok(sequence(engine, own, sampling, 0, &Barrier::new(1))?.first - started);
+    }
+    let options = SessionOptions { sampling: sampling.clone(), max_tokens: Some(1), ..SessionOptions::default() };
+    let turn = || {
+        let mut session = Session::start(engine, Prompt::Tokens(before), &options)?;
+        next(&mut session)?;
+        let started = Instant::now();
+        session.append(Prompt::Tokens(own))?;
+        next(&mut session)?;
+        Ok(started.elapsed())
+    };
+    turn().map_err(|error: kigo::Error| error.to_string())
 }
 
 /// Runs a session for each prompt, each in a thread of its own if they are several.

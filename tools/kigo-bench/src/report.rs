@@ -15,6 +15,8 @@ use crate::rival;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Prefill,
+    /// Prefill after a turn.
+    Turn,
     Decode,
     Batch,
 }
@@ -23,6 +25,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Kind::Prefill => "prefill",
+            Kind::Turn => "turn",
             Kind::Decode => "decode",
             Kind::Batch => "batch",
         })
@@ -34,7 +37,7 @@ pub struct Row {
     pub kind: Kind,
     /// Tokens that are measured, of one sequence.
     pub n: usize,
-    /// Tokens of the prompt before them.
+    /// Tokens before them: of the prompt, or of the turn before it.
     pub context: usize,
     pub n_sequences: usize,
     /// Seconds of each round until all sequences had their first token; none for a prefill.
@@ -56,6 +59,7 @@ impl Row {
     pub fn name(&self) -> String {
         match self.kind {
             Kind::Prefill => format!("prefill of {}", self.n),
+            Kind::Turn => format!("prefill of {} after {}", self.n, self.context),
             Kind::Decode => format!("decode of {} after {}", self.n, self.context),
             Kind::Batch => format!("batch of {}, decode of {} after {}", self.n_sequences, self.n, self.context),
         }
@@ -64,7 +68,7 @@ impl Row {
     /// Whether the other program's test measures the same tokens; a prompt has at least one, its cache may have none.
     pub fn is_like(&self, test: rival::Test) -> bool {
         match (self.kind, test) {
-            (Kind::Prefill, rival::Test::Prefill { n, depth }) => n == self.n && depth == 0,
+            (Kind::Prefill | Kind::Turn, rival::Test::Prefill { n, depth }) => n == self.n && depth == self.context,
             (Kind::Decode, rival::Test::Decode { n, depth }) => n == self.n && depth.max(1) == self.context,
             _ => false,
         }
@@ -196,9 +200,10 @@ impl<'a> Report<'a> {
     /// What a speed means: arithmetic of a prefill, bytes of decoding.
     fn note(&self, row: &Row, tokens_per_second: f64) -> String {
         let steps_per_second = tokens_per_second / row.n_sequences as f64;
-        if row.kind == Kind::Prefill {
+        if matches!(row.kind, Kind::Prefill | Kind::Turn) {
             let flop_per_second = self.model.prefill_flop(row.n) * tokens_per_second / row.n as f64;
-            return format!("{:.2} TFLOP/s", flop_per_second / 1e12);
+            let milliseconds = row.n as f64 / tokens_per_second * 1e3;
+            return format!("{:.2} TFLOP/s, {milliseconds:.2} ms", flop_per_second / 1e12);
         }
         let bytes = self.step_bytes(row);
         let read = bytes * steps_per_second;
@@ -269,6 +274,7 @@ mod tests {
         let decode = Row::new(Kind::Decode, 128, 512, 1);
         assert!(prefill.is_like(rival::Test::Prefill { n: 512, depth: 0 }));
         assert!(!prefill.is_like(rival::Test::Prefill { n: 512, depth: 512 }));
+        assert!(Row::new(Kind::Turn, 512, 512, 1).is_like(rival::Test::Prefill { n: 512, depth: 512 }));
         assert!(decode.is_like(rival::Test::Decode { n: 128, depth: 512 }));
         assert!(!decode.is_like(rival::Test::Decode { n: 128, depth: 0 }));
         assert!(Row::new(Kind::Decode, 128, 1, 1).is_like(rival::Test::Decode { n: 128, depth: 0 }));

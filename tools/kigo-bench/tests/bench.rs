@@ -21,7 +21,7 @@ fn measures_a_model_and_another_program() {
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench.json");
     let vs = "echo '| test | t/s |'; echo '| pp40 | 8.5 ± 0.1 |'; echo '| tg9 @ d30 | 4.0 |'; echo '| tg9 | 4.0 |'; echo 'build: a1 (2)'";
     let mut args = vec!["--device", "cpu", "--threads", "2", "--decode", "9", "--context", "30,20", "--prompt", "40,7"];
-    args.extend(["--batch=1,3", "--reps", "2", "--vs", vs, "--json", json.to_str().unwrap()]);
+    args.extend(["--depth", "30", "--batch=1,3", "--reps", "2", "--vs", vs, "--json", json.to_str().unwrap()]);
     let output = bench(&args);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let table = text(&output.stdout);
@@ -32,7 +32,8 @@ fn measures_a_model_and_another_program() {
         "tiny-llama.gguf: llama;",
         "| first load |",
         "| prefill of 40 |",
-        "TFLOP/s |",
+        "TFLOP/s, ",
+        "| prefill of 7 after 30 |",
         "| first token, prompt of 30 |",
         "| decode of 9 after 20 |",
         "| batch of 3, decode of 9 after 30 |",
@@ -73,11 +74,11 @@ fn measures_a_model_and_another_program() {
     assert_eq!(rows[0]["vs_tokens_per_second"], serde_json::json!([8.5, 8.5]));
     assert_eq!(rows[1]["vs_tokens_per_second"], serde_json::json!([]));
     let kinds: Vec<&str> = rows.iter().map(|row| row["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["prefill", "prefill", "decode", "decode", "batch", "batch"]);
+    assert_eq!(kinds, ["prefill", "prefill", "turn", "turn", "decode", "decode", "batch", "batch"]);
     assert_eq!(rows[0]["flop"], (2 * (40 * layers + 280 * 64)) as f64);
     // Keys and values of 32 f32 each, in two layers, at the middle position and all before it.
     let cache = |position: f64| (position + 1.0) * (2 * 2 * 32 * 4) as f64;
-    assert_eq!(rows[5]["step_bytes"], (4 * (layers + 280 * 64)) as f64 + 3.0 * cache(34.5));
+    assert_eq!(rows[7]["step_bytes"], (4 * (layers + 280 * 64)) as f64 + 3.0 * cache(34.5));
     for row in rows {
         let seconds: Vec<f64> = row["seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
         assert_eq!(seconds.len(), 2);
@@ -86,7 +87,7 @@ fn measures_a_model_and_another_program() {
         let speed = row["tokens_per_second"].as_f64().unwrap();
         assert!((speed / ((n / seconds[0] + n / seconds[1]) / 2.0) - 1.0).abs() < 1e-9);
         let firsts = row["first_token_seconds"].as_array().unwrap().len();
-        assert_eq!(firsts, if row["kind"] == "prefill" { 0 } else { 2 });
+        assert_eq!(firsts, if row["kind"] == "prefill" || row["kind"] == "turn" { 0 } else { 2 });
     }
     std::fs::remove_file(json).unwrap();
 }
@@ -96,9 +97,9 @@ fn says_what_is_wrong() {
     let device = bench(&["--device", "gpu"]);
     assert_eq!(device.status.code(), Some(1));
     assert!(text(&device.stderr).contains("\"gpu\""), "{}", text(&device.stderr));
-    let usage = bench(&["--depth", "3"]);
+    let usage = bench(&["--width", "3"]);
     assert_eq!(usage.status.code(), Some(2));
-    assert!(text(&usage.stderr).contains("--depth"));
+    assert!(text(&usage.stderr).contains("--width"));
     let context = bench(&["--device", "cpu", "--decode", "1", "--prompt", "0", "--reps", "1", "--vs", "exit 9"]);
     assert_eq!(context.status.code(), Some(1));
     assert!(text(&context.stderr).contains("exit 9"));
