@@ -122,7 +122,8 @@ run_sanitize() {
     fi
     for tool in memcheck racecheck initcheck synccheck; do
         for test in sanitize::two_layers_of_odd_sizes sanitize::two_layers_as_one_kernel \
-            stages::products::few_rows_are_handed_on_as_prep_would; do
+            stages::products::few_rows_are_handed_on_as_prep_would \
+            stages::attention::parts_of_chunks_are_joined_to_the_same_bits; do
             more=''
             # Where whole models are loaded and freed.
             [ $tool-${test%%::*} = memcheck-sanitize ] && more='--leak-check full'

@@ -29,6 +29,17 @@ fn attention_is_that_of_f64() {
     }
 }
 
+/// Little enough for the sanitizers.
+#[test]
+#[ignore = "needs a GPU"]
+fn parts_of_chunks_are_joined_to_the_same_bits() {
+    let (gpu, random) = (Gpu::open(), &mut fresh("parts"));
+    for (head_dim, group) in [(64, 3), (80, 1), (128, 4)] {
+        let error = check_attention(&gpu, head_dim, group, Scores { window: 1000, softcap: 50.0, sinks: true }, random);
+        assert!(error <= MAX_NMSE, "heads of {head_dim}: squared error {error:e}");
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn windows_soft_caps_and_sinks_are_those_of_f64() {
