@@ -474,6 +474,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may be no error once something else has given its memory back.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.status() == Status::OutOfMemory
+    }
+
     /// The stable number of this outcome.
     pub fn status(&self) -> Status {
         match self {

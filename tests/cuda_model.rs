@@ -702,6 +702,16 @@ fn child_parts() {
     assert_eq!((short.2, roomy.2, again.2), (0, 64 << 20, 0));
     // Each of eight layers has a kernel more that joins.
     assert_eq!((roomy.1, again.1), (short.1 + 8, short.1 + 8));
+    // Where pages lack memory, they get that of the parts.
+    let long: Vec<u32> = (0..3000).map(|i| i * 17 % 280 + 4).collect();
+    let start = || Session::start(&engine, Prompt::Tokens(&long), &session_options(3)).unwrap();
+    let (mut first, mut second) = (start(), start());
+    take(&mut first, 3);
+    driver.leave(1 << 20);
+    let held = || [Purpose::Cache, Purpose::Workspace].map(|purpose| engine.memory().bytes(purpose));
+    let before = held();
+    take(&mut second, 3);
+    assert!(held()[0] > before[0] && held()[1] + (64 << 20) <= before[1] + (1 << 20), "{before:?}, {:?}", held());
     assert_eq!((driver.count("misuse"), driver.count("unpopped")), (0, 0));
     say("done");
 }

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 
 use super::sequences::Retired;
+use crate::Result;
 use crate::backend::{Backend, SequenceId};
 use crate::error::try_vec;
-use crate::{Error, Result};
 
 /// What is known of the sequences.
 pub struct Prompts {
@@ -230,9 +230,4 @@ impl Prompts {
 /// Bytes of all pages of a sequence of `n` positions.
 pub fn pages_bytes(backend: &dyn Backend, n: usize) -> u64 {
     (0..).map_while(|index| backend.page_bytes(n, index)).map(|bytes| bytes as u64).sum()
-}
-
-/// Whether memory may be had for it when sequences that are kept are freed.
-pub fn is_out_of_memory(error: &Error) -> bool {
-    error.status() == crate::Status::OutOfMemory
 }

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::batches::{Request, contained};
-use super::prompts::is_out_of_memory;
 use super::{Engine, lock};
 use crate::backend::{Backend, SequenceId};
 use crate::{Error, Result};
@@ -171,7 +170,7 @@ impl Engine {
     ) -> Result<()> {
         loop {
             match contained(|| body(backend)) {
-                Err(error) if is_out_of_memory(&error) && lock(&self.prompts).evict(backend) => {
+                Err(error) if error.is_out_of_memory() && lock(&self.prompts).evict(backend) => {
                     backend.release_reserve();
                 }
                 outcome => return outcome,

@@ -370,6 +370,11 @@ impl CudaBackend {
         }
     }
 
+    /// Gives the room of attention in parts back, which is made again where it is wanted again. False if there was none.
+    fn release_partials(&mut self) -> bool {
+        self.work.partials.is_some() && self.stream.synchronize().is_ok() && self.work.partials.take().is_some()
+    }
+
     fn slot(&self, sequence: SequenceId) -> Result<Slot> {
         self.slots.of.get(&sequence).copied().ok_or_else(|| Error::Internal("a sequence without a sampler".into()))
     }
@@ -413,7 +418,12 @@ impl Backend for CudaBackend {
         {
             self.slots.of.insert(sequence, Slot { number, drawn: None });
         }
-        self.cache.reserve(&self.stream, sequence, n_positions)
+        match self.cache.reserve(&self.stream, sequence, n_positions) {
+            Err(error) if error.is_out_of_memory() && self.release_partials() => {
+                self.cache.reserve(&self.stream, sequence, n_positions)
+            }
+            outcome => outcome,
+        }
     }
 
     fn sequence_free(&mut self, sequence: SequenceId) {
@@ -477,10 +487,7 @@ impl Backend for CudaBackend {
         let context = self.context.clone();
         let _bound = context.bind();
         self.cache.shrink(&self.stream);
-        // It is made again when it is wanted again.
-        if self.work.partials.is_some() && self.stream.synchronize().is_ok() {
-            self.work.partials = None;
-        }
+        self.release_partials();
     }
 
     fn page_positions(&self) -> usize {
