@@ -281,7 +281,7 @@ pub unsafe extern "C" fn kigo_inference_last_error(
 }
 
 /// Cancels an inference. A call that is running returns KIGO_CANCELLED after the layer that the CPU computes, or the
-/// layers that a GPU has at hand, 10 ms on a large one; if other inferences have a part in the step, at its end: at
+/// layers that a GPU has at hand, 20 ms on a large one; if other inferences have a part in the step, at its end: at
 /// most "n_batch" tokens of a prompt or one new token. So does every later call, until kigo_inference_append() or
 /// kigo_inference_rewind() lets it go on.
 ///
