@@ -505,6 +505,7 @@ mod tests {
     use crate::engine::LoadOptions;
     use std::path::Path;
     use std::ptr::null_mut;
+    use std::time::{Duration, Instant};
 
     fn inference() -> Generation {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny-llama.gguf");
@@ -565,31 +566,37 @@ mod tests {
     }
 
     /// What a token costs above what the backend needs for it: everything from the handle to the batch and back, with a
-    /// backend that returns at once. The least of many short runs: what runs beside it, other tests too, only adds to that.
+    /// backend that returns at once. The least of many short runs, for as long as other tests may take: what runs beside it only adds
+    /// to that.
     #[test]
     fn a_token_costs_less_than_two_microseconds() {
         const RUNS: usize = 101;
         const TOKENS: u32 = 400;
+        const MOST: f64 = 2.0;
         let engine = crate::engine::tests::instant(100);
-        let mut costs: Vec<f64> = (0..RUNS)
-            .map(|_| {
-                let started = Generation::start(&engine, Prompt::Text("a"), &Settings::default()).unwrap();
-                let live = pointer::<kigo_inference>(INFERENCES.insert(started).unwrap());
-                let (mut token, mut bytes) = (0, [0_u8; 64]);
-                let began = std::time::Instant::now();
-                for _ in 0..TOKENS {
-                    // SAFETY: the places are locals.
-                    let n = unsafe { kigo_next_token(live, &raw mut token, bytes.as_mut_ptr().cast(), bytes.len()) };
-                    assert!(n > 0 && token == 100);
-                }
-                let microseconds = began.elapsed().as_secs_f64() * 1e6;
-                assert_eq!(kigo_inference_free(live), 0);
-                microseconds / f64::from(TOKENS)
-            })
-            .collect();
+        let cost = || {
+            let started = Generation::start(&engine, Prompt::Text("a"), &Settings::default()).unwrap();
+            let live = pointer::<kigo_inference>(INFERENCES.insert(started).unwrap());
+            let (mut token, mut bytes) = (0, [0_u8; 64]);
+            let began = Instant::now();
+            for _ in 0..TOKENS {
+                // SAFETY: the places are locals.
+                let n = unsafe { kigo_next_token(live, &raw mut token, bytes.as_mut_ptr().cast(), bytes.len()) };
+                assert!(n > 0 && token == 100);
+            }
+            let microseconds = began.elapsed().as_secs_f64() * 1e6;
+            assert_eq!(kigo_inference_free(live), 0);
+            microseconds / f64::from(TOKENS)
+        };
+        let (began, mut least, mut costs) = (Instant::now(), f64::INFINITY, Vec::new());
+        while costs.len() < RUNS || least >= MOST && began.elapsed() < Duration::from_secs(20) {
+            let cost = cost();
+            least = least.min(cost);
+            costs.push(cost);
+        }
         costs.sort_by(f64::total_cmp);
-        let (least, median) = (costs[0], costs[RUNS / 2]);
-        println!("kigo_next_token: {least:.2} microseconds a token, {median:.2} in the middle of {RUNS} runs");
-        assert!(least < 2.0, "{least:.2} microseconds");
+        let (median, n) = (costs[costs.len() / 2], costs.len());
+        println!("kigo_next_token: {least:.2} microseconds a token, {median:.2} in the middle of {n} runs");
+        assert!(least < MOST, "{least:.2} microseconds");
     }
 }
